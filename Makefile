@@ -1,0 +1,85 @@
+# make demo and make test need CPython 3.11 or later (with venv and pip) and make, nothing else.
+#
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, in an environment of its own
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+bin := $(VENV)/bin
+needs_python := 3.11
+
+# What the stamps stand for: an environment with pip, with the package, with the tools of the tests.
+made := $(VENV)/.stamp-made
+installed := $(VENV)/.stamp-installed
+equipped := $(VENV)/.stamp-equipped
+
+.PHONY: help demo test lint bench docs clean check-python check-venv
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@echo "usage: make TARGET [PYTHON=python3] [VENV=.venv] [ARGS=...]"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 10
+
+demo: check-venv $(installed) ## serve the Mandelbrot set with one worker, then with one per core
+	@$(bin)/python examples/demo.py $(ARGS)
+
+test: check-venv $(equipped) ## run all tests (ARGS="-k upper" chooses some)
+	$(bin)/python -m pytest $(ARGS)
+
+lint: check-venv $(equipped) ## check style and types
+	$(bin)/python -m ruff check .
+	$(bin)/python -m ruff format --check .
+	$(bin)/python -m mypy
+
+bench: check-venv $(equipped) ## measure prefork beside the standard library (ARGS=--quick)
+	$(bin)/python benchmarks/run.py $(ARGS)
+
+docs: check-venv $(equipped) ## write the generated tables into README.md
+	$(bin)/python tests/unit/test_docs.py
+
+clean: ## remove the environment and everything that was built
+	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(made): | check-python
+	@echo "Making $(VENV) with $(PYTHON) ..."
+	@"$(PYTHON)" -m venv "$(VENV)" || { \
+	  echo "make: $(PYTHON) cannot make environments; Debian and Ubuntu have that in the package python3-venv" >&2; \
+	  exit 1; }
+	@$(bin)/python -m pip install -qq --upgrade "pip>=25.1"
+	@touch $@
+
+$(installed): $(made) pyproject.toml prefork/_version.py
+	@echo "Installing prefork into $(VENV) ..."
+	@$(bin)/python -m pip install -qq --editable .
+	@touch $@
+
+$(equipped): $(installed) pyproject.toml
+	@echo "Installing the tools of the tests into $(VENV) ..."
+	@$(bin)/python -m pip install -qq --group dev
+	@touch $@
+
+# Written so that any Python since 2.7 can read it, and say what is wrong.
+check-python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: there is no $(PYTHON) here; prefork needs CPython $(needs_python) or later: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import platform, sys; \
+	here = "%s %s" % (platform.python_implementation(), platform.python_version()); \
+	good = sys.version_info >= tuple(map(int, "$(needs_python)".split("."))) and here.startswith("CPython"); \
+	good or sys.exit("make: $(PYTHON) is %s; prefork needs CPython $(needs_python) or later: make PYTHON=/path/to/python3" % here)'
+
+# An environment left by another Python than the one asked for would test the wrong one.
+version := import sys; print("%d.%d" % sys.version_info[:2])
+check-venv: $(if $(filter-out file,$(origin PYTHON)),check-python)
+	@test ! -e $(made) || $(bin)/python -c "" || { \
+	  echo "make: $(VENV) is broken (was its Python removed?); make clean first" >&2; exit 1; }
+ifneq ($(origin PYTHON),file)
+	@test ! -e $(made) || { \
+	  has=$$($(bin)/python -c '$(version)'); wanted=$$("$(PYTHON)" -c '$(version)'); \
+	  test "$$has" = "$$wanted" || { \
+	    echo "make: $(VENV) has Python $$has, but $(PYTHON) is $$wanted; add VENV=.venv-$$wanted, or make clean first" >&2; \
+	    exit 1; }; }
+endif

@@ -1,0 +1,40 @@
+"""The pre-fork worker pool that the standard library's ``socketserver`` lacks.
+
+Change one base class and keep the handlers: every public name of ``socketserver`` is here, too.
+"""
+
+import socketserver
+from socketserver import *  # noqa: F403 - whatever the running Python has
+
+from prefork._version import __version__
+from prefork.mixin import PreForkingMixIn, serve
+from prefork.servers import (
+    PreForkingTCPServer,
+    PreForkingUDPServer,
+    PreForkingUnixDatagramServer,
+    PreForkingUnixStreamServer,
+)
+from prefork.workers.bootstrap import WorkerInfo
+from prefork.workers.errors import BindError, BootError, PreforkError, SettingsError, TargetError
+from prefork.workers.settings import Settings
+from prefork.workers.states import ExitCause, ExitKind
+
+__all__ = [  # noqa: PLE0604 - the first part depends on the running Python
+    *socketserver.__all__,
+    "BindError",
+    "BootError",
+    "ExitCause",
+    "ExitKind",
+    "PreForkingMixIn",
+    "PreForkingTCPServer",
+    "PreForkingUDPServer",
+    "PreForkingUnixDatagramServer",
+    "PreForkingUnixStreamServer",
+    "PreforkError",
+    "Settings",
+    "SettingsError",
+    "TargetError",
+    "WorkerInfo",
+    "__version__",
+    "serve",
+]
