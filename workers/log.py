@@ -1,0 +1,60 @@
+"""The one way a line gets into the log: subject, event, facts.
+
+A line reads ``worker slot=3 gen=2 pid=4711 exited cause=killed(SIGKILL)``; the same facts go
+along as ``record.facts`` for handlers that write structured lines. Whatever a client can
+choose is escaped here, so that one event is one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import traceback
+
+logger = logging.getLogger("prefork")
+
+_LONGEST_FACT = 200
+"""Characters of one fact: a client chooses the name of its Unix socket, not the length of our lines."""
+
+
+def event(level: int, subject: str, what: str, *, report: str = "", **facts: object) -> None:
+    """Log one event. ``report`` is a traceback or stack dump; it follows the line, indented.
+
+    subject: "master", "worker slot=3 gen=2 pid=4711", "listener tcp://127.0.0.1:9000".
+    what: the event in a few words, lower case, past tense or present state.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    text = " ".join([subject, what, *(f"{key}={_shown(value)}" for key, value in facts.items())])
+    if report:
+        text = "\n".join([text, *("    " + line for line in report.rstrip().splitlines())])
+    logger.log(
+        level,
+        "%s",
+        text,
+        extra={"facts": {"subject": subject, "event": what, **facts}, "report": report},
+    )
+
+
+def failure(level: int, subject: str, what: str, error: BaseException, **facts: object) -> None:
+    """Log an event with the traceback of the exception that caused it."""
+    event(level, subject, what, report="".join(traceback.format_exception(error)), **facts)
+
+
+def escaped(text: str) -> str:
+    """Return bounded text that cannot start a new line or steer a terminal."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+    return shown if len(shown) <= _LONGEST_FACT else shown[:_LONGEST_FACT] + "…"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, OSError) and value.errno:
+        value = f"{errno.errorcode.get(value.errno, value.errno)}: {value.strerror}"
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    text = escaped(text)
+    if text and not set(text) & set(' "='):
+        return text
+    quoted = text.replace('"', '\\"')
+    return f'"{quoted}"'

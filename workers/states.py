@@ -1,0 +1,112 @@
+"""The states of a worker, the phases of a pool and the causes of an exit (pure)."""
+
+from __future__ import annotations
+
+import enum
+import signal
+from dataclasses import dataclass
+
+
+class WorkerState(enum.IntEnum):
+    """What a slot's worker is doing: ``starting → idle ⇄ busy → retiring → gone``.
+
+    The worker writes idle, and retiring when it leaves of its own accord; it is busy while its slot
+    says since when a request is in hand. The master writes starting, and two facts are its own,
+    whatever the worker says of itself: a slot without a worker is gone, and one whose worker was
+    asked to leave is retiring.
+    """
+
+    GONE = 0
+    STARTING = 1
+    IDLE = 2
+    BUSY = 3
+    RETIRING = 4
+
+
+class Order(enum.IntEnum):
+    """What the master has asked of a worker; a word of its slot that it reads between requests."""
+
+    SERVE = 0
+    RETIRE = 1
+    """Leave after the request in hand."""
+    DRAIN = 2
+    """Leave once nothing is waiting in the kernel's queue."""
+
+
+class Phase(enum.IntEnum):
+    """What the whole pool is doing. It only ever moves downwards in this list."""
+
+    SERVING = 0
+    NOT_READY = 1
+    """Asked to stop, but accepting goes on for ``drain_delay`` so that load balancers notice first."""
+    DRAINING = 2
+    """No new clients; what the kernel has queued is served, requests in hand are finished."""
+    LEAVING = 3
+    """``shutdown()``: requests in hand are finished, the queue is left to whoever comes next."""
+    STOPPING_NOW = 4
+    """Workers are killed without asking."""
+
+
+class ExitKind(enum.StrEnum):
+    """Why a worker ended, the same word in log, scoreboard, hook and command line."""
+
+    RETIRED = "retired"
+    SCALED_DOWN = "scaled_down"
+    BOOT_TIMEOUT = "boot_timeout"
+    BOOT_ERROR = "boot_error"
+    EXITED = "exited"
+    KILLED = "killed"
+    ORPHANED = "orphaned"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCause:
+    """Why one worker ended, and the exit status or signal number where that says more.
+
+    status: the exit status of ``exited`` and ``boot_error``, the signal number of ``killed``;
+    None where the kind says all, or where somebody else collected the status.
+    """
+
+    kind: ExitKind
+    status: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind is ExitKind.EXITED:
+            return f"exited({'unknown' if self.status is None else self.status})"
+        if self.kind is ExitKind.KILLED and self.status is not None:
+            return f"killed({_signal_name(self.status)})"
+        return self.kind.value
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How the kernel says a child ended; both None when somebody else collected it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+
+def cause_of_exit(
+    status: ExitStatus, *, asked: ExitCause | None, killed_for: ExitCause | None, was_ready: bool
+) -> ExitCause:
+    """Judge an exit by what the master wanted first and by the wait status second.
+
+    asked: why the master asked it to leave, if it did. killed_for: why the master killed it, if
+    it did. Shared memory has no say: a worker can write what it likes there.
+    """
+    if killed_for is not None:
+        return killed_for
+    if status.signal is not None:
+        return ExitCause(ExitKind.KILLED, status.signal)
+    if asked is not None and status.code in (0, None):
+        return asked
+    if not was_ready:
+        return ExitCause(ExitKind.BOOT_ERROR, status.code)
+    return ExitCause(ExitKind.EXITED, status.code)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
