@@ -1,0 +1,118 @@
+"""Account for requests that outlive ``process_request()`` (worker).
+
+A server that handles each request within ``process_request()`` has one in hand at a time, and the
+loop knows when it is over. One that overrides ``process_request()``, as ``ThreadingMixIn`` does,
+returns early: here the calls that every implementation ends in are watched on the worker's copy
+of the server object.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socketserver import BaseServer
+from time import monotonic_ns
+from typing import Any
+
+from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
+
+
+def overlapping_requests(servers: list[BaseServer], writer: SlotWriter) -> Overlapping | None:
+    """Return the account for a worker that serves all of these, None where requests do not overlap."""
+    if all(type(server).process_request is BaseServer.process_request for server in servers):
+        return None
+    overlapping = Overlapping(writer)
+    for server in servers:
+        overlapping.watch(server)
+    return overlapping
+
+
+class Overlapping:
+    """The requests that a worker has in hand, by the ids of their objects."""
+
+    def __init__(self, writer: SlotWriter) -> None:
+        self._writer = writer
+        self._changed = threading.Condition()
+        self._since: dict[int, int] = {}  # in the order of arrival: the first is the oldest
+        self._outcomes: dict[int, Outcome] = {}
+        self._finished_in: dict[int, int] = {}  # the thread in which finish_request() ran
+
+    def watch(self, server: BaseServer) -> None:
+        """Follow the requests of this server (worker; on its own copy of the object)."""
+        finish, close = server.finish_request, server.close_request
+        server.finish_request = self._watched_finish(finish)  # type: ignore[method-assign]
+        server.close_request = self._watched_close(close)  # type: ignore[method-assign]
+        in_thread = getattr(server, "process_request_thread", None)
+        if (
+            in_thread is not None
+        ):  # ThreadingMixIn's: it may finish another object, wrapped on the way
+            server.process_request_thread = self._watched_thread(in_thread)  # type: ignore[attr-defined]
+
+    def _watched_finish(self, finish: Callable[..., None]) -> Callable[..., None]:
+        def finish_request(request: Any, client_address: Any) -> None:
+            self._finished_in[id(request)] = threading.get_ident()
+            try:
+                finish(request, client_address)
+            except BaseException:
+                self._outcomes[id(request)] = Outcome.ERROR
+                raise
+            self._outcomes[id(request)] = Outcome.OK
+
+        return finish_request
+
+    def _watched_thread(self, run: Callable[..., None]) -> Callable[..., None]:
+        def process_request_thread(request: Any, client_address: Any) -> None:
+            try:
+                run(request, client_address)
+            finally:
+                self._over(request, self._outcomes.pop(id(request), Outcome.OK))
+
+        return process_request_thread
+
+    def _watched_close(self, close: Callable[..., None]) -> Callable[..., None]:
+        def close_request(request: Any) -> None:
+            try:
+                close(request)
+            finally:
+                self._over(request, self._outcomes.pop(id(request), Outcome.OK))
+
+        return close_request
+
+    def taken(self, request: Any, since: int) -> None:
+        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+        with self._changed:
+            self._since[id(request)] = since
+            self._publish()
+
+    def judge(self, request: Any, outcome: Outcome) -> None:
+        """Note how a request goes that no thread has, before the calls that end it."""
+        self._outcomes[id(request)] = outcome
+
+    def returned(self, request: Any, outcome: Outcome) -> None:
+        """Note that ``process_request()`` has returned.
+
+        The request is over when it failed before a thread had it, and when it was finished in
+        this thread by an implementation that does not close it (a handler that keeps its socket).
+        """
+        finished_here = self._finished_in.get(id(request)) == threading.get_ident()
+        if outcome or finished_here:
+            self._over(request, self._outcomes.pop(id(request), outcome))
+
+    def wait_finished(self) -> None:
+        """Wait until nothing is in hand; the master bounds it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._since)
+
+    def _over(self, request: Any, outcome: Outcome) -> None:
+        with self._changed:
+            since = self._since.pop(id(request), None)
+            self._finished_in.pop(id(request), None)
+            if since is None:
+                return
+            self._writer.account(outcome, monotonic_ns() - since)
+            self._publish()
+            self._changed.notify_all()
+
+    def _publish(self) -> None:
+        self._writer.words[IN_PROGRESS] = len(self._since)
+        self._writer.words[REQUEST_NS] = next(iter(self._since.values()), 0)

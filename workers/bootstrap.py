@@ -1,0 +1,264 @@
+"""From fork to the first request, and from the last request to the end (worker).
+
+Nothing here prints, imports or takes a lock that another thread of the master may have held at
+the fork: 60 of 60 children hung on one. The steps stand in ``run_worker`` in their order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import gc
+import logging
+import operator
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import setproctitle
+
+from prefork.workers import log, system
+from prefork.workers.listener import Listener
+from prefork.workers.loop import Loop
+from prefork.workers.scoreboard import Scoreboard, SlotWriter
+from prefork.workers.states import ExitCause, ExitKind, WorkerState
+
+BOOT_FAILED = 3
+"""Exit status of a worker that could not boot."""
+
+# Plain numbers: see system.set_handlers().
+_IGNORED = tuple(
+    int(number)
+    for number in (
+        signal.SIGINT,  # Ctrl-C reaches the whole group; the master decides
+        signal.SIGQUIT,
+        signal.SIGHUP,
+        signal.SIGUSR2,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    )
+)
+_CHLD, _TERM, _USR1 = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGUSR1)
+_DEFAULT = int(signal.SIG_DFL)
+
+WAKE = b"\0"
+"""What a worker writes into the master's wake-up pipe when the scoreboard has news. Never a signal number."""
+
+SHUTDOWN = b"\xff"
+"""What a worker writes there when its handler called ``shutdown()``."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Which worker: its numbered place, the generation of the code it runs, its process."""
+
+    slot: int
+    generation: int
+    pid: int
+
+    def __str__(self) -> str:
+        return f"worker slot={self.slot} gen={self.generation} pid={self.pid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Whom a worker runs as: numbers, looked up in the master before any fork."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class WorkerSide:
+    """What a server object knows of the worker it is in; ``server.worker`` and ``server.stopping`` ask it."""
+
+    def __init__(self, info: WorkerInfo, loop: Loop, wake: int) -> None:
+        self.info = info
+        self._loop = loop
+        self._wake = wake
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this worker has been asked to leave."""
+        return self._loop.is_asked_to_leave()
+
+    def add_chore(self, chore: Callable[[], None]) -> None:
+        """Have something done between requests."""
+        self._loop.chores.append(chore)
+
+    def ask_shutdown(self) -> None:
+        """Ask the master for a ``shutdown()`` of the pool."""
+        with contextlib.suppress(
+            OSError
+        ):  # the master is gone, or has a full pipe of reasons to look
+            os.write(self._wake, SHUTDOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """What every worker of a pool is made from; the same for all of them.
+
+    title: what stands before and after the slot in the process title.
+    hooks: the leading server's, called as ``hooks(name, *arguments)``. enter: tells the server
+    objects that they are in a worker now. shed: called with the slot, closes what belongs to
+    other workers and to other pools of the process.
+    """
+
+    board: Scoreboard
+    listeners: list[Listener]
+    life: int
+    wake: int
+    master_pid: int
+    credentials: Credentials | None
+    umask: int | None
+    title: tuple[str, str]
+    hooks: Callable[..., Any]
+    enter: Callable[[WorkerSide], None]
+    shed: Callable[[int], None]
+
+
+def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]) -> NoReturn:
+    """Live a worker's whole life; called in the child with all signals blocked.
+
+    bell: an eventfd that the master rings when the worker is to look around: at its order, or
+    for a client that nobody took; and when its report was read.
+    """
+    info = WorkerInfo(slot, generation, os.getpid())
+    try:
+        wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
+        writer = SlotWriter(crew.board, slot)
+        crew.shed(slot)
+        report, report_at = crew.board.open_report(slot), crew.board.report_at(slot)
+        loop = Loop(
+            crew.listeners,
+            writer,
+            str(info),
+            master_pid=crew.master_pid,
+            life=crew.life,
+            bell=bell,
+            wakeup=wakeup_read,
+            when_rung=functools.partial(os.lseek, report, report_at, os.SEEK_SET),
+        )
+        _set_dispositions(loop, report)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        system.set_mask(mask)
+        _drop_privileges(crew)
+        _set_title(f"{crew.title[0]}{slot}{crew.title[1]}")
+        crew.enter(WorkerSide(info, loop, crew.wake))
+        _mark_forks(loop, writer)
+        crew.hooks("worker_init", info)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
+        _leave_last_words(crew.board, slot, error)
+        system.exit_now(BOOT_FAILED)
+    writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
+    with contextlib.suppress(OSError):
+        os.write(crew.wake, WAKE)
+    _serve_and_leave(crew, info, loop, writer)
+
+
+def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWriter) -> NoReturn:
+    status = 0
+    try:
+        reason = loop.run()
+        if os.getpid() != info.pid:
+            system.exit_now(0)  # a process that a handler forked
+        loop.wait_finished()
+    except SystemExit as stop:
+        reason, status = ExitKind.EXITED, _status_of(stop)
+        log.event(logging.ERROR, str(info), "handler called sys.exit()", status=status)
+    except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, GeneratorExit, a bug of ours
+        reason, status = ExitKind.EXITED, 1
+        log.failure(logging.ERROR, str(info), "ended by an exception", error)
+    writer.become(WorkerState.RETIRING)
+    try:
+        crew.hooks(
+            "worker_exit", info, ExitCause(reason, status if reason is ExitKind.EXITED else None)
+        )
+    except BaseException as error:  # noqa: BLE001 - it leaves either way
+        log.failure(logging.ERROR, str(info), "worker_exit() raised", error)
+    system.exit_now(status)
+
+
+def _set_dispositions(loop: Loop, report: int) -> None:
+    # operator.is_: a C function that takes two arguments and does nothing. SIG_IGN would be
+    # inherited by programs that handlers start; a Python function would nest under a storm of
+    # signals until RecursionError, and on 3.13.0 does not run in a child of a thread.
+    system.set_handlers(
+        {
+            **dict.fromkeys(_IGNORED, operator.is_),
+            _TERM: loop.terminated.setdefault,
+            _CHLD: _DEFAULT,
+        }
+    )
+    # Written in C by the signal handler, also while a C call holds the interpreter lock.
+    faulthandler.register(_USR1, file=report, all_threads=True)
+    system.enlarge_signal_stack()
+
+
+def _set_title(title: str) -> None:
+    with contextlib.suppress(Exception):  # a title is a nicety
+        setproctitle.setproctitle(title)
+
+
+def _drop_privileges(crew: Crew) -> None:
+    if crew.umask is not None:
+        os.umask(crew.umask)
+    wanted = crew.credentials
+    if wanted is None:
+        return
+    os.setgroups(wanted.groups)
+    os.setresgid(wanted.gid, wanted.gid, wanted.gid)
+    os.setresuid(wanted.uid, wanted.uid, wanted.uid)
+    if (
+        os.getresuid() != (wanted.uid,) * 3
+        or os.getresgid() != (wanted.gid,) * 3
+        or set(os.getgroups()) != set(wanted.groups)
+    ):
+        raise PermissionError(f"privileges were not dropped to uid {wanted.uid}, gid {wanted.gid}")
+    if wanted.uid != 0:
+        with contextlib.suppress(PermissionError):
+            os.setuid(0)
+            raise AssertionError("privileges could be taken back")
+
+
+def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
+    """Make a process that a handler forks end after its request, and keep its pen off the slot."""
+
+    def enter_fork() -> None:
+        loop.leave(ExitKind.RETIRED)
+        writer.detach()
+        with contextlib.suppress(ValueError):  # not the main thread: it has no wake-up fd to lose
+            signal.set_wakeup_fd(-1)
+
+    os.register_at_fork(after_in_child=enter_fork)
+
+
+def _leave_last_words(board: Scoreboard, slot: int, error: BaseException) -> None:
+    words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")[-60_000:]
+    with contextlib.suppress(OSError):
+        os.pwrite(board.fd, words, board.report_at(slot))
+
+
+def _status_of(stop: SystemExit) -> int:
+    if stop.code is None:
+        return 0
+    return stop.code & 0xFF if isinstance(stop.code, int) else 1
+
+
+@contextlib.contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Keep what exists now out of the collector, so that workers do not copy its pages by collecting."""
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.collect()
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()

@@ -1,0 +1,291 @@
+"""The worker: wait, take, process, publish, and leave between two requests.
+
+How it waits: in epoll_wait() with EPOLLEXCLUSIVE before a take, for one event at a time. Going to
+the tail of the wait queue now and then has the kernel wake idle workers in turn. A wake-up that
+is lost with the worker it went to is made good by the master, which looks for waiting clients at
+every tick. Only where there is a queue does a worker take eagerly: accept() makes the new socket
+before it looks, so a try that fails costs 4 µs, where epoll_wait() costs 0.4. docs/DESIGN.md has
+the figures of the alternatives.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import select
+import signal
+import socketserver
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from prefork.workers import log
+from prefork.workers.accounting import overlapping_requests
+from prefork.workers.listener import BROKEN, PRESSURE, Listener
+from prefork.workers.scoreboard import ORDER, REQUEST_NS, Outcome, SlotField, SlotWriter
+from prefork.workers.source import Source
+from prefork.workers.states import ExitKind, Order
+
+WAIT_BOUND = 5.0
+"""Seconds an idle worker sleeps before it tries for itself.
+
+The master looks for waiting clients far more often and wakes the idle; this is for the time in
+which it cannot. Each wake-up costs some 200 µs on a machine at rest, so that 40 workers which
+wake twice a second would cost 1.6 % of a core.
+"""
+
+TURNS_IN_PLACE = 8
+"""Requests after which a worker goes to the tail of the wait queue, so that idle workers take turns.
+
+The kernel wakes the same worker again and again otherwise: 2989 of 3000 requests to one of eight.
+"""
+
+BURST_NS = 50_000_000
+"""How long a loaded worker takes without waiting before; between two bursts it looks at all else."""
+
+AT_ONCE_NS = 8_000
+"""A wait shorter than this did not sleep: there is a queue."""
+
+CHORES_BOUND = 0.5
+"""Seconds an idle worker sleeps when its server class has something done between requests."""
+
+PRESSURE_PAUSE = 0.05
+"""Seconds between two tries while accept() has no descriptor or memory to give."""
+
+FRUITLESS_BOUND = 1024
+"""Points after which a worker pauses: its descriptor is readable for ever. A take that brings something ends them."""
+
+FRUITLESS_TRY = 64
+"""Points for a take that found nothing; one that failed has used up a client as a rule, and gives one."""
+
+
+GOOD = Outcome.OK  # an enum's look-up costs as much as a frame
+
+
+class Loop:
+    """Serve until there is a reason to leave; runs in the worker process."""
+
+    def __init__(
+        self,
+        listeners: list[Listener],
+        writer: SlotWriter,
+        identity: str,
+        *,
+        master_pid: int,
+        life: int,
+        bell: int,
+        wakeup: int,
+        when_rung: Callable[[], object],
+    ) -> None:
+        self.chores: list[Callable[[], None]] = []
+        """What a server class behind the mix-in wants done between requests."""
+        self.terminated: dict[int, object] = {}
+        """Holds TERM when it came: its ``setdefault`` is the handler, a function of C that notes it."""
+        self._reason: ExitKind | None = None
+        self._writer = writer
+        self._identity = identity
+        self._master_pid = master_pid
+        self._life = life
+        self._bell = bell
+        self._wakeup = wakeup
+        self._when_rung = when_rung
+        self._pressed = False
+        self._fruitless = 0
+        self._dry = False
+        """Whether the last take said that nothing is queued."""
+        self._sources = {listener.fd: Source(listener, writer) for listener in listeners}
+        servers = [source.server for source in self._sources.values()]
+        self._overlapping = overlapping_requests(servers, writer)
+        self._epoll = select.epoll()
+        self._control = select.poll()
+        for fd in (life, bell, wakeup):
+            self._epoll.register(fd, select.EPOLLIN)
+            self._control.register(fd, select.POLLIN)
+        for fd in self._sources:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def run(self) -> ExitKind:
+        """Serve; return why it is time to leave. SystemExit of a handler goes through."""
+        poll, sources, writer = self._epoll.poll, self._sources, self._writer
+        burst = BURST_NS if len(sources) == 1 else 0  # a busy listener must not starve the others
+        bound = CHORES_BOUND if self.chores else WAIT_BOUND
+        turns, ended = 0, monotonic_ns()
+        while self._reason is None:
+            if order := writer.words[ORDER]:
+                return self._drain() if order == Order.DRAIN else ExitKind.RETIRED
+            # One event at a time: the kernel puts what is still ready at the end of its list, so
+            # that a busy listener starves neither the others nor the news of the master.
+            events = poll(bound, 1)
+            source = sources.get(events[0][0]) if events else None
+            if source is not None:
+                # Where the wait was none there is a queue: go on without waiting for a while.
+                now = monotonic_ns()
+                loaded = now - ended < AT_ONCE_NS
+                ended = self._serve(source, now, now + burst if loaded else now)
+                turns += 1
+            elif events:
+                self._heed(events[0][0])
+            if source is None or turns % TURNS_IN_PLACE == 0:
+                self._take_fresh_place()
+            for chore in self.chores:
+                chore()
+        return self._reason
+
+    def _drain(self) -> ExitKind:
+        """Serve what the kernel has queued, then leave: nobody comes in any more."""
+        for source in self._sources.values():
+            # What is in an inherited socket's queue is for its other holder.
+            self._dry = source.listener.is_inherited
+            while not self._dry and self._reason is None:
+                now = monotonic_ns()
+                self._serve(source, now, now)
+                self._look_around()
+        return self._reason or ExitKind.RETIRED
+
+    def leave(self, reason: ExitKind) -> None:
+        """Have ``run()`` return after the request in hand (also from a signal handler)."""
+        if self._reason is None:
+            self._reason = reason
+
+    def wait_finished(self) -> None:
+        """Wait for requests that threads still have in hand; the master bounds it."""
+        if self._overlapping is not None:
+            self._overlapping.wait_finished()
+
+    def is_asked_to_leave(self) -> bool:
+        """Tell whether this worker should end soon: what ``server.stopping`` says."""
+        return bool(self._reason or self.terminated or self._writer.order() != Order.SERVE)
+
+    def _serve(self, source: Source, now: int, until: int) -> int:
+        """Serve one request, or what is queued until an instant; return the instant of its end.
+
+        now, until: monotonic nanoseconds; ``now`` is returned when there was nothing to take.
+
+        Does for each what ``BaseServer`` does, in its order, and accounts for it. The hot path:
+        every Python frame in it costs two or three times what it does in a tight loop, because
+        the caches are cold after each system call.
+        """
+        server, take, writer, overlapping = (
+            source.server,
+            source.take,
+            self._writer,
+            self._overlapping,
+        )
+        verify_request, process_request = server.verify_request, server.process_request
+        while True:
+            try:
+                request, address = take()
+            except Exception as error:  # noqa: BLE001 - an overridden get_request() may raise what it likes
+                self._nothing_taken(source, error)
+                return now
+            if self._fruitless:
+                self._fruitful(source)
+            outcome = GOOD
+            if overlapping is None:
+                writer.words[REQUEST_NS] = now
+            else:
+                overlapping.taken(request, now)
+            try:
+                if verify_request(request, address):
+                    process_request(request, address)
+                else:
+                    outcome = Outcome.REJECTED
+                    self._reject(server, request)
+            except Exception:  # noqa: BLE001 - handle_error() is where the server class says what to do
+                outcome = Outcome.ERROR
+                self._settle(server, request, address)
+            except BaseException:
+                writer.account(Outcome.ERROR, monotonic_ns() - now)
+                server.shutdown_request(request)
+                raise
+            since, now = now, monotonic_ns()
+            if overlapping is None:
+                writer.account(outcome, now - since)
+            else:
+                overlapping.returned(request, outcome)
+            if now >= until or writer.words[ORDER] or self._reason is not None:
+                return now
+
+    def _nothing_taken(self, source: Source, error: Exception) -> None:
+        """Pause when it was not just a sibling that was faster, or one client that went wrong."""
+        code = error.errno if isinstance(error, OSError) else 0
+        if code in BROKEN:
+            raise error
+        closed = code == errno.EINVAL and self._writer.order() == Order.DRAIN
+        self._dry = isinstance(error, BlockingIOError) or closed
+        if closed:
+            return  # a Unix socket whose intake is closed says so when its queue is empty
+        self._fruitless += FRUITLESS_TRY if self._dry else 1
+        bound_reached = self._fruitless >= FRUITLESS_BOUND
+        if code in PRESSURE or code == 0 or (bound_reached and not self._dry):
+            self._under_pressure(source, error)
+        if self._pressed or bound_reached:
+            self._dry = bound_reached
+            for fd, _ in self._control.poll(PRESSURE_PAUSE * 1000):
+                self._heed(fd)
+
+    def _under_pressure(self, source: Source, error: Exception) -> None:
+        self._writer.count(SlotField.ACCEPT_FAILURES)
+        if not self._pressed:
+            self._pressed = True
+            what = "cannot take requests, goes on trying"
+            if isinstance(error, OSError):
+                log.event(
+                    logging.ERROR, self._identity, what, listener=source.listener, error=error
+                )
+            else:
+                log.failure(logging.ERROR, self._identity, what, error, listener=source.listener)
+
+    def _fruitful(self, source: Source) -> None:
+        self._fruitless = 0
+        if self._pressed:
+            self._pressed = False
+            log.event(
+                logging.WARNING, self._identity, "takes requests again", listener=source.listener
+            )
+
+    def _reject(self, server: socketserver.BaseServer, request: Any) -> None:
+        if self._overlapping is not None:
+            self._overlapping.judge(request, Outcome.REJECTED)
+        server.shutdown_request(request)
+
+    def _settle(self, server: socketserver.BaseServer, request: Any, address: Any) -> None:
+        if self._overlapping is not None:
+            self._overlapping.judge(request, Outcome.ERROR)
+        end = functools.partial(server.shutdown_request, request)
+        for step in (functools.partial(server.handle_error, request, address), end):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - costs this request, not the worker
+                log.failure(
+                    logging.ERROR, self._identity, "could not end a failed request properly", error
+                )
+
+    def _take_fresh_place(self) -> None:
+        """Go to the tail of the wait queue; adding a listener also looks at what waits there already."""
+        self._look_around()
+        for fd, source in self._sources.items():
+            source.assert_nonblocking()
+            self._epoll.unregister(fd)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _heed(self, fd: int) -> None:
+        """Act on the end of the life pipe, the master's bell, and what signals wrote into the pipe."""
+        if fd == self._life:
+            self.leave(ExitKind.ORPHANED)
+        elif fd == self._bell:
+            os.eventfd_read(fd)
+            self._when_rung()
+        elif signal.SIGTERM in os.read(fd, 4096):
+            # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
+            self.leave(ExitKind.RETIRED)
+
+    def _look_around(self) -> None:
+        """Look at what no event tells."""
+        # The life pipe tells of the master's end, unless another process holds its other end.
+        if os.getppid() != self._master_pid:
+            self.leave(ExitKind.ORPHANED)
+        if any(source.is_closed for source in self._sources.values()):
+            raise OSError(errno.EBADF, "a handler closed the server's socket")

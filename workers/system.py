@@ -1,0 +1,229 @@
+"""The only module that forks, waits for children, signals them and ends a process.
+
+Everything is by pidfd or by a pid that this process still has to collect, so a signal or a wait
+can never hit a stranger.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # no stubs: what signal.py wraps
+import contextlib
+import ctypes
+import mmap
+import os
+import select
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from prefork.workers.states import ExitStatus
+
+_PR_GET_CHILD_SUBREAPER = 37
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_ALL_SIGNALS = _signal.valid_signals()
+
+
+FLUSH_TIME = 0.5
+"""Seconds a leaving worker may spend on flushing its standard streams: their reader may be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that this one forked and has not collected yet."""
+
+    pid: int
+    pidfd: int
+
+
+def fork_children(
+    runs: Sequence[Callable[[set[int]], NoReturn]],
+) -> tuple[list[Child | None], OSError | None]:
+    """Fork one child for each of ``runs``, which it calls with all signals blocked and never leaves.
+
+    Their argument is the signal mask of before, to be restored once the dispositions are set.
+    Returns a child for each, None for those that there are not, and why: the kernel refused a
+    process or a descriptor. All are forked in one go, because every page that the master writes
+    to between two forks becomes the earlier child's own.
+    """
+    _flush_before_fork()
+    pids: list[int] = []
+    failure: OSError | None = None
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
+    # The pool has its own, plainer word on threads in the master, once. As an error the warning
+    # would be raised after the child exists.
+    unwarned = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
+    try:
+        with unwarned:
+            for run in runs:
+                pid = os.fork()
+                if pid == 0:
+                    unwarned.__exit__(None, None, None)
+                    _run_to_the_end(run, mask)
+                pids.append(pid)
+    except OSError as error:
+        failure = error
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    children: list[Child | None] = [None] * len(runs)
+    for number, pid in enumerate(pids):
+        try:
+            children[number] = Child(pid, os.pidfd_open(pid))
+        except OSError as error:
+            failure = error
+            _abandon(pid)
+    return children, failure
+
+
+def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoReturn:
+    # Whatever happens, a child must not return into the stack of the program that forked it.
+    try:
+        run(mask)
+    finally:
+        os._exit(1)
+
+
+def _abandon(pid: int) -> None:
+    """End a child that cannot be supervised for want of a descriptor; uncollected, its pid is safe."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def collect(child: Child) -> ExitStatus | None:
+    """Return how the child ended, or None while it lives (its parent). The pidfd stays open."""
+    try:
+        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        # Somebody else took its status: a wait() for any child, or SIGCHLD set to be ignored.
+        return ExitStatus()
+    if ended is None:
+        return None
+    if ended.si_code == os.CLD_EXITED:
+        return ExitStatus(code=ended.si_status)
+    return ExitStatus(signal=ended.si_status)
+
+
+def wait_for_end(child: Child) -> None:
+    """Wait until a child that was killed has ended, without collecting it."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+
+
+def send(child: Child, number: signal.Signals) -> None:
+    """Signal the child; one that has ended already is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(child.pidfd, number)
+
+
+def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:
+    """Install signal handlers (worker, in its main thread)."""
+    # Through the C function: the wrapper in ``signal`` makes an enum member of every number it
+    # sees, which costs each worker some 250 KiB of copied pages.
+    for number, handler in handlers.items():
+        _signal.signal(number, handler)
+
+
+def set_mask(mask: set[int]) -> None:
+    """Set the signal mask of this thread; through the C function, as above."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+# Private to each process after a fork, and pages that are never touched cost nothing.
+_stack_memory = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_stack = _SignalStack(
+    ctypes.addressof(ctypes.c_char.from_buffer(_stack_memory)), 0, len(_stack_memory)
+)
+
+
+def enlarge_signal_stack() -> None:
+    """Give this thread's signal handlers a stack on which many of them can nest.
+
+    ``faulthandler`` installs one of some 20 KiB, on which Python's own handlers run, too: five
+    different signals that come together overflowed it and killed the worker (SIGSEGV).
+    """
+    _libc.sigaltstack(ctypes.byref(_stack), None)
+
+
+def is_init() -> bool:
+    """Tell whether orphans of other processes become children of this one."""
+    if os.getpid() == 1:
+        return True
+    flag = ctypes.c_int(0)
+    return _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0) == 0 and bool(
+        flag.value
+    )
+
+
+def zombies_except(pids: set[int]) -> Iterator[int]:
+    """Yield the ended children of this process that are not among ``pids``, without collecting them."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return  # no descriptor to look with: at the next tick, perhaps
+    for thread in threads:
+        try:
+            with open(f"/proc/self/task/{thread}/children", encoding="ascii") as listing:
+                children = [int(word) for word in listing.read().split()]
+        except OSError:
+            continue  # that thread has just ended
+        for pid in children:
+            if pid not in pids and _has_ended(pid):
+                yield pid
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def collect_orphan(pid: int) -> None:
+    """Collect an ended child that nobody else will."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def exit_now(status: int) -> NoReturn:
+    """End this process: flush the standard streams, run nothing of the program that forked it.
+
+    The flush has a thread and a bound of its own: the streams' locks may have been held by a
+    thread of the master at the fork, and a pipe may have no reader; neither may keep a worker alive.
+    """
+    flusher = threading.Thread(target=_flush_streams, daemon=True)
+    try:
+        flusher.start()
+        flusher.join(FLUSH_TIME)
+    finally:
+        os._exit(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _flush_before_fork() -> None:
+    # What is still buffered would be written once more by every child.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            if _takes_more(stream.fileno()):
+                stream.flush()
+
+
+def _takes_more(fd: int) -> bool:
+    # A pipe that nobody reads must not stop the master.
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
