@@ -1,0 +1,188 @@
+"""What can be listened on, as text and as a value: parsing only, nothing is bound or resolved here.
+
+====================  =========================================================================
+``host:port``         TCP, short for ``tcp://host:port``; port 0 lets the kernel choose
+``:port``             TCP on all IPv4 addresses; ``[::]:port`` on all IPv6 addresses
+``tcp://host:port``   TCP
+``udp://host:port``   UDP
+``unix:/path``        Unix stream socket; ``unix:@name`` in the abstract namespace
+``unixgram:/path``    Unix datagram socket; ``unixgram:@name`` in the abstract namespace
+``fd://N``            a socket that this process inherited as descriptor N
+====================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from prefork.workers.errors import SettingsError
+from prefork.workers.log import escaped
+from prefork.workers.settings import ROWS
+
+Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd"]
+
+LONGEST_PATH: Final = 107
+"""Bytes of a socket's path or of an abstract name; ``sun_path`` has one more, for the zero byte."""
+
+_ALL_IPV4 = "0.0.0.0"
+_HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
+_HOST_AND_PORT = re.compile(
+    r"(?:\[(?P<v6>[^][]*)\]|(?P<host>[^][:/@\s]*)):(?P<port>\d{1,5})", re.ASCII
+)
+_SCHEME_OF = {
+    (socket.AF_INET, socket.SOCK_STREAM): "tcp",
+    (socket.AF_INET6, socket.SOCK_STREAM): "tcp",
+    (socket.AF_INET, socket.SOCK_DGRAM): "udp",
+    (socket.AF_INET6, socket.SOCK_DGRAM): "udp",
+    (socket.AF_UNIX, socket.SOCK_STREAM): "unix",
+    (socket.AF_UNIX, socket.SOCK_DGRAM): "unixgram",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens. ``str()`` gives the canonical text, which parses to an equal value.
+
+    host, port: of tcp and udp; IPv6 without brackets. path: of unix and unixgram; an abstract
+    name starts with a zero byte, as in ``socket.bind()``. fd: of fd.
+    """
+
+    scheme: Scheme
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    fd: int = -1
+
+    @classmethod
+    def parse(cls, text: str, source: str = "address") -> Address:
+        """Read one address; raises SettingsError. source: where the text came from, for the error."""
+        scheme, colon, rest = text.partition(":")
+        try:
+            if colon and scheme in ("unix", "unixgram"):
+                return cls(scheme, path=_path(rest))  # type: ignore[arg-type]  # narrowed by "in"
+            if text.startswith("fd://"):
+                return cls("fd", fd=_descriptor(rest.removeprefix("//")))
+            if text.startswith(("tcp://", "udp://")):
+                host, port = _host_and_port(rest.removeprefix("//"))
+                return cls(scheme, host, port)  # type: ignore[arg-type]  # narrowed by startswith
+            return cls("tcp", *_host_and_port(text))
+        except ValueError as error:
+            reason = str(error) or f"it must be {ROWS['bind'].about.allowed}"
+            raise SettingsError("bind", text, source, reason) from None
+
+    @classmethod
+    def of_socket(cls, sock: socket.socket) -> Address:
+        """Tell what a bound socket listens on, with the real port.
+
+        A socket of another family, or an unnamed one, is told by its descriptor.
+        """
+        scheme, name = _SCHEME_OF.get((sock.family, sock.type)), sock.getsockname()
+        if scheme in ("tcp", "udp"):
+            return cls(scheme, name[0], name[1])  # type: ignore[arg-type]  # a value of the table
+        path = os.fsdecode(name) if scheme is not None else ""
+        if not path:
+            return cls("fd", fd=sock.fileno())
+        return cls(scheme, path=path)  # type: ignore[arg-type]  # a value of the table
+
+    @property
+    def sockaddr(self) -> tuple[str, int] | str:
+        """What ``socket.bind()`` takes; ValueError for ``fd://``, which is bound already."""
+        if self.scheme == "fd":
+            raise ValueError(f"{self} is bound already")
+        return (self.host, self.port) if self.scheme in ("tcp", "udp") else self.path
+
+    @property
+    def family(self) -> socket.AddressFamily | None:
+        """The family as far as the text tells; None for ``fd://`` and for host names."""
+        if self.scheme in ("unix", "unixgram"):
+            return socket.AF_UNIX
+        if self.scheme == "fd":
+            return None
+        if ":" in self.host:
+            return socket.AF_INET6
+        return socket.AF_INET if _is_ipv4(self.host) else None
+
+    def __str__(self) -> str:
+        if self.scheme == "fd":
+            return f"fd://{self.fd}"
+        if self.scheme in ("tcp", "udp"):
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"{self.scheme}://{host}:{self.port}"
+        # Whoever bound an inherited socket chose its name; in a log line it is only text.
+        path = "@" + self.path[1:] if self.path.startswith("\0") else self.path
+        return f"{self.scheme}:{escaped(path)}"
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        if text.count(":") > 1 and "[" not in text and "/" not in text:
+            raise ValueError(
+                f"an IPv6 address stands in brackets, such as [{text.rpartition(':')[0]}]:8000"
+            )
+        if text.isascii() and text.isdigit():
+            raise ValueError(
+                f"a port needs its colon: :{text} for all addresses, or 127.0.0.1:{text}"
+            )
+        raise ValueError
+    port = int(match["port"])
+    if port > 65_535:
+        raise ValueError("a port is a number from 0 to 65535")
+    return _host(match["host"], match["v6"]), port
+
+
+def _host(host: str | None, v6: str | None) -> str:
+    if v6 is not None:
+        try:
+            return str(ipaddress.IPv6Address(v6))
+        except ValueError:
+            raise ValueError(f"[{v6}] is no IPv6 address") from None
+    if not host:
+        return _ALL_IPV4
+    if host.replace(".", "").isdigit() and not _is_ipv4(host):
+        raise ValueError(f"{host} is no IPv4 address")
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError
+    return host
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _path(text: str) -> str:
+    path = text.removeprefix("//") if text.startswith("///") else text
+    if path in ("", "@", "/"):
+        raise ValueError("a Unix socket needs a path, or @ and a name")
+    if not path.isprintable():
+        raise ValueError("the path of a Unix socket must be printable text")
+    name = path.removeprefix("@")
+    length = len(os.fsencode(name))
+    if length > LONGEST_PATH:
+        raise ValueError(
+            f"the path has {length} bytes, the kernel takes {LONGEST_PATH}; "
+            "a path relative to the working directory may be shorter"
+        )
+    return "\0" + name if path.startswith("@") else path
+
+
+def _descriptor(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("a descriptor is a number, such as fd://3")
+    if int(text) < 3:
+        # 0, 1 and 2 belong to whoever started the program; logs and tracebacks go there.
+        raise ValueError(
+            "descriptors 0, 1 and 2 are the standard streams; pass the socket as 3 or above"
+        )
+    if int(text) >= 2**20:
+        raise ValueError("descriptors are numbers below 1048576")
+    return int(text)

@@ -1,0 +1,132 @@
+"""A file that names the master, locked for as long as it lives.
+
+The lock decides whether a server runs, not the number in the file: numbers are used again, a
+file left by a machine that lost power names a stranger. So nothing here signals the pid it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from prefork.workers.errors import PreforkError, SettingsError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+_held: set[int] = set()
+"""Descriptors of held pid files, which workers must not share: the lock would outlive the master."""
+
+
+class PidFile:
+    """The pid file of this process; a context manager that holds it (master).
+
+    path: as given. source: where the path came from, for errors. Entering raises SettingsError
+    if there can be no pid file at that path, PreforkError if a running process holds it.
+    """
+
+    def __init__(self, path: str, source: str = "pidfile") -> None:
+        self.path = Path(path).absolute()
+        self._given = path
+        self._source = source
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        while self._fd < 0:
+            fd = self._open()
+            try:
+                self._lock(fd)
+                self._refuse_what_is_no_pid_file(fd)
+                # Whoever held it until now may have removed it just before we got the lock; then
+                # the next one would lock another file, and both would run.
+                if _is_at(self.path, fd):
+                    self._write(fd)
+                    self._fd = fd
+            finally:
+                if self._fd != fd:
+                    os.close(fd)
+        _held.add(self._fd)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        """Remove the file if it is still the one that was written, and give up the lock."""
+        if self._fd not in _held:  # a child of the holder
+            return
+        with contextlib.suppress(OSError):  # the directory is gone or has become read-only
+            if _is_at(self.path, self._fd):
+                self.path.unlink()
+        _held.discard(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, _FLAGS, 0o644)
+        except OSError as error:
+            raise self._refused(_reason(error)) from None
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise self._refused(_reason(error)) from None
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            whom = f"the running process {holder}" if holder.isdigit() else "a running process"
+            raise PreforkError(
+                f"pidfile {self._given} is held by {whom}; stop that one, or give another pidfile"
+            ) from None
+
+    def _refuse_what_is_no_pid_file(self, fd: int) -> None:
+        """Keep ``-p app.py``, or a hard link that somebody planted, from being overwritten."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise self._refused("it is not a plain file with one name")
+        content = os.pread(fd, 64, 0).strip()
+        if content and not content.isdigit():
+            raise self._refused("the file holds something other than a pid and is left alone")
+
+    def _write(self, fd: int) -> None:
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        except OSError as error:
+            raise self._refused(_reason(error)) from None
+
+    def _refused(self, reason: str) -> SettingsError:
+        return SettingsError("pidfile", self._given, self._source, reason)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a symbolic link, which could lead a privileged server to overwrite any file"
+    return f"it cannot be written ({error.strerror})"
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _let_go_in_child() -> None:
+    for fd in _held:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

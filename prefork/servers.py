@@ -1,0 +1,246 @@
+"""Ready-made servers, with defaults that lose no request where the standard library's do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import socketserver
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+from prefork.mixin import PreForkingMixIn
+from prefork.workers import log
+from prefork.workers.errors import BindError
+
+if TYPE_CHECKING:
+    from prefork.addresses import Address
+
+    _Behind = socketserver.TCPServer
+else:
+    _Behind = object
+
+
+class _Logged(PreForkingMixIn, _Behind):
+    """What the ready-made servers share: errors of handlers go to the log, not to stderr."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        """Log the exception with its traceback (worker)."""
+        error = sys.exception()
+        if error is not None:
+            log.failure(
+                logging.ERROR,
+                str(self.worker or "master"),
+                "request failed",
+                error,
+                client=client_address,
+            )
+
+
+class _Internet(_Logged):
+    """IPv4 or IPv6, chosen by the address; ``::`` takes both unless ``ipv6_only``."""
+
+    ipv6_only = False
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Any,  # noqa: N803 - the standard library's name
+        bind_and_activate: bool = True,
+    ) -> None:
+        if self.address_family == socket.AF_INET:
+            self.address_family = _family_of(server_address)
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    def server_bind(self) -> None:
+        """Bind; what is set on the listener is inherited by the connections."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.ipv6_only)
+        if self.socket_type == socket.SOCK_STREAM:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().server_bind()
+
+
+class _Unix(_Logged):
+    """A path in the file system (or an abstract name), handled so that no two servers harm each other."""
+
+    unix_mode = 0o660
+    _bound: tuple[int, str, tuple[int, int]] | None = None
+
+    def server_bind(self) -> None:
+        """Bind; replace a path that nobody listens on any more, and give it its mode without a gap."""
+        path = self.server_address
+        if not isinstance(path, str) or path.startswith("\0"):
+            super().server_bind()
+            return
+        _remove_stale(path, self.socket_type)
+        os.fchmod(
+            self.socket.fileno(), self.unix_mode
+        )  # the file is made with this mode, less the umask
+        super().server_bind()
+        os.chmod(path, self.unix_mode)
+        self.remember_path()
+
+    def remember_path(self) -> None:
+        """Note which file is ours, so that ``server_close()`` removes no successor's."""
+        path = str(self.server_address)
+        self._bound = os.getpid(), path, _inode(path)
+
+    def server_close(self) -> None:
+        """Close, and remove the path if it is still ours."""
+        super().server_close()
+        bound, self._bound = self._bound, None
+        if bound is not None and bound[0] == os.getpid():
+            with contextlib.suppress(OSError):
+                if _inode(bound[1]) == bound[2]:
+                    os.unlink(bound[1])
+
+
+class PreForkingTCPServer(_Internet, socketserver.TCPServer):
+    """A pre-forked TCP server."""
+
+    request_queue_size = 1024
+    allow_reuse_address = True
+
+
+class PreForkingUDPServer(_Internet, socketserver.UDPServer):
+    """A pre-forked UDP server.
+
+    Unlike the standard one it sends no empty reply when a ``DatagramRequestHandler`` wrote
+    nothing: two servers that face each other would answer each other for ever.
+    """
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Run the handler (worker)."""
+        handler = self.RequestHandlerClass
+        (_quiet_classes.get(handler) or _quiet(handler))(request, client_address, self)
+
+
+class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
+    """A pre-forked server on a Unix stream socket."""
+
+    request_queue_size = 1024
+
+
+class PreForkingUnixDatagramServer(_Unix, socketserver.UnixDatagramServer):
+    """A pre-forked server on a Unix datagram socket; silent like ``PreForkingUDPServer``."""
+
+    finish_request = PreForkingUDPServer.finish_request
+
+
+def server_for(
+    address: Address, handler: type[socketserver.BaseRequestHandler], *, backlog: int | None = None
+) -> PreForkingMixIn:
+    """Make the ready-made server that fits the address; raises BindError when it cannot listen there."""
+    if address.scheme == "fd":
+        return _adopt(address, handler)
+    server_class = _CLASSES[address.scheme]
+    if backlog is not None and "request_queue_size" in vars(server_class):
+        server_class = type(server_class.__name__, (server_class,), {"request_queue_size": backlog})
+    try:
+        server: PreForkingMixIn = server_class(address.sockaddr, handler)
+    except OSError as error:
+        raise BindError(str(address), _reason(error)) from error
+    return server
+
+
+_CLASSES: dict[str, Any] = {
+    "tcp": PreForkingTCPServer,
+    "udp": PreForkingUDPServer,
+    "unix": PreForkingUnixStreamServer,
+    "unixgram": PreForkingUnixDatagramServer,
+}
+
+
+def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> PreForkingMixIn:
+    try:
+        inherited = socket.socket(fileno=address.fd)
+    except OSError as error:
+        raise BindError(str(address), f"no socket there: {_reason(error)}") from error
+    stream = inherited.type == socket.SOCK_STREAM
+    if stream and not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        inherited.detach()
+        raise BindError(str(address), "that socket does not listen")
+    unix = inherited.family == socket.AF_UNIX
+    server_class = _CLASSES[
+        ("unix" if stream else "unixgram") if unix else ("tcp" if stream else "udp")
+    ]
+    server: _Logged = server_class(inherited.getsockname(), handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket, server.server_address = inherited, inherited.getsockname()
+    server.address_family = inherited.family
+    server.listener_inherited = True
+    inherited.set_inheritable(False)
+    return server
+
+
+def _family_of(address: Any) -> socket.AddressFamily:
+    """Choose IPv6 where the host says so, or where a name has no IPv4 address."""
+    host = address[0]
+    if ":" in host:
+        return socket.AF_INET6
+    with contextlib.suppress(OSError, UnicodeError):
+        families = {
+            info[0] for info in socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)
+        }
+        if families == {socket.AF_INET6}:
+            return socket.AF_INET6
+    return socket.AF_INET
+
+
+def _remove_stale(path: str, kind: int) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(errno.EEXIST, "there is a file of another kind", path)
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            if error.errno == errno.EPROTOTYPE:  # of the other type: somebody's all the same
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path) from None
+            if not isinstance(error, BlockingIOError):
+                raise
+    raise OSError(errno.EADDRINUSE, "somebody listens there", path)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
+def _reason(error: OSError) -> str:
+    # strerror of an unknown host is getaddrinfo()'s own; its numbers are none of errno's.
+    return (error.strerror or str(error)).lower()
+
+
+_quiet_classes: dict[Any, Any] = {}
+"""For each handler class of a datagram server the class that is used: itself, or its quiet version."""
+
+
+def _quiet(handler: Any) -> Any:
+    """Return the handler class with a ``finish()`` that sends nothing when nothing was written."""
+    quiet = handler
+    if getattr(handler, "finish", None) is socketserver.DatagramRequestHandler.finish:
+        names = {
+            "finish": _finish_quietly,
+            "__module__": handler.__module__,
+            "__qualname__": handler.__qualname__,
+        }
+        quiet = type(handler.__name__, (handler,), names)
+    _quiet_classes[handler] = quiet
+    return quiet
+
+
+def _finish_quietly(self: Any) -> None:
+    if self.wfile.tell():
+        socketserver.DatagramRequestHandler.finish(self)

@@ -1,0 +1,114 @@
+"""The signals of the master: which ones, and how they reach its loop. No policy.
+
+A handler only notes the signal and, through the wake-up fd, wakes the loop: no lock, no log, no
+decision inside a handler, where gunicorn's deadlocks of five years came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+
+from prefork.workers import system
+from prefork.workers.bootstrap import WAKE
+
+TABLE: dict[signal.Signals, tuple[str, str]] = {
+    signal.SIGTERM: ("Graceful stop; a second one: stop now", "Finish the request, leave"),
+    signal.SIGINT: (
+        "As TERM, then `KeyboardInterrupt` (Ctrl-C reaches the whole group)",
+        "Ignored, the master decides",
+    ),
+    signal.SIGQUIT: ("Stop now, with every worker's stack in the log", "Ignored"),
+    signal.SIGTTIN: ("One worker more, up to `max_children`", "Ignored"),
+    signal.SIGTTOU: ("One worker less, down to 1", "Ignored"),
+    signal.SIGUSR1: ("Status and every worker's stack into the log", "Dump the stacks"),
+    signal.SIGHUP: ("Logged and ignored: there is no reload yet", "Ignored"),
+    signal.SIGUSR2: ("Logged and ignored: there is no upgrade yet", "Ignored"),
+    signal.SIGWINCH: ("Ignored (terminals send it)", "Ignored"),
+}
+"""What each signal means to the master and to a worker; the docs' table is made from it."""
+
+
+def markdown_table() -> str:
+    """Render the table for the docs."""
+    rows = [
+        f"| {number.name.removeprefix('SIG')} | {master} | {worker} |"
+        for number, (master, worker) in TABLE.items()
+    ]
+    return "\n".join(["| signal | to the master | to a worker |", "|---|---|---|", *rows])
+
+
+PIPE_BYTES = 65536
+"""What a pipe holds on Linux."""
+
+
+class Wakeup:
+    """The pipe that wakes the master: written by signals, by workers and by ``shutdown()``."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return the end that the master waits on."""
+        return self.read_fd
+
+    def wake(self) -> None:
+        """Wake the master (any thread of its process)."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self.write_fd, WAKE)
+
+    def drain(self) -> bytes:
+        """Empty the pipe and return what was in it: signal numbers, WAKE and SHUTDOWN."""
+        # One read that holds more than a tick can bring: a loop would go on as long as a storm does.
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self.read_fd, PIPE_BYTES)
+        return b""
+
+    def close(self) -> None:
+        """Close both ends."""
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class Inbox:
+    """The signals that have arrived and were not yet taken."""
+
+    def __init__(self) -> None:
+        self._arrived: dict[int, object] = {}
+        self._handled: list[signal.Signals] = []
+
+    def take(self, wakeup_bytes: bytes) -> Counter[signal.Signals]:
+        """Return how often each signal of the table came since the last time.
+
+        The wake-up pipe tells all, unless it was full in a storm; then the handlers tell which.
+        """
+        counts = Counter({number: wakeup_bytes.count(number) for number in self._handled})
+        noted = [signal.Signals(number) for number in list(self._arrived)]
+        self._arrived.clear()
+        if len(wakeup_bytes) >= PIPE_BYTES:
+            counts.update(number for number in noted if not counts[number])
+        return +counts
+
+    @contextlib.contextmanager
+    def open(self, wakeup: Wakeup) -> Iterator[None]:
+        """Handle the table's signals within; put back afterwards what was there (main thread only)."""
+        system.enlarge_signal_stack()
+        # A handler of C that notes its first argument: a Python function would be interrupted by
+        # the next signal, and under a storm nest until RecursionError.
+        note = self._arrived.setdefault
+        # WINCH does nothing anyway. What the program's starter has set to be ignored stays so:
+        # INT of a job in the background, HUP under nohup.
+        ignored = {number for number in TABLE if signal.getsignal(number) is signal.SIG_IGN}
+        self._handled = [n for n in TABLE if n is not signal.SIGWINCH and n not in ignored]
+        before = {number: signal.signal(number, note) for number in self._handled}
+        wakeup_before = signal.set_wakeup_fd(wakeup.write_fd, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                # None: installed by C code, which Python cannot put back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
