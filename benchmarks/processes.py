@@ -1,0 +1,106 @@
+"""Start servers as real processes, and read what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """A running server process of ``servers.py``."""
+
+    def __init__(self, process: subprocess.Popen[str], transport: str) -> None:
+        self.process = process
+        self.transport = transport
+        self.pid = process.pid
+        told = self.next_told()
+        self.serving_since: float = told["serving"]
+        """Instant (monotonic) just before serve_forever()."""
+        address = told["address"]
+        self.address: Any = address if isinstance(address, str) else tuple(address)
+
+    def next_told(self) -> dict[str, Any]:
+        """Return the next line the process prints; raise RuntimeError if it ended instead."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def workers(self) -> list[int]:
+        """Return the pids of the server's live children."""
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process, its descendants and all they have reaped."""
+        family = psutil.Process(self.pid).children(recursive=True)
+        alive = [self.pid, *(each.pid for each in family)]
+        return sum(_cpu_of_live(pid) for pid in alive) + _cpu_of_reaped(alive)
+
+
+def _cpu_of_live(pid: int) -> float:
+    """Exact to the nanosecond, of all threads, dead ones too: the process's own CPU clock."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) computes
+    except OSError:
+        return 0.0  # reaped meanwhile: its time is in the children's time of its parent
+
+
+def _cpu_of_reaped(parents: list[int]) -> float:
+    """Sum the children's times: whole clock ticks, summed by the kernel before it rounds."""
+    ticks = 0
+    for pid in parents:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[13]) + int(fields[14])
+    return ticks / TICKS_PER_SECOND
+
+
+@contextlib.contextmanager
+def running(transport: str, variant: str, *options: object) -> Iterator[Server]:
+    """Start one server; on the way out it and all its processes are gone."""
+    with tempfile.TemporaryDirectory(prefix="prefork-bench-") as folder:
+        command = [sys.executable, str(HERE / "servers.py"), transport, variant]
+        command += ["--path", f"{folder}/socket", *map(str, options)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+        try:
+            yield Server(process, transport)
+        finally:
+            _end(process)
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which a server imports the same prefork as this process."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    descendants = []
+    if process.poll() is None:
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(descendants, timeout=2)
+    for each in left:
+        each.kill()
+    assert process.stdout is not None
+    process.stdout.close()

@@ -1,0 +1,89 @@
+"""Measure prefork beside a hand-written accept loop and the standard library's mix-ins.
+
+The figures that matter are ratios: all servers run at once on one core, the clients on another,
+and they take turns (A B C D A B C D …), so that a busy machine spoils all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    import prefork
+except ImportError:  # a plain checkout: the package lies beside this folder
+    sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+    import prefork
+
+import cores
+import pool
+import requests_cost
+import table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECTIONS = {
+    "requests": "What a request costs: CPU time, user and system, of all processes of the server. "
+    "Medians, and the least of all rounds; ratios are to the hand-written loop in the same round.",
+    "cores": "What a second core brings: requests per second, on a machine that does nothing else.",
+    "pool": "What the pool itself costs.",
+}
+
+
+def main() -> None:
+    """Measure section after section and print each when it is done."""
+    given = arguments()
+    print(f"Measured {table.machine()}, prefork {prefork.__version__}.\n", flush=True)
+    for section in given.only or SECTIONS:
+        print(SECTIONS[section] + "\n", flush=True)
+        print(measure(section, given.quick, given.transport) + "\n", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="under 30 s: fewer and shorter rounds")
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="may be given several times"
+    )
+    parser.add_argument(
+        "--transport",
+        choices=["tcp", "udp", "unix"],
+        action="append",
+        help="of the section requests; may be given several times",
+    )
+    return parser.parse_args()
+
+
+def measure(section: str, quick: bool, transports: list[str] | None) -> str:
+    """One section as a Markdown table."""
+    if section == "cores":
+        return cores.report(rounds=3 if quick else 12, seconds=0.4)
+    if section == "pool":
+        return pool.report(kills=20 if quick else 100, idle_seconds=1.0 if quick else 10.0)
+    effort = requests_cost.Effort(rounds=3 if quick else 25, seconds=0.06 if quick else 0.1)
+    with own_core() as server_cpu:
+        return requests_cost.report(effort, server_cpu, transports or ["tcp", "udp", "unix"])
+
+
+@contextlib.contextmanager
+def own_core() -> Iterator[int]:
+    """Keep this process, which is the clients, off the core it yields for the servers."""
+    usable = os.sched_getaffinity(0)
+    server_cpu = min(usable)
+    os.sched_setaffinity(0, usable - {server_cpu} or usable)
+    try:
+        yield server_cpu
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
+if __name__ == "__main__":
+    main()

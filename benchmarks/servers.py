@@ -1,0 +1,158 @@
+"""One server process under measurement: ``python servers.py tcp prefork --workers 2``.
+
+It prints its address as one JSON line and serves until it is killed. Every variant serves the
+same handler with the same backlog, so that what differs is how the requests reach it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import socketserver
+import time
+from typing import Any
+
+import prefork
+
+STREAM_OF = {"tcp": socketserver.TCPServer, "unix": socketserver.UnixStreamServer}
+DATAGRAM_OF = {"udp": socketserver.UDPServer}
+POOL_OF = {
+    "tcp": prefork.PreForkingTCPServer,
+    "udp": prefork.PreForkingUDPServer,
+    "unix": prefork.PreForkingUnixStreamServer,
+}
+BACKLOG = 1024
+
+
+class Echo(socketserver.BaseRequestHandler):
+    """Answer with what came, in as few calls as the protocol allows."""
+
+    def handle(self) -> None:
+        """Serve one request of either kind."""
+        if isinstance(self.request, tuple):
+            data, reply_from = self.request
+            reply_from.sendto(data, self.client_address)
+        else:
+            self.request.sendall(self.request.recv(1024))
+
+
+class Burn(socketserver.BaseRequestHandler):
+    """Compute for about 5 ms: a fixed amount of work, so that a disturbed core takes longer."""
+
+    rounds = 0
+
+    def handle(self) -> None:
+        """Compute, then answer with the result."""
+        self.request.sendall(b"%d" % burn(self.rounds))
+
+
+def burn(rounds: int) -> int:
+    """Do the CPU-bound work of a request."""
+    value = 1
+    for _ in range(rounds):
+        value = value * 48271 % 2147483647
+    return value
+
+
+class HandWritten:
+    """What somebody would write who needs no server class: one process, no error handling."""
+
+    request_queue_size = BACKLOG
+    allow_reuse_address = True
+
+    def serve_forever(self: Any) -> None:
+        """Serve until killed."""
+        if self.socket_type == socket.SOCK_DGRAM:
+            self.answer_datagrams()
+        else:
+            self.answer_connections()
+
+    def answer_connections(self: Any) -> None:
+        """Accept, serve, say goodbye."""
+        handler, listener = self.RequestHandlerClass, self.socket
+        while True:
+            request, client_address = listener.accept()
+            handler(request, client_address, self)
+            request.shutdown(socket.SHUT_WR)
+            request.close()
+
+    def answer_datagrams(self: Any) -> None:
+        """Receive, serve."""
+        handler, listener, size = self.RequestHandlerClass, self.socket, self.max_packet_size
+        while True:
+            data, client_address = listener.recvfrom(size)
+            handler((data, listener), client_address, self)
+
+
+class Threading(socketserver.ThreadingMixIn):
+    """The standard library's thread per request, with the backlog of the others."""
+
+    request_queue_size = BACKLOG
+
+
+class Forking(socketserver.ForkingMixIn):
+    """The standard library's process per request, with the backlog of the others."""
+
+    request_queue_size = BACKLOG
+
+
+class Told:
+    """Print when each worker is ready, on the clock that all processes share."""
+
+    def worker_ready(self, worker: Any) -> None:
+        """Tell the runner, who kills workers on purpose: their deaths are no news."""
+        logging.getLogger("prefork").setLevel(logging.CRITICAL)
+        tell(ready=time.monotonic(), slot=worker.slot, pid=worker.pid)
+
+
+def server_class(transport: str, variant: str) -> type[Any]:
+    """Make the class to measure; ``pool`` is ``prefork`` that also tells of its workers."""
+    plain = STREAM_OF.get(transport) or DATAGRAM_OF[transport]
+    bases = {
+        "handwritten": (HandWritten, plain),
+        "prefork": (POOL_OF[transport],),
+        "pool": (Told, POOL_OF[transport]),
+        "threading": (Threading, plain),
+        "forking": (Forking, plain),
+    }[variant]
+    return type(variant, bases, {})
+
+
+def tell(**facts: Any) -> None:
+    """Print one line for the runner, at once and in one write."""
+    os.write(1, (json.dumps(facts) + "\n").encode())
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("transport", choices=[*STREAM_OF, *DATAGRAM_OF])
+    parser.add_argument(
+        "variant", choices=["handwritten", "prefork", "pool", "threading", "forking"]
+    )
+    parser.add_argument("--path", help="the Unix socket")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--burn", type=int, default=0, help="compute so many rounds, do not echo")
+    parser.add_argument("--cpu", type=int, help="run on this core only")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Serve as the command line says."""
+    given = arguments()
+    if given.cpu is not None:
+        os.sched_setaffinity(0, {given.cpu})
+    Burn.rounds = given.burn
+    serving = server_class(given.transport, given.variant)
+    serving.workers = serving.max_children = given.workers
+    address = given.path if given.transport == "unix" else ("127.0.0.1", 0)
+    server = serving(address, Burn if given.burn else Echo)
+    tell(address=server.server_address, serving=time.monotonic())
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
