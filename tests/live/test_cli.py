@@ -1,0 +1,552 @@
+"""The command line with real processes: what is served, what is refused, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.clients import ask, ask_datagram, can_bind, send, server_of
+from tests.support.processes import is_alive, status_of, title_of
+from tests.support.waiting import Stopwatch, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.server import Program
+
+ECHO = "tests.support.app:Echo"
+RUN = "tests.support.app:Run"
+
+
+@pytest.fixture
+def command(start: Callable[..., Program]) -> Callable[..., Program]:
+    """``command(*arguments, **options)`` starts ``python -m prefork`` in the test's folder."""
+
+    def start_command(*arguments: str, **options: Any) -> Program:
+        return start(None, arguments=["-m", "prefork", *arguments], **options)
+
+    return start_command
+
+
+@pytest.fixture
+def serving(command: Callable[..., Program]) -> Callable[..., Program]:
+    """``serving(*arguments, **options)`` starts ``prefork run`` and returns when the pool is ready."""
+
+    def start_serving(*arguments: str, **options: Any) -> Program:
+        program = command("run", *arguments, **options)
+        wait_until(
+            lambda: re.search(r"master pid=\d+ ready", program.log) or program.popen.poll(),
+            lambda: f"a pool that is ready:\n{program.log}",
+        )
+        assert program.popen.poll() is None, program.log
+        return program
+
+    return start_serving
+
+
+def addresses_of(program: Program) -> list[str]:
+    """Return where a program listens, as its first log line tells."""
+    match = re.search(r"listeners=(\"[^\"]*\"|\S+)", program.log.replace('\\"', '"'))
+    assert match is not None, program.log
+    return match[1].strip('"').split()
+
+
+def port_of(program: Program, nth: int = 0) -> tuple[str, int]:
+    """Return the internet address of a program's nth listener."""
+    host, _, port = addresses_of(program)[nth].partition("://")[2].rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def outcome(program: Program) -> tuple[int, str]:
+    """Return exit status and standard error of a command that ends by itself."""
+    return program.wait(), program.log
+
+
+def write(folder: Path, source: str) -> None:
+    """Write the application."""
+    start = "from tests.support.app import *\nimport prefork, socketserver\n"
+    (folder / "app.py").write_text(start + source)
+
+
+# --- serving
+
+
+def test_handler_class_becomes_a_server(serving: Callable[..., Program]) -> None:
+    """One command: workers answer, titles tell who is who, TERM ends with 0 and a free port."""
+    program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "2", "-n", "shout")
+    address = port_of(program)
+    workers = program.workers()
+    assert len(workers) == 2
+    assert server_of(address) in workers
+    assert title_of(program.pid) == f"prefork: master [shout] tcp://127.0.0.1:{address[1]}"
+    titles = {title_of(worker) for worker in workers}
+    assert titles == {
+        f"prefork: worker {slot} [shout] tcp://127.0.0.1:{address[1]}" for slot in (0, 1)
+    }
+    assert program.stop() == 0
+    assert program.leftovers() == []
+    assert can_bind(address)
+
+
+def test_short_form_and_several_kinds_of_addresses(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """``prefork TARGET`` with flags in front; one pool for TCP, IPv6 and Unix sockets."""
+    binds = ["127.0.0.1:0", "[::1]:0", "unix:socket", f"unix:@{tmp_path.name}"]
+    program = command(*(word for bind in binds for word in ("-b", bind)), "-w1", ECHO)
+    program.wait_logged(r"master pid=\d+ ready")
+    (worker,) = program.workers()
+    assert server_of(port_of(program, 0)) == worker
+    assert server_of(port_of(program, 1)) == worker
+    assert server_of(str(tmp_path / "socket")) == worker
+    assert server_of(f"\0{tmp_path.name}") == worker
+    assert program.stop() == 0
+    assert not (tmp_path / "socket").exists()
+
+
+def test_datagrams(serving: Callable[..., Program]) -> None:
+    """The scheme of the address picks the server."""
+    program = serving("tests.support.app:EchoDatagram", "-b", "udp://127.0.0.1:0", "-w", "1")
+    assert int(ask_datagram(port_of(program)).split()[0]) in program.workers()
+    assert program.stop() == 0
+
+
+def test_inherited_socket(serving: Callable[..., Program]) -> None:
+    """A socket handed over as ``fd://N`` is served, and stays open for its giver."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
+        program = serving(ECHO, "-b", f"fd://{fd}", "-w", "1", pass_fds=[fd])
+        assert server_of(listener.getsockname()) in program.workers()
+        assert program.stop() == 0
+        with socket.create_connection(listener.getsockname()):
+            listener.settimeout(5)
+            listener.accept()[0].close()
+
+
+def test_plain_server_class_keeps_its_settings(
+    serving: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A class of the standard library's kind gets the mix-in; its attributes are its settings."""
+    write(
+        tmp_path,
+        "class Plain(socketserver.TCPServer):\n"
+        "    RequestHandlerClass, workers, pool_name = Echo, 3, 'plain'\n",
+    )
+    program = serving("app.py:Plain", "-b", "127.0.0.1:0")
+    assert len(program.workers()) == 3
+    assert "[plain]" in title_of(program.pid)
+    assert server_of(port_of(program)) in program.workers()
+    assert program.stop() == 0
+
+
+def test_server_instance_and_factory(serving: Callable[..., Program], tmp_path: Path) -> None:
+    """Servers that the application makes itself, one or several; the first one leads."""
+    write(
+        tmp_path,
+        "def make():\n"
+        "    first = prefork.PreForkingTCPServer(LOOPBACK, Echo)\n"
+        "    first.workers = 1\n"
+        "    return [first, prefork.PreForkingUDPServer(LOOPBACK, EchoDatagram)]\n"
+        "if __name__ == 'app': one = make()[0]\n",
+    )
+    program = serving("app.py:make", "--factory", name="factory")
+    (worker,) = program.workers()
+    assert server_of(port_of(program)) == worker
+    assert int(ask_datagram(port_of(program, 1)).split()[0]) == worker
+    assert program.stop() == 0
+    program = serving("app:one", name="instance")
+    assert server_of(port_of(program)) in program.workers()
+    assert program.stop() == 0
+
+
+def test_no_workers_serve_in_the_master(command: Callable[..., Program], tmp_path: Path) -> None:
+    """For debuggers: the handler runs in the process that was started, and TERM still cleans up."""
+    program = command("run", ECHO, "-w", "0", "-b", "unix:socket")
+    wait_until((tmp_path / "socket").exists, lambda: program.log)
+    assert server_of(str(tmp_path / "socket")) == program.pid
+    assert program.stop() == 0
+    assert not (tmp_path / "socket").exists()
+
+
+def test_environment_sets_what_flags_do_not(serving: Callable[..., Program]) -> None:
+    """PREFORK_* and WEB_CONCURRENCY; a variable that is nearly ours is told."""
+    environ = {"PREFORK_BIND": "127.0.0.1:0", "WEB_CONCURRENCY": "3", "PREFORK_WORKRES": "9"}
+    program = serving(ECHO, environ=environ)
+    assert len(program.workers()) == 3
+    assert program.logged("ignores PREFORK_WORKRES; did you mean PREFORK_WORKERS")
+    assert program.stop() == 0
+
+
+def test_automatic_workers_are_explained(serving: Callable[..., Program]) -> None:
+    """One log line says what the number of workers was counted from."""
+    program = serving(ECHO, "-b", "127.0.0.1:0")
+    assert program.logged(r'master counted cpus cpus=\d+ reason=".*affinity')
+    assert program.stop() == 0
+
+
+def test_umask_and_user_of_workers(serving: Callable[..., Program]) -> None:
+    """Workers have the mask, and become the user; the master stays what it is."""
+    program = serving(RUN, "-b", "127.0.0.1:0", "-w1", "-m", "027", "-u", "65534", "-g", "65534")
+    assert ask(port_of(program), "oct(os.umask(0o27))").split()[1] == "'0o27'"
+    assert status_of(program.worker())["Uid"].split() == ["65534"] * 4
+    assert status_of(program.pid)["Uid"].split() == [str(os.getuid())] * 4
+    assert status_of(program.pid)["Umask"] == "0027"
+    assert program.stop() == 0
+
+
+# --- stopping
+
+
+def test_ctrl_c_ends_with_success(serving: Callable[..., Program]) -> None:
+    """The whole group gets INT, as from a terminal; the request in hand is finished."""
+    program = serving(RUN, "-b", "127.0.0.1:0", "-w", "2")
+    with send(port_of(program), "(tell('busy'), time.sleep(0.2))") as client:
+        program.told("busy")
+        os.killpg(program.pid, signal.SIGINT)
+        assert client.recv(100)
+    assert program.wait() == 0
+    assert "Traceback" not in program.log
+    assert program.leftovers() == []
+
+
+def test_term_while_the_application_is_imported(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A start can be stopped at any moment, without a traceback."""
+    write(tmp_path, "tell('importing')\nthreading.Event().wait()\n")
+    program = command("app.py:Echo")
+    program.told("importing")
+    assert program.stop() == 0
+    assert "Traceback" not in program.log
+
+
+def test_term_after_binding_leaves_nothing(command: Callable[..., Program], tmp_path: Path) -> None:
+    """The socket file and the pid file of a start that was stopped are gone."""
+    write(
+        tmp_path,
+        "class Slow(prefork.PreForkingUnixStreamServer):\n"
+        "    RequestHandlerClass = Echo\n"
+        "    def __init__(self, address, handler):\n"
+        "        super().__init__(address, handler)\n"
+        "        tell('bound')\n",
+    )
+    program = command("app.py:Slow", "-b", "unix:socket", "-p", "pid")
+    program.told("bound")
+    assert program.stop() == 0
+    assert not (tmp_path / "socket").exists()
+    assert not (tmp_path / "pid").exists()
+
+
+def test_second_term_does_not_wait_for_a_constructor(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """The first one waits until the servers are made; if that hangs, another one ends it."""
+    write(
+        tmp_path,
+        "class Hanging(prefork.PreForkingTCPServer):\n"
+        "    def __init__(self, address):\n"
+        "        reader, writer = os.pipe()\n"
+        "        os.set_blocking(writer, False)\n"
+        "        signal.set_wakeup_fd(writer)\n"
+        "        tell('hangs')\n"
+        "        os.read(reader, 1)\n"
+        "        tell('noted')\n"
+        "        threading.Event().wait()\n",
+    )
+    program = command("app.py:Hanging", "-p", "pid")
+    program.told("hangs")
+    program.terminate()
+    program.told("noted")
+    assert program.stop() == 0
+    assert not (tmp_path / "pid").exists()
+
+
+def test_service_actions_that_raise_end_with_failure(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """Exit code 1, the application's traceback in the log, no worker and no file left."""
+    write(
+        tmp_path,
+        "class Failing(prefork.PreForkingUnixStreamServer):\n"
+        "    RequestHandlerClass = Echo\n"
+        "    def service_actions(self):\n"
+        "        super().service_actions()\n"
+        "        if self.active_children:\n"
+        "            raise RuntimeError('no more')\n",
+    )
+    status, log = outcome(command("app.py:Failing", "-b", "unix:socket"))
+    assert status == 1
+    assert "prefork: error: serving ended by RuntimeError: no more" in log
+    assert "master failed" in log
+    assert "    RuntimeError: no more" in log
+    assert not (tmp_path / "socket").exists()
+
+
+# --- refusals: nothing is bound, nothing is forked
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "arguments"),
+    [
+        (2, "workers = 41 (from flag --workers) is refused: at most", [ECHO, "-w", "41"]),
+        (2, "there is no such setting; did you mean workers?", [ECHO, "-c", "wrong.toml"]),
+        (2, "target 'nowhere:Echo': there is no module nowhere", ["nowhere:Echo"]),
+        (2, "target 'tests.support.app:LOOPBACK': an instance", ["tests.support.app:LOOPBACK"]),
+        (2, "No such option '--wrokers'", ["run", ECHO, "--wrokers", "3"]),
+        (3, "prefork: error: app.py cannot be imported: ZeroDivisionError", ["app.py:Echo"]),
+        (4, "cannot listen on fd://77: ", [ECHO, "-b", "fd://77"]),
+        (4, "cannot listen on tcp://192.0.2.1:1: ", [ECHO, "-b", "192.0.2.1:1"]),
+    ],
+)
+def test_refusals(
+    command: Callable[..., Program],
+    tmp_path: Path,
+    status: int,
+    message: str,
+    arguments: list[str],
+) -> None:
+    """Key, value, source and what is allowed; the exit code of the table; no traceback of ours."""
+    (tmp_path / "wrong.toml").write_text("wrokers = 3\n")
+    write(tmp_path, "1 / 0\n")
+    found, log = outcome(command(*arguments, "-p", "pid"))
+    assert (found, message in log) == (status, True), log
+    assert "started" not in log
+    assert "cli.py" not in log
+    assert ("Traceback" in log) is (status == 3)
+    assert not (tmp_path / "pid").exists()
+
+
+def test_address_in_use(command: Callable[..., Program], tmp_path: Path) -> None:
+    """The second server is refused and names the address; the first goes on, also on a Unix path."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.socket(socket.AF_UNIX) as path,
+    ):
+        path.bind(str(tmp_path / "socket"))
+        path.listen()
+        port = taken.getsockname()[1]
+        for nth, address in enumerate((f"tcp://127.0.0.1:{port}", "unix:socket")):
+            program = command(ECHO, "-b", "unix:other", "-b", address, name=f"second{nth}")
+            status, log = outcome(program)
+            assert status == 4
+            assert f"prefork: error: cannot listen on {address}: " in log
+            assert "in use" in log or "listens there" in log
+            assert "started" not in log
+            assert not (tmp_path / "other").exists()
+        assert (tmp_path / "socket").exists()
+    (tmp_path / "socket").unlink()
+
+
+def test_workers_that_cannot_boot(command: Callable[..., Program], tmp_path: Path) -> None:
+    """Exit code 3, with the first worker's traceback."""
+    write(
+        tmp_path,
+        "class Unready(prefork.PreForkingUnixStreamServer):\n"
+        "    RequestHandlerClass = Echo\n"
+        "    def worker_init(self, worker):\n"
+        "        raise RuntimeError('no database')\n",
+    )
+    status, log = outcome(command("app.py:Unready", "-b", "unix:socket", "-w", "1"))
+    assert status == 3
+    assert "prefork: error: the application cannot boot" in log
+    assert "RuntimeError: no database" in log
+    assert not (tmp_path / "socket").exists()
+
+
+# --- the log
+
+
+def test_json_log(serving: Callable[..., Program]) -> None:
+    """Every line of standard error is one object, with the identity of the worker."""
+    program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "--log-format", "json")
+    (worker,) = program.workers()
+    assert program.stop() == 0
+    said = [json.loads(line) for line in program.log.splitlines()]
+    assert {"time", "level", "logger", "pid", "message", "subject", "event"} <= said[0].keys()
+    assert f"worker slot=0 gen=0 pid={worker}" in {entry["subject"] for entry in said}
+    (exited,) = [entry for entry in said if entry["event"] == "exited"]
+    assert exited["facts"]["cause"] == "retired"
+
+
+def test_log_level(serving: Callable[..., Program], command: Callable[..., Program]) -> None:
+    """At ``error`` a clean life says nothing."""
+    program = command("run", ECHO, "-b", "127.0.0.1:0", "-w", "1", "--log-level", "error")
+    program.wait_workers(1)
+    wait_until(lambda: "worker 0" in title_of(program.worker()), "a worker that serves")
+    assert program.stop() == 0
+    assert program.log == ""
+
+
+def test_application_logs_the_same_way(serving: Callable[..., Program]) -> None:
+    """Records of the application come out as lines that name the logger and the worker."""
+    program = serving(RUN, "-b", "127.0.0.1:0", "-w", "1")
+    ask(port_of(program), "logging.getLogger('shop').warning('two\\nlines')")
+    (line,) = program.wait_logged(r"shop\[")
+    assert line.endswith(f"WARNING shop[{program.worker()}]: two")
+    assert program.stop() == 0
+
+
+def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) -> None:
+    """A full pipe stops neither serving nor stopping, and later readers learn what they missed."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        arguments = ["run", RUN, "-b", "unix:socket", "-w", "1"]
+        program = command(*arguments, stderr=writer)
+        wait_until((tmp_path / "socket").exists, "a server that listens")
+        for _ in range(50):
+            assert ask(str(tmp_path / "socket"), "logging.getLogger().error('x' * 3000)")
+        os.set_blocking(reader, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(reader, 65_536):
+                pass
+        assert ask(str(tmp_path / "socket"), "logging.getLogger().error('heard')")
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 2
+        said = os.read(reader, 65_536).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert 'log lost lines lines=50 reason="nobody reads"' in said
+    assert "heard" in said
+    assert "master stopped" in said
+
+
+def test_closed_standard_streams(command: Callable[..., Program], tmp_path: Path) -> None:
+    """With 0, 1 and 2 closed, no listener and no scoreboard gets one of those numbers."""
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    program = command("run", RUN, "-b", "unix:socket", "-w", "1", before=closing)
+    wait_until((tmp_path / "socket").exists, "a server that listens")
+    links = "[os.readlink(f'/proc/self/fd/{n}') for n in range(3)]"
+    assert ask(str(tmp_path / "socket"), links).count("/dev/null") == 3
+    assert program.stop() == 0
+
+
+# --- the pid file
+
+
+def test_pid_file(serving: Callable[..., Program], command: Callable[..., Program]) -> None:
+    """It names the master; a second start is refused and the first goes on; it goes with its owner."""
+    first = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "-p", "pid", name="first")
+    pidfile = first.stderr_path.with_name("pid")
+    assert pidfile.read_text() == f"{first.pid}\n"
+    second = command("run", ECHO, "-b", "127.0.0.1:0", "-p", "pid", name="second")
+    status, log = outcome(second)
+    assert status == 1
+    assert f"pidfile pid is held by the running process {first.pid}" in log
+    assert pidfile.read_text() == f"{first.pid}\n"
+    assert server_of(port_of(first)) in first.workers()
+    first.popen.kill()
+    first.wait()
+    third = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "-p", "pid", name="third")
+    assert pidfile.read_text() == f"{third.pid}\n"
+    assert third.stop() == 0
+    assert not pidfile.exists()
+
+
+# --- check
+
+
+def test_check_says_ok_and_binds_nothing(command: Callable[..., Program], tmp_path: Path) -> None:
+    """An address in use is no obstacle, since none is bound; a factory is not called."""
+    write(tmp_path, "print('imported')\ndef make():\n    raise RuntimeError\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for target, *more in (("app.py:Echo",), ("app:make", "--factory")):
+            arguments = ["check", target, *more, "-b", f"127.0.0.1:{port}", "-w", "2"]
+            program = command(*arguments, name=f"check{len(more)}")
+            program.wait_silent()
+            assert outcome(program) == (0, "")
+
+
+def test_check_tells_what_would_be_served(tmp_path: Path) -> None:
+    """One line on standard output."""
+    from tests.support.server import environment
+
+    done = subprocess.run(
+        [sys.executable, "-m", "prefork", "check", ECHO, "-b", ":80", "-b", "unix:/x y", "-w2"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == (
+        "OK: handler class Echo on tcp://0.0.0.0:80 unix:/x y, workers=2 max_children=40\n"
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "source", "target"),
+    [
+        (3, "ZeroDivisionError", "1 / 0", "app.py:Echo"),
+        (3, "ended the process while it was loaded", "os._exit(0)", "app.py:Echo"),
+        (3, "died of SIGSEGV while", "os.kill(os.getpid(), 11)", "app.py:Echo"),
+        (2, "no Ecko; did you mean Echo?", "", "app.py:Ecko"),
+        (2, "workers = 7 (from attribute S.workers)", "", "app.py:S"),
+    ],
+)
+def test_check_finds_what_would_fail(
+    command: Callable[..., Program],
+    tmp_path: Path,
+    *,
+    status: int,
+    message: str,
+    source: str,
+    target: str,
+) -> None:
+    """The exit codes are those of ``run``."""
+    server = "class S(prefork.PreForkingTCPServer):\n    workers, max_children = 7, 6\n"
+    write(tmp_path, f"{source}\n{server}    RequestHandlerClass = Echo\n")
+    found, log = outcome(command("check", target))
+    assert found == status
+    assert message in log
+    assert "cli.py" not in log
+
+
+def test_check_ends_what_the_application_started(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """Threads, children and a hanging import do not keep the command."""
+    write(
+        tmp_path,
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        "tell('child', subprocess.Popen(['sleep', '1000']).pid)\n",
+    )
+    program = command("check", "app.py:Echo")
+    child = program.told("child")
+    assert program.wait() == 0
+    program.wait_silent()
+    assert not is_alive(child)
+
+
+def test_check_of_an_application_that_hangs(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """It ends after boot_timeout, or by TERM, and takes the child along."""
+    write(tmp_path, "tell('loading', os.getpid())\nthreading.Event().wait()\n")
+    status, log = outcome(command("check", "app.py:Echo", "--boot-timeout", "800ms"))
+    assert status == 3
+    assert "the application was not loaded within 0.8 seconds" in log
+    program = command("check", "app.py:Echo")
+    child = program.told("loading")
+    assert program.stop() == 130
+    program.wait_silent()
+    assert not is_alive(child)

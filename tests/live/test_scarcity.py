@@ -1,0 +1,321 @@
+"""Want of descriptors, memory, processes and log readers: no spinning, one line, recovery by itself."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.clients import ask, hangs_up, read_to_the_end, send
+from tests.support.load import Load
+from tests.support.processes import cpu_seconds, fds_of
+from tests.support.server import serving
+from tests.support.tracing import FORKS, injected, why_no_strace
+from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.server import Program
+
+needs_strace = pytest.mark.skipif(why_no_strace() != "", reason=why_no_strace())
+
+NO_DESCRIPTORS = "EMFILE|Too many open files"
+
+SPINNING = 0.2
+"""A fifth of a core: more would be spinning."""
+
+
+def cpu_share(pid: int, span: float) -> float:
+    """Return the share of a core that a process uses during the next seconds."""
+    before, watch = cpu_seconds(pid), Stopwatch()
+    let_pass(span)
+    return (cpu_seconds(pid) - before) / watch.seconds
+
+
+def warnings_in(program: Program) -> list[str]:
+    """Return the log lines that are warnings or worse."""
+    return program.logged(" (WARNING|ERROR|CRITICAL) ")
+
+
+def limit_descriptors(pid: int, soft: int) -> None:
+    """Set how many descriptors a process may have; what is open stays open."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def starve(pid: int) -> None:
+    """Deny a process its next descriptor; a worker's last connection is closed by then."""
+
+    def held() -> dict[int, str]:
+        fds = fds_of(pid)
+        return fds if sum(link.startswith("socket") for link in fds.values()) == 1 else {}
+
+    fds = wait_until(held, "no socket but the listener")
+    limit_descriptors(pid, min(set(range(max(fds) + 2)) - fds.keys()))
+
+
+def test_worker_without_descriptors_waits_and_recovers(start: Callable[..., Program]) -> None:
+    """EMFILE in a worker: one line, no spinning, and its client is served when there are descriptors again."""
+    program = start(serving(workers=1))
+    address = program.address()
+    worker = program.worker()
+    ask(address)
+    for shortage in (1, 2):
+        starve(worker)
+        with send(address, "patient") as client:
+            program.wait_logged(NO_DESCRIPTORS, times=shortage)
+            assert cpu_share(worker, 0.6) < SPINNING
+            assert len(program.logged(NO_DESCRIPTORS)) == shortage
+            limit_descriptors(worker, 1024)
+            relieved = Stopwatch()
+            assert read_to_the_end(client) == f"{worker} patient"
+            assert relieved.seconds < 1.0
+    assert len(warnings_in(program)) <= 4, "more than one line per transition"
+
+
+def test_worker_without_descriptors_can_be_stopped(start: Callable[..., Program]) -> None:
+    """A worker in want of descriptors obeys a stop in time, though a client waits for it."""
+    program = start(serving(workers=1, graceful_timeout=1))
+    address = program.address()
+    worker = program.worker()
+    starve(worker)
+    with send(address, "in vain"):
+        program.wait_logged(NO_DESCRIPTORS)
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 2.0
+
+
+def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Program]) -> None:
+    """One worker in want of descriptors keeps no client from the others."""
+    program = start(serving(workers=3))
+    address = program.address()
+    poor = program.worker()
+    starve(poor)
+    with Load(address, clients=2) as load:
+        wait_until(lambda: load.answered > 200, "requests go on")
+    assert load.lost == {}
+    assert max(done.seconds for done in load.requests) < 1.0
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "error", ["ENFILE", "ENOBUFS", "ENOMEM", "ECONNABORTED", "EPROTO", "EPERM", "EINTR"]
+)
+def test_errors_of_accept_pass(start: Callable[..., Program], tmp_path: Path, error: str) -> None:
+    """No error of accept() ends a worker or loses a client that is still there."""
+    program = start(serving(workers=1))
+    address = program.address()
+    worker = program.worker()
+    with injected(worker, f"accept,accept4:error={error}:when=1..5", log=tmp_path / "strace"):
+        assert ask(address, "hello", timeout=3) == f"{worker} hello"
+    assert program.workers() == {worker}
+    assert len(warnings_in(program)) <= 2
+
+
+@needs_strace
+def test_fork_that_fails_is_retried(start: Callable[..., Program], tmp_path: Path) -> None:
+    """While fork fails: one line, no spinning, the others serve; afterwards the pool is whole again soon."""
+    program = start(serving(workers=2))
+    address = program.address()
+    workers = program.wait_workers(2)
+    trace = tmp_path / "strace"
+    with injected(program.pid, f"{FORKS}:error=EAGAIN", log=trace):
+        os.kill(min(workers), signal.SIGKILL)
+        program.wait_logged("cannot fork|EAGAIN|temporarily unavailable")
+        with Load(address, clients=1) as load:
+            assert cpu_share(program.pid, 1.5) < SPINNING
+        assert load.lost == {}
+        assert load.answered > 100
+        assert program.workers() == {max(workers)}
+        assert trace.read_text().count("EAGAIN") <= 10
+        assert len(program.logged("cannot fork|EAGAIN|temporarily unavailable")) == 1
+        program.signal(signal.SIGTTIN)
+    relieved = Stopwatch()
+    program.wait_workers(3, ceiling=5)
+    assert relieved.seconds < 2.5
+    assert program.stop() == 0
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EAGAIN", "ENOMEM"])
+def test_stop_is_obeyed_while_fork_fails(
+    start: Callable[..., Program], tmp_path: Path, error: str
+) -> None:
+    """A master that cannot fork obeys a stop at once."""
+    program = start(serving(workers=2))
+    program.address()
+    workers = program.wait_workers(2)
+    with injected(program.pid, f"{FORKS}:error={error}", log=tmp_path / "strace"):
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        program.wait_logged("cannot fork|temporarily unavailable|allocate memory")
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 1.0
+
+
+def test_master_without_descriptors_waits_and_recovers(start: Callable[..., Program]) -> None:
+    """EMFILE in the master: no half-made worker, one line, and the pool is whole again afterwards."""
+    program = start(serving(workers=2))
+    address = program.address()
+    program.wait_workers(2)
+    starve(program.pid)
+    program.signal(signal.SIGTTIN)
+    program.wait_logged(NO_DESCRIPTORS)
+    stays(
+        lambda: len(program.workers()) <= 3 and ask(address),
+        "the pool goes on",
+        span=0.5,
+        poll=0.05,
+    )
+    assert cpu_share(program.pid, 0.3) < SPINNING
+    limit_descriptors(program.pid, 1024)
+    program.wait_workers(3, ceiling=3)
+    assert program.stop() == 0
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """Return the two ends of a pipe that is full and that nobody reads."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writer, False)
+    while True:
+        try:
+            os.write(writer, b"x" * 4096)
+        except BlockingIOError:
+            break
+    os.set_blocking(writer, True)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def drained(reader: int) -> bytes:
+    """Return what a pipe holds now."""
+    os.set_blocking(reader, False)
+    try:
+        return os.read(reader, 1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+COMMAND = """
+    import sys
+    from prefork.cli import main
+    sys.argv[0] = "prefork"
+    sys.exit(main())
+"""
+
+
+def run_command(
+    start: Callable[..., Program], listener: socket.socket, **options: object
+) -> Program:
+    """Start ``prefork run`` with a listener that it inherits."""
+    arguments = ["run", "tests.support.app:Run", "-b", f"fd://{listener.fileno()}", "-w", "2"]
+    return start(COMMAND, arguments=arguments, pass_fds=[listener.fileno()], **options)
+
+
+def test_log_pipe_that_nobody_reads_stops_nothing(
+    start: Callable[..., Program], full_pipe: tuple[int, int]
+) -> None:
+    """With a full log pipe requests are served, the dead replaced and a stop obeyed; read again, it has lines again."""
+    reader, writer = full_pipe
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        program = run_command(start, listener, stderr=writer)
+        for _ in range(30):
+            assert ask(address, "'served'").endswith("'served'")
+            hangs_up(address, "1 / 0")
+        first = program.wait_workers(2)
+        for worker in first:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: len(program.workers() - first) == 2, "the dead replaced")
+        pids = [program.pid, *program.workers()]
+        assert max(cpu_share(pid, 0.2) for pid in pids) < SPINNING
+        drained(reader)
+        text = b""
+
+        def lines_again() -> bool:
+            nonlocal text
+            hangs_up(address, "1 / 0")
+            text += drained(reader)
+            return b"ZeroDivisionError" in text
+
+        wait_until(lines_again, "log lines once the pipe is read again")
+        while len(drained(reader)) < 1:
+            hangs_up(address, "1 / 0")
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 2.0
+
+
+def test_stop_is_obeyed_with_a_full_log_pipe(
+    start: Callable[..., Program], full_pipe: tuple[int, int]
+) -> None:
+    """TERM is obeyed in time though not one log line can be written."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        program = run_command(start, listener, stderr=full_pipe[1])
+        ask(listener.getsockname(), "'served'")
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 2.0
+
+
+def test_log_pipe_whose_reader_is_gone_stops_nothing(start: Callable[..., Program]) -> None:
+    """With nobody at the other end of the log pipe requests are served and a stop is obeyed."""
+    reader, writer = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        program = run_command(start, listener, stderr=writer)
+        os.close(reader)
+        os.close(writer)
+        for _ in range(10):
+            hangs_up(listener.getsockname(), "1 / 0")
+            assert ask(listener.getsockname(), "'served'").endswith("'served'")
+        first = program.wait_workers(2)
+        os.kill(min(first), signal.SIGKILL)
+        wait_until(lambda: program.workers() - first, "the dead replaced")
+        assert program.stop() == 0
+
+
+CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_standard_streams_that_are_closed_or_full(
+    start: Callable[..., Program], tmp_path: Path, closed: str
+) -> None:
+    """A server whose standard streams are closed or full starts, serves, logs nothing wrong, and stops the same."""
+    path = str(tmp_path / "socket")
+    source = f"""
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingUnixStreamServer):
+            workers = 2
+
+        log_to_stderr()
+        with Server({path!r}, Run) as server:
+            server.serve_forever()
+    """
+    program = start(source, before=["sh", "-c", f'exec "$@" {closed}', "sh"])
+    wait_until(lambda: os.path.exists(path), "the socket file")
+    wait_until(lambda: len(program.workers()) == 2, "two workers")
+    for _ in range(5):
+        hangs_up(path, "1 / 0")
+        hangs_up(path, "print('x' * 100)")
+        assert ask(path, "'served'").endswith("'served'")
+    first = program.workers()
+    os.kill(min(first), signal.SIGKILL)
+    wait_until(lambda: program.workers() - first, "the dead replaced")
+    assert ask(path, "'served'").endswith("'served'")
+    assert program.stop() == 0
+    assert not os.path.exists(path)

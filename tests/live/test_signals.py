@@ -1,0 +1,145 @@
+"""What the master's signals do, and what the processes call themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.clients import ask, read_to_the_end, send, server_of
+from tests.support.processes import title_of, zombies_of
+from tests.support.server import serving
+from tests.support.waiting import let_pass, stays, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+
+def test_usr1_writes_every_stack_to_the_log_and_disturbs_nobody(
+    start: Callable[..., Program],
+) -> None:
+    """USR1 logs the status and the stack of every worker, busy or idle; the request in hand goes on."""
+    program = start("""
+        from tests.support.app import *
+
+        class Visible(Echo):
+            def handle(self):
+                self.visible_in_the_dump()
+                super().handle()
+
+            def visible_in_the_dump(self):
+                tell("busy", os.getpid())
+                time.sleep(0.4)
+
+        serve(Visible, workers=3)
+    """)
+    address = program.address()
+    workers = program.wait_workers(3)
+    with send(address, "unharmed") as client:
+        busy = program.told("busy")
+        program.signal(signal.SIGUSR1)
+        program.wait_logged("visible_in_the_dump", ceiling=2)
+        for pid in workers:
+            program.wait_logged(rf"pid={pid} stacks", ceiling=2)
+        program.wait_logged("master.* status")
+        assert read_to_the_end(client) == f"{busy} unharmed"
+    assert program.workers() == workers
+
+
+def test_usr1_again_shows_the_present_stack_only(start: Callable[..., Program]) -> None:
+    """A second dump shows where a worker is now, without the rest of a longer one before."""
+    program = start("""
+        from tests.support.app import *
+
+        def deep(levels):
+            if levels:
+                return deep(levels - 1)
+            tell("busy")
+            time.sleep(0.3)
+
+        class Deep(Run):
+            def handle(self):
+                deep(30)
+                super().handle()
+
+        serve(Deep, workers=1)
+    """)
+    with send(program.address(), "'out again'") as client:
+        program.told("busy")
+        program.signal(signal.SIGUSR1)
+        program.wait_logged("in deep", times=25)
+        assert read_to_the_end(client).endswith("'out again'")
+    before = len(program.logged("in deep"))
+    program.signal(signal.SIGUSR1)
+    program.wait_logged(" stacks", times=2)
+    program.wait_logged("_wait|in run", times=2)
+    assert len(program.logged("in deep")) == before
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR2"])
+def test_signal_that_is_not_available_yet_is_one_log_line(
+    start: Callable[..., Program], name: str
+) -> None:
+    """HUP and USR2 are logged and change nothing."""
+    program = start(serving(workers=2))
+    address = program.address()
+    workers = program.wait_workers(2)
+    program.signal(getattr(signal, f"SIG{name}"))
+    program.wait_logged(f"SIG{name}")
+    ask(address)
+    assert program.workers() == workers
+    assert len(program.logged(f"SIG{name}")) == 1
+
+
+def test_winch_and_pipe_are_ignored_by_the_master(start: Callable[..., Program]) -> None:
+    """Resizing a terminal, or a reader that is gone, neither ends nor changes anything."""
+    program = start(serving(workers=2))
+    address = program.address()
+    workers = program.wait_workers(2)
+    before = program.log
+    program.signal(signal.SIGWINCH)
+    program.signal(signal.SIGPIPE)
+    stays(lambda: program.workers() == workers, "the workers changed", span=0.1)
+    ask(address)
+    assert program.log == before
+
+
+def test_process_titles_name_role_slot_pool_and_address(start: Callable[..., Program]) -> None:
+    """A worker's title says worker, slot, the pool's name and the address; the master's says master."""
+    program = start(serving(workers=2, pool_name="primes"))
+    host, port = program.address()[:2]
+    titles = sorted(title_of(pid) for pid in program.wait_workers(2))
+    assert titles == [f"prefork: worker {slot} [primes] tcp://{host}:{port}" for slot in (0, 1)]
+
+
+def test_stopped_master_goes_on_where_it_was(start: Callable[..., Program]) -> None:
+    """While the master is stopped its workers serve; continued, it replaces those who died meanwhile."""
+    program = start(serving(workers=3))
+    address = program.address()
+    workers = program.wait_workers(3)
+    program.signal(signal.SIGSTOP)
+    os.kill(min(workers), signal.SIGKILL)
+    wait_until(lambda: zombies_of(program.pid), "the death of a worker")
+    for _ in range(20):
+        assert server_of(address, timeout=2) in workers
+    program.signal(signal.SIGCONT)
+    wait_until(lambda: program.workers() - workers, "the dead worker replaced", ceiling=1)
+    assert program.workers() > workers - {min(workers)}
+
+
+def test_deadlines_stand_still_while_the_master_is_stopped(start: Callable[..., Program]) -> None:
+    """A retiring worker is not killed for time in which the master itself did not run."""
+    program = start(serving("TellingRun", workers=1, graceful_timeout=1.6))
+    with send(program.address(), "time.sleep(2.6)") as client:
+        busy = program.told("busy")
+        program.terminate()
+        program.wait_logged("asked to leave")  # the last act of that tick
+        program.signal(signal.SIGSTOP)
+        let_pass(2.0)
+        program.signal(signal.SIGCONT)
+        assert read_to_the_end(client) == f"{busy} None"
+    assert program.wait() == 0

@@ -1,0 +1,261 @@
+"""How workers wait: no client is forgotten, load is spread, idling costs nothing, and leaving is prompt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.clients import ask, connect, read_all, send_line
+from tests.support.load import Load, request, shares
+from tests.support.processes import cpu_seconds, is_alive, process
+from tests.support.server import serving
+from tests.support.tracing import injected, why_no_strace
+from tests.support.waiting import Stopwatch, let_pass, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.server import Program
+
+STALL = 0.5
+"""Seconds a client may wait while a worker is idle: the promise."""
+
+MARGIN = 0.35
+"""Seconds for the test's own work on a loaded machine of two cores."""
+
+WAITS = "epoll_wait,epoll_pwait,epoll_pwait2,poll,ppoll"
+
+
+def is_held(pid: int) -> bool:
+    """Whether a process is held by its tracer, which is where an injected delay holds it."""
+    found = process(pid)
+    return found is not None and found.state == "t"
+
+
+def held_among(workers: set[int]) -> set[int]:
+    """Return the workers that are held, not those that only pass through that state."""
+    return {pid for pid in workers if all(is_held(pid) for _ in range(100))}
+
+
+class Scene:
+    """All workers traced, so that whoever leaves its wait is held there for seconds."""
+
+    def __init__(self, workers: set[int], folder: Path) -> None:
+        self.workers = workers
+        self._all = ExitStack()
+        self._tracers = {pid: self._all.enter_context(ExitStack()) for pid in workers}
+        for pid, tracer in self._tracers.items():
+            fault = f"{WAITS}:delay_exit=4000000"
+            tracer.enter_context(injected(pid, fault, log=folder / f"strace.{pid}"))
+
+    def free(self, workers: set[int]) -> None:
+        """Stop tracing these workers, wherever they are."""
+        for pid in workers:
+            self._tracers[pid].close()
+
+    def close(self) -> None:
+        """Stop tracing."""
+        self._all.close()
+
+
+def scene_without_held_workers(workers: set[int], folder: Path) -> Scene:
+    """Return a scene in which every worker waits: one whose own wait has just ended is held, too early."""
+
+    def scene() -> Scene | None:
+        tried = Scene(workers, folder)
+        if not held_among(workers):
+            return tried
+        tried.close()
+        return None
+
+    return wait_until(scene, "all workers waiting and traced")
+
+
+@pytest.mark.skipif(why_no_strace() != "", reason=why_no_strace())
+@pytest.mark.parametrize("fate", ["stalls", "is stopped", "is killed"])
+def test_client_is_served_though_the_woken_worker_is_gone(
+    start: Callable[..., Program], tmp_path: Path, fate: str
+) -> None:
+    """A worker that stalls, is stopped or dies between its wake-up and accept costs its client 0.5 s at most."""
+    program = start(serving(workers=3))
+    address = program.address()
+    workers = program.wait_workers(3)
+    scene = scene_without_held_workers(workers, tmp_path)
+    try:
+        with connect(address) as client:
+            came = Stopwatch()
+            send_line(client, "hello")
+            woken = min(
+                wait_until(lambda: held_among(workers), "a worker held on its way to accept")
+            )
+            if fate != "stalls":
+                os.kill(woken, signal.SIGKILL if fate == "is killed" else signal.SIGSTOP)
+            scene.free(workers - {woken})
+            assert int(read_all(client).split()[0]) != woken
+            assert came.seconds < STALL + MARGIN
+    finally:
+        if fate == "is stopped":
+            os.kill(woken, signal.SIGCONT)
+        scene.close()
+
+
+def test_stopped_idle_workers_are_passed_over(start: Callable[..., Program]) -> None:
+    """While all workers but one are stopped, every client is served within 0.5 s."""
+    program = start(serving(workers=4))
+    address = program.address()
+    *stopped, last = sorted(program.wait_workers(4))
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            done = request(address, "nonce")
+            assert done.worker == last
+            assert done.seconds < STALL + MARGIN
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_lone_client_after_a_storm_of_stops_is_served_in_time(
+    start: Callable[..., Program],
+) -> None:
+    """Workers stopped and continued at random under load leave no wake-up lost for the client after it."""
+    program = start(serving(workers=4))
+    address = program.address()
+    workers = sorted(program.wait_workers(4))
+    for round_ in range(4):
+        with Load(address, clients=4, timeout=0.3):  # who is held by the last stop gives up
+            storm = Stopwatch()
+            while storm.seconds < 0.15:
+                for pid in workers[:3]:
+                    os.kill(pid, signal.SIGSTOP)
+                for pid in workers[:3]:
+                    os.kill(pid, signal.SIGCONT)
+            os.kill(workers[round_ % 4], signal.SIGSTOP)
+        try:
+            assert request(address, "nonce").seconds < STALL + MARGIN
+        finally:
+            os.kill(workers[round_ % 4], signal.SIGCONT)
+
+
+def test_low_load_is_spread_over_the_workers(start: Callable[..., Program]) -> None:
+    """One client after the other, eight workers: none serves more than twice its share."""
+    program = start(serving(workers=8))
+    address = program.address()
+    program.wait_workers(8)
+    served = shares(request(address, str(number)) for number in range(1600))
+    most = max(served.values())
+    sys.stdout.write(f"of 1600 requests eight workers served {sorted(served.values())}\n")
+    assert sum(served.values()) == 1600
+    assert most <= 2 * 1600 / 8
+
+
+def test_idle_pool_costs_next_to_nothing(start: Callable[..., Program]) -> None:
+    """Master and eight idle workers together use less than 0.5 % of one core."""
+    program = start(serving(workers=8))
+    address = program.address()
+    for _ in range(32):
+        ask(address)
+    pids = [program.pid, *program.wait_workers(8)]
+    before = sum(map(cpu_seconds, pids))
+    watch = Stopwatch()
+    let_pass(3.0)
+    share = (sum(map(cpu_seconds, pids)) - before) / watch.seconds
+    sys.stdout.write(f"idle pool of eight: {share * 100:.2f} % of a core\n")
+    assert share < 0.005
+
+
+def test_idle_worker_that_is_asked_to_leave_is_gone_in_a_second(
+    start: Callable[..., Program],
+) -> None:
+    """After a TTOU an idle worker is gone within one second."""
+    program = start(serving(workers=4))
+    program.address()
+    program.wait_workers(4)
+    for left in (3, 2, 1):
+        watch = Stopwatch()
+        program.signal(signal.SIGTTOU)
+        program.wait_workers(left)
+        assert watch.seconds < 1.0
+
+
+FLIPS = [
+    "self.server.socket.setblocking(True)",
+    "self.server.socket.settimeout(30)",
+    "[os.set_blocking(self.server.fileno(), True) for _ in range(500_000)] and None",
+]
+
+
+@pytest.mark.parametrize("line", FLIPS)
+def test_blocking_flag_flipped_by_a_handler_harms_nothing(
+    start: Callable[..., Program], line: str
+) -> None:
+    """Whatever a handler makes of the shared socket's blocking mode, TTOU, TERM and service go on in time."""
+    program = start(serving("Run", workers=4))
+    address = program.address()
+    program.wait_workers(4)
+    ask(address, line)
+    for left in (3, 2):
+        watch = Stopwatch()
+        program.signal(signal.SIGTTOU)
+        program.wait_workers(left)
+        assert watch.seconds < 1.0 + MARGIN
+    assert ask(address, "'served'").endswith("'served'")
+    watch = Stopwatch()
+    assert program.stop() == 0
+    assert watch.seconds < 1.0 + MARGIN
+
+
+@pytest.mark.parametrize("line", FLIPS)
+def test_blocking_flag_flipped_by_a_handler_keeps_no_orphan(
+    start: Callable[..., Program], line: str
+) -> None:
+    """Whatever a handler makes of the shared socket's blocking mode, orphans are gone within a second."""
+    program = start(serving("Run", workers=4))
+    ask(program.address(), line)
+    workers = program.wait_workers(4)
+    watch = Stopwatch()
+    program.signal(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, workers)), "the orphans gone")
+    assert watch.seconds < 1.0 + MARGIN
+
+
+@pytest.mark.skipif(why_no_strace() != "", reason=why_no_strace())
+def test_client_is_served_in_time_whatever_the_poll_interval(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """The bound of 0.5 s holds with a poll_interval of a minute, and when a thread serves."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = 2
+            when_ready = announce
+
+        with Server(LOOPBACK, Echo) as server:
+            threading.Thread(target=server.serve_forever, args=(60,)).start()
+            signal.pause()
+    """)
+    address = program.address()
+    workers = program.wait_workers(2)
+    scene = scene_without_held_workers(workers, tmp_path)
+    try:
+        with connect(address) as client:
+            came = Stopwatch()
+            send_line(client, "hello")
+            woken = min(
+                wait_until(lambda: held_among(workers), "a worker held on its way to accept")
+            )
+            scene.free(workers - {woken})
+            assert int(read_all(client).split()[0]) != woken
+            assert came.seconds < STALL + MARGIN
+    finally:
+        scene.close()
+    program.signal(signal.SIGKILL)

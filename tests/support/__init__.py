@@ -1,0 +1,1 @@
+"""The bench for tests with real processes: programs, clients, load, and facts read from ``/proc``."""

@@ -1,0 +1,160 @@
+"""Facts about processes, read from ``/proc``: who lives, whose child it is, what it holds, what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of ``/proc/PID/stat``; pid and started (clock ticks since boot) identify it for ever."""
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+    group: int
+    session: int
+    cpu: float
+    threads: int
+    started: int
+
+    @property
+    def is_zombie(self) -> bool:
+        """Whether it is dead and not yet reaped; not while a thread of it still lives and holds its files."""
+        return self.state in "ZX" and self.threads <= 1
+
+    def __str__(self) -> str:
+        return f"{self.name}[{self.pid}] state={self.state} parent={self.parent}"
+
+
+def process(pid: int) -> Process | None:
+    """Return the process with this pid, also as a zombie; None when there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    cpu = (int(fields[11]) + int(fields[12])) / _TICK
+    return Process(
+        pid,
+        name,
+        state=fields[0],
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        cpu=cpu,
+        threads=int(fields[17]),
+        started=int(fields[19]),
+    )
+
+
+def children_of(pid: int) -> list[Process]:
+    """Return the children of a process, zombies included, as all its threads have forked them.
+
+    A child that is not listed for one instant is possible while others die (the kernel's caveat);
+    one that is listed was there.
+    """
+    listed = (process(child) for child in _listed_children(pid))
+    return [child for child in listed if child is not None and child.parent == pid]
+
+
+def live_children_of(pid: int) -> set[int]:
+    """Return the pids of the children that live."""
+    return {child.pid for child in children_of(pid) if not child.is_zombie}
+
+
+def zombies_of(pid: int) -> set[int]:
+    """Return the pids of the dead children that wait to be reaped."""
+    return {child.pid for child in children_of(pid) if child.is_zombie}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    found = process(pid)
+    return found is not None and not found.is_zombie
+
+
+def _listed_children(pid: int) -> set[int]:
+    listed: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # or only that thread
+                listed.update(map(int, (thread / "children").read_text().split()))
+    return listed
+
+
+def fds_of(pid: int | None = None) -> dict[int, str]:
+    """Return the open descriptors of a process (this one by default) and what each is: ``{3: "socket:[4711]"}``."""
+    folder = Path("/proc", "self" if pid is None else str(pid), "fd")
+    held: dict[int, str] = {}
+    for entry in folder.iterdir():
+        try:
+            held[int(entry.name)] = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # closed meanwhile, such as the one that lists this folder
+    return held
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """``/proc/PID/status`` as a table: ``Uid``, ``Groups``, ``TracerPid``, ``SigBlk`` …."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def title_of(pid: int) -> str:
+    """Return the process title as ``ps`` shows it."""
+    return (
+        Path(f"/proc/{pid}/cmdline")
+        .read_bytes()
+        .replace(b"\0", b" ")
+        .decode(errors="replace")
+        .strip()
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor seconds of all threads so far, to the nanosecond where the kernel counts them so."""
+    try:
+        tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    except (FileNotFoundError, ProcessLookupError):
+        tasks = []
+    if tasks:
+        return sum(int(text.split()[0]) for text in tasks) / 1e9
+    found = process(pid)
+    return found.cpu if found else 0.0
+
+
+def private_bytes(pid: int) -> int:
+    """Memory that would come back if the process ended (USS)."""
+    return psutil.Process(pid).memory_full_info().uss
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory with shared pages divided among their users (PSS)."""
+    return psutil.Process(pid).memory_full_info().pss
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of all orphans among its descendants, so that none escapes a test."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def reap_adopted() -> None:
+    """Reap the dead orphans that this process has adopted: those of a program's session but not its leader."""
+    own = os.getsid(0)
+    for child in children_of(os.getpid()):
+        if child.is_zombie and child.session not in (own, child.pid):
+            os.waitpid(child.pid, 0)

@@ -1,0 +1,292 @@
+"""The house: who may import whom, who may touch processes, and what ``import prefork`` loads."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import prefork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FLOORS = (
+    ("prefork.__main__",),
+    ("prefork.cli",),
+    ("prefork",),
+    ("prefork.target", "prefork.sources", "prefork.trial", "prefork.logs", "prefork.pidfile"),
+    ("prefork.servers",),
+    ("prefork.addresses",),
+    ("prefork.mixin",),
+    ("prefork.master",),
+    ("prefork.signals",),
+    ("prefork.metrics",),
+    ("prefork.workers",),
+    ("prefork._version",),
+)
+"""From top to bottom. A module imports from below only: nothing above it, nothing beside it."""
+
+WORKERS = {
+    "cpus": (),
+    "errors": (),
+    "log": (),
+    "states": (),
+    "settings": ("cpus", "errors"),
+    "policy": ("settings", "states"),
+    "scoreboard": ("states",),
+    "system": ("states",),
+    "accounting": ("scoreboard",),
+    "listener": ("log",),
+    "source": ("listener", "scoreboard"),
+    "loop": ("accounting", "listener", "log", "scoreboard", "source", "states"),
+    "bootstrap": ("listener", "log", "loop", "scoreboard", "states", "system"),
+    "handle": ("bootstrap", "policy", "states", "system"),
+    "pool": (
+        *("bootstrap", "errors", "handle", "listener", "log"),
+        *("policy", "scoreboard", "settings", "states", "system"),
+    ),
+}
+"""Each module of the ground floor and all that it may import of prefork, in an order without circles."""
+
+OPEN_TO_METRICS = {"scoreboard", "states", "settings"}
+"""What the readers of the scoreboard may import of the workers."""
+
+PROCESS_CALLS = {
+    "os": (
+        *("fork", "forkpty", "posix_spawn", "posix_spawnp", "system", "popen", "abort", "_exit"),
+        *("wait", "wait3", "wait4", "waitid", "waitpid", "waitstatus_to_exitcode"),
+        *("kill", "killpg", "pidfd_open"),
+        *("execl", "execle", "execlp", "execlpe", "execv", "execve", "execvp", "execvpe"),
+        *("spawnl", "spawnle", "spawnlp", "spawnlpe", "spawnv", "spawnve", "spawnvp", "spawnvpe"),
+    ),
+    "signal": ("pidfd_send_signal", "pthread_kill", "raise_signal", "alarm", "setitimer"),
+}
+"""What makes, awaits, signals or ends a process, by the module that offers it."""
+
+PROCESS_MODULES = {"subprocess", "multiprocessing", "concurrent", "pty", "_posixsubprocess"}
+"""Modules that make processes themselves."""
+
+ALLOWED_CALLS = {
+    # It kills the group of the trial's child, which it has made itself and still has to collect.
+    "prefork.trial": {"subprocess", "os.killpg"},
+    # Inside that child, once the verdict is written: threads of the application would keep it.
+    "prefork.cli": {"os._exit"},
+}
+"""Calls outside of workers/system.py, each with its reason."""
+
+
+def sources() -> dict[str, ast.Module]:
+    """Parse every module of the package, wherever it is installed."""
+    names = [module.name for module in pkgutil.walk_packages(prefork.__path__, "prefork.")]
+    return {name: ast.parse(_file_of(name).read_text("utf-8")) for name in ["prefork", *names]}
+
+
+def _file_of(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin)
+
+
+SOURCES = sources()
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    """Yield every module that is imported anywhere in a source, for types and in functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            # Names of a package may be modules; what is none comes out of the package itself.
+            yield from (name if name in SOURCES else str(node.module) for name in inside)
+
+
+def inside_imports(name: str) -> set[str]:
+    """Return what a module imports of prefork."""
+    return {found for found in imports_of(SOURCES[name]) if found.split(".")[0] == "prefork"}
+
+
+def floor_of(name: str) -> int:
+    """Return how far down a module lives; a package's modules live on its floor."""
+    for depth, floor in enumerate(FLOORS):
+        if name in floor or any(name.startswith(f"{one}.") for one in floor if one != "prefork"):
+            return depth
+    raise AssertionError(f"{name} has no floor: say in FLOORS where it belongs")
+
+
+def process_calls(tree: ast.Module) -> set[str]:
+    """Return what a source names of PROCESS_CALLS, PROCESS_MODULES and prctl."""
+    aliases = {
+        alias.asname or alias.name: alias.name.lstrip("_")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    found = {name.split(".")[0] for name in imports_of(tree)} & PROCESS_MODULES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            owner = aliases.get(node.value.id, "") if isinstance(node.value, ast.Name) else ""
+            if node.attr == "prctl" or node.attr in PROCESS_CALLS.get(owner, ()):
+                found.add(f"{owner}.{node.attr}".lstrip("."))
+        elif isinstance(node, ast.ImportFrom):
+            offered = PROCESS_CALLS.get(str(node.module).lstrip("_"), ())
+            found |= {f"{node.module}.{name.name}" for name in node.names if name.name in offered}
+    return found
+
+
+# --- imports
+
+
+def test_every_module_is_read() -> None:
+    """The package is whole: all three floors are found where it is installed."""
+    assert {"prefork", "prefork.cli", "prefork.metrics", "prefork.workers.loop"} <= SOURCES.keys()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_go_one_way(name: str) -> None:
+    """A module imports nothing of prefork from its own floor or above: cli → servers → mixin → master → metrics → workers."""
+    here = floor_of(name)
+    package = name if name in {"prefork.workers", "prefork.metrics"} else name.rpartition(".")[0]
+    own = f"{package}." if package != "prefork" else "-"
+
+    wrong = {
+        found
+        for found in inside_imports(name)
+        if floor_of(found) <= here and not found.startswith(own)
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("prefork.workers.")])
+def test_workers_import_what_their_table_says(name: str) -> None:
+    """Every module of the ground floor is in the table, and imports of prefork what stands there, no less and no more."""
+    allowed = WORKERS[name.removeprefix("prefork.workers.")]
+
+    # `from prefork.workers import log` runs the package, too, which is empty: no import of its own.
+    assert inside_imports(name) == {f"prefork.workers.{one}" for one in allowed}
+
+
+def test_table_of_the_workers_has_no_circle() -> None:
+    """Each module stands below all that it imports, and each that is listed exists."""
+    listed = list(WORKERS)
+
+    assert all(
+        listed.index(below) < listed.index(above) for above in listed for below in WORKERS[above]
+    )
+    assert {f"prefork.workers.{name}" for name in listed} <= SOURCES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("prefork.metrics")])
+def test_metrics_read_the_scoreboard_only(name: str) -> None:
+    """Of the workers the metrics know the scoreboard, the states and the settings."""
+    of_workers = {found for found in inside_imports(name) if found.startswith("prefork.workers")}
+
+    assert of_workers <= {f"prefork.workers.{one}" for one in OPEN_TO_METRICS}
+
+
+def test_packages_of_the_lower_floors_are_empty() -> None:
+    """Importing one module of workers or metrics runs no other: their __init__ is a docstring."""
+    for name in ("prefork.workers", "prefork.metrics"):
+        assert [type(node) for node in SOURCES[name].body] == [ast.Expr]
+
+
+@pytest.mark.parametrize("name", ["prefork.workers.policy", "prefork.workers.states"])
+def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
+    """The decisions are values in, values out: no clock, process, file or random number can come in."""
+    outside = {found.split(".")[0] for found in imports_of(SOURCES[name])} - {"prefork"}
+
+    assert outside <= {"__future__", "collections", "dataclasses", "enum", "signal"}
+    assert process_calls(SOURCES[name]) == set()
+
+
+# --- processes
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "prefork.workers.system"])
+def test_only_system_touches_processes(name: str) -> None:
+    """Forking, waiting, signalling and ending happen in workers/system.py, and where the table gives a reason."""
+    assert process_calls(SOURCES[name]) == ALLOWED_CALLS.get(name, set())
+
+
+def test_system_waits_for_no_stranger() -> None:
+    """No wait for any child: the embedding program's own children are not ours."""
+    calls = [
+        node for node in ast.walk(SOURCES["prefork.workers.system"]) if isinstance(node, ast.Call)
+    ]
+    waits = [call for call in calls if ast.unparse(call.func).startswith("os.wait")]
+
+    assert waits
+    for call in waits:
+        assert ast.unparse(call.func) in {"os.waitid", "os.waitpid"}
+        which = [ast.unparse(argument) for argument in call.args]
+        assert not {"-1", "0", "os.P_ALL", "os.P_PGID"} & set(which[: len(which) - 1])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os\nos.fork()",
+        "import os as system\nsystem.kill(1, 9)",
+        "from os import _exit",
+        "import os\nend = os._exit",
+        "import signal\nsignal.pidfd_send_signal(3, 9)",
+        "import _signal\n_signal.pthread_kill(3, 9)",
+        "import subprocess",
+        "from multiprocessing import Process",
+        "def f():\n    import concurrent.futures",
+        "import ctypes\nctypes.CDLL(None).prctl(1, 9)",
+        "import os\nos.execv('/bin/true', [])",
+    ],
+)
+def test_reader_finds_process_calls(source: str) -> None:
+    """The reader above sees each way to name such a call."""
+    assert process_calls(ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["plan.kill", "child.wait()", "import os\nos.getpid()", "signal = 1"]
+)
+def test_reader_finds_nothing_else(source: str) -> None:
+    """Methods that bear such a name are no such calls."""
+    assert process_calls(ast.parse(source)) == set()
+
+
+# --- what is loaded
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "prefork",
+        "prefork.servers",
+        "prefork.master",
+        "prefork.workers.pool",
+        "prefork.workers.scoreboard",
+    ],
+)
+def test_import_loads_no_metrics_and_no_command_line(module: str) -> None:
+    """An application pays for what it uses: the library loads neither metrics libraries nor the command line's."""
+    unwanted = {"prometheus_client", "psutil", "click", "rich", "asyncio", "multiprocessing"}
+    program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    loaded = subprocess.run(
+        [sys.executable, "-c", program],
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.split()
+
+    assert module in loaded
+    assert {*unwanted, "prefork.cli"} & set(loaded) == set()

@@ -1,0 +1,268 @@
+"""The command line without a server: usage, errors and their exit codes, and ``prefork config``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork import cli
+from prefork._version import __version__
+from prefork.workers.errors import BindError, BootError, PreforkError
+from prefork.workers.settings import ROWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+APPLICATION = """
+import prefork
+print("printed by the application")
+class Shout(prefork.StreamRequestHandler): pass
+class Server(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Shout
+    workers = 3
+    max_children = 5
+    pool_name = "shouting"
+class Crowded(Server):
+    workers = 6
+"""
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """``run(*arguments)`` gives exit code, standard output and standard error."""
+    for name in [name for name in os.environ if name.startswith(("PREFORK_", "WEB_CONC"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "application.py").write_text(APPLICATION)
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        status = cli.run_command(arguments)
+        said = capfd.readouterr()
+        return status, said.out, said.err
+
+    yield run_command
+    sys.modules.pop("application", None)
+
+
+# --- usage
+
+
+def test_version_and_help(run: Callable[..., Any]) -> None:
+    """The two questions that need nothing."""
+    assert run("--version")[:2] == (0, f"prefork {__version__} (Python {sys.version.split()[0]})\n")
+    status, out, _ = run("-h")
+    assert status == 0
+    assert [word for word in ("run", "check", "config") if word not in out] == []
+
+
+def test_no_arguments_give_the_help(run: Callable[..., Any]) -> None:
+    """And exit code 2, for scripts whose variable was empty."""
+    status, out, err = run()
+    assert (status, err) == (2, "")
+    assert out == run("--help")[1]
+
+
+def test_help_is_made_from_the_table(run: Callable[..., Any]) -> None:
+    """Every setting has its flag, its variable and its sentence in the help of ``run``."""
+    out = " ".join(run("run", "--help")[1].split())
+    for row in ROWS.values():
+        assert row.flag in out
+        assert row.variable in out
+        assert row.about.help in out
+
+
+@pytest.mark.parametrize(
+    ("meant", "arguments"),
+    [
+        ("No such command 'chek'. Did you mean 'check'?", ["chek", "app:Up"]),
+        ("No such option '--wrokers'. Did you mean '--workers'?", ["--wrokers", "4", "app:Up"]),
+        ("Missing argument 'TARGET'", ["run"]),
+        ("Got unexpected extra argument (more)", ["app:Up", "more"]),
+        ("requires an argument", ["run", "app:Up", "-w"]),
+    ],
+)
+def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) -> None:
+    """Exit code 2, one message, and where the help is."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("prefork: error: ")
+    assert meant in err.replace('"', "'")
+    assert "--help'" in err
+
+
+@pytest.mark.parametrize(
+    ("means_run", "arguments"),
+    [
+        (True, ["app:Up"]),
+        (True, ["app.py:Up", "-w", "4"]),
+        (True, ["-w", "4", "app:Up"]),
+        (True, ["--bind=:80", "app:Up"]),
+        (True, ["application"]),
+        (False, ["run", "app:Up"]),
+        (False, ["check", "app:Up"]),
+        (False, ["rum"]),
+        (False, ["--help"]),
+        (False, ["-V"]),
+        (False, []),
+    ],
+)
+def test_target_alone_means_run(means_run: bool, arguments: list[str]) -> None:
+    """``prefork TARGET`` is short for ``prefork run TARGET``; a mistyped command is not a target."""
+    assert isinstance(cli.commands, cli._Commands)
+    assert cli.commands._means_run(arguments) is means_run
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("workers = 'x' (from flag --workers) is refused", ["-w", "x"]),
+        ("bind = '80' (from flag --bind) is refused: a port needs its colon", ["-b", "80"]),
+        ("bind = ':x' (from flag --bind) is refused", ["-b", ":80", "-b", ":x"]),
+        ("config = 'nowhere' (from flag --config) is refused", ["-c", "nowhere"]),
+        ("umask = '9' (from flag --umask) is refused", ["-m", "9"]),
+    ],
+)
+def test_settings_are_refused_before_the_application_is_imported(
+    run: Callable[..., Any], message: str, arguments: list[str]
+) -> None:
+    """Exit code 2, one line, no traceback."""
+    status, out, err = run("run", "application:Shout", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"prefork: error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "target"),
+    [
+        ("there is no module nowhere", "nowhere:Shout"),
+        ("application has no Shuot; did you mean Shout?", "application:Shuot"),
+        ("an instance of module cannot be served", "application:prefork"),
+    ],
+)
+def test_targets_are_refused(run: Callable[..., Any], message: str, target: str) -> None:
+    """Exit code 2, one line, no traceback."""
+    status, _, err = run("config", target)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_class_attributes_count_for_the_bound(run: Callable[..., Any]) -> None:
+    """Six workers of a class that allows five children; a flag can put that right."""
+    status, _, err = run("config", "application:Crowded")
+    assert status == 2
+    assert (
+        "workers = 6 (from attribute Crowded.workers) is refused: "
+        "at most max_children = 5 (from attribute Crowded.max_children)"
+    ) in err
+    assert run("config", "application:Crowded", "--max-children", "6")[0] == 0
+
+
+def test_several_servers_need_workers(run: Callable[..., Any]) -> None:
+    """Without workers the plain loop of the standard library serves, and that serves one."""
+    status, _, err = run("config", "application:Shout", "-w", "0", "-b", ":0", "-b", ":0")
+    assert status == 2
+    assert "workers = 0 (from flag --workers) is refused: without workers one server" in err
+
+
+def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Exit code 3, and the traceback is the application's alone."""
+    (tmp_path / "broken.py").write_text("def f():\n    raise RuntimeError('no database')\nf()\n")
+    status, out, err = run("config", "broken.py:f")
+    assert (status, out) == (3, "")
+    first, *report = err.splitlines()
+    assert first == "prefork: error: broken.py cannot be imported: RuntimeError: no database"
+    assert report[0] == "Traceback (most recent call last):"
+    assert "broken.py" in report[1]
+    assert report[-1] == "RuntimeError: no database"
+    assert "cli.py" not in err
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (1, PreforkError("x")),
+        (3, BootError("x")),
+        (4, BindError("tcp://x:1", "y")),
+        (130, KeyboardInterrupt()),
+        (0, cli._StoppedEarly()),
+    ],
+)
+def test_exit_codes(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, status: int, error: BaseException
+) -> None:
+    """Each kind of failure has its code."""
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "resolve", fail)
+    assert run("config")[0] == status
+
+
+# --- config
+
+
+def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> None:
+    """What it prints can be put into a file, and means the same there."""
+    flags = ["-w", "2", "-m", "027", "--drain-delay", "500ms", "-b", "[::1]:0", "-b", "unix:/a b"]
+    status, out, _ = run("config", *flags, "-n", "x", "-u", "0")
+    assert status == 0
+    assert tomllib.loads(out)["umask"] == "027"
+    (tmp_path / "prefork.toml").write_text(out)
+    again = run("config", "--json")[1]
+    assert {key: said["value"] for key, said in json.loads(again).items()} == {
+        "workers": 2,
+        "max_children": 40,
+        "boot_timeout": 60.0,
+        "graceful_timeout": 25.0,
+        "drain_delay": 0.5,
+        "user": 0,
+        "group": None,
+        "umask": 0o27,
+        "name": "x",
+        "bind": ["[::1]:0", "unix:/a b"],
+        "backlog": None,
+        "log_level": "info",
+        "log_format": "text",
+        "pidfile": None,
+    }
+
+
+def test_config_tells_the_origin_of_every_value(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Flag, environment, file, the target's attributes, default."""
+    monkeypatch.setenv("PREFORK_UMASK", "027")
+    (tmp_path / "prefork.toml").write_text("drain_delay = 5\n")
+    status, out, err = run("config", "--json", "application:Server", "--max-children", "9")
+    assert status == 0
+    assert err == "printed by the application\n"
+    origins = {key: said["origin"] for key, said in json.loads(out).items()}
+    assert origins["max_children"] == "flag --max-children"
+    assert origins["umask"] == "environment PREFORK_UMASK"
+    assert origins["drain_delay"] == "prefork.toml"
+    assert origins["workers"] == "attribute Server.workers"
+    assert origins["name"] == "attribute Server.pool_name"
+    assert origins["pidfile"] == "default"
+
+
+def test_config_explains_automatic_workers(run: Callable[..., Any]) -> None:
+    """Where nobody gave a number, the line says what it was counted from."""
+    (line,) = [line for line in run("config")[1].splitlines() if line.startswith("workers")]
+    assert "# default: auto, " in line
+    assert "affinity" in line

@@ -1,0 +1,529 @@
+"""The shared memory: sealed, versioned, one writer per word, and nothing in it can disturb a reader."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+import random
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from prefork.workers.scoreboard import (
+    DURATION_BOUNDS_NS,
+    MAGIC,
+    REPORT_BYTES,
+    VERSION,
+    Header,
+    Outcome,
+    PoolField,
+    Scoreboard,
+    SlotField,
+    SlotWriter,
+)
+from prefork.workers.states import Order, Phase, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+patient = examples(deadline=None)  # a loaded machine may take its time
+
+SLOTS = 3
+WORD = st.integers(-(2**63), 2**63 - 1)
+DURATION = st.integers(0, 2**40) | st.builds(
+    int.__add__, st.sampled_from(DURATION_BOUNDS_NS), st.integers(-1, 1)
+)
+"""Nanoseconds, often at the edge of a bucket."""
+
+
+@contextlib.contextmanager
+def scoreboard(slots: int = SLOTS) -> Iterator[Scoreboard]:
+    """Make a scoreboard and give it back."""
+    board = Scoreboard.create(slots)
+    try:
+        yield board
+    finally:
+        board.close()
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    """Give a scoreboard of three slots."""
+    with scoreboard() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def pen(board: Scoreboard, slot: int) -> Iterator[SlotWriter]:
+    """Give a worker's pen; its view must go before the map is closed."""
+    writer = SlotWriter(board, slot)
+    view = writer.words
+    try:
+        yield writer
+    finally:
+        view.release()
+
+
+@contextlib.contextmanager
+def reader(board: Scoreboard) -> Iterator[Scoreboard]:
+    """Attach as another process would: through /proc, for reading."""
+    attached = Scoreboard.attach(os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC))
+    try:
+        yield attached
+    finally:
+        attached.close()
+
+
+def bytes_of(board: Scoreboard) -> bytes:
+    """Copy the whole file."""
+    return os.pread(board.fd, os.fstat(board.fd).st_size, 0)
+
+
+# --- the file
+
+
+@pytest.mark.parametrize("change", [-1, 1, -(10**6)])
+def test_size_is_sealed(board: Scoreboard, change: int) -> None:
+    """Nobody can shrink the file under its readers (SIGBUS) or let it grow, or take the seals away."""
+    size = os.fstat(board.fd).st_size
+    with pytest.raises(PermissionError):
+        os.ftruncate(board.fd, max(0, size + change))
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+    assert size == os.fstat(board.fd).st_size
+
+
+def test_file_can_be_found_and_is_not_inherited(board: Scoreboard) -> None:
+    """The memfd bears a name that /proc shows, and programs that handlers start do not get it."""
+    assert os.readlink(f"/proc/self/fd/{board.fd}").startswith("/memfd:prefork-scoreboard")
+    assert not os.get_inheritable(board.fd)
+
+
+@patient
+@given(st.integers(1, 200))
+def test_regions_do_not_overlap(slots: int) -> None:
+    """Slots, and page-aligned report regions behind them, fill the file without touching each other."""
+    with scoreboard(slots) as board:
+        ends = [board.slot_at(slot + 1) * 8 for slot in range(slots)]
+        reports = [board.report_at(slot) for slot in range(slots)]
+
+        assert board.slot_at(0) > len(Header) + len(PoolField)
+        assert ends[-1] <= reports[0]
+        assert [0] * slots == [at % mmap.PAGESIZE for at in reports]
+        assert [REPORT_BYTES] * slots == [
+            after - at
+            for at, after in zip(reports, [*reports[1:], os.fstat(board.fd).st_size], strict=True)
+        ]
+
+
+def test_words_of_a_slot_fit_into_it(board: Scoreboard) -> None:
+    """The last bucket of the histogram ends before the next slot begins."""
+    width = board.slot_at(1) - board.slot_at(0)
+
+    assert max(SlotField) + len(DURATION_BOUNDS_NS) + 1 <= width
+    assert len(set(SlotField)) == len(SlotField.__members__)
+
+
+# --- attaching
+
+
+def test_header_says_what_it_is(board: Scoreboard) -> None:
+    """A reader of another language finds magic, version and the measures of all regions in the first words."""
+    words = board.words
+
+    assert tuple(words[at] for at in (Header.MAGIC, Header.VERSION, Header.SLOTS)) == (
+        MAGIC,
+        VERSION,
+        SLOTS,
+    )
+    assert bytes_of(board)[:8] == b"prefork\0"
+    assert words[Header.SLOTS_AT] == board.slot_at(0)
+    assert words[Header.SLOT_WORDS] == board.slot_at(1) - board.slot_at(0)
+    assert words[Header.REPORTS_AT] == board.report_at(0)
+    assert words[Header.REPORT_BYTES] == REPORT_BYTES
+
+
+def test_reader_sees_what_was_written(board: Scoreboard) -> None:
+    """What attaches to the same memfd reads the same numbers, also those that are written later."""
+    with reader(board) as attached, pen(board, 1) as writer:
+        board.set_pool(PoolField.TARGET, 7)
+        board.occupy_slot(1, 4711)
+        writer.become(WorkerState.IDLE)
+
+        seen = attached.snapshot()
+        assert (seen.target, seen.slots[1].pid, seen.slots[1].state) == (7, 4711, WorkerState.IDLE)
+        assert seen == board.snapshot()
+
+
+def test_reader_cannot_write(board: Scoreboard) -> None:
+    """Attached for reading, every way to write fails, and not a byte changes."""
+    before = bytes_of(board)
+    with reader(board) as attached, pen(attached, 0) as writer:
+        attempts: list[Callable[[], object]] = [
+            lambda: attached.set_pool(PoolField.TARGET, 1),
+            lambda: attached.prepare_slot(0, 1, 1),
+            lambda: attached.give_order(0, Order.RETIRE),
+            lambda: writer.become(WorkerState.BUSY),
+            lambda: attached.clear_report(0),
+            lambda: os.pwrite(attached.fd, b"x", 0),
+        ]
+        for attempt in attempts:
+            with pytest.raises((TypeError, OSError)):
+                attempt()
+
+    assert before == bytes_of(board)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        Header.MAGIC,
+        Header.VERSION,
+        Header.SLOTS,
+        Header.SLOT_WORDS,
+        Header.SLOTS_AT,
+        Header.REPORT_BYTES,
+    ],
+)
+@patient
+@given(word=WORD)
+@example(word=0)
+@example(word=-1)
+@example(word=2**62)
+def test_other_layouts_are_refused(field: Header, word: int) -> None:
+    """A header of another version or layout is refused with ValueError before anything is mapped."""
+    with scoreboard() as board:
+        if word == board.words[field]:
+            return
+        board.words[field] = word
+        with pytest.raises(ValueError, match="scoreboard"):
+            Scoreboard.attach(board.fd)
+
+
+@pytest.mark.parametrize("size", [0, 8, 56, 64, 4096])
+def test_other_files_are_refused(tmp_path: Path, size: int) -> None:
+    """What is no scoreboard at all is refused with ValueError."""
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * size)
+    with file.open("rb") as opened, pytest.raises(ValueError, match="not a scoreboard"):
+        Scoreboard.attach(opened.fileno())
+
+
+@pytest.mark.parametrize("size", [1, 5, 63])
+def test_short_files_are_refused(tmp_path: Path, size: int) -> None:
+    """A file that ends within a word is refused with ValueError like any other."""
+    test_other_files_are_refused(tmp_path, size)
+
+
+# --- counters and slots
+
+
+def test_counters_survive_the_worker(board: Scoreboard) -> None:
+    """Replacing a slot's worker changes no counter: they belong to the slot and never decrease."""
+    with pen(board, 1) as writer:
+        board.prepare_slot(1, 0, 11)
+        board.occupy_slot(1, 100)
+        for duration in (1, DURATION_BOUNDS_NS[3], 10**12):
+            writer.account(Outcome.OK, duration)
+        writer.account(Outcome.ERROR, 5)
+        writer.account(Outcome.REJECTED, 5)
+        writer.count(SlotField.ACCEPT_FAILURES)
+        writer.count(SlotField.TRUNCATED)
+    before = board.snapshot().slots[1]
+    board.vacate_slot(1)
+    board.prepare_slot(1, 3, 22)
+    between = board.snapshot().slots[1]
+    board.occupy_slot(1, 200)
+    after = board.snapshot().slots[1]
+
+    assert (
+        after.ok,
+        after.errors,
+        after.rejected,
+        after.accept_failures,
+        after.truncated,
+    ) == (3, 1, 1, 1, 1)
+    assert before.durations == between.durations == after.durations
+    assert before.busy_ns == after.busy_ns == 1 + DURATION_BOUNDS_NS[3] + 10**12 + 10
+    assert (before.spawns, between.spawns, after.spawns) == (1, 1, 2)
+    assert (before.generation, before.spawned_ns, before.pid) == (0, 11, 100)
+    assert (after.generation, after.spawned_ns, after.pid) == (3, 22, 200)
+
+
+def test_new_worker_begins_afresh(board: Scoreboard) -> None:
+    """Order, request in hand, state and report of the predecessor are gone before the next worker lives."""
+    with pen(board, 0) as writer:
+        writer.become(WorkerState.IDLE)
+        writer.words[SlotField.REQUEST_NS] = 5
+        writer.words[SlotField.IN_PROGRESS] = 2
+    board.give_order(0, Order.DRAIN)
+    os.pwrite(board.fd, b"last words", board.report_at(0))
+    board.prepare_slot(0, 1, 9)
+    board.occupy_slot(0, 4711)
+    slot = board.snapshot().slots[0]
+
+    assert (slot.state, slot.request_ns, slot.in_progress) == (WorkerState.STARTING, 0, 0)
+    assert board.words[board.slot_at(0) + SlotField.ORDER] == Order.SERVE
+    assert board.report(0) == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "pid", "order", "worker_says"),
+    [
+        (WorkerState.GONE, 0, Order.SERVE, (WorkerState.IDLE, 0)),
+        (WorkerState.GONE, 0, Order.RETIRE, (WorkerState.BUSY, 7)),
+        (WorkerState.STARTING, 1, Order.SERVE, (WorkerState.STARTING, 0)),
+        (WorkerState.IDLE, 1, Order.SERVE, (WorkerState.IDLE, 0)),
+        (WorkerState.BUSY, 1, Order.SERVE, (WorkerState.IDLE, 7)),
+        (WorkerState.BUSY, 1, Order.SERVE, (WorkerState.BUSY, 0)),
+        (WorkerState.RETIRING, 1, Order.RETIRE, (WorkerState.IDLE, 7)),
+        (WorkerState.RETIRING, 1, Order.DRAIN, (WorkerState.STARTING, 0)),
+        (WorkerState.BUSY, 1, Order.SERVE, (99, 0)),
+        (WorkerState.BUSY, 1, Order.SERVE, (-1, 0)),
+    ],
+)
+def test_state_of_a_slot(
+    board: Scoreboard, state: WorkerState, pid: int, order: Order, worker_says: tuple[int, int]
+) -> None:
+    """Gone and retiring are the master's words and win; an idle worker with a request in hand is busy; nonsense is busy."""
+    base, (written, request_ns) = board.slot_at(2), worker_says
+    board.words[base + SlotField.PID] = pid
+    board.words[base + SlotField.ORDER] = order
+    board.words[base + SlotField.STATE] = written
+    board.words[base + SlotField.REQUEST_NS] = request_ns
+
+    assert state is board.state(2)
+    assert state is board.snapshot().slots[2].state
+
+
+@patient
+@given(st.lists(st.tuples(st.sampled_from(Outcome), DURATION), max_size=30))
+def test_accounts_add_up(requests: list[tuple[Outcome, int]]) -> None:
+    """Every request is in one bucket, whose bound is the first not below it, and under one outcome."""
+    with scoreboard(1) as board:
+        with pen(board, 0) as writer:
+            for outcome, duration in requests:
+                writer.words[SlotField.REQUEST_NS] = 1
+                writer.account(outcome, duration)
+        slot = board.snapshot().slots[0]
+        edges = [-1, *DURATION_BOUNDS_NS, 2**63]
+        outcomes = [outcome for outcome, _ in requests]
+
+        assert slot.durations == tuple(
+            sum(low < duration <= high for _, duration in requests)
+            for low, high in itertools.pairwise(edges)
+        )
+        assert slot.busy_ns == sum(duration for _, duration in requests)
+        assert [slot.ok, slot.errors, slot.rejected] == [
+            outcomes.count(kind) for kind in (Outcome.OK, Outcome.ERROR, Outcome.REJECTED)
+        ]
+        assert slot.request_ns == 0
+
+
+def test_totals_are_sums_over_all_slots(board: Scoreboard) -> None:
+    """A total is what all slots have counted of one kind, and nothing else."""
+    for slot, times in enumerate((1, 2, 4)):
+        with pen(board, slot) as writer:
+            for _ in range(times):
+                writer.count(SlotField.TRUNCATED)
+            writer.count(SlotField.ERRORS)
+
+    assert board.total(SlotField.TRUNCATED) == 7
+    assert board.total(SlotField.ERRORS) == 3
+
+
+def test_pool_words_are_in_no_slot(board: Scoreboard) -> None:
+    """Each pool word is shown under its name, counts by one, and touches no slot."""
+    for number, word in enumerate(PoolField, start=100):
+        board.set_pool(word, number)
+    board.set_pool(PoolField.PHASE, Phase.DRAINING)
+    board.count_pool(PoolField.EXITS)
+    seen = board.snapshot()
+
+    assert (
+        seen.master_pid,
+        seen.started_ns,
+        seen.phase,
+        seen.target,
+        seen.generation,
+        seen.spawns,
+        seen.exits,
+        seen.fork_failures,
+        seen.hook_failures,
+    ) == (100, 101, Phase.DRAINING, 103, 104, 105, 107, 107, 108)
+    with scoreboard() as untouched:
+        assert untouched.snapshot().slots == seen.slots
+
+
+def test_pen_reaches_its_own_slot_only(board: Scoreboard) -> None:
+    """A worker's pen ends where its slot ends: an index too high is an error, not the neighbour's word."""
+    with pen(board, 1) as writer:
+        for at in range(len(writer.words)):
+            writer.words[at] = -7
+        with pytest.raises(IndexError):
+            writer.words[len(writer.words)] = -7
+    slots = board.snapshot().slots
+    with scoreboard() as untouched:
+        assert untouched.snapshot().slots[::2] == slots[::2]
+
+
+def test_detached_pen_writes_nowhere(board: Scoreboard) -> None:
+    """After detach() nothing that a fork of the worker does reaches the slot, and nothing raises."""
+    with pen(board, 1) as writer:
+        before = bytes_of(board)
+        writer.detach()
+        writer.become(WorkerState.BUSY)
+        writer.words[SlotField.REQUEST_NS] = 1
+        writer.account(Outcome.ERROR, 10)
+        writer.count(SlotField.TRUNCATED)
+
+        assert before == bytes_of(board)
+        assert writer.order() == Order.SERVE
+
+
+def test_orders_reach_the_pen(board: Scoreboard) -> None:
+    """What the master asks of one slot is read there, and not by its neighbour."""
+    with pen(board, 1) as writer, pen(board, 2) as neighbour:
+        board.give_order(1, Order.DRAIN)
+
+        assert (writer.order(), neighbour.order()) == (Order.DRAIN, Order.SERVE)
+
+
+# --- what was scribbled
+
+
+@patient
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
+    """Random bytes over the whole map, header included, raise in no reader: states and phases stay in their tables."""
+    with scoreboard(slots) as board:
+        os.pwrite(board.fd, random.Random(seed).randbytes(board.report_at(0)), 0)
+        os.pwrite(board.fd, random.Random(~seed).randbytes(5000), board.report_at(slots - 1))
+        seen = board.snapshot()
+
+        assert len(seen.slots) == slots
+        assert isinstance(seen.phase, Phase)
+        assert {type(slot.state) for slot in seen.slots} == {WorkerState}
+        for slot in range(slots):
+            board.report(slot).encode()
+            board.total(SlotField.ERRORS)
+
+
+@patient
+@given(st.dictionaries(st.sampled_from(SlotField), WORD))
+def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
+    """Any numbers in a slot are shown as they are, also the least and the greatest."""
+    with scoreboard(1) as board:
+        for at, word in words.items():
+            board.words[board.slot_at(0) + at] = word
+        slot = board.snapshot().slots[0]
+
+        assert words.get(SlotField.ERRORS, 0) == slot.errors
+        assert words.get(SlotField.PID, 0) == slot.pid
+        assert slot.state in WorkerState
+
+
+# --- reports
+
+
+def test_reports_are_separate(board: Scoreboard) -> None:
+    """Each slot's report is its own: writing, filling and clearing one leaves the others and the numbers alone."""
+    board.set_pool(PoolField.TARGET, 5)
+    for slot in range(SLOTS):
+        os.pwrite(board.fd, f"report of {slot}".encode(), board.report_at(slot))
+    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(1))
+    assert board.report(1) == "x" * REPORT_BYTES
+    board.clear_report(1)
+
+    assert [board.report(slot) for slot in range(SLOTS)] == ["report of 0", "", "report of 2"]
+    assert board.snapshot().target == 5
+
+
+def test_cleared_pages_are_given_back(board: Scoreboard) -> None:
+    """Reports cost memory only while there is something in them."""
+    before = os.fstat(board.fd).st_blocks
+    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(0))
+    assert os.fstat(board.fd).st_blocks > before
+    board.clear_report(0)
+
+    assert before == os.fstat(board.fd).st_blocks
+
+
+def test_open_report_writes_from_its_beginning(board: Scoreboard) -> None:
+    """Each worker's report descriptor has a position of its own, close-on-exec, at its region."""
+    first, second = board.open_report(0), board.open_report(1)
+    try:
+        os.write(first, b"one")
+        os.write(second, b"two")
+        os.write(first, b" more")
+
+        assert [board.report(slot) for slot in range(SLOTS)] == ["one more", "two", ""]
+        assert not os.get_inheritable(first)
+    finally:
+        os.close(first)
+        os.close(second)
+
+
+def test_report_of_bad_bytes_is_text(board: Scoreboard) -> None:
+    """Bytes that are no UTF-8 are replaced, and the text ends at the first zero."""
+    os.pwrite(board.fd, b"a\xff\xfeb\0rest", board.report_at(2))
+
+    assert board.report(2) == "a\ufffd\ufffdb"
+
+
+# --- other processes
+
+
+def test_words_are_shared_with_children(board: Scoreboard) -> None:
+    """What a forked worker writes is read by the master, and outlives the worker."""
+    child = os.fork()
+    if child == 0:
+        try:
+            writer = SlotWriter(board, 2)
+            writer.become(WorkerState.IDLE)
+            writer.account(Outcome.OK, 1)
+        finally:
+            os._exit(0)
+    board.occupy_slot(2, child)
+    os.waitpid(child, 0)
+
+    assert (board.state(2), board.snapshot().slots[2].ok) == (WorkerState.IDLE, 1)
+
+
+def test_reader_of_another_process(board: Scoreboard) -> None:
+    """Another program of the same user attaches through /proc/PID/fd and reads, without being able to write."""
+    board.set_pool(PoolField.TARGET, 42)
+    program = """
+import os, sys
+from prefork.workers.scoreboard import Scoreboard
+board = Scoreboard.attach(os.open(sys.argv[1], os.O_RDONLY))
+print(board.snapshot().target)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, f"/proc/{os.getpid()}/fd/{board.fd}"]
+
+    assert subprocess.run(
+        command, env=env, check=True, capture_output=True, text=True, timeout=30
+    ).stdout == ("42\n")
+
+
+def test_create_leaves_nothing_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scoreboard that cannot be mapped leaves no descriptor behind (the fixture of all tests looks)."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        Scoreboard.create(1)

@@ -1,0 +1,267 @@
+"""Signals on their way to the master: none is lost, none is counted twice, all are documented."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from prefork.signals import TABLE, Inbox, Wakeup, markdown_table
+from prefork.workers.bootstrap import SHUTDOWN, WAKE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+patient = examples(deadline=None)  # a loaded machine may take its time
+
+HANDLED = [number for number in TABLE if number is not signal.SIGWINCH]
+
+
+@pytest.fixture
+def wakeup() -> Iterator[Wakeup]:
+    """Give a wake-up pipe."""
+    made = Wakeup()
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def dispositions(wanted: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Have other handlers for a while."""
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def inbox(wakeup: Wakeup) -> Iterator[Inbox]:
+    """Give an inbox that receives the signals of this process, whatever has started it."""
+    made = Inbox()
+    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), made.open(wakeup):
+        yield made
+
+
+def receive(*numbers: signal.Signals) -> None:
+    """Have this process get signals, one after the other."""
+    for number in numbers:
+        signal.raise_signal(number)
+
+
+def fill(wakeup: Wakeup) -> None:
+    """Leave no room in the pipe."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(wakeup.write_fd, WAKE * 4096)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(wakeup.write_fd, WAKE)
+
+
+# --- counting
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_each_signal_arrives(inbox: Inbox, wakeup: Wakeup, number: signal.Signals) -> None:
+    """Every signal of the table that is not ignored wakes the master and is taken once, then no more."""
+    receive(number)
+
+    assert select.select([wakeup], [], [], 0)[0] == [wakeup]
+    assert inbox.take(wakeup.drain()) == Counter({number: 1})
+    assert inbox.take(wakeup.drain()) == Counter()
+
+
+def test_same_signals_are_counted(inbox: Inbox, wakeup: Wakeup) -> None:
+    """Three TTIN and two TTOU before the master looks are three and two: each is one worker."""
+    receive(*[signal.SIGTTIN] * 3, *[signal.SIGTTOU] * 2, signal.SIGTERM)
+
+    assert inbox.take(wakeup.drain()) == Counter(
+        {signal.SIGTTIN: 3, signal.SIGTTOU: 2, signal.SIGTERM: 1}
+    )
+
+
+def test_window_size_is_ignored(inbox: Inbox, wakeup: Wakeup) -> None:
+    """WINCH, which terminals send, wakes nobody."""
+    receive(signal.SIGWINCH)
+
+    assert wakeup.drain() == b""
+    assert inbox.take(b"") == Counter()
+
+
+@patient
+@given(st.binary(max_size=200))
+def test_bytes_are_counted_by_kind(wakeup_bytes: bytes) -> None:
+    """Whatever is in the pipe, only handled signals come out, each as often as its byte is there."""
+    inbox, wakeup = Inbox(), Wakeup()
+    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), inbox.open(wakeup):
+        taken = inbox.take(wakeup_bytes)
+    wakeup.close()
+
+    assert taken == Counter(byte for byte in wakeup_bytes if byte in set(HANDLED))
+    assert {type(number) for number in taken} <= {signal.Signals}
+    assert 0 not in taken.values()
+
+
+def test_wake_and_shutdown_are_no_signals(inbox: Inbox) -> None:
+    """What workers write into the pipe can never be taken for a signal."""
+    assert inbox.take(WAKE * 3 + SHUTDOWN) == Counter()
+    assert not {WAKE[0], SHUTDOWN[0]} & set(signal.valid_signals())
+    assert len(WAKE) == len(SHUTDOWN) == 1
+
+
+def test_full_pipe_loses_no_kind(inbox: Inbox, wakeup: Wakeup) -> None:
+    """In a storm that has filled the pipe a signal loses its count, never its kind."""
+    fill(wakeup)
+    receive(*HANDLED, signal.SIGTTIN)
+
+    assert inbox.take(wakeup.drain()) == Counter(dict.fromkeys(HANDLED, 1))
+    assert inbox.take(wakeup.drain()) == Counter()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN])
+def test_signal_between_drain_and_take_is_counted_once(
+    inbox: Inbox, wakeup: Wakeup, number: signal.Signals
+) -> None:
+    """A signal that comes when the pipe was just emptied counts once in this tick and the next together."""
+    drained = wakeup.drain()
+    receive(number)
+
+    assert inbox.take(drained) + inbox.take(wakeup.drain()) == Counter({number: 1})
+
+
+def test_storm_does_not_nest(inbox: Inbox, wakeup: Wakeup) -> None:
+    """Thousands of signals, from another thread and of all kinds, raise nothing, and each kind is taken."""
+    stop = threading.Event()
+
+    def storm() -> None:
+        while not stop.is_set():
+            for number in HANDLED:
+                os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=storm, daemon=True)
+    thread.start()
+    total: Counter[signal.Signals] = Counter()
+    while any(total[number] < 50 for number in HANDLED):
+        total += inbox.take(wakeup.drain())
+    stop.set()
+    thread.join()
+    inbox.take(wakeup.drain())
+
+    assert total.keys() == set(HANDLED)
+
+
+# --- the pipe
+
+
+def test_pipe_never_blocks_and_is_not_inherited(wakeup: Wakeup) -> None:
+    """Both ends are non-blocking and close-on-exec; a full pipe is as good as a wake-up."""
+    for fd in (wakeup.read_fd, wakeup.write_fd):
+        assert not os.get_blocking(fd)
+        assert not os.get_inheritable(fd)
+    assert wakeup.drain() == b""
+    fill(wakeup)
+    wakeup.wake()
+    assert set(wakeup.drain()) == set(WAKE)
+
+
+def test_wake_from_another_thread(inbox: Inbox, wakeup: Wakeup) -> None:
+    """Any thread can wake the master, without a signal coming of it."""
+    thread = threading.Thread(target=wakeup.wake)
+    thread.start()
+    thread.join()
+
+    assert select.select([wakeup], [], [], 0)[0] == [wakeup]
+    assert inbox.take(wakeup.drain()) == Counter()
+
+
+# --- what was there before
+
+
+def test_handlers_are_put_back(wakeup: Wakeup) -> None:
+    """After serve_forever() every disposition and the wake-up descriptor are what they were, also after an error."""
+
+    def mine(number: int, _: object) -> None:
+        """Stand for a handler of the program."""
+
+    wanted = dict.fromkeys(TABLE, mine) | {signal.SIGUSR2: signal.SIG_DFL}
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    with dispositions(wanted):
+        wakeup_before = signal.set_wakeup_fd(writer)
+        try:
+            with contextlib.suppress(RuntimeError), Inbox().open(wakeup):
+                handled = [number for number in TABLE if signal.getsignal(number) != wanted[number]]
+                raise RuntimeError("the program failed")
+            found = {number: signal.getsignal(number) for number in TABLE}
+        finally:
+            found_fd = signal.set_wakeup_fd(wakeup_before)
+    os.close(reader)
+    os.close(writer)
+
+    assert handled == HANDLED
+    assert found == wanted
+    assert found_fd == writer
+
+
+def test_what_was_ignored_stays_ignored(wakeup: Wakeup) -> None:
+    """HUP under nohup, and INT of a job in the background, do nothing to the master, and the others do."""
+    ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.SIG_IGN}
+    inbox = Inbox()
+    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL) | ignored):
+        with inbox.open(wakeup):
+            receive(signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+            taken = inbox.take(wakeup.drain())
+        left = {number: signal.getsignal(number) for number in ignored}
+
+    assert taken == Counter({signal.SIGTERM: 1})
+    assert left == ignored
+
+
+def test_other_threads_cannot_open(wakeup: Wakeup) -> None:
+    """Outside the main thread Python refuses handlers, and nothing is changed."""
+    before = {number: signal.getsignal(number) for number in TABLE}
+    refused = []
+
+    def attempt() -> None:
+        try:
+            with Inbox().open(wakeup):
+                pass
+        except ValueError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+
+    assert len(refused) == 1
+    assert before == {number: signal.getsignal(number) for number in TABLE}
+
+
+# --- the docs
+
+
+def test_table_in_the_docs_has_every_signal() -> None:
+    """The docs' table has one row per signal, in the table's order, with both meanings."""
+    rows = [line.strip("| ").split(" | ") for line in markdown_table().splitlines()[2:]]
+
+    assert rows == [
+        [number.name.removeprefix("SIG"), *meanings] for number, meanings in TABLE.items()
+    ]
+    assert all(all(row) for row in rows)
+
+
+def test_promised_signals_are_in_the_table() -> None:
+    """The signals that the design promises an answer to have one, and PIPE is left to the program."""
+    names = ("TERM", "INT", "QUIT", "HUP", "USR2", "TTIN", "TTOU", "USR1", "WINCH")
+
+    assert {number.name for number in TABLE} == {f"SIG{name}" for name in names}
