@@ -60,9 +60,24 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     workers: int | str = "auto"
     max_children: int = 40
+    min_spare: int | None = None
+    max_spare: int | None = None
+    max_requests: int | None = None
+    max_lifetime: float | str | None = None
+    max_memory: int | str | None = None
+    jitter: float | str = 0.1
+    request_timeout: float | str | None = None
+    slow_request: float | str | None = None
+    client_timeout: float | str | None = None
+    defer_accept: float | str | None = None
+    crash_loop: str = "retry"
+    fork_check: str = "warn"
     boot_timeout: float | str = 60.0
     graceful_timeout: float | str = 25.0
     drain_delay: float | str = 0.0
+    metrics_address: str | None = None
+    metrics_dir: str | None = None
+    access_log: str = "off"
     umask: int | str | None = None
     pool_name: str | None = None
     run_as_user: str | int | None = None

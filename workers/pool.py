@@ -44,6 +44,7 @@ from prefork.workers.states import (
     ExitStatus,
     Order,
     Phase,
+    StartReason,
     WorkerState,
     cause_of_exit,
 )
@@ -201,13 +202,12 @@ class Pool:
         handle = Handle(WorkerInfo(slot, 0, child.pid), child, self._bells[slot], spawned_at=now)
         self.handles[slot] = handle
         self._exits.register(child.pidfd, select.EPOLLIN)
-        self.board.occupy_slot(slot, child.pid)
-        self.board.count_pool(PoolField.SPAWNS)
+        self.board.occupy_slot(slot, child.pid, StartReason.STARTED)
         log.event(logging.DEBUG, str(handle), "spawned")
 
     def _note_fork_failure(self, error: OSError, now: float) -> None:
         self._fork_failures += 1
-        self.board.count_pool(PoolField.FORK_FAILURES)
+        self.board.count_pool(PoolField.SPAWN_FAILURES)
         self.retry_at = now + backoff(self._fork_failures, FORK_BACKOFF_CAP)
         self.probing = True
         if self._fork_failures == 1:
@@ -315,8 +315,7 @@ class Pool:
         slot = handle.info.slot
         report = "" if handle.ready_at is not None else self._report(slot)
         age = now - handle.spawned_at
-        self.board.vacate_slot(slot)
-        self.board.count_pool(PoolField.EXITS)
+        self.board.vacate_slot(slot, cause.kind, time.monotonic_ns())
         wanted = cause.kind in (ExitKind.RETIRED, ExitKind.SCALED_DOWN)
         level = logging.INFO if wanted else logging.ERROR
         log.event(level, str(handle), "exited", cause=cause, age=age, report=report)
@@ -335,6 +334,7 @@ class Pool:
         """Find the workers that have become ready since the last tick."""
         for handle in list(self.handles.values()):
             if handle.ready_at is None and self._is_ready(handle, now):
+                self.board.note_ready(handle.info.slot, time.monotonic_ns())
                 log.event(logging.INFO, str(handle), "ready", boot=now - handle.spawned_at)
                 self.ever_ready = True
                 self.boot_failures = 0
@@ -342,11 +342,10 @@ class Pool:
                 self.call_hook("worker_ready", handle.info)
 
     def _is_ready(self, handle: Handle, now: float) -> bool:
-        if handle.ready_at is None:
-            # The worker's own word, not that of its slot as a whole: one asked to leave early was ready too.
-            word = self.board.words[self.board.slot_at(handle.info.slot) + SlotField.STATE]
-            if word != WorkerState.STARTING:
-                handle.ready_at = now
+        # The worker's own word, not that of its slot as a whole: one asked to leave early was ready too.
+        state = self.board.word(handle.info.slot, SlotField.STATE)
+        if handle.ready_at is None and state != WorkerState.STARTING:
+            handle.ready_at = now
         return handle.ready_at is not None
 
     def count_ready(self) -> int:

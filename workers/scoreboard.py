@@ -1,8 +1,9 @@
 """The scoreboard: one sealed memfd in which the pool publishes everything it knows.
 
 Layout, in 8-byte words: a header, the pool's part (written by the master), one record per slot
-(each word with one writer), and after them one page-aligned report region per slot, into which
-a worker's stack dumps and last words go. No locks and no pointers: a word is stored whole
+(each word with one writer), and after them page-aligned report regions: one per slot, into which
+a worker's stack dumps and last words go, and two of the master's: what the pool is, and how the
+last reload went. No locks and no pointers: a word is stored whole
 through ``memoryview.cast("q")``, which never tore in 14 million concurrent reads, where
 ``struct.pack_into`` did in one of ten.
 
@@ -19,22 +20,32 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from enum import IntEnum
 
-from prefork.workers.states import Order, Phase, WorkerState
+from prefork.workers.states import (
+    ExitKind,
+    Order,
+    Phase,
+    StartReason,
+    WorkerState,
+    index_of,
+    kind_at,
+)
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 1
+VERSION = 2
 
 REPORT_BYTES = 64 * 1024
 """One report region: a hundred frames of a dozen threads; pages are allocated only when written."""
 
-DURATION_BOUNDS_NS = tuple(
+BOUNDS_NS = tuple(
     int(seconds * 1e9)
     for seconds in (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 )
-"""Upper bounds of the request histogram's buckets, in nanoseconds; one more bucket holds the rest."""
+"""Upper bounds of every histogram's buckets, in nanoseconds; one more bucket holds the rest."""
 
+BUCKETS = len(BOUNDS_NS) + 1
 
-_BUCKETS = len(DURATION_BOUNDS_NS) + 1
+MOST_IN_PROGRESS = 100_000
+"""Requests of one worker that died that are believed to have been in hand: a word of its own making."""
 
 
 class Header(IntEnum):
@@ -57,16 +68,49 @@ class PoolField(IntEnum):
 
     MASTER_PID = 0
     STARTED_NS = 1
-    PHASE = 2
-    TARGET = 3
+    TICK_NS = 2
+    """When the master last looked around: one that hangs is known by it."""
+    PHASE = 3
     GENERATION = 4
-    SPAWNS = 5
-    EXITS = 6
-    FORK_FAILURES = 7
-    HOOK_FAILURES = 8
+    FLOOR = 5
+    """The number of workers to keep: ``workers``, moved by TTIN and TTOU."""
+    TARGET = 6
+    """The number of workers wanted now: the floor and what load has added to it."""
+    NEEDED = 7
+    """How many ready workers make the pool ready."""
+    SPAWN_FAILURES = 8
+    """Forks that the kernel refused."""
+    HOOK_FAILURES = 9
+    CEILING_REACHED = 10
+    """How often the pool wanted to grow and was at ``max_children``."""
+    GROWTH_REFUSED = 11
+    """Workers that were not added for want of memory."""
+    SLOW_REQUESTS = 12
+    WATCH = 13
+    """1 while a worker that leaves the idle is to tell the master: few are left."""
+    METRICS_PID = 14
+    METRICS_STARTS = 15
+    RELOADS = 16
+    RELOADS_FAILED = 17
+    RELOAD_STATE = 18
+    """A ReloadState."""
+    RELOAD_OK_SECONDS = 19
+    """Unix time of the last reload that succeeded, whole seconds."""
+    SCALED_UP_BY_SIGNAL = 20
+    SCALED_DOWN_BY_SIGNAL = 21
+    SCALED_UP_BY_LOAD = 22
+    SCALED_DOWN_BY_LOAD = 23
+    BOOT_NS = 24
+    """The sum of all times from fork to ready."""
+    BOOTS = 32
+    """The histogram of the times from fork to ready."""
+    STARTS = 48
+    """Workers forked, one word for each StartReason."""
+    EXITS = 64
+    """Workers that ended, one word for each ExitKind."""
 
 
-_SLOTS_AT = 32
+_SLOTS_AT = 128
 
 
 class SlotField(IntEnum):
@@ -77,25 +121,48 @@ class SlotField(IntEnum):
     SPAWNED_NS = 2
     ORDER = 3
     SPAWNS = 4
+    READY_NS = 5
+    """When its worker became ready; 0 for not yet."""
+    TIMEOUTS = 6
+    """Requests that ended with the worker at ``request_timeout``."""
+    ABORTED = 7
+    """Requests that ended with the worker for any other reason."""
+    SLOW = 8
+    LAST_EXIT = 9
+    """1 + the index of the ExitKind of the last worker that ended here; 0 for none."""
+    LAST_EXIT_NS = 10
+    CPU_USER_NS = 11
+    """CPU time of the slot's former workers; the kernel knows that of the live one."""
+    CPU_SYSTEM_NS = 12
+    VOLUNTARY_SWITCHES = 13
+    INVOLUNTARY_SWITCHES = 14
 
-    STATE = 8
+    STATE = 16
     """starting, idle or retiring; an idle worker is busy while REQUEST_NS is not 0."""
-    REQUEST_NS = 9
+    REQUEST_NS = 17
     """Since when the (oldest) request in hand, 0 for none."""
-    IN_PROGRESS = 10
+    IN_PROGRESS = 18
     """Written by workers with threads; the others have one request in hand or none."""
-    ERRORS = 12
-    REJECTED = 13
-    ACCEPT_FAILURES = 14
-    TRUNCATED = 15
-    BUSY_NS = 16
-    DURATIONS = 17
+    ERRORS = 19
+    REJECTED = 20
+    ACCEPT_FAILURES = 21
+    TRUNCATED = 22
+    BUSY_NS = 23
+    WISH = 24
+    """1 + the index of the ExitKind for which the worker asks to be recycled; 0 for none."""
+    EXTENDED_FOR_NS = 25
+    """The REQUEST_NS of the request whose deadline was extended."""
+    EXTENSION_NS = 26
+    """By how much; holds for that request only, so that a request costs no store for it."""
+    QUEUE_WAIT_NS = 27
+    """The sum of the queue waits that were measured."""
+    DURATIONS = 32
     """The histogram; its sum is the number of requests, and less those that went wrong, of good ones."""
+    QUEUE_WAITS = 48
+    """The histogram of the queue waits that were measured."""
 
 
-_SLOT_WORDS = (
-    32  # DURATIONS and its 14 buckets end at 31; a record fills four cache lines of its own
-)
+_SLOT_WORDS = 64  # a record fills eight cache lines of its own; words that nobody names are spare
 
 
 class Outcome(IntEnum):
@@ -108,39 +175,72 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SlotSnapshot:
-    """One slot as it was read: numbers of a worker's own making, good for showing only."""
+    """One slot as it was read. Most words are of a worker's own making: good for showing only."""
 
     slot: int
-    pid: int
-    generation: int
-    spawned_ns: int
-    spawns: int
     state: WorkerState
-    request_ns: int
-    in_progress: int
-    ok: int
-    errors: int
-    rejected: int
-    accept_failures: int
-    truncated: int
-    busy_ns: int
-    durations: tuple[int, ...]
+    words: tuple[int, ...]
+
+    def __getitem__(self, field: SlotField) -> int:
+        """Return one word."""
+        return self.words[field]
+
+    def histogram(self, field: SlotField) -> tuple[int, ...]:
+        """Return the buckets of DURATIONS or QUEUE_WAITS, each counting what fell into it alone."""
+        return self.words[field : field + BUCKETS]
+
+    @property
+    def ok(self) -> int:
+        """Requests that went well."""
+        errors, rejected = self[SlotField.ERRORS], self[SlotField.REJECTED]
+        return sum(self.histogram(SlotField.DURATIONS)) - errors - rejected
+
+    @property
+    def in_progress(self) -> int:
+        """Requests in hand."""
+        return self[SlotField.IN_PROGRESS] or int(self[SlotField.REQUEST_NS] != 0)
+
+    @property
+    def last_exit(self) -> ExitKind | None:
+        """Why the last worker ended here."""
+        return kind_at(self[SlotField.LAST_EXIT] - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole scoreboard at (nearly) one moment."""
 
-    master_pid: int
-    started_ns: int
-    phase: Phase
-    target: int
-    generation: int
-    spawns: int
-    exits: int
-    fork_failures: int
-    hook_failures: int
+    words: tuple[int, ...]
     slots: tuple[SlotSnapshot, ...]
+
+    def __getitem__(self, field: PoolField) -> int:
+        """Return one word of the pool."""
+        return self.words[field]
+
+    @property
+    def phase(self) -> Phase:
+        """What the pool is doing."""
+        written = self[PoolField.PHASE]
+        return Phase(written) if written in Phase._value2member_map_ else Phase.SERVING
+
+    @property
+    def boots(self) -> tuple[int, ...]:
+        """The histogram of the times from fork to ready."""
+        return self.words[PoolField.BOOTS : PoolField.BOOTS + BUCKETS]
+
+    @property
+    def starts(self) -> dict[StartReason, int]:
+        """Workers forked, by reason."""
+        return {one: self.words[PoolField.STARTS + n] for n, one in enumerate(StartReason)}
+
+    @property
+    def exits(self) -> dict[ExitKind, int]:
+        """Workers that ended, by kind of cause."""
+        return {kind: self.words[PoolField.EXITS + n] for n, kind in enumerate(ExitKind)}
+
+    def count(self, *states: WorkerState) -> int:
+        """Return how many workers are in one of these states."""
+        return sum(one.state in states for one in self.slots)
 
 
 class Scoreboard:
@@ -212,34 +312,74 @@ class Scoreboard:
 
     # --- the master's words
 
-    def set_pool(self, field: PoolField, value: int) -> None:
+    def set_pool(self, field: int, value: int) -> None:
         """Publish one number of the pool (master)."""
         self.words[_POOL_AT + field] = value
 
-    def count_pool(self, field: PoolField) -> None:
-        """Add one to a total of the pool (master)."""
-        self.words[_POOL_AT + field] += 1
+    def count_pool(self, field: int, amount: int = 1) -> None:
+        """Add to a total of the pool (master)."""
+        self.words[_POOL_AT + field] += amount
+
+    def pool(self, field: int) -> int:
+        """Return one number of the pool."""
+        return self.words[_POOL_AT + field]
+
+    def watch_words(self) -> memoryview[int]:
+        """Return a view of the one word WATCH, for the workers' hot path."""
+        return self.words[_POOL_AT + PoolField.WATCH : _POOL_AT + PoolField.WATCH + 1]
 
     def prepare_slot(self, slot: int, generation: int, now_ns: int) -> None:
         """Ready a slot for a new worker (master, while no process writes to it)."""
         base = self.slot_at(slot)
-        self.words[base + SlotField.ORDER] = Order.SERVE
-        self.words[base + SlotField.STATE] = WorkerState.STARTING
-        self.words[base + SlotField.REQUEST_NS] = 0
-        self.words[base + SlotField.IN_PROGRESS] = 0
-        self.words[base + SlotField.GENERATION] = generation
-        self.words[base + SlotField.SPAWNED_NS] = now_ns
+        for field, value in (
+            (SlotField.ORDER, Order.SERVE),
+            (SlotField.STATE, WorkerState.STARTING),
+            (SlotField.REQUEST_NS, 0),
+            (SlotField.IN_PROGRESS, 0),
+            (SlotField.WISH, 0),
+            (SlotField.READY_NS, 0),
+            (SlotField.GENERATION, generation),
+            (SlotField.SPAWNED_NS, now_ns),
+        ):
+            self.words[base + field] = value
         self.clear_report(slot)
 
-    def occupy_slot(self, slot: int, pid: int) -> None:
+    def occupy_slot(self, slot: int, pid: int, reason: StartReason) -> None:
         """Publish whose slot it is now (master)."""
         base = self.slot_at(slot)
         self.words[base + SlotField.PID] = pid
         self.words[base + SlotField.SPAWNS] += 1
+        self.count_pool(PoolField.STARTS + list(StartReason).index(reason))
 
-    def vacate_slot(self, slot: int) -> None:
-        """Publish that nobody works here; the counters stay (master)."""
-        self.words[self.slot_at(slot) + SlotField.PID] = 0
+    def note_ready(self, slot: int, now_ns: int) -> None:
+        """Publish that a worker has become ready, and how long that took (master)."""
+        base = self.slot_at(slot)
+        boot_ns = now_ns - self.words[base + SlotField.SPAWNED_NS]
+        self.words[base + SlotField.READY_NS] = now_ns
+        self.count_pool(PoolField.BOOT_NS, boot_ns)
+        self.count_pool(PoolField.BOOTS + bisect_left(BOUNDS_NS, boot_ns))
+
+    def vacate_slot(self, slot: int, kind: ExitKind, now_ns: int) -> None:
+        """Publish that nobody works here any more, and why; the counters stay (master)."""
+        base, index = self.slot_at(slot), index_of(kind)
+        if self.words[base + SlotField.REQUEST_NS]:
+            lost = SlotField.TIMEOUTS if kind is ExitKind.REQUEST_TIMEOUT else SlotField.ABORTED
+            in_hand = min(max(1, self.words[base + SlotField.IN_PROGRESS]), MOST_IN_PROGRESS)
+            self.words[base + lost] += in_hand
+        self.words[base + SlotField.REQUEST_NS] = 0
+        self.words[base + SlotField.IN_PROGRESS] = 0
+        self.words[base + SlotField.LAST_EXIT] = index + 1
+        self.words[base + SlotField.LAST_EXIT_NS] = now_ns
+        self.words[base + SlotField.PID] = 0
+        self.count_pool(PoolField.EXITS + index)
+
+    def count_slot(self, slot: int, field: SlotField, amount: int = 1) -> None:
+        """Add to one of the master's counters of a slot (master)."""
+        self.words[self.slot_at(slot) + field] += amount
+
+    def word(self, slot: int, field: SlotField) -> int:
+        """Return one word of a slot."""
+        return self.words[self.slot_at(slot) + field]
 
     def give_order(self, slot: int, order: Order) -> None:
         """Tell a worker what it reads between its requests (master)."""
@@ -275,43 +415,13 @@ class Scoreboard:
 
     def snapshot(self) -> Snapshot:
         """Copy all numbers out (any process)."""
-        pool = self.words[_POOL_AT : _POOL_AT + len(PoolField)].tolist()
-        phase = pool[PoolField.PHASE]
-        return Snapshot(
-            master_pid=pool[PoolField.MASTER_PID],
-            started_ns=pool[PoolField.STARTED_NS],
-            phase=Phase(phase) if phase in Phase._value2member_map_ else Phase.SERVING,
-            target=pool[PoolField.TARGET],
-            generation=pool[PoolField.GENERATION],
-            spawns=pool[PoolField.SPAWNS],
-            exits=pool[PoolField.EXITS],
-            fork_failures=pool[PoolField.FORK_FAILURES],
-            hook_failures=pool[PoolField.HOOK_FAILURES],
-            slots=tuple(self._slot_snapshot(slot) for slot in range(self.slots)),
-        )
+        pool = self.words[_POOL_AT:_SLOTS_AT].tolist()
+        return Snapshot(tuple(pool), tuple(self._slot_snapshot(n) for n in range(self.slots)))
 
     def _slot_snapshot(self, slot: int) -> SlotSnapshot:
         base = self.slot_at(slot)
         words = self.words[base : base + _SLOT_WORDS].tolist()
-        durations = tuple(words[SlotField.DURATIONS : SlotField.DURATIONS + _BUCKETS])
-        errors, rejected = words[SlotField.ERRORS], words[SlotField.REJECTED]
-        return SlotSnapshot(
-            slot=slot,
-            pid=words[SlotField.PID],
-            generation=words[SlotField.GENERATION],
-            spawned_ns=words[SlotField.SPAWNED_NS],
-            spawns=words[SlotField.SPAWNS],
-            state=self.state(slot),
-            request_ns=words[SlotField.REQUEST_NS],
-            in_progress=words[SlotField.IN_PROGRESS] or int(words[SlotField.REQUEST_NS] != 0),
-            ok=sum(durations) - errors - rejected,
-            errors=errors,
-            rejected=rejected,
-            accept_failures=words[SlotField.ACCEPT_FAILURES],
-            truncated=words[SlotField.TRUNCATED],
-            busy_ns=words[SlotField.BUSY_NS],
-            durations=durations,
-        )
+        return SlotSnapshot(slot, self.state(slot), tuple(words))
 
     # --- reports: stack dumps and last words
 
@@ -331,12 +441,34 @@ class Scoreboard:
 
     def report(self, slot: int) -> str:
         """Return the text in the report region: bytes of a worker's choosing, not yet escaped."""
-        start = self.report_at(slot)
-        return (
-            bytes(self._bytes[start : start + REPORT_BYTES])
-            .split(b"\0", 1)[0]
-            .decode("utf-8", "replace")
-        )
+        return self._text(slot)
+
+    def set_about(self, text: str) -> None:
+        """Publish what the pool is: JSON of listeners, settings and versions (master)."""
+        self._set_text(self.slots, text)
+
+    def about(self) -> str:
+        """Return what the pool is; "" before the master has said it."""
+        return self._text(self.slots)
+
+    def set_reload_report(self, text: str) -> None:
+        """Publish why the last reload failed, "" when it did not (master)."""
+        self._set_text(self.slots + 1, text)
+
+    def reload_report(self) -> str:
+        """Return why the last reload failed: it may hold an application's words, not yet escaped."""
+        return self._text(self.slots + 1)
+
+    def _text(self, region: int) -> str:
+        start = self.report_at(region)
+        text = bytes(self._bytes[start : start + REPORT_BYTES]).split(b"\0", 1)[0]
+        return text.decode("utf-8", "replace")
+
+    def _set_text(self, region: int, text: str) -> None:
+        encoded = text.encode("utf-8", "backslashreplace")[: REPORT_BYTES - 1]
+        start = self.report_at(region)
+        self._map.madvise(mmap.MADV_REMOVE, start, REPORT_BYTES)
+        self._bytes[start : start + len(encoded)] = encoded
 
 
 class SlotWriter:
@@ -364,7 +496,7 @@ class SlotWriter:
         words = self.words
         words[REQUEST_NS] = 0
         words[_BUSY_NS] += duration_ns
-        words[_DURATIONS + bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
+        words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
         if outcome:
             words[outcome] += 1
 
@@ -387,4 +519,4 @@ def _reports_at(slots: int) -> int:
 
 
 def _size(slots: int) -> int:
-    return _reports_at(slots) + slots * REPORT_BYTES
+    return _reports_at(slots) + (slots + 2) * REPORT_BYTES

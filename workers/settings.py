@@ -64,6 +64,39 @@ def _show_seconds(value: float) -> str:
     return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:.10g}s"
 
 
+_SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+
+
+def _bytes(raw: object) -> object:
+    """Read ``256M``, ``1.5G``, ``65536`` as bytes; numbers stay as they are."""
+    if not isinstance(raw, str):
+        return raw
+    match = _SIZE.fullmatch(raw.strip())
+    if match is None:
+        raise ValueError(raw)
+    return int(float(match[1]) * _SIZES[match[2].lower()])
+
+
+def _show_bytes(value: int) -> str:
+    for unit in ("G", "M", "K"):
+        if value and value % _SIZES[unit.lower()] == 0:
+            return f"{value // _SIZES[unit.lower()]}{unit}"
+    return str(value)
+
+
+def _ratio(raw: object) -> object:
+    """Read ``10%`` and ``0.1`` as a ratio; numbers stay as they are."""
+    if not isinstance(raw, str):
+        return raw
+    text = raw.strip()
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
+
+def _show_ratio(value: float) -> str:
+    return f"{value * 100:g}%"
+
+
 def _octal(raw: object) -> object:
     """Read text as an octal file mode mask (``022``, ``0o22``); an integer is taken as it is."""
     if not isinstance(raw, str):
@@ -130,6 +163,7 @@ _DURATION_ALLOWED = "a duration such as 30, 30s, 500ms or 5m, at most 7 days"
 
 _Duration = Annotated[float, Meta(ge=0, le=LONGEST)]
 _PositiveDuration = Annotated[float, Meta(gt=0, le=LONGEST)]
+_Count = Annotated[int, Meta(ge=1, le=2**62)]
 _Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]  # -1 as uid_t means "leave as it is"
 _Account = Annotated[str, Meta(min_length=1)] | _Id
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
@@ -161,6 +195,134 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             attribute=SAME,
         ),
     ] = 40
+    min_spare: Annotated[
+        Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
+        About(
+            help="Keep at least so many idle workers, by growing between workers and max_children.",
+            allowed="a number from 1 to max_children",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
+    max_spare: Annotated[
+        Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
+        About(
+            help="Keep at most so many idle workers; without it, twice min_spare.",
+            allowed="a number from min_spare to max_children, together with min_spare",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
+    max_requests: Annotated[
+        _Count | None,
+        About(
+            help="Recycle a worker after so many requests.",
+            allowed="a number from 1",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
+    max_lifetime: Annotated[
+        _PositiveDuration | None,
+        About(
+            help="Recycle a worker after this long.",
+            allowed=f"{_DURATION_ALLOWED}, more than 0",
+            metavar="DURATION",
+            attribute=SAME,
+            read=_seconds,
+            show=_show_seconds,
+        ),
+    ] = None
+    max_memory: Annotated[
+        Annotated[int, Meta(ge=2**20, le=2**50)] | None,
+        About(
+            help="Recycle a worker whose private memory (USS) is more than this.",
+            allowed="a size such as 256M or 2G, at least 1M",
+            metavar="SIZE",
+            attribute=SAME,
+            read=_bytes,
+            show=_show_bytes,
+        ),
+    ] = None
+    jitter: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        About(
+            help="How much earlier than at its limit a worker may be recycled, so that not all are at once.",
+            allowed="a ratio from 0% to 100%, such as 10% or 0.1",
+            metavar="RATIO",
+            attribute=SAME,
+            read=_ratio,
+            show=_show_ratio,
+        ),
+    ] = 0.1
+    request_timeout: Annotated[
+        _PositiveDuration | None,
+        About(
+            help="How long one request may take: then its worker's stacks are logged and it is killed.",
+            allowed=f"{_DURATION_ALLOWED}, more than 0",
+            metavar="DURATION",
+            short="-t",
+            attribute=SAME,
+            read=_seconds,
+            show=_show_seconds,
+        ),
+    ] = None
+    slow_request: Annotated[
+        _PositiveDuration | None,
+        About(
+            help="Log the stacks of a worker whose request takes longer, once; it goes on.",
+            allowed=f"{_DURATION_ALLOWED}, more than 0",
+            metavar="DURATION",
+            attribute=SAME,
+            read=_seconds,
+            show=_show_seconds,
+        ),
+    ] = None
+    client_timeout: Annotated[
+        _Duration | None,
+        About(
+            help="How long a handler waits for its client to send or to take something, 0 for ever; "
+            "the command line's own default is 30s.",
+            allowed=_DURATION_ALLOWED,
+            metavar="DURATION",
+            attribute=SAME,
+            read=_seconds,
+            show=_show_seconds,
+        ),
+    ] = None
+    defer_accept: Annotated[
+        Annotated[float, Meta(gt=0, le=3600)] | None,
+        About(
+            help="Leave a TCP connection to the kernel until its client has sent something, at most about "
+            "this long; for protocols in which the client talks first.",
+            allowed="a duration of more than 0, at most 1h",
+            metavar="DURATION",
+            attribute=SAME,
+            read=_seconds,
+            show=_show_seconds,
+        ),
+    ] = None
+    crash_loop: Annotated[
+        Literal["retry", "exit"],
+        About(
+            help="When new workers die again and again before they are ready: go on trying, or exit with code 5.",
+            allowed="one of retry, exit",
+            metavar="WORD",
+            attribute=SAME,
+            read=_lower,
+        ),
+    ] = "retry"
+    fork_check: Annotated[
+        Literal["warn", "error", "off"],
+        About(
+            help="What to do when the master has other threads, which its workers would lack: "
+            "warn once, refuse, or nothing.",
+            allowed="one of warn, error, off",
+            metavar="WORD",
+            attribute=SAME,
+            read=_lower,
+        ),
+    ] = "warn"
     boot_timeout: Annotated[
         _PositiveDuration,
         About(
@@ -194,6 +356,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             show=_show_seconds,
         ),
     ] = 0.0
+    metrics: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        About(
+            help="Where the metrics process listens: /metrics, /livez, /readyz, /status and a status page.",
+            allowed="an address such as 127.0.0.1:9100 or unix:/path",
+            metavar="ADDRESS",
+            attribute="metrics_address",
+        ),
+    ] = None
+    metrics_dir: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
+        About(
+            help="A directory for what handlers count with prometheus_client; emptied at the start; "
+            "PROMETHEUS_MULTIPROC_DIR names it, too.",
+            allowed="the path of a directory that exists and can be written to",
+            metavar="PATH",
+            attribute=SAME,
+        ),
+    ] = None
+    access_log: Annotated[
+        Literal["off", "text", "json"],
+        About(
+            help="Log a line for each request, for people (text) or for machines (json).",
+            allowed="one of off, text, json",
+            metavar="FORMAT",
+            attribute=SAME,
+            read=_lower,
+        ),
+    ] = "off"
     user: Annotated[
         _Account | None,
         About(
@@ -295,9 +486,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for row in ROWS.values():
             value = row.converted(getattr(self, row.key), f"Settings({row.key}=…)")
             msgspec.structs.force_setattr(self, row.key, value)
-        _refuse_more_workers_than_children(
-            self.workers, self.max_children, "Settings(workers=…)", "Settings(max_children=…)"
+        _refuse_contradictions(
+            self.workers,
+            self.max_children,
+            self.min_spare,
+            self.max_spare,
+            lambda key: f"Settings({key}=…)",
         )
+
+    @property
+    def most_spare(self) -> int:
+        """The most idle workers to keep; 0 where the pool does not follow load."""
+        if self.min_spare is None:
+            return 0
+        return 2 * self.min_spare if self.max_spare is None else self.max_spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,13 +608,14 @@ def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus
     counted = cpus() if values.get("workers", AUTO) == AUTO else None
     if counted is not None:
         values["workers"] = Automatic(counted.count)
-    else:
-        _refuse_more_workers_than_children(
-            values["workers"],
-            values.get("max_children", ROWS["max_children"].default),
-            origins["workers"],
-            origins.get("max_children", DEFAULT),
-        )
+    most = values.get("max_children", ROWS["max_children"].default)
+    _refuse_contradictions(
+        values["workers"],
+        most,
+        values.get("min_spare"),
+        values.get("max_spare"),
+        lambda key: origins.get(key, DEFAULT),
+    )
     return Resolved(Settings(**values), dict.fromkeys(ROWS, DEFAULT) | origins, counted)
 
 
@@ -461,12 +664,30 @@ def _no_such_setting(key: str) -> str:
     return f"there is no such setting; the settings are {', '.join(ROWS)}"
 
 
-def _refuse_more_workers_than_children(
-    workers: int, most: int, source: str, source_of_most: str
+def _refuse_contradictions(
+    workers: int,
+    most: int,
+    min_spare: int | None,
+    max_spare: int | None,
+    source: Callable[[str], str],
 ) -> None:
-    if workers > most:
-        allowed = f"at most max_children = {most} (from {source_of_most}); raise that or lower this"
-        raise SettingsError("workers", workers, source, allowed)
+    """Refuse values that are good alone and impossible together."""
+    bound = f"max_children = {most} (from {source('max_children')})"
+    if workers > most and not isinstance(workers, Automatic):
+        allowed = f"at most {bound}; raise that or lower this"
+        raise SettingsError("workers", workers, source("workers"), allowed)
+    if min_spare is not None and min_spare > most:
+        allowed = f"at most {bound}; raise that or lower this"
+        raise SettingsError("min_spare", min_spare, source("min_spare"), allowed)
+    if max_spare is not None and min_spare is None:
+        allowed = "it needs min_spare, which says from when on the pool grows"
+        raise SettingsError("max_spare", max_spare, source("max_spare"), allowed)
+    if max_spare is not None and min_spare is not None and max_spare < min_spare:
+        allowed = f"at least min_spare = {min_spare} (from {source('min_spare')})"
+        raise SettingsError("max_spare", max_spare, source("max_spare"), allowed)
+    if min_spare is not None and workers == 0:
+        allowed = "a pool that follows load needs at least one worker; leave min_spare out"
+        raise SettingsError("workers", workers, source("workers"), allowed)
 
 
 # --- documentation -------------------------------------------------------------------------------

@@ -48,15 +48,65 @@ class Phase(enum.IntEnum):
 
 
 class ExitKind(enum.StrEnum):
-    """Why a worker ended, the same word in log, scoreboard, hook and command line."""
+    """Why a worker ended, the same word in log, scoreboard, metric, hook and command line.
+
+    The scoreboard counts by position: new ones go to the end.
+    """
 
     RETIRED = "retired"
     SCALED_DOWN = "scaled_down"
+    RELOADED = "reloaded"
+    MAX_REQUESTS = "max_requests"
+    MAX_LIFETIME = "max_lifetime"
+    MAX_MEMORY = "max_memory"
+    REQUEST_TIMEOUT = "request_timeout"
     BOOT_TIMEOUT = "boot_timeout"
     BOOT_ERROR = "boot_error"
     EXITED = "exited"
     KILLED = "killed"
+    OOM_KILLED = "oom_killed"
     ORPHANED = "orphaned"
+
+
+_KINDS = tuple(ExitKind)
+
+
+def index_of(kind: ExitKind) -> int:
+    """Return the position by which the scoreboard knows this kind."""
+    return _KINDS.index(kind)
+
+
+def kind_at(index: int) -> ExitKind | None:
+    """Return the kind at that position, None where there is none."""
+    return _KINDS[index] if 0 <= index < len(_KINDS) else None
+
+
+class StartReason(enum.StrEnum):
+    """Why a worker was forked. The scoreboard counts by position: new ones go to the end."""
+
+    STARTED = "started"
+    """The pool began, or was stretched by a signal."""
+    GREW = "grew"
+    """Load asked for it."""
+    RESPAWNED = "respawned"
+    """Another one died unexpectedly."""
+    RECYCLED = "recycled"
+    """Another one has reached a limit."""
+    RELOADED = "reloaded"
+    """A new generation takes over."""
+
+
+class ReloadState(enum.IntEnum):
+    """How far a reload has come."""
+
+    NONE = 0
+    """There was none yet."""
+    TRYING = 1
+    """A child loads the new code."""
+    ROLLING = 2
+    """The new generation takes over."""
+    DONE = 3
+    FAILED = 4
 
 
 @dataclass(frozen=True, slots=True)
