@@ -7,6 +7,7 @@ policy decide, does what it says, and waits for the next event or instant.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import select
@@ -16,16 +17,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prefork.about import about
 from prefork.signals import Inbox, Wakeup
 from prefork.workers import log, system
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
-from prefork.workers.errors import BootError
+from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.listener import Listener
-from prefork.workers.policy import PoolView, decide
+from prefork.workers.memory import Budget, Memory
+from prefork.workers.policy import decide
 from prefork.workers.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
+from prefork.workers.spares import Spares
 from prefork.workers.states import Phase
+from prefork.workers.threads import other_threads
+from prefork.workers.views import PoolView
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""
@@ -36,8 +42,8 @@ LOOK_INTERVAL = 0.4
 No client waits more than 0.5 s while a worker is idle, even when the kernel's wake-up was lost.
 """
 
-DUMP_DELAY = 0.1
-"""Seconds after which the stack dumps asked for by USR1 are read."""
+LOOK_PAUSE = 0.02
+"""Seconds for which workers that leave the idle tell nothing, after one has: what a pool that grows may take."""
 
 FAILURE_PAUSE = 0.02
 """Seconds between two tries of a loop that fails; at the end of ``graceful_timeout`` workers are killed."""
@@ -81,12 +87,14 @@ class Master:
         self._stop_signalled_at: float | None = None
         self._phase = Phase.SERVING
         self._dump_first = False
-        self._target = settings.workers
+        self._floor = settings.workers
+        self._spares = Spares(settings.workers)
+        self._budget = Budget(Memory())
+        self._look_again_at = 0.0
         self._announced_bound: int | None = None
         self._ready_announced = False
         self._drain_at = 0.0
         self._stop_by = 0.0
-        self._show_dumps_at: float | None = None
         self._lost = 0.0
         self._woke_at = self._now()
         self._orphans: dict[int, float] = {}
@@ -119,6 +127,7 @@ class Master:
         in_main_thread = threading.current_thread() is threading.main_thread()
         handled = self._inbox.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
+            self._check_threads()
             self._announce_start()
             try:
                 for listener in self._listeners:
@@ -140,14 +149,31 @@ class Master:
         board = self.pool.board
         board.set_pool(PoolField.MASTER_PID, os.getpid())
         board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
-        self.pool.note_threads()
+        board.set_about(about(self._settings, self._listeners))
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
             "started",
             listeners=" ".join(map(str, self._listeners)),
-            workers=self._target,
+            workers=self._floor,
             max_children=self._settings.max_children,
+        )
+
+    def _check_threads(self) -> None:
+        """Say in plain words what a master with threads means for its workers, or refuse it."""
+        if self._settings.fork_check == "off" or not (threads := other_threads()):
+            return
+        if self._settings.fork_check == "error":
+            raise BootError(
+                "the master has other threads, which its workers would lack (fork_check = error): "
+                + ", ".join(threads)
+            )
+        log.event(
+            logging.WARNING,
+            "master",
+            "has other threads; they do not exist in the workers, and a lock that one of them holds "
+            "at a fork stays locked there: start threads in worker_init()",
+            threads=", ".join(threads),
         )
 
     def _run_until_stopped(self) -> None:
@@ -183,19 +209,20 @@ class Master:
         now = self._now()
         self.pool.reap(now)  # for an override of service_actions() that forgets to call super()
         self.pool.note_ready(now)
-        self._check_first_boot()
+        self._check_boots()
         self._announce_ready()
         for listener in self._listeners:
             listener.assert_nonblocking()
-        plan = decide(self._view(), self._settings, now)
+        plan = decide(self._view(now), self._settings, now)
         self._enter(plan.phase)
+        self._note_size(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
-        self._show_dumps(now)
+        self.pool.show_dumps(now)
         self.pool.note_truncated()
         if self._is_init:
             self._collect_orphans(now)
-        return plan.wake
+        return _earliest(plan.wake, self.pool.dumps_due, self._watch_load(now))
 
     def runs_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the master."""
@@ -212,10 +239,10 @@ class Master:
     def _wait(self, wake: float | None) -> None:
         now = self._now()
         length = min(self._poll_interval, LOOK_INTERVAL)
-        for instant in (wake, self._show_dumps_at):
-            if instant is not None:
-                length = min(length, max(0.0, instant - now))
-        self._poll.poll(length * 1000)
+        if wake is not None:
+            length = min(length, max(0.0, wake - now))
+        if any(fd == self._wakeup.fileno() for fd, _ in self._poll.poll(length * 1000)):
+            self._look_again_at = self._now() + LOOK_PAUSE
         # From the end of the last wait: it may have been stopped within the tick, too.
         overrun = self._now() - self._woke_at - length
         if overrun > LATE:
@@ -246,7 +273,7 @@ class Master:
         for number in arrived:
             self._obey(number)
         if change := arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]:
-            self._retarget(self._target + change, "SIGTTIN" if change > 0 else "SIGTTOU")
+            self._move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
 
     def _obey(self, number: signal.Signals) -> None:
         """Act on a kind of signal that came since the last tick, however often."""
@@ -303,18 +330,46 @@ class Master:
             for listener in self._listeners:
                 listener.close_intake()
 
-    def _retarget(self, wanted: int, why: str) -> None:
-        target = max(1, min(wanted, self._settings.max_children))
-        if target not in (wanted, self._announced_bound):
-            self._announced_bound = target
-            log.event(logging.WARNING, "master", "is at its bound", workers=target, why=why)
-        if target == self._target:
+    def _move_floor(self, change: int, why: str) -> None:
+        """Keep more or fewer workers from now on, between 1 and ``max_children``."""
+        wanted = self._floor + change
+        floor = max(1, min(wanted, self._settings.max_children))
+        if floor not in (wanted, self._announced_bound):
+            self._announced_bound = floor
+            log.event(logging.WARNING, "master", "is at its bound", workers=floor, why=why)
+        if floor == self._floor:
             return
-        if target == wanted:
+        if floor == wanted:
             self._announced_bound = None
-        old, self._target = self._target, target
-        log.event(logging.INFO, "master", "resized", old=old, new=target, why=why)
-        self.pool.call_hook("pool_resized", old, target, why)
+        old, self._floor = self._floor, floor
+        self._spares = dataclasses.replace(self._spares, size=max(floor, self._spares.size))
+        by_signal = PoolField.SCALED_UP_BY_SIGNAL if change > 0 else PoolField.SCALED_DOWN_BY_SIGNAL
+        self.pool.board.count_pool(by_signal, abs(floor - old))
+        self._announce_size(old, floor, why)
+
+    def _note_size(self, spares: Spares) -> None:
+        """Follow the policy to the number of workers that load asks for."""
+        before, self._spares = self._spares, spares
+        if self._settings.min_spare is None:
+            return
+        board = self.pool.board
+        board.count_pool(PoolField.GROWTH_REFUSED, spares.refused)
+        if spares.refused and not before.refused:
+            log.event(
+                logging.WARNING, "master", "does not grow for want of memory", workers=spares.size
+            )
+        if spares.at_ceiling and not before.at_ceiling:
+            board.count_pool(PoolField.CEILING_REACHED)
+            log.event(logging.WARNING, "master", "is at max_children", workers=spares.size)
+        change = spares.size - before.size
+        if change:
+            by_load = PoolField.SCALED_UP_BY_LOAD if change > 0 else PoolField.SCALED_DOWN_BY_LOAD
+            board.count_pool(by_load, abs(change))
+            self._announce_size(before.size, spares.size, "load")
+
+    def _announce_size(self, old: int, new: int, why: str) -> None:
+        log.event(logging.INFO, "master", "resized", old=old, new=new, why=why)
+        self.pool.call_hook("pool_resized", old, new, why)
 
     def _report_status(self) -> None:
         log.event(
@@ -322,55 +377,83 @@ class Master:
             "master",
             "status",
             phase=self._phase.name.lower(),
-            target=self._target,
+            target=self._spares.size,
             pool=self.pool,
         )
-        self.pool.ask_dumps()
-        self._show_dumps_at = self._now() + DUMP_DELAY
-
-    def _show_dumps(self, now: float) -> None:
-        if self._show_dumps_at is not None and now >= self._show_dumps_at:
-            self._show_dumps_at = None
-            self.pool.show_dumps()
+        self.pool.ask_dumps(self._now())
 
     # --- looking
 
-    def _view(self) -> PoolView:
+    def _view(self, now: float) -> PoolView:
         pool = self.pool
         return PoolView(
             phase=self._phase,
-            target=self._target,
-            workers=pool.views(),
-            retry_at=pool.retry_at,
-            probing=pool.probing,
+            floor=self._floor,
+            workers=pool.views(now),
+            spares=self._spares,
+            affordable=self._affordable(now),
+            generation=pool.generation,
+            lost=pool.lost,
+            retry_at=pool.setbacks.retry_at,
+            probing=pool.setbacks.probing,
             drain_at=self._drain_at,
             stop_by=self._stop_by,
             dump_first=self._dump_first,
             work_waiting=self._work_waiting(),
         )
 
+    def _affordable(self, now: float) -> int | None:
+        if self._settings.min_spare is None:
+            return None
+        return self._budget.affordable(self.pool.pids, now)
+
+    def _watch_load(self, now: float) -> float | None:
+        """Have workers tell when they leave the idle, but not all the time; return when to look again."""
+        can_grow = (
+            self._settings.min_spare is not None
+            and self._phase <= Phase.NOT_READY
+            and self._spares.size < self._settings.max_children
+        )
+        pausing = now < self._look_again_at
+        self.pool.board.set_pool(PoolField.WATCH, can_grow and not pausing)
+        return self._look_again_at if can_grow and pausing else None
+
     def _work_waiting(self) -> bool:
         if self._phase is Phase.DRAINING:
             return any(listener.needs_draining() for listener in self._listeners)
         return any(listener.has_work() for listener in self._listeners)
 
-    def _check_first_boot(self) -> None:
-        pool = self.pool
-        if pool.ever_ready or not pool.boot_failures or self._phase >= Phase.DRAINING:
+    def _check_boots(self) -> None:
+        """Give up where the first workers cannot boot, and in a crash loop if so wanted."""
+        setbacks = self.pool.setbacks
+        if self._phase >= Phase.DRAINING:
             return
-        if pool.boot_error or pool.boot_failures >= BOOT_TRIES:
-            raise BootError("the application cannot boot: no worker became ready", pool.last_report)
+        first = not setbacks.ever_ready and setbacks.boots > 0
+        if first and (setbacks.own_fault or setbacks.boots >= BOOT_TRIES):
+            raise BootError(
+                "the application cannot boot: no worker became ready", setbacks.last_report
+            )
+        if setbacks.is_crash_loop and self._settings.crash_loop == "exit":
+            raise CrashLoopError(
+                "new workers die again and again (crash_loop = exit)", setbacks.last_report
+            )
 
     def _announce_ready(self) -> None:
-        if not self._ready_announced and self.pool.count_ready() >= self._target:
+        if not self._ready_announced and self.pool.count_ready() >= self._floor:
             self._ready_announced = True
-            log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=self._target)
+            log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=self._floor)
             self.pool.call_hook("when_ready")
 
     def _publish(self) -> None:
         board = self.pool.board
+        board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
         board.set_pool(PoolField.PHASE, self._phase)
-        board.set_pool(PoolField.TARGET, self._target)
+        board.set_pool(PoolField.GENERATION, self.pool.generation)
+        board.set_pool(PoolField.FLOOR, self._floor)
+        board.set_pool(PoolField.TARGET, self._spares.size)
+        # All of them at first; later on half a pool still serves, and one that is replaced does not matter.
+        needed = max(1, self._floor // 2) if self._ready_announced else self._floor
+        board.set_pool(PoolField.NEEDED, needed)
         self._publish_pids(self.pool.pids)
 
     def _collect_orphans(self, now: float) -> None:
@@ -380,3 +463,7 @@ class Master:
         for pid, since in self._orphans.items():
             if now - since >= ORPHAN_AGE:
                 system.collect_orphan(pid)
+
+
+def _earliest(*instants: float | None) -> float | None:
+    return min((instant for instant in instants if instant is not None), default=None)

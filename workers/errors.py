@@ -53,3 +53,14 @@ class BootError(PreforkError):
     def __init__(self, message: str, report: str = "") -> None:
         super().__init__(message)
         self.report = report
+
+
+class CrashLoopError(PreforkError):
+    """New workers die again and again, and the settings say to give up then.
+
+    report: the last words of the last one.
+    """
+
+    def __init__(self, message: str, report: str = "") -> None:
+        super().__init__(message)
+        self.report = report

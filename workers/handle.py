@@ -1,15 +1,21 @@
-"""The master's record of one worker: what it is, and how far its retirement has come."""
+"""The master's record of one worker: what it is, what it has in hand, how far its retirement has come."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prefork.workers.bootstrap import WorkerInfo
-from prefork.workers.policy import WorkerView
-from prefork.workers.states import ExitCause, WorkerState
+from prefork.workers.scoreboard import Scoreboard, SlotField
+from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
 from prefork.workers.system import Child
+from prefork.workers.views import WorkerView
+
+LONGEST_EXTENSION = 7 * 86_400.0
+"""Seconds by which a handler may extend its deadline: the word is the worker's own."""
+
+_WISHES = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
 
 
 @dataclass(slots=True)
@@ -21,13 +27,23 @@ class Handle:
     bell: int
     """An eventfd that wakes the worker whatever it has done to its signals."""
     spawned_at: float
+    spread: float = 0.0
+    """0 to 1: its share of ``jitter``."""
     ready_at: float | None = None
+    proven: bool = False
+    """Whether it has outlived its first moments."""
+    request_ns: int = 0
+    """The request in hand as the scoreboard names it: since when; 0 for none."""
+    busy_since: float | None = None
+    seen_at: float = 0.0
+    """When the master last looked."""
+    slow_noted: bool = False
     asked_for: ExitCause | None = None
     leave_by: float | None = None
     killed_for: ExitCause | None = None
     dumped_at: float | None = None
-    dump_shown: bool = field(default=True)
-    """Whether the last stack dump that was asked for is in the log."""
+    dump_due: float | None = None
+    """When to show the stack dump that was asked for; None when the last one is in the log."""
 
     def __str__(self) -> str:
         return str(self.info)
@@ -37,15 +53,39 @@ class Handle:
         with contextlib.suppress(BlockingIOError):  # it has enough rings to come
             os.eventfd_write(self.bell, 1)
 
-    def view(self, state: WorkerState) -> WorkerView:
-        """Return what the policy is told of it."""
+    def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
+        """Return what the policy is told of it. now_ns: the monotonic clock."""
+        slot = self.info.slot
+        self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
+        wish = kind_at(board.word(slot, SlotField.WISH) - 1)
         return WorkerView(
-            slot=self.info.slot,
+            slot=slot,
             ready=self.ready_at is not None,
-            idle=state is WorkerState.IDLE,
+            idle=board.state(slot) is WorkerState.IDLE,
             generation=self.info.generation,
             spawned_at=self.spawned_at,
             leave_by=self.leave_by,
+            busy_since=self.busy_since,
+            extension=self._extension(board),
+            wish=wish if wish in _WISHES else None,
+            spread=self.spread,
             dumped_at=self.dumped_at,
+            slow_noted=self.slow_noted,
             killed=self.killed_for is not None,
         )
+
+    def _note_request(self, request_ns: int, now: float, now_ns: int) -> None:
+        if request_ns != self.request_ns:
+            self.request_ns, self.slow_noted, self.busy_since = request_ns, False, None
+            if request_ns:
+                # It began after the last look: time in which the master did not run does not
+                # count, nor what a worker may claim.
+                age = min(max(0.0, (now_ns - request_ns) / 1e9), now - self.seen_at)
+                self.busy_since = now - age
+        self.seen_at = now
+
+    def _extension(self, board: Scoreboard) -> float:
+        slot = self.info.slot
+        if not self.request_ns or board.word(slot, SlotField.EXTENDED_FOR_NS) != self.request_ns:
+            return 0.0
+        return min(max(0.0, board.word(slot, SlotField.EXTENSION_NS) / 1e9), LONGEST_EXTENSION)

@@ -1,110 +1,68 @@
 """Decide what the pool should do next (pure): view, settings and ``now`` in, a Plan out.
 
-Nothing here reads a clock, a scoreboard or a process; the tests invent all three. ``now`` and
-every instant are seconds on the master's clock, which stands still while the master does not
-run, so that no worker is punished for a time in which nobody looked.
+Nothing here reads a clock, a scoreboard or a process; the tests invent all three. How many
+workers load asks for stands in spares.py, who is late in deadlines.py; here is who is started,
+who is asked to leave and who is woken.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prefork.workers.deadlines import DUMP_TIME, escalations, instants, slow_requests
 from prefork.workers.settings import Settings
-from prefork.workers.states import ExitCause, ExitKind, Phase
+from prefork.workers.spares import Load, Spares, follow_load
+from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
+from prefork.workers.views import Plan, PoolView, Retirement, WorkerView
 
 SPAWN_BATCH = 32
-"""Most forks in one tick: Apache's top rate, some 30 ms here, so that the master stays awake to signals."""
+"""Most forks in one tick: some 30 ms here, so that the master stays awake to signals."""
 
-DUMP_TIME = 0.25
-"""Seconds between a stack dump and the kill: faulthandler needs about 1 ms, a loaded machine more."""
-
-FIRST_BACKOFF = 0.1
-BOOT_BACKOFF_CAP = 30.0
-FORK_BACKOFF_CAP = 1.0
-"""A fork fails for want of memory or processes, which return without notice: look once a second."""
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerView:
-    """One live worker as the policy sees it. Instants are None where the thing has not happened."""
+class _Outlook:
+    """What has been decided on the way to a plan.
 
-    slot: int
-    ready: bool
-    idle: bool
-    generation: int
-    spawned_at: float
-    leave_by: float | None = None
-    """The deadline of its retirement; None as long as it was not asked to leave."""
-    dumped_at: float | None = None
-    killed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PoolView:
-    """The pool as the policy sees it.
-
-    retry_at: no fork before this instant (back-off). probing: the last spawn failed, so try one
-    at a time. drain_at: end of the ``drain_delay``. stop_by: end of the graceful stop. dump_first:
-    stopping now, but with stack dumps. work_waiting: the kernel's queue is not empty.
+    size: workers wanted. staying: those that were not asked to leave. replacing: those of them to
+    be replaced now and why, the first to go first. successors: how many workers beyond the size
+    may be started for them.
     """
 
+    view: PoolView
+    settings: Settings
+    now: float
     phase: Phase
-    target: int
-    workers: tuple[WorkerView, ...]
-    retry_at: float = 0.0
-    probing: bool = False
-    drain_at: float = 0.0
-    stop_by: float = 0.0
-    dump_first: bool = False
-    work_waiting: bool = False
+    size: int
+    staying: list[WorkerView]
+    replacing: list[tuple[WorkerView, ExitKind]]
+    successors: int
 
-
-@dataclass(frozen=True, slots=True)
-class Retirement:
-    """Ask this worker to leave, for this cause, until this instant."""
-
-    slot: int
-    cause: ExitCause
-    leave_by: float
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Kill this worker. cause: None keeps the cause of its retirement."""
-
-    slot: int
-    cause: ExitCause | None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do now, and the instant at which to think again at the latest (None: only on events)."""
-
-    phase: Phase
-    spawn: int = 0
-    retire: tuple[Retirement, ...] = ()
-    dump: tuple[int, ...] = ()
-    kill: tuple[Kill, ...] = ()
-    poke: tuple[int, ...] = ()
-    """Idle workers to wake: something waits, so the kernel's own wake-up may have been lost."""
-    wake: float | None = None
+    @property
+    def is_serving(self) -> bool:
+        """Whether the pool is kept at its size."""
+        return self.phase in (Phase.SERVING, Phase.NOT_READY)
 
 
 def decide(view: PoolView, settings: Settings, now: float) -> Plan:
     """Compute the next actions of the master."""
     phase = _next_phase(view, now)
-    retire = _retirements(view, phase, settings, now)
-    dump, kill = _escalations(view, phase, settings, now)
-    spawn = _spawns(view, phase, settings, now)
-    plan = Plan(phase, spawn, retire, dump, kill, _pokes(view, phase))
-    return dataclasses.replace(plan, wake=_next_instant(view, plan, settings, now))
-
-
-def backoff(failures: int, cap: float) -> float:
-    """Seconds to wait after so many failures in a row: 0.1, 0.2, 0.4 … up to the cap."""
-    return min(cap, FIRST_BACKOFF * 2 ** min(failures - 1, 16)) if failures > 0 else 0.0
+    spares = _follow_load(view, phase, settings, now)
+    outlook = _look_out(view, settings, now, phase, spares.size)
+    starts, retire = _starts(outlook), _retirements(outlook)
+    dump, kill = escalations(view, phase, settings, now)
+    return Plan(
+        phase=phase,
+        spares=spares,
+        starts=starts,
+        retire=retire,
+        dump=dump,
+        slow=slow_requests(view, settings, now),
+        kill=kill,
+        poke=_pokes(view, phase),
+        wake=_next_instant(outlook, starts, retire, dump),
+    )
 
 
 def _next_phase(view: PoolView, now: float) -> Phase:
@@ -113,68 +71,122 @@ def _next_phase(view: PoolView, now: float) -> Phase:
     return view.phase
 
 
-def _staying(workers: Iterable[WorkerView]) -> list[WorkerView]:
-    return [worker for worker in workers if worker.leave_by is None and not worker.killed]
+def _follow_load(view: PoolView, phase: Phase, settings: Settings, now: float) -> Spares:
+    before = view.spares or Spares(view.floor)
+    if phase not in (Phase.SERVING, Phase.NOT_READY):
+        return before
+    staying = view.staying
+    load = Load(
+        idle=sum(worker.ready and worker.idle for worker in staying),
+        # Those that the size still lacks count, too: they will be started when fork can.
+        starting=sum(not worker.ready for worker in staying) + max(0, before.size - len(staying)),
+        affordable=view.affordable,
+    )
+    return follow_load(before, load, view.floor, settings, now)
 
 
-def _spawns(view: PoolView, phase: Phase, settings: Settings, now: float) -> int:
-    if now < view.retry_at:
-        return 0
-    wanted = _missing(view, phase, now)
-    room = settings.max_children - len(view.workers)
-    return max(0, min(wanted, room, 1 if view.probing else SPAWN_BATCH))
+def _look_out(view: PoolView, settings: Settings, now: float, phase: Phase, size: int) -> _Outlook:
+    # A tenth of the pool at a time: a wave of replacements must not take its capacity.
+    replacing = _outdated_workers(view, settings, now)[: _replaced_at_once(size)]
+    successors = max(0, min(len(replacing), settings.max_children - size))
+    return _Outlook(view, settings, now, phase, size, view.staying, replacing, successors)
 
 
-def _missing(view: PoolView, phase: Phase, now: float) -> int:
-    if phase in (Phase.SERVING, Phase.NOT_READY):
-        return view.target - len(_staying(view.workers))
+def _outdated_workers(
+    view: PoolView, settings: Settings, now: float
+) -> list[tuple[WorkerView, ExitKind]]:
+    found = [
+        (worker, kind)
+        for worker in view.staying
+        if worker.ready and (kind := _outdated(worker, view.generation, settings, now)) is not None
+    ]
+    return sorted(found, key=lambda one: (one[0].generation, not one[0].idle, one[0].spawned_at))
+
+
+def _outdated(
+    worker: WorkerView, generation: int, settings: Settings, now: float
+) -> ExitKind | None:
+    if worker.generation < generation:
+        return ExitKind.RELOADED
+    if worker.wish is not None:
+        return worker.wish
+    if now >= _end_of_life(worker, settings):
+        return ExitKind.MAX_LIFETIME
+    return None
+
+
+def _end_of_life(worker: WorkerView, settings: Settings) -> float:
+    if settings.max_lifetime is None:
+        return _NEVER
+    return worker.spawned_at + settings.max_lifetime * (1 - settings.jitter * worker.spread)
+
+
+def _replaced_at_once(size: int) -> int:
+    return max(1, size // 10)
+
+
+def _starts(outlook: _Outlook) -> tuple[StartReason, ...]:
+    view = outlook.view
+    if outlook.now < view.retry_at:
+        return ()
+    wanted = _missing(outlook) if outlook.is_serving else _needed_to_drain(outlook)
+    room = outlook.settings.max_children - len(view.workers)
+    return tuple(wanted[: max(0, min(room, 1 if view.probing else SPAWN_BATCH))])
+
+
+def _missing(outlook: _Outlook) -> list[StartReason]:
+    view, size = outlook.view, outlook.size
+    missing = size + outlook.successors - len(outlook.staying)
+    kinds = {kind for _, kind in outlook.replacing}
+    replaced = StartReason.RELOADED if ExitKind.RELOADED in kinds else StartReason.RECYCLED
+    reasons = [
+        *[StartReason.RESPAWNED] * view.lost,
+        *[StartReason.GREW] * (size - view.floor),
+        *[StartReason.STARTED] * size,
+    ]
+    own = max(0, missing - outlook.successors)
+    return [*reasons[:own], *[replaced] * (missing - own)]
+
+
+def _needed_to_drain(outlook: _Outlook) -> list[StartReason]:
     # The last worker died, or a handshake was completed late: somebody has to serve the rest.
-    if phase is Phase.DRAINING and not view.workers and view.work_waiting and now < view.stop_by:
-        return 1
-    return 0
+    view = outlook.view
+    draining = outlook.phase is Phase.DRAINING and outlook.now < view.stop_by
+    return [StartReason.RESPAWNED] if draining and view.work_waiting and not view.workers else []
 
 
-def _retirements(
-    view: PoolView, phase: Phase, settings: Settings, now: float
-) -> tuple[Retirement, ...]:
-    staying = _staying(view.workers)
-    if phase in (Phase.DRAINING, Phase.LEAVING):
-        return tuple(
-            Retirement(worker.slot, ExitCause(ExitKind.RETIRED), view.stop_by) for worker in staying
-        )
-    if phase in (Phase.SERVING, Phase.NOT_READY) and len(staying) > view.target:
-        # Those that cost least to lose: not yet ready, then idle, then the oldest.
-        expendable = sorted(
-            staying, key=lambda w: (w.ready, not w.idle, w.generation, w.spawned_at)
-        )
-        surplus = expendable[: len(staying) - view.target]
-        leave_by = now + settings.graceful_timeout
-        return tuple(
-            Retirement(worker.slot, ExitCause(ExitKind.SCALED_DOWN), leave_by) for worker in surplus
-        )
-    return ()
+def _retirements(outlook: _Outlook) -> tuple[Retirement, ...]:
+    if outlook.phase in (Phase.DRAINING, Phase.LEAVING):
+        retired = ExitCause(ExitKind.RETIRED)
+        return tuple(Retirement(one.slot, retired, outlook.view.stop_by) for one in outlook.staying)
+    if not outlook.is_serving:
+        return ()
+    leave_by = outlook.now + outlook.settings.graceful_timeout
+    leaving = _replaced(outlook) or _surplus(outlook)
+    return tuple(Retirement(one.slot, ExitCause(kind), leave_by) for one, kind in leaving)
 
 
-def _escalations(
-    view: PoolView, phase: Phase, settings: Settings, now: float
-) -> tuple[tuple[int, ...], tuple[Kill, ...]]:
-    dump: list[int] = []
-    kill: list[Kill] = []
-    for worker in view.workers:
-        if worker.killed:
-            continue
-        if phase is Phase.STOPPING_NOW and not view.dump_first:
-            kill.append(Kill(worker.slot, ExitCause(ExitKind.RETIRED)))
-            continue
-        patience = _patience_ends(worker, phase, settings)
-        dumped_at = _dumped_at(worker, patience)
-        if now < patience:
-            continue
-        if dumped_at is None:
-            dump.append(worker.slot)
-        elif now >= dumped_at + DUMP_TIME:
-            kill.append(Kill(worker.slot, _kill_cause(worker, phase)))
-    return tuple(dump), tuple(kill)
+def _replaced(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:
+    """Return those whose successors are ready, or those that have to make room for them first."""
+    ready = sum(worker.ready for worker in outlook.staying)
+    if outlook.successors:
+        return outlook.replacing[: max(0, ready - outlook.size)]
+    away = outlook.size - ready
+    return outlook.replacing[: max(0, _replaced_at_once(outlook.size) - away)]
+
+
+def _surplus(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:
+    too_many = len(outlook.staying) - outlook.size - outlook.successors
+    if too_many <= 0:
+        return []
+    # Those that cost least to lose: not yet ready, then idle, then the oldest.
+    expendable = sorted(
+        outlook.staying, key=lambda one: (one.ready, not one.idle, one.generation, one.spawned_at)
+    )
+    if outlook.settings.min_spare is not None:
+        # Load went down: that is no reason to ask a worker that has a request.
+        expendable = [one for one in expendable if one.idle or not one.ready]
+    return [(one, ExitKind.SCALED_DOWN) for one in expendable[:too_many]]
 
 
 def _pokes(view: PoolView, phase: Phase) -> tuple[int, ...]:
@@ -188,39 +200,23 @@ def _pokes(view: PoolView, phase: Phase) -> tuple[int, ...]:
     return tuple(worker.slot for worker in view.workers if worker.idle)
 
 
-def _kill_cause(worker: WorkerView, phase: Phase) -> ExitCause | None:
-    if worker.leave_by is not None:
-        return None
-    return ExitCause(ExitKind.RETIRED if phase is Phase.STOPPING_NOW else ExitKind.BOOT_TIMEOUT)
-
-
-def _patience_ends(worker: WorkerView, phase: Phase, settings: Settings) -> float:
-    """Return the instant from which a worker is first dumped, then killed."""
-    if phase is Phase.STOPPING_NOW:
-        return float("-inf")
-    if worker.leave_by is not None:
-        return worker.leave_by
-    return float("inf") if worker.ready else worker.spawned_at + settings.boot_timeout
-
-
-def _dumped_at(worker: WorkerView, patience: float) -> float | None:
-    """Return when it was dumped for what it is late for now; a dump while it booted was for that."""
-    dumped_at = worker.dumped_at
-    return dumped_at if dumped_at is not None and dumped_at >= patience else None
-
-
-def _next_instant(view: PoolView, plan: Plan, settings: Settings, now: float) -> float | None:
+def _next_instant(
+    outlook: _Outlook,
+    starts: tuple[StartReason, ...],
+    retire: tuple[Retirement, ...],
+    dump: tuple[int, ...],
+) -> float | None:
     """Return the first instant at which there is something to decide, what the plan begins included."""
-    instants = [view.retry_at, *(retirement.leave_by for retirement in plan.retire)]
-    if plan.phase is Phase.NOT_READY:
-        instants.append(view.drain_at)
-    if plan.dump:
-        instants.append(now + DUMP_TIME)
-    if plan.spawn:
-        instants.append(now + settings.boot_timeout)
+    view, settings, now = outlook.view, outlook.settings, outlook.now
+    coming = [view.retry_at, *(retirement.leave_by for retirement in retire)]
+    if outlook.phase is Phase.NOT_READY:
+        coming.append(view.drain_at)
+    if dump:
+        coming.append(now + DUMP_TIME)
+    if starts:
+        coming.append(now + settings.boot_timeout)
     for worker in view.workers:
         if not worker.killed:
-            patience = _patience_ends(worker, plan.phase, settings)
-            dumped_at = _dumped_at(worker, patience)
-            instants.append(patience if dumped_at is None else dumped_at + DUMP_TIME)
-    return min((instant for instant in instants if now < instant < float("inf")), default=None)
+            coming.extend(instants(worker, outlook.phase, settings))
+            coming.append(_end_of_life(worker, settings))
+    return min((instant for instant in coming if now < instant < _NEVER), default=None)

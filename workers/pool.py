@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import grp
 import itertools
 import logging
 import os
-import pwd
 import select
 import signal
 import threading
@@ -17,26 +15,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefork.workers import log, system
-from prefork.workers.bootstrap import (
-    Credentials,
-    Crew,
-    WorkerInfo,
-    WorkerSide,
-    run_worker,
-)
-from prefork.workers.errors import SettingsError
+from prefork.workers.bootstrap import Crew, WorkerInfo, WorkerSide, run_worker
+from prefork.workers.credentials import credentials_of
+from prefork.workers.deadlines import DUMP_TIME
 from prefork.workers.handle import Handle
 from prefork.workers.listener import Listener
-from prefork.workers.policy import (
-    BOOT_BACKOFF_CAP,
-    FORK_BACKOFF_CAP,
-    Kill,
-    Plan,
-    Retirement,
-    WorkerView,
-    backoff,
-)
+from prefork.workers.memory import Memory, OomWitness
+from prefork.workers.reports import printable, without_masters_frames
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
+from prefork.workers.setbacks import PROVEN, Setbacks, is_crash
 from prefork.workers.settings import Settings
 from prefork.workers.states import (
     ExitCause,
@@ -48,6 +35,7 @@ from prefork.workers.states import (
     WorkerState,
     cause_of_exit,
 )
+from prefork.workers.views import Kill, Plan, Retirement, WorkerView
 
 _pools_here: list[Pool] = []
 """Every running pool of this process, so that a worker of one closes what is the others'."""
@@ -82,27 +70,24 @@ class Pool:
         wake: int,
         private_fds: Callable[[], list[int]],
     ) -> None:
-        credentials = _credentials(settings)
+        credentials = credentials_of(settings)
         self.settings = settings
         self.board = Scoreboard.create(settings.max_children)
         self.handles: dict[int, Handle] = {}
         self._bells: dict[int, int] = {}
         self._let_go = False
         """In a child: whether it has closed what is the master's."""
-        self.retry_at = 0.0
-        self.probing = False
-        self.boot_failures = 0
-        self.boot_error = False
-        """Whether the last worker that died before it was ready did so by its own code."""
-        self.ever_ready = False
-        self.last_report = ""
+        self.generation = 0
+        self.setbacks = Setbacks()
+        self.lost = 0
+        """Workers that died unexpectedly and have not been replaced yet."""
         self._hooks = hooks
-        self._fork_failures = 0
+        self._oom = OomWitness(Memory())
         self._truncated_seen = 0
         self._private_fds = private_fds
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._exits = select.epoll()
-        self._crew = Crew(
+        self.crew = Crew(
             board=self.board,
             listeners=listeners,
             life=self._life_read,
@@ -140,9 +125,10 @@ class Pool:
             os.close(self._life_write)
             self.board.close()
 
-    def views(self) -> tuple[WorkerView, ...]:
+    def views(self, now: float) -> tuple[WorkerView, ...]:
         """Return the workers as the policy sees them."""
-        return tuple(handle.view(self.board.state(slot)) for slot, handle in self.handles.items())
+        now_ns = time.monotonic_ns()
+        return tuple(handle.view(self.board, now, now_ns) for handle in self.handles.values())
 
     def call_hook(self, name: str, *arguments: object) -> None:
         """Call a hook of the leading server; one that raises is logged and counted."""
@@ -160,30 +146,33 @@ class Pool:
             self._kill(kill)
         for slot in plan.dump:
             self._dump_before_kill(self.handles[slot], now)
+        for slot in plan.slow:
+            self._note_slow(self.handles[slot], now)
         for slot in plan.poke:
             self.handles[slot].ring()
         for retirement in plan.retire:
             self._retire(retirement, plan.phase)
-        if plan.spawn:
-            self._spawn(plan.spawn, now)
+        if plan.starts:
+            self._spawn(plan.starts, now)
 
-    def _spawn(self, count: int, now: float) -> None:
+    def _spawn(self, starts: tuple[StartReason, ...], now: float) -> None:
         free = (slot for slot in range(self.settings.max_children) if slot not in self.handles)
-        slots = list(itertools.islice(free, count))
+        slots = list(itertools.islice(free, len(starts)))
         for slot in slots:
-            self.board.prepare_slot(slot, 0, time.monotonic_ns())
-            self.call_hook("pre_fork", WorkerInfo(slot, 0, 0))
+            self.board.prepare_slot(slot, self.generation, time.monotonic_ns())
+            self.call_hook("pre_fork", WorkerInfo(slot, self.generation, 0))
         with changing_pools:
             children, failure = self._fork(slots)
-        for slot, child in zip(slots, children, strict=True):
+        for slot, child, reason in zip(slots, children, starts, strict=True):
             if child is not None:
-                self._adopt(slot, child, now)
+                self._adopt(slot, child, reason, now)
             elif slot in self._bells:
                 os.close(self._bells.pop(slot))
         if failure is not None:
             self._note_fork_failure(failure, now)
-        elif self._fork_failures:
-            self._note_fork_success()
+        elif self.setbacks.forks:
+            log.event(logging.WARNING, "master", "forks again", failures=self.setbacks.forks)
+            self.setbacks.forked()
 
     def _fork(self, slots: list[int]) -> tuple[list[system.Child | None], OSError | None]:
         try:
@@ -193,24 +182,32 @@ class Pool:
             return [None] * len(slots), error
         return system.fork_children(
             [
-                functools.partial(run_worker, self._crew, slot, 0, self._bells[slot])
+                functools.partial(run_worker, self.crew, slot, self.generation, self._bells[slot])
                 for slot in slots
             ]
         )
 
-    def _adopt(self, slot: int, child: system.Child, now: float) -> None:
-        handle = Handle(WorkerInfo(slot, 0, child.pid), child, self._bells[slot], spawned_at=now)
+    def _adopt(self, slot: int, child: system.Child, reason: StartReason, now: float) -> None:
+        info = WorkerInfo(slot, self.generation, child.pid)
+        handle = Handle(
+            info,
+            child,
+            self._bells[slot],
+            spawned_at=now,
+            seen_at=now,
+            spread=os.urandom(1)[0] / 255,
+        )
         self.handles[slot] = handle
         self._exits.register(child.pidfd, select.EPOLLIN)
-        self.board.occupy_slot(slot, child.pid, StartReason.STARTED)
-        log.event(logging.DEBUG, str(handle), "spawned")
+        self.board.occupy_slot(slot, child.pid, reason)
+        if reason is StartReason.RESPAWNED:
+            self.lost -= 1
+        log.event(logging.DEBUG, str(handle), "spawned", reason=reason)
 
     def _note_fork_failure(self, error: OSError, now: float) -> None:
-        self._fork_failures += 1
+        self.setbacks.fork_failed(now)
         self.board.count_pool(PoolField.SPAWN_FAILURES)
-        self.retry_at = now + backoff(self._fork_failures, FORK_BACKOFF_CAP)
-        self.probing = True
-        if self._fork_failures == 1:
+        if self.setbacks.forks == 1:
             log.event(
                 logging.ERROR,
                 "master",
@@ -218,11 +215,6 @@ class Pool:
                 error=error,
                 workers=len(self.handles),
             )
-
-    def _note_fork_success(self) -> None:
-        log.event(logging.WARNING, "master", "forks again", failures=self._fork_failures)
-        self._fork_failures = 0
-        self.probing = self.boot_failures > 0
 
     def _retire(self, retirement: Retirement, phase: Phase) -> None:
         handle = self.handles[retirement.slot]
@@ -249,40 +241,56 @@ class Pool:
             system.wait_for_end(handle.child)
         self.reap(now)
 
-    def _dump_before_kill(self, handle: Handle, now: float) -> None:
-        handle.dumped_at = now
-        self._ask_dump(handle)
-
     # --- stack dumps
 
-    def ask_dumps(self) -> None:
+    def ask_dumps(self, now: float) -> None:
         """Have every worker write its stacks; ``show_dumps`` puts them into the log a moment later."""
         for handle in self.handles.values():
             if handle.ready_at is not None:
-                self._ask_dump(handle)
+                self._ask_dump(handle, now)
 
-    def _ask_dump(self, handle: Handle) -> None:
+    def show_dumps(self, now: float) -> None:
+        """Log the stack dumps that were asked for a moment ago."""
+        for handle in self.handles.values():
+            if handle.dump_due is not None and now >= handle.dump_due:
+                self._show_dump(handle)
+
+    @property
+    def dumps_due(self) -> float | None:
+        """The next instant at which there are dumps to show."""
+        due = [one.dump_due for one in self.handles.values() if one.dump_due is not None]
+        return min(due, default=None)
+
+    def _dump_before_kill(self, handle: Handle, now: float) -> None:
+        handle.dumped_at = now
+        self._ask_dump(handle, now)
+
+    def _note_slow(self, handle: Handle, now: float) -> None:
+        handle.slow_noted = True
+        self.board.count_pool(PoolField.SLOW_REQUESTS)
+        self.board.count_slot(handle.info.slot, SlotField.SLOW)
+        age = now - handle.busy_since if handle.busy_since is not None else 0.0
+        log.event(logging.WARNING, str(handle), "has a slow request", request_age=age)
+        self._ask_dump(handle, now)
+
+    def _ask_dump(self, handle: Handle, now: float) -> None:
         self.board.clear_report(handle.info.slot)
-        handle.dump_shown = False
+        handle.dump_due = now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
 
-    def show_dumps(self) -> None:
-        """Log the stack dumps that were asked for and have not been shown."""
-        for handle in self.handles.values():
-            self._show_dump(handle)
-
     def _show_dump(self, handle: Handle) -> None:
-        if not handle.dump_shown:
-            handle.dump_shown = True
-            state = self.board.state(handle.info.slot).name.lower()
-            stacks = self._report(handle.info.slot)
-            handle.ring()
-            log.event(
-                logging.WARNING, str(handle), "stacks", state=state, report=stacks or "(no answer)"
-            )
+        if handle.dump_due is None:
+            return
+        handle.dump_due = None
+        state = self.board.state(handle.info.slot).name.lower()
+        stacks = self._report(handle.info.slot)
+        handle.ring()
+        log.event(
+            logging.WARNING, str(handle), "stacks", state=state, report=stacks or "(no answer)"
+        )
 
     def _report(self, slot: int) -> str:
-        return _without_masters_frames(_printable(self.board.report(slot)))
+        return without_masters_frames(printable(self.board.report(slot)))
 
     # --- watching
 
@@ -293,13 +301,7 @@ class Pool:
             return
         # All are taken off the table before the first hook runs, which may call this again.
         for handle, status in [*self._take_off_the_table(ended)]:
-            cause = cause_of_exit(
-                status,
-                asked=handle.asked_for,
-                killed_for=handle.killed_for,
-                was_ready=self._is_ready(handle, now),
-            )
-            self._bury(handle, cause, now)
+            self._bury(handle, status, self._judge(handle, status, now), now)
 
     def _take_off_the_table(self, ended: set[int]) -> Iterator[tuple[Handle, ExitStatus]]:
         for slot, handle in list(self.handles.items()):
@@ -311,35 +313,60 @@ class Pool:
                 del self.handles[slot]
                 yield handle, status
 
-    def _bury(self, handle: Handle, cause: ExitCause, now: float) -> None:
-        slot = handle.info.slot
+    def _judge(self, handle: Handle, status: ExitStatus, now: float) -> ExitCause:
+        killed_by_others = status.signal == signal.SIGKILL and handle.killed_for is None
+        return cause_of_exit(
+            status,
+            asked=handle.asked_for,
+            killed_for=handle.killed_for,
+            was_ready=self._is_ready(handle, now),
+            out_of_memory=killed_by_others and self._oom.accuses(now),
+        )
+
+    def _bury(self, handle: Handle, status: ExitStatus, cause: ExitCause, now: float) -> None:
+        slot, expected = handle.info.slot, handle.asked_for is not None
         report = "" if handle.ready_at is not None else self._report(slot)
-        age = now - handle.spawned_at
+        facts = _last_facts(handle, status, self.board, now)
+        self._carry_over(slot, status)
         self.board.vacate_slot(slot, cause.kind, time.monotonic_ns())
-        wanted = cause.kind in (ExitKind.RETIRED, ExitKind.SCALED_DOWN)
-        level = logging.INFO if wanted else logging.ERROR
-        log.event(level, str(handle), "exited", cause=cause, age=age, report=report)
-        if handle.ready_at is None and handle.asked_for is None:
-            self.boot_error = cause.kind is ExitKind.BOOT_ERROR
-            self._note_boot_failure(report or f"{handle} exited: {cause}", now)
+        level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
+        log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
+        if not expected:
+            self.lost += 1
+            self._note_setback(handle, cause, report, now)
         self.call_hook("worker_died", handle.info, cause)
 
-    def _note_boot_failure(self, report: str, now: float) -> None:
-        self.boot_failures += 1
-        self.last_report = report
-        self.retry_at = now + backoff(self.boot_failures, BOOT_BACKOFF_CAP)
-        self.probing = True
+    def _carry_over(self, slot: int, status: ExitStatus) -> None:
+        """Keep what the kernel forgets of a worker: totals of its slot never decrease."""
+        usage = status.usage
+        for field, amount in (
+            (SlotField.CPU_USER_NS, usage.user_ns),
+            (SlotField.CPU_SYSTEM_NS, usage.system_ns),
+            (SlotField.VOLUNTARY_SWITCHES, usage.voluntary_switches),
+            (SlotField.INVOLUNTARY_SWITCHES, usage.involuntary_switches),
+        ):
+            self.board.count_slot(slot, field, amount)
+
+    def _note_setback(self, handle: Handle, cause: ExitCause, report: str, now: float) -> None:
+        words = report or f"{handle} exited: {cause}"
+        if handle.ready_at is None:
+            own_fault = cause.kind is ExitKind.BOOT_ERROR
+            self.setbacks.boot_failed(words, now, own_fault=own_fault)
+        elif now - handle.ready_at < PROVEN and is_crash(cause):
+            self.setbacks.died_early(words, now)
 
     def note_ready(self, now: float) -> None:
-        """Find the workers that have become ready since the last tick."""
+        """Find the workers that have become ready since the last tick, and those that proved sound."""
         for handle in list(self.handles.values()):
             if handle.ready_at is None and self._is_ready(handle, now):
                 self.board.note_ready(handle.info.slot, time.monotonic_ns())
                 log.event(logging.INFO, str(handle), "ready", boot=now - handle.spawned_at)
-                self.ever_ready = True
-                self.boot_failures = 0
-                self.probing = self._fork_failures > 0
+                self.setbacks.became_ready()
                 self.call_hook("worker_ready", handle.info)
+            elif handle.ready_at is not None and not handle.proven:
+                handle.proven = now - handle.ready_at >= PROVEN
+                if handle.proven:
+                    self.setbacks.proved()
 
     def _is_ready(self, handle: Handle, now: float) -> bool:
         # The worker's own word, not that of its slot as a whole: one asked to leave early was ready too.
@@ -366,19 +393,6 @@ class Pool:
                     "a datagram was longer than max_packet_size and was cut; further ones are only counted",
                 )
 
-    def note_threads(self) -> None:
-        """Say in plain words what a master with threads means for its workers."""
-        expected = (threading.current_thread(), threading.main_thread())
-        others = [thread for thread in threading.enumerate() if thread not in expected]
-        if others:
-            log.event(
-                logging.WARNING,
-                "master",
-                "has other threads; they do not exist in the workers, and a lock that one of them holds "
-                "at a fork stays locked there: start threads in worker_init()",
-                threads=", ".join(thread.name for thread in others),
-            )
-
     # --- in a worker just forked
 
     def _shed_in_worker(self, slot: int) -> None:
@@ -401,58 +415,18 @@ class Pool:
                 os.close(fd)
 
     def _close_workers_fds(self) -> None:
-        for fd in (self._life_read, self._crew.wake, *self._bells.values()):
+        for fd in (self._life_read, self.crew.wake, *self._bells.values()):
             os.close(fd)
         self.board.close()
 
 
-def _credentials(settings: Settings) -> Credentials | None:
-    """Look up whom workers run as; refuse what this process may not become."""
-    if settings.user is None and settings.group is None:
-        return None
-    group = settings.group
-    if isinstance(group, str):
-        group = grp.getgrnam(group).gr_gid
-    name, uid, gid = _user(settings.user, group)
-    if os.geteuid() != 0:
-        if (uid, gid) == (os.geteuid(), os.getegid()):
-            return None
-        key = "user" if settings.user is not None else "group"
-        raise SettingsError(
-            key,
-            getattr(settings, key),
-            "settings",
-            "only root can give its workers another identity",
-        )
-    groups = os.getgrouplist(name, gid) if name is not None else [gid]
-    return Credentials(uid, gid, tuple(groups))
-
-
-def _user(user: str | int | None, group: int | None) -> tuple[str | None, int, int]:
-    """Return name, uid and gid; a bare uid that no account has needs the group, or it would keep root's."""
-    if user is None:
-        return None, os.geteuid(), os.getegid() if group is None else group
-    try:
-        entry = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
-    except KeyError:
-        if group is None or isinstance(user, str):
-            raise SettingsError(
-                "user", user, "settings", "a user of this machine; a bare uid needs the group, too"
-            ) from None
-        return None, user, group
-    return entry.pw_name, entry.pw_uid, entry.pw_gid if group is None else group
-
-
-def _printable(report: str) -> str:
-    """Escape a report line by line: its bytes are a worker's."""
-    return "\n".join(
-        "".join(c if c.isprintable() else "\ufffd" for c in line) for line in report.splitlines()
-    )
-
-
-def _without_masters_frames(report: str) -> str:
-    """Cut what lies below the worker's first frame in a stack dump; the traceback of a boot stays whole."""
-    end = report.find(f" in {run_worker.__name__}\n")
-    if end < 0 or "(most recent call first)" not in report[:end]:
-        return report
-    return report[: end + len(run_worker.__name__) + 4]
+def _last_facts(
+    handle: Handle, status: ExitStatus, board: Scoreboard, now: float
+) -> dict[str, object]:
+    """Return what is worth knowing of a worker that has ended."""
+    facts: dict[str, object] = {"age": now - handle.spawned_at}
+    if request_ns := board.word(handle.info.slot, SlotField.REQUEST_NS):
+        facts["request_age"] = max(0.0, (time.monotonic_ns() - request_ns) / 1e9)
+    facts["cpu"] = (status.usage.user_ns + status.usage.system_ns) / 1e9
+    facts["peak_memory"] = f"{status.usage.peak_bytes / 2**20:.0f}M"
+    return facts

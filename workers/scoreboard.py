@@ -91,6 +91,7 @@ class PoolField(IntEnum):
     METRICS_PID = 14
     METRICS_STARTS = 15
     RELOADS = 16
+    """Reloads that succeeded; those that failed are a total of their own."""
     RELOADS_FAILED = 17
     RELOAD_STATE = 18
     """A ReloadState."""

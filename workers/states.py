@@ -129,23 +129,43 @@ class ExitCause:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a child has used in its life, as the kernel counted it; peak_bytes: most resident memory."""
+
+    user_ns: int = 0
+    system_ns: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How the kernel says a child ended; both None when somebody else collected it."""
 
     code: int | None = None
     signal: int | None = None
+    usage: Usage = Usage()
 
 
 def cause_of_exit(
-    status: ExitStatus, *, asked: ExitCause | None, killed_for: ExitCause | None, was_ready: bool
+    status: ExitStatus,
+    *,
+    asked: ExitCause | None,
+    killed_for: ExitCause | None,
+    was_ready: bool,
+    out_of_memory: bool = False,
 ) -> ExitCause:
     """Judge an exit by what the master wanted first and by the wait status second.
 
     asked: why the master asked it to leave, if it did. killed_for: why the master killed it, if
-    it did. Shared memory has no say: a worker can write what it likes there.
+    it did. out_of_memory: the kernel has killed somebody here for want of memory just now.
+    Shared memory has no say: a worker can write what it likes there.
     """
     if killed_for is not None:
         return killed_for
+    if status.signal == signal.SIGKILL and out_of_memory:
+        return ExitCause(ExitKind.OOM_KILLED)
     if status.signal is not None:
         return ExitCause(ExitKind.KILLED, status.signal)
     if asked is not None and status.code in (0, None):

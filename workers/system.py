@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from prefork.workers.states import ExitStatus
+from prefork.workers.states import ExitStatus, Usage
 
 _PR_GET_CHILD_SUBREAPER = 37
 
@@ -98,15 +98,23 @@ def _abandon(pid: int) -> None:
 def collect(child: Child) -> ExitStatus | None:
     """Return how the child ended, or None while it lives (its parent). The pidfd stays open."""
     try:
-        ended = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+        # By pid, which is the child's own until it is collected: waitid() by pidfd tells no usage.
+        pid, status, used = os.wait4(child.pid, os.WNOHANG)
     except ChildProcessError:
         # Somebody else took its status: a wait() for any child, or SIGCHLD set to be ignored.
         return ExitStatus()
-    if ended is None:
+    if pid == 0:
         return None
-    if ended.si_code == os.CLD_EXITED:
-        return ExitStatus(code=ended.si_status)
-    return ExitStatus(signal=ended.si_status)
+    usage = Usage(
+        user_ns=int(used.ru_utime * 1e9),
+        system_ns=int(used.ru_stime * 1e9),
+        voluntary_switches=used.ru_nvcsw,
+        involuntary_switches=used.ru_nivcsw,
+        peak_bytes=used.ru_maxrss * 1024,
+    )
+    if os.WIFSIGNALED(status):
+        return ExitStatus(signal=os.WTERMSIG(status), usage=usage)
+    return ExitStatus(code=os.WEXITSTATUS(status), usage=usage)
 
 
 def wait_for_end(child: Child) -> None:
@@ -119,6 +127,20 @@ def send(child: Child, number: signal.Signals) -> None:
     """Signal the child; one that has ended already is no error."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(child.pidfd, number)
+
+
+def hold_process(pid: int) -> int:
+    """Return a pidfd of a process that is no child of this one (the command line and a running master).
+
+    Whoever holds it, looks at ``/proc/PID`` and finds it still running has looked at that process.
+    OSError when there is none, or no descriptor for it.
+    """
+    return os.pidfd_open(pid)
+
+
+def signal_held(pidfd: int, number: signal.Signals) -> None:
+    """Signal a process that is held; ProcessLookupError when it has ended, PermissionError when it may not be."""
+    signal.pidfd_send_signal(pidfd, number)
 
 
 def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:

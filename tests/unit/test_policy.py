@@ -12,21 +12,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.workers.policy import (
-    BOOT_BACKOFF_CAP,
-    DUMP_TIME,
-    FORK_BACKOFF_CAP,
-    SPAWN_BATCH,
-    Kill,
-    Plan,
-    PoolView,
-    Retirement,
-    WorkerView,
-    backoff,
-    decide,
-)
+from prefork.workers.deadlines import DUMP_TIME
+from prefork.workers.policy import SPAWN_BATCH, decide
+from prefork.workers.setbacks import BOOT_BACKOFF_CAP, FORK_BACKOFF_CAP, backoff
 from prefork.workers.settings import Settings
+from prefork.workers.spares import Spares
 from prefork.workers.states import ExitCause, ExitKind, Phase
+from prefork.workers.views import Kill, Plan, PoolView, Retirement, WorkerView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,10 +44,10 @@ def workers(count: int, **facts: object) -> tuple[WorkerView, ...]:
 
 
 def plan(
-    phase: Phase, *pool: WorkerView, now: float = NOW, target: int = 4, **facts: object
+    phase: Phase, *pool: WorkerView, now: float = NOW, floor: int = 4, **facts: object
 ) -> Plan:
     """Decide for an invented pool."""
-    return decide(PoolView(phase, target, pool, **facts), SETTINGS, now)  # type: ignore[arg-type]
+    return decide(PoolView(phase, floor, pool, **facts), SETTINGS, now)  # type: ignore[arg-type]
 
 
 # --- any view whatever
@@ -85,7 +77,7 @@ def views(draw: st.DrawFn) -> PoolView:
     )
     return PoolView(
         phase=draw(st.sampled_from(Phase)),
-        target=draw(st.integers(0, 2 * SETTINGS.max_children)),
+        floor=draw(st.integers(0, 2 * SETTINGS.max_children)),
         workers=tuple(replace(one, slot=slot) for slot, one in enumerate(invented)),
         retry_at=draw(INSTANTS),
         probing=draw(st.booleans()),
@@ -117,7 +109,7 @@ def test_pool_is_not_spawned_beyond_its_target(view: PoolView, now: float) -> No
     staying = [one for one in view.workers if one.leave_by is None and not one.killed]
 
     if decided.spawn and decided.phase is not Phase.DRAINING:
-        assert len(staying) + decided.spawn <= view.target
+        assert len(staying) + decided.spawn <= view.floor
     assert not (decided.spawn and decided.retire)
 
 
@@ -213,7 +205,7 @@ def test_same_view_same_plan(view: PoolView, now: float) -> None:
 
 def test_healthy_pool_is_left_alone() -> None:
     """A pool of the wanted size, all ready, makes nothing to do and nothing to wait for."""
-    assert plan(Phase.SERVING, *workers(4)) == Plan(Phase.SERVING)
+    assert plan(Phase.SERVING, *workers(4)) == Plan(Phase.SERVING, Spares(4))
 
 
 def test_dead_worker_is_replaced_at_once() -> None:
@@ -278,22 +270,22 @@ def test_surplus_costs_the_least() -> None:
         worker(4, ready=False, idle=False, spawned_at=NOW - 1),
     )
 
-    def gone(target: int) -> list[int]:
-        return [retirement.slot for retirement in plan(Phase.SERVING, *pool, target=target).retire]
+    def gone(floor: int) -> list[int]:
+        return [retirement.slot for retirement in plan(Phase.SERVING, *pool, floor=floor).retire]
 
     assert gone(5) == []
     assert gone(4) == [4]
     assert gone(3) == [4, 3]
     assert gone(2) == [4, 3, 2]
     assert gone(1) == [4, 3, 2, 0]
-    assert plan(Phase.SERVING, *pool, target=4).retire == (Retirement(4, SCALED_DOWN, NOW + 25),)
+    assert plan(Phase.SERVING, *pool, floor=4).retire == (Retirement(4, SCALED_DOWN, NOW + 25),)
 
 
 def test_older_generations_go_first() -> None:
     """Among idle workers the older generation goes before the newer one, whenever it was spawned."""
     old, new = worker(0, generation=1), worker(1, generation=2, spawned_at=NOW - 900)
 
-    assert [gone.slot for gone in plan(Phase.SERVING, new, old, target=1).retire] == [0]
+    assert [gone.slot for gone in plan(Phase.SERVING, new, old, floor=1).retire] == [0]
 
 
 def test_leaving_workers_are_no_surplus() -> None:
@@ -309,7 +301,7 @@ def test_drain_begins_at_drain_at() -> None:
     view = PoolView(Phase.NOT_READY, 4, workers(4), drain_at=NOW + 5, stop_by=NOW + 30)
     just_before = decide(view, SETTINGS, math.nextafter(NOW + 5, 0))
 
-    assert just_before == Plan(Phase.NOT_READY, wake=NOW + 5)
+    assert just_before == Plan(Phase.NOT_READY, Spares(4), wake=NOW + 5)
     assert decide(view, SETTINGS, NOW + 5).phase is Phase.DRAINING
 
 
@@ -328,11 +320,13 @@ def test_retiring_worker_is_dumped_then_killed() -> None:
     dumped = replace(asked, dumped_at=NOW)
     stopping = {"stop_by": NOW}
 
-    assert plan(Phase.DRAINING, asked, now=NOW - 1, **stopping) == Plan(Phase.DRAINING, wake=NOW)
+    assert plan(Phase.DRAINING, asked, now=NOW - 1, **stopping) == Plan(
+        Phase.DRAINING, Spares(4), wake=NOW
+    )
     assert plan(Phase.DRAINING, asked, **stopping).dump == (0,)
     assert plan(Phase.DRAINING, asked, **stopping).kill == ()
     waiting = plan(Phase.DRAINING, dumped, now=NOW + 0.1, **stopping)
-    assert waiting == Plan(Phase.DRAINING, wake=NOW + DUMP_TIME)
+    assert waiting == Plan(Phase.DRAINING, Spares(4), wake=NOW + DUMP_TIME)
     assert plan(Phase.DRAINING, dumped, now=NOW + DUMP_TIME, **stopping).kill == (Kill(0, None),)
 
 
@@ -342,11 +336,11 @@ def test_boot_timeout_dumps_then_kills() -> None:
     end = NOW + SETTINGS.boot_timeout
     dumped = replace(booting, dumped_at=end)
 
-    assert plan(Phase.SERVING, booting, target=1) == Plan(Phase.SERVING, wake=end)
-    assert plan(Phase.SERVING, booting, target=1, now=end).dump == (0,)
-    waiting = plan(Phase.SERVING, dumped, target=1, now=end + 0.1)
+    assert plan(Phase.SERVING, booting, floor=1) == Plan(Phase.SERVING, Spares(1), wake=end)
+    assert plan(Phase.SERVING, booting, floor=1, now=end).dump == (0,)
+    waiting = plan(Phase.SERVING, dumped, floor=1, now=end + 0.1)
     assert (waiting.dump, waiting.kill, waiting.wake) == ((), (), end + DUMP_TIME)
-    assert plan(Phase.SERVING, dumped, target=1, now=end + DUMP_TIME).kill == (
+    assert plan(Phase.SERVING, dumped, floor=1, now=end + DUMP_TIME).kill == (
         Kill(0, BOOT_TIMEOUT),
     )
 
@@ -355,7 +349,7 @@ def test_ready_at_the_last_moment_is_spared() -> None:
     """A worker that becomes ready between its dump and its kill lives."""
     late = worker(0, spawned_at=NOW - 99, dumped_at=NOW - 1)
 
-    assert plan(Phase.SERVING, late, target=1) == Plan(Phase.SERVING)
+    assert plan(Phase.SERVING, late, floor=1) == Plan(Phase.SERVING, Spares(1))
 
 
 def test_dump_at_boot_is_not_the_dump_at_the_end() -> None:
@@ -370,7 +364,7 @@ def test_dump_at_boot_is_not_the_dump_at_the_end() -> None:
 def test_killed_worker_is_waited_for() -> None:
     """Who was killed is neither killed again nor a reason to wake: its end is an event."""
     assert plan(Phase.STOPPING_NOW, worker(0, killed=True, dumped_at=NOW)) == Plan(
-        Phase.STOPPING_NOW
+        Phase.STOPPING_NOW, Spares(4)
     )
 
 
@@ -395,7 +389,7 @@ def test_stopping_now_with_dumps_takes_the_dumps_first() -> None:
 
 def test_queue_of_a_dead_pool_is_drained() -> None:
     """If the last worker dies while clients are queued, one more is spawned, until stop_by and no longer."""
-    stopping = {"stop_by": NOW + 1, "target": 4}
+    stopping = {"stop_by": NOW + 1, "floor": 4}
 
     assert plan(Phase.DRAINING, work_waiting=True, **stopping).spawn == 1
     assert plan(Phase.DRAINING, work_waiting=False, **stopping).spawn == 0
@@ -429,7 +423,7 @@ class VirtualPool:
     settings: Settings = SETTINGS
     now: float = 0.0
     phase: Phase = Phase.SERVING
-    target: int = 4
+    floor: int = 4
     drain_at: float = 0.0
     stop_by: float = 0.0
     retry_at: float = 0.0
@@ -445,7 +439,7 @@ class VirtualPool:
         self._boot()
         view = PoolView(
             self.phase,
-            self.target,
+            self.floor,
             tuple(one.view for one in self.live.values()),
             retry_at=self.retry_at,
             probing=self.failures > 0,
@@ -537,12 +531,12 @@ def test_hours_of_deaths_keep_every_bound(seed: int) -> None:
     """Through two hours of deaths, failed boots, failed forks and resizing no bound breaks, and the pool comes back."""
     pool = VirtualPool(random.Random(seed))
     for _ in range(120):
-        pool.target = pool.dice.randint(1, pool.settings.max_children)
+        pool.floor = pool.dice.randint(1, pool.settings.max_children)
         pool.run(60)
     assert pool.spawned > 100
     assert pool.kills > 0
 
-    pool.troubled, pool.target = False, 4
+    pool.troubled, pool.floor = False, 4
     for one in pool.live.values():  # what has gone wrong so far ends
         one.dies_at = pool.now
     pool.run(2 * BOOT_BACKOFF_CAP)

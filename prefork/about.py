@@ -1,0 +1,43 @@
+"""What a pool is, in words for the readers of its scoreboard."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+import msgspec
+
+from prefork._version import __version__
+from prefork.workers.listener import Listener
+from prefork.workers.settings import ROWS, Settings
+
+_FAMILIES: dict[int, str] = {
+    socket.AF_INET: "inet",
+    socket.AF_INET6: "inet6",
+    socket.AF_UNIX: "unix",
+}
+
+
+def about(settings: Settings, listeners: list[Listener]) -> str:
+    """Return it as JSON: name, versions, listeners, settings as a user would write them."""
+    return msgspec.json.encode(
+        {
+            "name": settings.name,
+            "version": __version__,
+            "python": sys.version.split(" ")[0],
+            "listeners": [_described(listener) for listener in listeners],
+            "settings": {key: row.shown(getattr(settings, key)) for key, row in ROWS.items()},
+            "metrics": settings.metrics,
+        }
+    ).decode()
+
+
+def _described(listener: Listener) -> dict[str, object]:
+    return {
+        "name": listener.name,
+        "kind": listener.kind.name.lower(),
+        "family": _FAMILIES.get(listener.family, "other"),
+        "inode": os.fstat(listener.fd).st_ino,
+        "server": type(listener.server).__name__,
+    }

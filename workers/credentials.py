@@ -1,0 +1,79 @@
+"""Whom workers run as: looked up in the master before any fork, refused where it cannot be."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+
+from prefork.workers.errors import SettingsError
+from prefork.workers.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Numbers, so that a worker has nothing to look up."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    def assume(self) -> None:
+        """Become it for good, and make sure of that (in the child); PermissionError when it cannot be."""
+        os.setgroups(self.groups)
+        os.setresgid(self.gid, self.gid, self.gid)
+        os.setresuid(self.uid, self.uid, self.uid)
+        if (
+            os.getresuid() != (self.uid,) * 3
+            or os.getresgid() != (self.gid,) * 3
+            or set(os.getgroups()) != set(self.groups)
+        ):
+            raise PermissionError(f"privileges were not dropped to uid {self.uid}, gid {self.gid}")
+        if self.uid != 0 and _can_return():
+            raise PermissionError("privileges could be taken back")
+
+
+def _can_return() -> bool:
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return False
+    return True
+
+
+def credentials_of(settings: Settings) -> Credentials | None:
+    """Look up whom workers run as; refuse what this process may not become."""
+    if settings.user is None and settings.group is None:
+        return None
+    group = settings.group
+    if isinstance(group, str):
+        group = grp.getgrnam(group).gr_gid
+    name, uid, gid = _user(settings.user, group)
+    if os.geteuid() != 0:
+        if (uid, gid) == (os.geteuid(), os.getegid()):
+            return None
+        key = "user" if settings.user is not None else "group"
+        raise SettingsError(
+            key,
+            getattr(settings, key),
+            "settings",
+            "only root can give its workers another identity",
+        )
+    groups = os.getgrouplist(name, gid) if name is not None else [gid]
+    return Credentials(uid, gid, tuple(groups))
+
+
+def _user(user: str | int | None, group: int | None) -> tuple[str | None, int, int]:
+    """Return name, uid and gid; a bare uid that no account has needs the group, or it would keep root's."""
+    if user is None:
+        return None, os.geteuid(), os.getegid() if group is None else group
+    try:
+        entry = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
+    except KeyError:
+        if group is None or isinstance(user, str):
+            raise SettingsError(
+                "user", user, "settings", "a user of this machine; a bare uid needs the group, too"
+            ) from None
+        return None, user, group
+    return entry.pw_name, entry.pw_uid, entry.pw_gid if group is None else group

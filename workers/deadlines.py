@@ -1,0 +1,100 @@
+"""Deadlines (pure): who is late with its boot, its request or its leaving, and what is done about it.
+
+A worker that is late has its stacks dumped, and is killed a moment later. There are no heartbeats
+that work could starve: an idle worker is fine, and a busy one says since when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prefork.workers.settings import Settings
+from prefork.workers.states import ExitCause, ExitKind, Phase
+from prefork.workers.views import Kill, PoolView, WorkerView
+
+DUMP_TIME = 0.25
+"""Seconds between a stack dump and the kill: faulthandler needs about 1 ms, a loaded machine more."""
+
+_NEVER = float("inf")
+
+
+def escalations(
+    view: PoolView, phase: Phase, settings: Settings, now: float
+) -> tuple[tuple[int, ...], tuple[Kill, ...]]:
+    """Return the slots whose stacks are to be dumped now, and the workers to be killed."""
+    dump: list[int] = []
+    kill: list[Kill] = []
+    for worker in view.workers:
+        if worker.killed:
+            continue
+        if phase is Phase.STOPPING_NOW and not view.dump_first:
+            kill.append(Kill(worker.slot, ExitCause(ExitKind.RETIRED)))
+            continue
+        patience = _patience_ends(worker, phase, settings)
+        dumped_at = _dumped_at(worker, patience)
+        if now < patience:
+            continue
+        if dumped_at is None:
+            dump.append(worker.slot)
+        elif now >= dumped_at + DUMP_TIME:
+            kill.append(Kill(worker.slot, _kill_cause(worker, phase, settings)))
+    return tuple(dump), tuple(kill)
+
+
+def slow_requests(view: PoolView, settings: Settings, now: float) -> tuple[int, ...]:
+    """Return the slots whose request is slow and was not reported yet."""
+    if settings.slow_request is None:
+        return ()
+    return tuple(
+        worker.slot
+        for worker in view.workers
+        if worker.busy_since is not None
+        and not worker.slow_noted
+        and not worker.killed
+        and now >= worker.busy_since + settings.slow_request
+    )
+
+
+def instants(worker: WorkerView, phase: Phase, settings: Settings) -> Iterator[float]:
+    """Yield the instants at which there is something to decide about a worker, past ones too."""
+    patience = _patience_ends(worker, phase, settings)
+    dumped_at = _dumped_at(worker, patience)
+    yield patience if dumped_at is None else dumped_at + DUMP_TIME
+    if settings.slow_request is not None and worker.busy_since is not None:
+        yield worker.busy_since + settings.slow_request
+
+
+def _kill_cause(worker: WorkerView, phase: Phase, settings: Settings) -> ExitCause | None:
+    if phase is Phase.STOPPING_NOW:
+        return None if worker.leave_by is not None else ExitCause(ExitKind.RETIRED)
+    if _request_ends(worker, settings) <= _leaves(worker):
+        return ExitCause(ExitKind.REQUEST_TIMEOUT if worker.ready else ExitKind.BOOT_TIMEOUT)
+    return None
+
+
+def _patience_ends(worker: WorkerView, phase: Phase, settings: Settings) -> float:
+    """Return the instant from which a worker is first dumped, then killed."""
+    if phase is Phase.STOPPING_NOW:
+        return -_NEVER
+    return min(_leaves(worker), _request_ends(worker, settings))
+
+
+def _leaves(worker: WorkerView) -> float:
+    return _NEVER if worker.leave_by is None else worker.leave_by
+
+
+def _request_ends(worker: WorkerView, settings: Settings) -> float:
+    """Return the deadline of what a worker has in hand: its boot, or its request."""
+    if not worker.ready:
+        # One that was asked to leave while it booted has until then: it may be about to.
+        booting = worker.leave_by is None
+        return worker.spawned_at + settings.boot_timeout if booting else _NEVER
+    if worker.busy_since is None or settings.request_timeout is None:
+        return _NEVER
+    return worker.busy_since + settings.request_timeout + worker.extension
+
+
+def _dumped_at(worker: WorkerView, patience: float) -> float | None:
+    """Return when it was dumped for what it is late for now; a dump while it booted was for that."""
+    dumped_at = worker.dumped_at
+    return dumped_at if dumped_at is not None and dumped_at >= patience else None

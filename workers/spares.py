@@ -1,0 +1,101 @@
+"""How many workers load asks for (pure): fast to grow, slow to shrink.
+
+Growing goes by the workers that are idle now, those that start counted as idle, so that slow
+imports cause no storm of forks. Shrinking goes by the least number of idle workers over a window:
+the kernel hands clients to all workers in turn, so that no single one is idle for long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from prefork.workers.settings import Settings
+
+GROWTH_CAP = 32
+"""Most workers added at once: Apache's top rate."""
+
+GROWTH_CALM = 1.0
+"""Seconds without growth after which it begins with one worker again."""
+
+WINDOW = 5
+"""Whole seconds that a surplus of idle workers has to last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the policy sees of the load.
+
+    idle: workers that are ready, stay and have no request. starting: those that are not ready yet.
+    affordable: how many workers more the memory that is left can bear; None when nobody looked.
+    """
+
+    idle: int
+    starting: int
+    affordable: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spares:
+    """What the policy remembers of the load from one decision to the next.
+
+    size: workers wanted. step: how many were added the last time. grown_at: when that was.
+    minima: the least number of idle workers in each of the last whole seconds, oldest first.
+    least: that of the running second, which began at ``second``. at_ceiling: more were wanted
+    than ``max_children`` allows. refused: workers not added for want of memory, this time.
+    """
+
+    size: int
+    step: int = 0
+    grown_at: float = -math.inf
+    minima: tuple[int, ...] = ()
+    least: int = 0
+    second: float = -math.inf
+    at_ceiling: bool = False
+    refused: int = 0
+
+
+def follow_load(spares: Spares, load: Load, floor: int, settings: Settings, now: float) -> Spares:
+    """Return how many workers are wanted from now on, between the floor and ``max_children``."""
+    if settings.min_spare is None:
+        return Spares(floor)
+    spares = _watch(spares, load, now)
+    spares = dataclasses.replace(spares, size=max(floor, spares.size), refused=0)
+    if load.idle + load.starting < settings.min_spare:
+        return _grow(spares, load, settings, now)
+    spares = dataclasses.replace(spares, at_ceiling=False)
+    return _shrink(spares, floor, settings)
+
+
+def _watch(spares: Spares, load: Load, now: float) -> Spares:
+    """Keep the least number of idle workers of each second."""
+    if now < spares.second + 1.0:
+        return dataclasses.replace(spares, least=min(spares.least, load.idle))
+    minima = (*spares.minima, spares.least)[-WINDOW:] if spares.second > -math.inf else ()
+    return dataclasses.replace(spares, minima=minima, least=load.idle, second=now)
+
+
+def _grow(spares: Spares, load: Load, settings: Settings, now: float) -> Spares:
+    room = settings.max_children - spares.size
+    step = min(GROWTH_CAP, 2 * spares.step) if now - spares.grown_at < GROWTH_CALM else 1
+    wanted = min(max(1, step), room)
+    if wanted <= 0:
+        return dataclasses.replace(spares, at_ceiling=True)
+    affordable = wanted if load.affordable is None else min(wanted, load.affordable)
+    grown = dataclasses.replace(spares, refused=wanted - affordable, at_ceiling=False)
+    if affordable == 0:
+        return grown
+    return dataclasses.replace(
+        grown, size=spares.size + affordable, step=affordable, grown_at=now, minima=()
+    )
+
+
+def _shrink(spares: Spares, floor: int, settings: Settings) -> Spares:
+    """Let one go where a surplus has lasted; the next one a second later at the earliest."""
+    surplus = len(spares.minima) == WINDOW and min(spares.minima) > settings.most_spare
+    if not surplus or spares.size <= floor:
+        return spares
+    # One less of them is idle from now on, in the seconds that were counted before, too.
+    minima = tuple(least - 1 for least in spares.minima)[1:]
+    return dataclasses.replace(spares, size=spares.size - 1, minima=minima, least=spares.least - 1)

@@ -1,0 +1,110 @@
+"""What the policy sees and what it decides (pure): values in, values out.
+
+Every instant is in seconds on the master's clock, which stands still while the master does not
+run, so that no worker is punished for a time in which nobody looked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefork.workers.spares import Spares
+from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One live worker as the policy sees it. Instants are None where the thing has not happened."""
+
+    slot: int
+    ready: bool
+    idle: bool
+    generation: int
+    spawned_at: float
+    leave_by: float | None = None
+    """The deadline of its retirement; None as long as it was not asked to leave."""
+    busy_since: float | None = None
+    """When its request (the oldest) began; None when it has none."""
+    extension: float = 0.0
+    """Seconds by which its handler has extended that request's deadline."""
+    wish: ExitKind | None = None
+    """The limit that it says it has reached: ``max_requests`` or ``max_memory``."""
+    spread: float = 0.0
+    """0 to 1: its share of ``jitter``, so that not all reach their limits at once."""
+    dumped_at: float | None = None
+    slow_noted: bool = False
+    """Whether its request was reported as slow already."""
+    killed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """The pool as the policy sees it.
+
+    floor: the number of workers to keep, whatever the load. spares: what was decided of the load
+    before. affordable: how many workers more the memory can bear, None when nobody looked.
+    generation: of the code that is to serve. lost: workers that died unexpectedly and have not
+    been replaced yet. retry_at: no fork before this instant (back-off). probing: the last spawn
+    failed, so try one at a time. drain_at: end of the ``drain_delay``. stop_by: end of the
+    graceful stop. dump_first: stopping now, but with stack dumps. work_waiting: the kernel's
+    queue is not empty.
+    """
+
+    phase: Phase
+    floor: int
+    workers: tuple[WorkerView, ...]
+    spares: Spares | None = None
+    affordable: int | None = None
+    generation: int = 0
+    lost: int = 0
+    retry_at: float = 0.0
+    probing: bool = False
+    drain_at: float = 0.0
+    stop_by: float = 0.0
+    dump_first: bool = False
+    work_waiting: bool = False
+
+    @property
+    def staying(self) -> list[WorkerView]:
+        """The workers that have not been asked to leave."""
+        return [one for one in self.workers if one.leave_by is None and not one.killed]
+
+
+@dataclass(frozen=True, slots=True)
+class Retirement:
+    """Ask this worker to leave, for this cause, until this instant."""
+
+    slot: int
+    cause: ExitCause
+    leave_by: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill this worker. cause: None keeps the cause of its retirement."""
+
+    slot: int
+    cause: ExitCause | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, and the instant at which to think again at the latest (None: only on events)."""
+
+    phase: Phase
+    spares: Spares
+    starts: tuple[StartReason, ...] = ()
+    """One for each worker to spawn: why."""
+    retire: tuple[Retirement, ...] = ()
+    dump: tuple[int, ...] = ()
+    slow: tuple[int, ...] = ()
+    """Workers whose request is slow: their stacks are wanted, and they go on."""
+    kill: tuple[Kill, ...] = ()
+    poke: tuple[int, ...] = ()
+    """Idle workers to wake: something waits, so the kernel's own wake-up may have been lost."""
+    wake: float | None = None
+
+    @property
+    def spawn(self) -> int:
+        """How many workers to spawn."""
+        return len(self.starts)
