@@ -15,7 +15,14 @@ from prefork.servers import (
     PreForkingUnixStreamServer,
 )
 from prefork.workers.bootstrap import WorkerInfo
-from prefork.workers.errors import BindError, BootError, PreforkError, SettingsError, TargetError
+from prefork.workers.errors import (
+    BindError,
+    BootError,
+    CrashLoopError,
+    PreforkError,
+    SettingsError,
+    TargetError,
+)
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind
 
@@ -23,6 +30,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,
     "BindError",
     "BootError",
+    "CrashLoopError",
     "ExitCause",
     "ExitKind",
     "PreForkingMixIn",

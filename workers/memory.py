@@ -71,33 +71,22 @@ def _kilobytes(text: str, prefix: str) -> Iterator[int]:
                 yield int(words[1])
 
 
-LOOK_INTERVAL = 1.0
-"""Seconds for which the memory that is left is taken as read: a look costs some 0.1 ms."""
-
 LEAST_PRIVATE = 1 << 20
 """Bytes that a worker is taken to need at least: one just forked has hardly touched anything."""
 
 
-class Budget:
-    """How many workers more the memory can bear (master; asked at each tick of a pool that follows load)."""
+def affordable(memory: Memory, ready: Collection[int], starting: int) -> int | None:
+    """Return how many workers more the memory can bear; None when nothing tells (master).
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._looked_at = float("-inf")
-        self._affordable: int | None = None
-
-    def affordable(self, pids: Collection[int], now: float) -> int | None:
-        """Return it, judged by the private memory of one of these workers; None when nothing tells.
-
-        Workers started since the last look are not in it yet, for a second at most.
-        """
-        if now - self._looked_at >= LOOK_INTERVAL:
-            self._looked_at = now
-            left = self._memory.left()
-            sizes = (self._memory.private(pid) for pid in itertools.islice(pids, 1))
-            size = max((size for size in sizes if size is not None), default=0)
-            self._affordable = None if left is None else left // max(LEAST_PRIVATE, size)
-        return self._affordable
+    ready: the pids of workers, of which one is taken for what they all cost. starting: workers
+    that have not taken their share of what is left yet. A look costs some 0.1 ms.
+    """
+    left = memory.left()
+    if left is None:
+        return None
+    sizes = (memory.private(pid) for pid in itertools.islice(ready, 1))
+    size = max((size for size in sizes if size is not None), default=0)
+    return max(0, left // max(LEAST_PRIVATE, size) - starting)
 
 
 CREDIT_TIME = 2.0

@@ -75,14 +75,21 @@ def _follow_load(view: PoolView, phase: Phase, settings: Settings, now: float) -
     before = view.spares or Spares(view.floor)
     if phase not in (Phase.SERVING, Phase.NOT_READY):
         return before
+    load = load_of(view)
+    return follow_load(before, load, view.floor, settings, now)
+
+
+def load_of(view: PoolView) -> Load:
+    """Return what a view tells of the load; also for the master, which looks at the memory only then."""
     staying = view.staying
-    load = Load(
+    missing = 0 if view.spares is None else max(0, view.spares.size - len(staying))
+    return Load(
         idle=sum(worker.ready and worker.idle for worker in staying),
         # Those that the size still lacks count, too: they will be started when fork can.
-        starting=sum(not worker.ready for worker in staying) + max(0, before.size - len(staying)),
+        starting=sum(not worker.ready for worker in staying) + missing,
         affordable=view.affordable,
+        oom_killed=view.oom_killed,
     )
-    return follow_load(before, load, view.floor, settings, now)
 
 
 def _look_out(view: PoolView, settings: Settings, now: float, phase: Phase, size: int) -> _Outlook:

@@ -81,6 +81,8 @@ class Pool:
         self.setbacks = Setbacks()
         self.lost = 0
         """Workers that died unexpectedly and have not been replaced yet."""
+        self.oom_killed = 0
+        """Workers that the kernel has killed for want of memory since the last plan."""
         self._hooks = hooks
         self._oom = OomWitness(Memory())
         self._truncated_seen = 0
@@ -154,6 +156,9 @@ class Pool:
             self._retire(retirement, plan.phase)
         if plan.starts:
             self._spawn(plan.starts, now)
+        self.oom_killed = 0
+        if len(self.handles) >= plan.spares.size:
+            self.lost = 0
 
     def _spawn(self, starts: tuple[StartReason, ...], now: float) -> None:
         free = (slot for slot in range(self.settings.max_children) if slot not in self.handles)
@@ -352,6 +357,9 @@ class Pool:
         if handle.ready_at is None:
             own_fault = cause.kind is ExitKind.BOOT_ERROR
             self.setbacks.boot_failed(words, now, own_fault=own_fault)
+        elif cause.kind is ExitKind.OOM_KILLED:
+            self.oom_killed += 1
+            self.setbacks.died_early(words, now)
         elif now - handle.ready_at < PROVEN and is_crash(cause):
             self.setbacks.died_early(words, now)
 

@@ -29,11 +29,13 @@ class Load:
 
     idle: workers that are ready, stay and have no request. starting: those that are not ready yet.
     affordable: how many workers more the memory that is left can bear; None when nobody looked.
+    oom_killed: workers that the kernel has killed for want of memory since the last decision.
     """
 
     idle: int
     starting: int
     affordable: int | None = None
+    oom_killed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,18 @@ def follow_load(spares: Spares, load: Load, floor: int, settings: Settings, now:
     if settings.min_spare is None:
         return Spares(floor)
     spares = _watch(spares, load, now)
-    spares = dataclasses.replace(spares, size=max(floor, spares.size), refused=0)
-    if load.idle + load.starting < settings.min_spare:
+    # What the kernel had to kill for want of memory is not put back: it would be killed again.
+    size = max(floor, spares.size - load.oom_killed)
+    spares = dataclasses.replace(spares, size=size, refused=0)
+    if wants_growth(load, settings):
         return _grow(spares, load, settings, now)
     spares = dataclasses.replace(spares, at_ceiling=False)
     return _shrink(spares, floor, settings)
+
+
+def wants_growth(load: Load, settings: Settings) -> bool:
+    """Tell whether there are fewer idle workers than wanted, those that start included."""
+    return settings.min_spare is not None and load.idle + load.starting < settings.min_spare
 
 
 def _watch(spares: Spares, load: Load, now: float) -> Spares:

@@ -43,6 +43,7 @@ class PoolView:
 
     floor: the number of workers to keep, whatever the load. spares: what was decided of the load
     before. affordable: how many workers more the memory can bear, None when nobody looked.
+    oom_killed: workers that the kernel has killed for want of memory since the last decision.
     generation: of the code that is to serve. lost: workers that died unexpectedly and have not
     been replaced yet. retry_at: no fork before this instant (back-off). probing: the last spawn
     failed, so try one at a time. drain_at: end of the ``drain_delay``. stop_by: end of the
@@ -55,6 +56,7 @@ class PoolView:
     workers: tuple[WorkerView, ...]
     spares: Spares | None = None
     affordable: int | None = None
+    oom_killed: int = 0
     generation: int = 0
     lost: int = 0
     retry_at: float = 0.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.memory import CREDIT_TIME, LOOK_INTERVAL, Budget, Memory, OomWitness
+from prefork.workers.memory import CREDIT_TIME, Memory, OomWitness, affordable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,21 +134,24 @@ def test_witness_accuses_once_for_each_kill(tree: Tree) -> None:
     assert not witness.accuses(3.0 + CREDIT_TIME + 0.1)
 
 
-def test_budget_divides_what_is_left_by_what_a_worker_costs(tree: Tree) -> None:
-    """So many workers more as their private memory fits into what is left; looked at once a second."""
-    tree.write(
-        tree.proc / "71" / "smaps_rollup",
-        "Rss: 9 kB\nPrivate_Clean: 24 kB\nPrivate_Dirty: 20456 kB\n",
-    )
-    budget = Budget(tree.memory)
+def test_what_is_left_is_divided_by_what_a_worker_costs(tree: Tree) -> None:
+    """So many workers more as their private memory fits into what is left, less those that start."""
+    rollup = "Rss: 9 kB\nPrivate_Clean: 24 kB\nPrivate_Dirty: 20456 kB\n"
+    tree.write(tree.proc / "71" / "smaps_rollup", rollup)
 
-    assert budget.affordable([71], 1.0) == 5
-    tree.write(tree.proc / "meminfo", "MemAvailable: 20480 kB\n")
-    assert budget.affordable([71], 1.0 + LOOK_INTERVAL / 2) == 5
-    assert budget.affordable([71], 1.0 + LOOK_INTERVAL) == 1
+    assert affordable(tree.memory, [71], 0) == 5
+    assert affordable(tree.memory, [71], 2) == 3
+    assert affordable(tree.memory, [71], 9) == 0
 
 
-def test_budget_takes_a_young_worker_for_a_megabyte(tree: Tree) -> None:
+def test_young_worker_is_taken_for_a_megabyte(tree: Tree) -> None:
     """A worker that has hardly touched anything, or cannot be looked at, is taken to need a megabyte."""
-    assert Budget(tree.memory).affordable([71], 1.0) == 100
-    assert Budget(tree.memory).affordable([], 1.0) == 100
+    assert affordable(tree.memory, [71], 0) == 100
+    assert affordable(tree.memory, [], 0) == 100
+
+
+def test_unknown_memory_bounds_nothing(tree: Tree) -> None:
+    """Where nothing tells what is left, growth is not bounded by it."""
+    tree.write(tree.proc / "meminfo", "")
+
+    assert affordable(tree.memory, [71], 0) is None

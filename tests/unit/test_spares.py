@@ -22,6 +22,7 @@ any_load = st.builds(
     idle=st.integers(0, 70),
     starting=st.integers(0, 70),
     affordable=st.none() | st.integers(0, 70),
+    oom_killed=st.integers(0, 3),
 )
 
 
@@ -104,6 +105,12 @@ def test_memory_bounds_growth() -> None:
     assert follow(refused, NOW + 1, affordable=100).refused == 0
 
 
+def test_who_was_killed_for_want_of_memory_is_not_put_back() -> None:
+    """The size falls with each worker that the kernel had to kill, down to the floor."""
+    assert follow(Spares(10), idle=3, oom_killed=4).size == 6
+    assert follow(Spares(10), idle=3, oom_killed=40).size == FLOOR
+
+
 def test_shrinking_needs_a_surplus_over_the_whole_window() -> None:
     """A worker leaves only when more than max_spare were idle in each of WINDOW seconds."""
     spares = calm(Spares(10), idle=8, seconds=WINDOW)
@@ -140,13 +147,13 @@ def test_floor_is_kept() -> None:
 @examples(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.001, 2), any_load), max_size=60), st.integers(1, 64))
 def test_no_load_whatever_breaks_a_bound(history: list[tuple[float, Load]], floor: int) -> None:
-    """Through any history the size stays between floor and max_children, and moves down by one at most."""
+    """Through any history the size stays between floor and max_children, and moves down by one at most, and by the killed."""
     spares, now = Spares(floor), NOW
     for pause, load in history:
         now += pause
         before, spares = spares, follow_load(spares, load, floor, SETTINGS, now)
         assert floor <= spares.size <= SETTINGS.max_children
-        assert -1 <= spares.size - before.size <= GROWTH_CAP
+        assert -1 - load.oom_killed <= spares.size - before.size <= GROWTH_CAP
         assert spares.refused >= 0
 
 

@@ -1,0 +1,144 @@
+"""Deadlines: a request that takes too long ends with its worker, after its stacks were logged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.states import ExitKind
+from tests.support.board import board_of
+from tests.support.clients import ask, connect, read_to_the_end, send_line
+from tests.support.load import Load
+from tests.support.server import serving
+from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+TIMEOUT = 0.5
+"""Seconds of request_timeout; after it come the dump and the master's tick."""
+
+HANGS = {
+    "sleeps": ("time.sleep(1000)", "in handle"),
+    "spins": ("any(iter(int, 1))", "in handle"),
+    # One call of C that keeps the interpreter lock and looks at no signal.
+    "holds the lock in C": ("sum(range(10**13))", "in handle"),
+    "is deaf": (
+        "[signal.pthread_sigmask(0, signal.valid_signals()), time.sleep(1000)]",
+        "no answer",
+    ),
+    "ignores TERM": ("[signal.signal(15, signal.SIG_IGN), time.sleep(1000)]", "in handle"),
+}
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_hung_request_ends_with_its_worker(start: Callable[..., Program], how: str) -> None:
+    """Whatever a handler hangs in, its client is hung up on in time, its stacks and the cause are logged, others go on."""
+    line, seen = HANGS[how]
+    program = start(serving("Run", workers=2, request_timeout=TIMEOUT))
+    address = program.address()
+    with connect(address) as client:
+        took = Stopwatch()
+        send_line(client, line)
+        assert read_to_the_end(client) == ""
+        seconds = took.seconds
+    assert ask(address, "1 + 1").endswith(" 2")
+    exited = program.wait_logged("exited cause=request_timeout")
+    assert "request_age=0." in exited[0] or "request_age=1." in exited[0]
+    stacks = program.log[program.log.index(" stacks ") :]
+    assert seen in stacks
+    with board_of(program.pid) as board:
+        snapshot = board.snapshot()
+        assert snapshot.exits[ExitKind.REQUEST_TIMEOUT] == 1
+        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == 1
+        assert sum(one[SlotField.ABORTED] for one in snapshot.slots) == 0
+    assert TIMEOUT <= seconds < TIMEOUT + 1.5
+    sys.stdout.write(f"request_timeout {TIMEOUT} s: hung up on after {seconds:.2f} s\n")
+
+
+def test_stopped_worker_is_replaced_at_its_deadline(start: Callable[..., Program]) -> None:
+    """A worker that is stopped while it serves is killed at request_timeout; the others never notice."""
+    program = start(serving("TellingRun", workers=2, request_timeout=TIMEOUT))
+    address = program.address()
+    with connect(address) as client:
+        send_line(client, "time.sleep(0.2)")
+        held = program.told("busy")
+        os.kill(held, signal.SIGSTOP)
+        with Load(address, clients=2, text="1 #") as load:
+            assert read_to_the_end(client) == ""
+    assert load.verdicts["late"] == 0
+    program.wait_logged(f"pid={held} exited cause=request_timeout")
+
+
+def test_extended_deadline_is_kept(start: Callable[..., Program]) -> None:
+    """A handler that has extended its deadline may take longer, by that much and for that request only."""
+    program = start(serving("Run", workers=1, request_timeout=TIMEOUT))
+    address = program.address()
+    long = "[self.server.worker.extend_deadline(1.5), time.sleep(1.2), 7][-1]"
+    assert ask(address, long).endswith(" 7")
+    with connect(address) as client:
+        took = Stopwatch()
+        send_line(client, "time.sleep(60)")
+        assert read_to_the_end(client) == ""
+        assert took.seconds < TIMEOUT + 1.5
+
+
+def test_nobody_is_killed_for_time_in_which_the_master_did_not_run(
+    start: Callable[..., Program],
+) -> None:
+    """After a stop of all processes for longer than request_timeout the requests in hand are finished."""
+    program = start(serving("TellingRun", workers=1, request_timeout=1.0))
+    address = program.address()
+    with connect(address) as client:
+        send_line(client, "time.sleep(0.3) or 7")
+        held = program.told("busy")
+        for pid in (program.pid, held):
+            os.kill(pid, signal.SIGSTOP)
+        let_pass(2.5)
+        os.kill(program.pid, signal.SIGCONT)
+        stays(lambda: held in program.workers(), "killed for lost time", span=0.5, poll=0.02)
+        os.kill(held, signal.SIGCONT)
+        assert read_to_the_end(client).endswith(" 7")
+    assert program.logged("did not run for a while")
+    assert program.logged("request_timeout") == []
+
+
+def test_slow_request_is_reported_once_and_goes_on(start: Callable[..., Program]) -> None:
+    """After slow_request the stacks are logged, once; the request is finished and counted as slow."""
+    program = start(serving("Run", workers=1, slow_request=0.2))
+    address = program.address()
+    assert ask(address, "time.sleep(1.0) or 7").endswith(" 7")
+    assert len(program.logged("has a slow request")) == 1
+    assert len(program.logged(" stacks ")) == 1
+    assert "in handle" in program.log
+    with board_of(program.pid) as board:
+        assert board.pool(PoolField.SLOW_REQUESTS) == 1
+    assert ask(address, "time.sleep(0.4) or 8").endswith(" 8")
+    wait_until(lambda: len(program.logged("has a slow request")) == 2, "the second one, too")
+
+
+def test_requests_add_up(start: Callable[..., Program]) -> None:
+    """At rest all requests are ok, error, timeout or aborted: through kills, timeouts and errors nothing is counted twice."""
+    program = start(serving("TellingRun", workers=2, request_timeout=TIMEOUT))
+    address = program.address()
+    lines = ["1", "1 / 0", "time.sleep(60)", "os.kill(os.getpid(), 9)", "os._exit(3)", "2"]
+    for line in lines:
+        with connect(address) as client:
+            send_line(client, line)
+            read_to_the_end(client)
+    wait_until(lambda: len(program.all_told("busy")) == len(lines), "all were taken")
+    with board_of(program.pid) as board:
+
+        def counts() -> tuple[int, ...]:
+            slots = board.snapshot().slots
+            fields = (SlotField.ERRORS, SlotField.TIMEOUTS, SlotField.ABORTED)
+            return (sum(one.ok for one in slots), *(sum(one[f] for one in slots) for f in fields))
+
+        wait_until(lambda: counts() == (2, 1, 1, 2), lambda: f"2 ok, 1 error …: {counts()}")

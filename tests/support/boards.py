@@ -1,0 +1,71 @@
+"""Scoreboards without a pool: filled by hand, as master and workers would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from prefork.metrics.status import status
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
+from prefork.workers.states import StartReason, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECOND = 1_000_000_000
+
+
+@contextlib.contextmanager
+def scoreboard(
+    slots: int = 4, *, master: int | None = None, name: str | None = None, at: int | None = None
+) -> Iterator[Scoreboard]:
+    """Make the scoreboard of a pool that serves since a minute; ``at`` is its now, in nanoseconds."""
+    now = time.monotonic_ns() if at is None else at
+    board = Scoreboard.create(slots)
+    try:
+        for field, value in (
+            (PoolField.MASTER_PID, os.getpid() if master is None else master),
+            (PoolField.STARTED_NS, now - 60 * SECOND),
+            (PoolField.TICK_NS, now),
+            (PoolField.FLOOR, slots),
+            (PoolField.TARGET, slots),
+            (PoolField.NEEDED, 1),
+        ):
+            board.set_pool(field, value)
+        about = {
+            "name": name,
+            "version": "0.1.0",
+            "python": "3.11.7",
+            "listeners": [
+                {"name": "tcp://127.0.0.1:9000", "kind": "stream", "family": "inet", "inode": 1}
+            ],
+            "settings": {"workers": "2", "boot_timeout": "7s"},
+            "metrics": None,
+        }
+        board.set_about(json.dumps(about))
+        yield board
+    finally:
+        board.close()
+
+
+def occupy(board: Scoreboard, slot: int, pid: int, *, at: int | None = None) -> SlotWriter:
+    """Put an idle worker into a slot, ten seconds old; return its pen."""
+    now = time.monotonic_ns() if at is None else at
+    board.prepare_slot(slot, 0, now - 10 * SECOND)
+    board.occupy_slot(slot, pid, StartReason.STARTED)
+    writer = SlotWriter(board, slot)
+    writer.become(WorkerState.IDLE)
+    return writer
+
+
+def take_request(writer: SlotWriter, since: int) -> None:
+    """Make a worker busy since an instant."""
+    writer.words[SlotField.REQUEST_NS] = since
+
+
+def status_of_board(board: Scoreboard, at: int) -> dict[str, Any]:
+    """Return the status at an instant, in nanoseconds."""
+    return status(board.snapshot(), json.loads(board.about()), at)
