@@ -19,8 +19,11 @@ _FAMILIES: dict[int, str] = {
 }
 
 
-def about(settings: Settings, listeners: list[Listener]) -> str:
-    """Return it as JSON: name, versions, listeners, settings as a user would write them."""
+def about(settings: Settings, listeners: list[Listener], metrics: str | None) -> str:
+    """Return it as JSON: name, versions, listeners, settings as a user would write them.
+
+    metrics: where the metrics process listens, with the port that it really has.
+    """
     return msgspec.json.encode(
         {
             "name": settings.name,
@@ -28,7 +31,7 @@ def about(settings: Settings, listeners: list[Listener]) -> str:
             "python": sys.version.split(" ")[0],
             "listeners": [_described(listener) for listener in listeners],
             "settings": {key: row.shown(getattr(settings, key)) for key, row in ROWS.items()},
-            "metrics": settings.metrics,
+            "metrics": metrics,
         }
     ).decode()
 
