@@ -23,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "leaves_socket: the test means to leave a socket file behind"
     )
+    config.addinivalue_line(
+        "markers", "once: has nothing to do with the interpreter; the CI runs it on one of them"
+    )
     become_subreaper()
     # The time limit of a CI sends TERM: end in order then, so that no program under test is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
