@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 
+_pens: dict[int, list[SlotWriter]] = {}
+"""The pens of each board, which hold its memory until they are put down."""
+
 
 @contextlib.contextmanager
 def scoreboard(
@@ -25,6 +28,7 @@ def scoreboard(
     """Make the scoreboard of a pool that serves since a minute; ``at`` is its now, in nanoseconds."""
     now = time.monotonic_ns() if at is None else at
     board = Scoreboard.create(slots)
+    pens = _pens[board.fd] = []
     try:
         for field, value in (
             (PoolField.MASTER_PID, os.getpid() if master is None else master),
@@ -48,6 +52,8 @@ def scoreboard(
         board.set_about(json.dumps(about))
         yield board
     finally:
+        for pen in pens:
+            pen.detach()
         board.close()
 
 
@@ -57,6 +63,7 @@ def occupy(board: Scoreboard, slot: int, pid: int, *, at: int | None = None) -> 
     board.prepare_slot(slot, 0, now - 10 * SECOND)
     board.occupy_slot(slot, pid, StartReason.STARTED)
     writer = SlotWriter(board, slot)
+    _pens[board.fd].append(writer)
     writer.become(WorkerState.IDLE)
     return writer
 

@@ -62,7 +62,8 @@ class Worker:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Read how many requests went well, went wrong and were rejected."""
-        return self.slot.ok, self.slot.errors, self.slot.rejected
+        slot = self.slot
+        return slot.ok, slot[SlotField.ERRORS], slot[SlotField.REJECTED]
 
     def take(self, since: int = 1) -> tuple[socket.socket, socket.socket]:
         """Take a request; give it and its client."""
@@ -170,12 +171,20 @@ def test_request_is_counted_at_its_end(
     """A request is in hand until its thread has closed it, and then counted once, as what it was."""
     request, client = worker.take(since=5)
     worker.process(request)
-    assert (worker.slot.in_progress, worker.slot.request_ns, worker.counts) == (1, 5, (0, 0, 0))
+    assert (worker.slot.in_progress, worker.slot[SlotField.REQUEST_NS], worker.counts) == (
+        1,
+        5,
+        (0, 0, 0),
+    )
 
     client.send(byte)
     worker.overlapping.wait_finished()
-    assert (worker.slot.in_progress, worker.slot.request_ns, worker.counts) == (0, 0, counts)
-    assert sum(worker.slot.durations) == 1
+    assert (worker.slot.in_progress, worker.slot[SlotField.REQUEST_NS], worker.counts) == (
+        0,
+        0,
+        counts,
+    )
+    assert sum(worker.slot.histogram(SlotField.DURATIONS)) == 1
     assert client.recv(1) == b""
 
 
@@ -186,12 +195,12 @@ def test_oldest_request_is_the_one_shown(worker: Worker) -> None:
         request, client = worker.take(since)
         worker.process(request)
         clients.append(client)
-    seen = [(worker.slot.in_progress, worker.slot.request_ns)]
+    seen = [(worker.slot.in_progress, worker.slot[SlotField.REQUEST_NS])]
     for client in (clients[1], clients[0], clients[2]):
         left = worker.slot.in_progress - 1
         client.send(b".")
         wait_until(lambda left=left: worker.slot.in_progress == left, "the thread has finished")
-        seen.append((worker.slot.in_progress, worker.slot.request_ns))
+        seen.append((worker.slot.in_progress, worker.slot[SlotField.REQUEST_NS]))
 
     assert seen == [(3, 10), (2, 10), (1, 30), (0, 0)]
     assert worker.counts == (3, 0, 0)
@@ -209,7 +218,7 @@ def test_many_at_once_are_counted_exactly(worker: Worker) -> None:
     worker.overlapping.wait_finished()
 
     assert worker.counts == (30, 10, 0)
-    assert sum(worker.slot.durations) == 40
+    assert sum(worker.slot.histogram(SlotField.DURATIONS)) == 40
     assert worker.writer.words[SlotField.IN_PROGRESS] == 0
 
 

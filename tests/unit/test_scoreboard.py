@@ -19,8 +19,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.workers.scoreboard import (
-    DURATION_BOUNDS_NS,
+    BOUNDS_NS,
+    BUCKETS,
     MAGIC,
+    MOST_IN_PROGRESS,
     REPORT_BYTES,
     VERSION,
     Header,
@@ -30,7 +32,7 @@ from prefork.workers.scoreboard import (
     SlotField,
     SlotWriter,
 )
-from prefork.workers.states import Order, Phase, WorkerState
+from prefork.workers.states import ExitKind, Order, Phase, StartReason, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +43,7 @@ patient = examples(deadline=None)  # a loaded machine may take its time
 SLOTS = 3
 WORD = st.integers(-(2**63), 2**63 - 1)
 DURATION = st.integers(0, 2**40) | st.builds(
-    int.__add__, st.sampled_from(DURATION_BOUNDS_NS), st.integers(-1, 1)
+    int.__add__, st.sampled_from(BOUNDS_NS), st.integers(-1, 1)
 )
 """Nanoseconds, often at the edge of a bucket."""
 
@@ -113,26 +115,34 @@ def test_file_can_be_found_and_is_not_inherited(board: Scoreboard) -> None:
 @patient
 @given(st.integers(1, 200))
 def test_regions_do_not_overlap(slots: int) -> None:
-    """Slots, and page-aligned report regions behind them, fill the file without touching each other."""
+    """Slots, page-aligned report regions behind them and the master's two fill the file without touching each other."""
     with scoreboard(slots) as board:
         ends = [board.slot_at(slot + 1) * 8 for slot in range(slots)]
-        reports = [board.report_at(slot) for slot in range(slots)]
+        reports = [board.report_at(region) for region in range(slots + 2)]
 
-        assert board.slot_at(0) > len(Header) + len(PoolField)
         assert ends[-1] <= reports[0]
-        assert [0] * slots == [at % mmap.PAGESIZE for at in reports]
-        assert [REPORT_BYTES] * slots == [
+        assert {at % mmap.PAGESIZE for at in reports} == {0}
+        assert [REPORT_BYTES] * (slots + 2) == [
             after - at
             for at, after in zip(reports, [*reports[1:], os.fstat(board.fd).st_size], strict=True)
         ]
 
 
-def test_words_of_a_slot_fit_into_it(board: Scoreboard) -> None:
-    """The last bucket of the histogram ends before the next slot begins."""
-    width = board.slot_at(1) - board.slot_at(0)
-
-    assert max(SlotField) + len(DURATION_BOUNDS_NS) + 1 <= width
-    assert len(set(SlotField)) == len(SlotField.__members__)
+def test_words_do_not_overlap(board: Scoreboard) -> None:
+    """Every word, every bucket and every counter of a kind has a place of its own, within its record."""
+    header = board.slot_at(0) - len(board.snapshot().words)
+    rows = dict.fromkeys(SlotField, 1)
+    rows |= {SlotField.DURATIONS: BUCKETS, SlotField.QUEUE_WAITS: BUCKETS}
+    columns = dict.fromkeys(PoolField, 1) | {PoolField.BOOTS: BUCKETS}
+    columns |= {PoolField.STARTS: len(StartReason), PoolField.EXITS: len(ExitKind)}
+    for fields, size in (
+        (rows, board.slot_at(1) - board.slot_at(0)),
+        (columns, board.slot_at(0) - header),
+    ):
+        taken = [field + n for field, length in fields.items() for n in range(length)]
+        assert len(taken) == len(set(taken))
+        assert max(taken) < size
+    assert max(Header) < header
 
 
 # --- attaching
@@ -158,11 +168,12 @@ def test_reader_sees_what_was_written(board: Scoreboard) -> None:
     """What attaches to the same memfd reads the same numbers, also those that are written later."""
     with reader(board) as attached, pen(board, 1) as writer:
         board.set_pool(PoolField.TARGET, 7)
-        board.occupy_slot(1, 4711)
+        board.occupy_slot(1, 4711, StartReason.STARTED)
         writer.become(WorkerState.IDLE)
 
         seen = attached.snapshot()
-        assert (seen.target, seen.slots[1].pid, seen.slots[1].state) == (7, 4711, WorkerState.IDLE)
+        assert seen[PoolField.TARGET] == 7
+        assert (seen.slots[1][SlotField.PID], seen.slots[1].state) == (4711, WorkerState.IDLE)
         assert seen == board.snapshot()
 
 
@@ -176,6 +187,8 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
             lambda: attached.give_order(0, Order.RETIRE),
             lambda: writer.become(WorkerState.BUSY),
             lambda: attached.clear_report(0),
+            lambda: attached.set_about("x"),
+            lambda: attached.vacate_slot(0, ExitKind.KILLED, 1),
             lambda: os.pwrite(attached.fd, b"x", 0),
         ]
         for attempt in attempts:
@@ -233,49 +246,176 @@ def test_counters_survive_the_worker(board: Scoreboard) -> None:
     """Replacing a slot's worker changes no counter: they belong to the slot and never decrease."""
     with pen(board, 1) as writer:
         board.prepare_slot(1, 0, 11)
-        board.occupy_slot(1, 100)
-        for duration in (1, DURATION_BOUNDS_NS[3], 10**12):
+        board.occupy_slot(1, 100, StartReason.STARTED)
+        for duration in (1, BOUNDS_NS[3], 10**12):
             writer.account(Outcome.OK, duration)
         writer.account(Outcome.ERROR, 5)
         writer.account(Outcome.REJECTED, 5)
         writer.count(SlotField.ACCEPT_FAILURES)
         writer.count(SlotField.TRUNCATED)
+        writer.words[SlotField.QUEUE_WAIT_NS] = 70
+        writer.words[SlotField.QUEUE_WAITS + 2] = 1
+    for field in (SlotField.CPU_USER_NS, SlotField.SLOW, SlotField.VOLUNTARY_SWITCHES):
+        board.count_slot(1, field, 9)
     before = board.snapshot().slots[1]
-    board.vacate_slot(1)
+    board.vacate_slot(1, ExitKind.KILLED, 20)
     board.prepare_slot(1, 3, 22)
     between = board.snapshot().slots[1]
-    board.occupy_slot(1, 200)
+    board.occupy_slot(1, 200, StartReason.RESPAWNED)
     after = board.snapshot().slots[1]
+    masters = {SlotField.PID, SlotField.GENERATION, SlotField.SPAWNED_NS, SlotField.SPAWNS}
+    changed = {*masters, SlotField.LAST_EXIT, SlotField.LAST_EXIT_NS}
 
-    assert (
-        after.ok,
-        after.errors,
-        after.rejected,
-        after.accept_failures,
-        after.truncated,
-    ) == (3, 1, 1, 1, 1)
-    assert before.durations == between.durations == after.durations
-    assert before.busy_ns == after.busy_ns == 1 + DURATION_BOUNDS_NS[3] + 10**12 + 10
-    assert (before.spawns, between.spawns, after.spawns) == (1, 1, 2)
-    assert (before.generation, before.spawned_ns, before.pid) == (0, 11, 100)
-    assert (after.generation, after.spawned_ns, after.pid) == (3, 22, 200)
+    assert after.ok == 3
+    assert after[SlotField.BUSY_NS] == 1 + BOUNDS_NS[3] + 10**12 + 10
+    assert {field for field in SlotField if before[field] != after[field]} == changed
+    for histogram in (SlotField.DURATIONS, SlotField.QUEUE_WAITS):
+        assert before.histogram(histogram) == after.histogram(histogram)
+        assert sum(after.histogram(histogram)) > 0
+    assert [one[SlotField.SPAWNS] for one in (before, between, after)] == [1, 1, 2]
+    places = (SlotField.GENERATION, SlotField.SPAWNED_NS, SlotField.PID)
+    assert [before[field] for field in places] == [0, 11, 100]
+    assert [after[field] for field in places] == [3, 22, 200]
 
 
 def test_new_worker_begins_afresh(board: Scoreboard) -> None:
-    """Order, request in hand, state and report of the predecessor are gone before the next worker lives."""
+    """Order, request in hand, state, wish, readiness and report of the predecessor are gone before the next worker lives."""
     with pen(board, 0) as writer:
         writer.become(WorkerState.IDLE)
         writer.words[SlotField.REQUEST_NS] = 5
         writer.words[SlotField.IN_PROGRESS] = 2
+        writer.words[SlotField.WISH] = 1
+    board.note_ready(0, 3)
     board.give_order(0, Order.DRAIN)
     os.pwrite(board.fd, b"last words", board.report_at(0))
     board.prepare_slot(0, 1, 9)
-    board.occupy_slot(0, 4711)
+    board.occupy_slot(0, 4711, StartReason.RECYCLED)
     slot = board.snapshot().slots[0]
 
-    assert (slot.state, slot.request_ns, slot.in_progress) == (WorkerState.STARTING, 0, 0)
-    assert board.words[board.slot_at(0) + SlotField.ORDER] == Order.SERVE
+    assert (slot.state, slot.in_progress) == (WorkerState.STARTING, 0)
+    for field in (SlotField.REQUEST_NS, SlotField.WISH, SlotField.READY_NS):
+        assert slot[field] == 0
+    assert slot[SlotField.ORDER] == Order.SERVE
     assert board.report(0) == ""
+
+
+@pytest.mark.parametrize("kind", ExitKind)
+@pytest.mark.parametrize(
+    ("since", "in_progress", "lost"),
+    [
+        (0, 0, 0),
+        (0, 7, 0),  # a worker with threads writes its number a moment before the since-when
+        (5, 0, 1),
+        (5, 3, 3),
+        (5, -4, 1),
+        (-5, 1, 1),
+        (5, 2**62, MOST_IN_PROGRESS),
+    ],
+)
+def test_requests_that_end_with_their_worker_are_counted(
+    board: Scoreboard, kind: ExitKind, since: int, in_progress: int, lost: int
+) -> None:
+    """What a worker had in hand when it ended is counted once, as timeout or as aborted, within bounds."""
+    board.occupy_slot(1, 4711, StartReason.STARTED)
+    with pen(board, 1) as writer:
+        writer.words[SlotField.REQUEST_NS] = since
+        writer.words[SlotField.IN_PROGRESS] = in_progress
+    board.vacate_slot(1, kind, 30)
+    slot = board.snapshot().slots[1]
+    timed_out = kind is ExitKind.REQUEST_TIMEOUT
+
+    assert slot[SlotField.TIMEOUTS] == (lost if timed_out else 0)
+    assert slot[SlotField.ABORTED] == (0 if timed_out else lost)
+    assert (slot.state, slot.in_progress, slot[SlotField.REQUEST_NS]) == (WorkerState.GONE, 0, 0)
+    assert slot.ok == 0
+    board.vacate_slot(1, kind, 31)
+    again = board.snapshot().slots[1]
+    assert again[SlotField.TIMEOUTS] + again[SlotField.ABORTED] == lost
+
+
+@pytest.mark.parametrize("kind", ExitKind)
+def test_exits_are_counted_by_kind(board: Scoreboard, kind: ExitKind) -> None:
+    """Each end of a worker is counted under its kind alone, and its slot says of what and when the last one ended."""
+    never = board.snapshot().slots[0].last_exit
+    for instant in (40, 50):
+        board.vacate_slot(0, kind, instant)
+    seen = board.snapshot()
+
+    assert never is None
+    assert {other: count for other, count in seen.exits.items() if count} == {kind: 2}
+    assert (seen.slots[0].last_exit, seen.slots[0][SlotField.LAST_EXIT_NS]) == (kind, 50)
+    assert seen.slots[1].last_exit is None
+    assert [*seen.exits] == [*ExitKind]
+
+
+@pytest.mark.parametrize("word", [-(2**63), -1, 0, len(ExitKind) + 1, 2**63 - 1])
+def test_unknown_last_exit_is_none(board: Scoreboard, word: int) -> None:
+    """A number that is no kind of exit is shown as none."""
+    board.words[board.slot_at(0) + SlotField.LAST_EXIT] = word
+
+    assert board.snapshot().slots[0].last_exit is None
+
+
+@pytest.mark.parametrize("reason", StartReason)
+def test_starts_are_counted_by_reason(board: Scoreboard, reason: StartReason) -> None:
+    """Each fork is counted under its reason alone, and as one more worker of its slot."""
+    board.occupy_slot(2, 100, reason)
+    board.occupy_slot(2, 101, reason)
+    seen = board.snapshot()
+
+    assert {other: count for other, count in seen.starts.items() if count} == {reason: 2}
+    assert [one[SlotField.SPAWNS] for one in seen.slots] == [0, 0, 2]
+    assert [*seen.starts] == [*StartReason]
+
+
+@patient
+@given(st.lists(DURATION, max_size=20))
+def test_boots_are_measured(durations: list[int]) -> None:
+    """Each worker that becomes ready is in one bucket of the times from fork to ready, and in their sum."""
+    with scoreboard(1) as board:
+        for duration in durations:
+            board.prepare_slot(0, 0, 1000)
+            board.note_ready(0, 1000 + duration)
+        seen = board.snapshot()
+        edges = [-1, *BOUNDS_NS, 2**63]
+
+        assert seen[PoolField.BOOT_NS] == sum(durations)
+        assert seen.boots == tuple(
+            sum(low < duration <= high for duration in durations)
+            for low, high in itertools.pairwise(edges)
+        )
+        assert seen.slots[0][SlotField.READY_NS] == (1000 + durations[-1] if durations else 0)
+
+
+def test_bounds_are_those_of_the_metrics() -> None:
+    """Buckets end at whole parts of a millisecond, each higher than the one before, and fit between two fields."""
+    assert [*BOUNDS_NS] == sorted(set(BOUNDS_NS))
+    assert [bound % 500_000 for bound in BOUNDS_NS] == [0] * len(BOUNDS_NS)
+    assert (BOUNDS_NS[0], BOUNDS_NS[-1]) == (10**6, 10**10)
+    assert len(BOUNDS_NS) + 1 == BUCKETS
+
+
+def test_workers_are_counted_by_state(board: Scoreboard) -> None:
+    """count() says how many slots are in any of the states asked for."""
+    board.occupy_slot(0, 1, StartReason.STARTED)
+    board.occupy_slot(1, 2, StartReason.STARTED)
+    board.words[board.slot_at(1) + SlotField.STATE] = WorkerState.IDLE
+    board.words[board.slot_at(0) + SlotField.STATE] = WorkerState.STARTING
+    seen = board.snapshot()
+
+    assert seen.count(WorkerState.IDLE) == 1
+    assert seen.count(WorkerState.IDLE, WorkerState.GONE) == 2
+    assert seen.count(WorkerState.BUSY) == 0
+    assert seen.count(*WorkerState) == SLOTS
+
+
+@pytest.mark.parametrize(("since", "many", "in_hand"), [(0, 0, 0), (9, 0, 1), (9, 4, 4), (0, 4, 4)])
+def test_requests_in_hand(board: Scoreboard, since: int, many: int, in_hand: int) -> None:
+    """A worker with threads says how many requests it has in hand; of the others the since-when tells."""
+    board.words[board.slot_at(1) + SlotField.REQUEST_NS] = since
+    board.words[board.slot_at(1) + SlotField.IN_PROGRESS] = many
+
+    assert board.snapshot().slots[1].in_progress == in_hand
 
 
 @pytest.mark.parametrize(
@@ -317,18 +457,18 @@ def test_accounts_add_up(requests: list[tuple[Outcome, int]]) -> None:
                 writer.words[SlotField.REQUEST_NS] = 1
                 writer.account(outcome, duration)
         slot = board.snapshot().slots[0]
-        edges = [-1, *DURATION_BOUNDS_NS, 2**63]
+        edges = [-1, *BOUNDS_NS, 2**63]
         outcomes = [outcome for outcome, _ in requests]
 
-        assert slot.durations == tuple(
+        assert slot.histogram(SlotField.DURATIONS) == tuple(
             sum(low < duration <= high for _, duration in requests)
             for low, high in itertools.pairwise(edges)
         )
-        assert slot.busy_ns == sum(duration for _, duration in requests)
-        assert [slot.ok, slot.errors, slot.rejected] == [
+        assert slot[SlotField.BUSY_NS] == sum(duration for _, duration in requests)
+        assert [slot.ok, slot[SlotField.ERRORS], slot[SlotField.REJECTED]] == [
             outcomes.count(kind) for kind in (Outcome.OK, Outcome.ERROR, Outcome.REJECTED)
         ]
-        assert slot.request_ns == 0
+        assert slot[SlotField.REQUEST_NS] == 0
 
 
 def test_totals_are_sums_over_all_slots(board: Scoreboard) -> None:
@@ -344,26 +484,32 @@ def test_totals_are_sums_over_all_slots(board: Scoreboard) -> None:
 
 
 def test_pool_words_are_in_no_slot(board: Scoreboard) -> None:
-    """Each pool word is shown under its name, counts by one, and touches no slot."""
+    """Each pool word is shown under its name, counts by what it is told, and touches no slot."""
     for number, word in enumerate(PoolField, start=100):
         board.set_pool(word, number)
     board.set_pool(PoolField.PHASE, Phase.DRAINING)
-    board.count_pool(PoolField.EXITS)
+    board.count_pool(PoolField.RELOADS)
+    board.count_pool(PoolField.HOOK_FAILURES, 5)
     seen = board.snapshot()
+    expected = dict(zip(PoolField, range(100, 200), strict=False))
+    expected |= {PoolField.PHASE: Phase.DRAINING}
+    expected[PoolField.RELOADS] += 1
+    expected[PoolField.HOOK_FAILURES] += 5
 
-    assert (
-        seen.master_pid,
-        seen.started_ns,
-        seen.phase,
-        seen.target,
-        seen.generation,
-        seen.spawns,
-        seen.exits,
-        seen.fork_failures,
-        seen.hook_failures,
-    ) == (100, 101, Phase.DRAINING, 103, 104, 105, 107, 107, 108)
+    assert {word: seen[word] for word in PoolField} == expected
+    assert {word: board.pool(word) for word in PoolField} == expected
+    assert seen.phase is Phase.DRAINING
     with scoreboard() as untouched:
         assert untouched.snapshot().slots == seen.slots
+
+
+def test_watch_word_is_the_pool_s(board: Scoreboard) -> None:
+    """The view that workers look at shows WATCH and nothing else."""
+    view = board.watch_words()
+    board.set_pool(PoolField.WATCH, 1)
+
+    assert view.tolist() == [1]
+    view.release()
 
 
 def test_pen_reaches_its_own_slot_only(board: Scoreboard) -> None:
@@ -415,9 +561,13 @@ def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
         assert len(seen.slots) == slots
         assert isinstance(seen.phase, Phase)
         assert {type(slot.state) for slot in seen.slots} == {WorkerState}
+        assert {type(slot.last_exit) for slot in seen.slots} <= {ExitKind, type(None)}
+        assert ([*seen.exits], [*seen.starts]) == ([*ExitKind], [*StartReason])
         for slot in range(slots):
             board.report(slot).encode()
             board.total(SlotField.ERRORS)
+        board.about().encode()
+        board.reload_report().encode()
 
 
 @patient
@@ -429,9 +579,9 @@ def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
             board.words[board.slot_at(0) + at] = word
         slot = board.snapshot().slots[0]
 
-        assert words.get(SlotField.ERRORS, 0) == slot.errors
-        assert words.get(SlotField.PID, 0) == slot.pid
+        assert {field: slot[field] for field in words} == words
         assert slot.state in WorkerState
+        assert slot.last_exit is None or slot.last_exit in ExitKind
 
 
 # --- reports
@@ -447,7 +597,36 @@ def test_reports_are_separate(board: Scoreboard) -> None:
     board.clear_report(1)
 
     assert [board.report(slot) for slot in range(SLOTS)] == ["report of 0", "", "report of 2"]
-    assert board.snapshot().target == 5
+    assert board.snapshot()[PoolField.TARGET] == 5
+
+
+def test_master_s_texts_are_apart_from_the_reports(board: Scoreboard) -> None:
+    """What the pool is and how the last reload failed are two texts, each replaced whole, and no slot's report."""
+    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(SLOTS - 1))
+    assert (board.about(), board.reload_report()) == ("", "")
+    board.set_about('{"name": "one two three"}')
+    board.set_reload_report("SyntaxError: é")
+    board.set_about('{"name": "\u2026"}')
+    with reader(board) as attached:
+        assert attached.about() == '{"name": "\u2026"}'
+        assert attached.reload_report() == "SyntaxError: é"
+    board.set_reload_report("")
+
+    assert (board.about(), board.reload_report()) == ('{"name": "\u2026"}', "")
+    assert board.report(SLOTS - 1) == "x" * REPORT_BYTES
+
+
+@pytest.mark.parametrize("text", ["é" * REPORT_BYTES, "a" * (REPORT_BYTES + 9), "a\udc80b"])
+def test_master_s_texts_are_bounded(board: Scoreboard, text: str) -> None:
+    """A text that is too long is cut within its region, and one that cannot be encoded is escaped."""
+    board.set_about(text)
+    board.set_reload_report(text)
+
+    assert (
+        0 < len(board.about().encode()) <= REPORT_BYTES + 2
+    )  # a character cut in half is replaced
+    assert board.about() == board.reload_report()
+    assert [board.report(slot) for slot in range(SLOTS)] == [""] * SLOTS
 
 
 def test_cleared_pages_are_given_back(board: Scoreboard) -> None:
@@ -495,7 +674,7 @@ def test_words_are_shared_with_children(board: Scoreboard) -> None:
             writer.account(Outcome.OK, 1)
         finally:
             os._exit(0)
-    board.occupy_slot(2, child)
+    board.occupy_slot(2, child, StartReason.STARTED)
     os.waitpid(child, 0)
 
     assert (board.state(2), board.snapshot().slots[2].ok) == (WorkerState.IDLE, 1)
@@ -506,9 +685,9 @@ def test_reader_of_another_process(board: Scoreboard) -> None:
     board.set_pool(PoolField.TARGET, 42)
     program = """
 import os, sys
-from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.scoreboard import PoolField, Scoreboard
 board = Scoreboard.attach(os.open(sys.argv[1], os.O_RDONLY))
-print(board.snapshot().target)
+print(board.snapshot()[PoolField.TARGET])
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, f"/proc/{os.getpid()}/fd/{board.fd}"]

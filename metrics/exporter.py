@@ -1,0 +1,218 @@
+"""What the metrics process answers: /metrics, /livez, /readyz, /status and the status page.
+
+Only that process imports this module: it brings prometheus_client and psutil along, and the
+master has neither. It reads the scoreboard and asks nobody, so it answers while every worker is
+busy and while the master does not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import gzip_accepted
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from prefork.metrics import kernel, web
+from prefork.metrics.collector import MemoryCollector, PoolCollector
+from prefork.metrics.exposition import choose_encoder
+from prefork.metrics.names import METRICS
+from prefork.metrics.page import page
+from prefork.metrics.slots import FILES
+from prefork.metrics.status import is_ready, status
+from prefork.metrics.web import TEXT, Request, Response
+from prefork.workers.scoreboard import PoolField, Scoreboard, Snapshot
+from prefork.workers.states import WorkerState
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+HUNG_AFTER_NS = 10_000_000_000
+"""A master that has not looked around for this long is taken to hang."""
+
+MERGE_TRIES = 3
+"""Readings of the users' files: one that coincides with a file's first write may fail."""
+
+
+class Site:
+    """The routes, over one scoreboard. Lives as long as its process: its totals must not fall.
+
+    directory: where handlers put their own metrics, None when they do not.
+    complain: told what went wrong with those; the pool's own are served all the same.
+    """
+
+    def __init__(
+        self, board: Scoreboard, directory: str | None, complain: Callable[[BaseException], None]
+    ) -> None:
+        self._board = board
+        users = UserMetrics(directory, complain) if directory is not None else None
+        self._all = _registry(PoolCollector(board), users)
+        self._costly = _registry(MemoryCollector(board), None)
+        self._page, self._page_policy = page()
+        self._routes: Mapping[str, Callable[[Request], Response]] = {
+            "/": self._show_page,
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/status": self._status,
+        }
+
+    def respond(self, request: Request) -> Response:
+        """Answer a request."""
+        route = self._routes.get(request.path)
+        return web.failure(HTTPStatus.NOT_FOUND) if route is None else route(request)
+
+    def _show_page(self, _request: Request) -> Response:
+        return Response(self._page, "text/html; charset=utf-8", policy=self._page_policy)
+
+    def _livez(self, _request: Request) -> Response:
+        return live_verdict(self._board.snapshot(), time.monotonic_ns())
+
+    def _readyz(self, _request: Request) -> Response:
+        return ready_verdict(self._board.snapshot())
+
+    def _status(self, _request: Request) -> Response:
+        about = about_of(self._board)
+        queues = kernel.queues(about.get("listeners", []))
+        found = status(self._board.snapshot(), about, time.monotonic_ns(), queues=queues)
+        return Response(json.dumps(found).encode(), "application/json")
+
+    def _metrics(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        body = encode(self._chosen(request.query.get("name[]", [])))
+        headers = {"Vary": "Accept, Accept-Encoding"}
+        if gzip_accepted(request.headers.get("accept-encoding", "")):
+            # The lightest level: a tenth larger than the usual one's, in a third of its time.
+            body = gzip.compress(body, compresslevel=1)
+            headers["Content-Encoding"] = "gzip"
+        return Response(body, content_type, headers=headers)
+
+    def _chosen(self, names: list[str]) -> Any:
+        if not names:
+            return self._all
+        costly = any(name in METRICS and METRICS[name].opt_in for name in names)
+        chosen = [self._all, self._costly] if costly else [self._all]
+        return _Joined([registry.restricted_registry(names) for registry in chosen])
+
+
+def run(
+    listener: socket.socket,
+    site: Site,
+    *,
+    complain: Callable[[BaseException], None],
+    heed: Mapping[int, Callable[[], bool]],
+    beat: Callable[[], bool],
+) -> None:
+    """Serve the site until ``heed`` or ``beat`` say that it is time to leave; see ``web.Server``."""
+    web.Server(listener, site.respond, complain=complain, heed=heed, beat=beat).run()
+
+
+# --- verdicts
+
+
+def live_verdict(snapshot: Snapshot, now_ns: int) -> Response:
+    """Say whether the master looks around."""
+    age_ns = now_ns - snapshot[PoolField.TICK_NS]
+    if age_ns > HUNG_AFTER_NS:
+        text = f"the master has not looked around for {age_ns / 1e9:.0f} s\n"
+        return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
+    return Response(b"live\n")
+
+
+def ready_verdict(snapshot: Snapshot) -> Response:
+    """Say whether the pool should get traffic, and why not."""
+    if is_ready(snapshot):
+        return Response(b"ready\n")
+    phase = snapshot.phase.name.lower()
+    ready = snapshot.count(WorkerState.IDLE, WorkerState.BUSY)
+    text = f"not ready: phase={phase} ready={ready} needed={snapshot[PoolField.NEEDED]}\n"
+    return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def about_of(board: Scoreboard) -> dict[str, Any]:
+    """Return what the master says of the pool; {} before it has said it, or if it cannot be read."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(board.about() or "{}")
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+# --- what handlers count themselves
+
+
+_merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
+
+
+class UserMetrics:
+    """The metrics of the application, merged from the files of its processes (docs/METRICS.md)."""
+
+    def __init__(self, directory: str, complain: Callable[[BaseException], None]) -> None:
+        self._directory = directory
+        self._complain = complain
+
+    def collect(self) -> Iterable[Metric]:
+        """Merge the files. None of them where that fails: a total without a part would fall."""
+        failure: Exception | None = None
+        for _ in range(MERGE_TRIES):
+            try:
+                merged: Iterable[Metric] = _merge(self._files())
+            except Exception as error:  # noqa: BLE001 - struct.error, RuntimeError, JSON: whatever half a write looks like
+                failure = error
+            else:
+                return merged
+        if failure is not None:
+            self._complain(failure)
+        return []
+
+    def _files(self) -> list[str]:
+        names = filter(FILES.fullmatch, os.listdir(self._directory))
+        paths = [os.path.join(self._directory, name) for name in names]
+        # A file is empty from its making to its first write, and for good if its process was
+        # killed in between.
+        return [path for path in paths if os.access(path, os.R_OK) and os.path.getsize(path)]
+
+
+class _Merged:
+    """The pool's own metrics and then the users', less those that bear a name of the pool's."""
+
+    def __init__(self, own: Any, users: UserMetrics | None) -> None:
+        self._own = own
+        self._users = users
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        names = set()
+        for metric in self._own.collect():
+            names.add(metric.name)
+            yield metric
+        if self._users is not None:
+            yield from (one for one in self._users.collect() if one.name not in names)
+
+
+class _Joined:
+    """Several registries as one, for an encoder."""
+
+    def __init__(self, registries: list[Any]) -> None:
+        self._registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        for registry in self._registries:
+            yield from registry.collect()
+
+
+def _registry(own: Any, users: UserMetrics | None) -> CollectorRegistry:
+    # The filter by name works for collectors that describe nothing, where the registry is told so.
+    registry = CollectorRegistry(support_collectors_without_names=True)
+    registry.register(_Merged(own, users))
+    return registry

@@ -1,0 +1,198 @@
+"""What waits in the kernel's queues of the listeners, asked by NETLINK_SOCK_DIAG (any process).
+
+The metrics process has none of the listeners open: it would keep them from being closed, and take
+part in their wake-ups. So it asks by inode, which needs no privilege. ``TCP_INFO`` and
+``SO_MEMINFO`` would need the descriptor, and say nothing of Unix sockets; ``/proc/net`` is text of
+every socket of the machine, without a Unix listener's queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+LONGEST: Final = 0.05
+"""Seconds that all questions together may take; what was not answered by then is not known.
+
+A thousand UDP sockets of other programs are answered in a few milliseconds.
+"""
+
+MOST_LISTENERS: Final = 100
+"""Listeners that are asked about: their list is read from memory that a worker may have scribbled in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One listener's queue; None where the kernel does not tell, or where it makes no sense.
+
+    depth, limit: connections that wait to be accepted, and how many may (the backlog).
+    bytes: what waits in a datagram socket, with the kernel's overhead; of a Unix one it is the
+    length of the first datagram alone. drops: datagrams the kernel has dropped since a UDP socket
+    was made. A Unix datagram's sender is made to wait instead, at ten of them by default.
+    """
+
+    depth: int | None = None
+    limit: int | None = None
+    bytes: int | None = None
+    drops: int | None = None
+
+
+def queues(listeners: Sequence[Mapping[str, Any]]) -> dict[int, Queue]:
+    """Return the queues of these listeners by inode. Never raises; what is not known is left out.
+
+    listeners: as in ``Scoreboard.about()``; ``inode``, ``kind`` and ``family`` count. Takes a tenth
+    of a millisecond for a listener or two, LONGEST at most. Sees the sockets of this process'
+    network namespace.
+    """
+    asked = dict(itertools.islice(_asked(listeners), MOST_LISTENERS))
+    found: dict[int, Queue] = {}
+    if not asked:
+        return found
+    with contextlib.suppress(OSError, struct.error), _Diag(time.monotonic() + LONGEST) as diag:
+        for family, kind in sorted({place for place in asked.values() if place[0] != "unix"}):
+            found.update(_inet(diag, family, kind, asked))
+        for inode, (family, kind) in asked.items():
+            if family == "unix":
+                found.update(_unix(diag, inode, kind))
+    return found
+
+
+def _asked(listeners: Iterable[object]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Yield inode, family and kind of the listeners that can be asked about; anything else is passed over."""
+    for one in listeners if isinstance(listeners, (list, tuple)) else ():
+        if not isinstance(one, Mapping):
+            continue
+        inode, family, kind = one.get("inode"), one.get("family"), one.get("kind")
+        known = family in ("inet", "inet6", "unix") and kind in ("stream", "datagram")
+        if known and isinstance(inode, int) and 0 < inode < 2**32:
+            yield inode, (str(family), str(kind))
+
+
+# --- questions and answers: linux/inet_diag.h, linux/unix_diag.h
+
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
+_INET_REQUEST = struct.Struct("=BBBxI48s")  # family, protocol, what else, states, socket id
+_INET_ANSWER = struct.Struct("=BBBB48sIIIII")  # ... expires, rqueue, wqueue, uid, inode
+_UNIX_REQUEST = struct.Struct("=BBHIIIQ")  # family, protocol, -, states, inode, what, cookie
+_UNIX_ANSWER = struct.Struct("=BBBBIQ")
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+
+_SOCK_DIAG = 4
+_BY_FAMILY = 20
+_ERROR, _DONE = 2, 3
+_REQUEST, _DUMP = 1, 0x300
+_LISTENING = 1 << 10
+_ANY_STATE = 0xFFFF_FFFF
+_ANY_COOKIE = 0xFFFF_FFFF_FFFF_FFFF
+_MEMORY = 7  # INET_DIAG_SKMEMINFO, asked for as a bit
+_DROPS_AT = 8 * 4  # SK_MEMINFO_DROPS
+_SHOW_LENGTHS = 0x10  # UDIAG_SHOW_RQLEN
+_LENGTHS = 4  # UNIX_DIAG_RQLEN
+
+
+def _inet(
+    diag: _Diag, family: str, kind: str, asked: Mapping[int, tuple[str, str]]
+) -> Iterator[tuple[int, Queue]]:
+    """Yield the queues of the TCP listeners, or of the UDP sockets, of one family."""
+    stream = kind == "stream"
+    request = _INET_REQUEST.pack(
+        socket.AF_INET if family == "inet" else socket.AF_INET6,
+        socket.IPPROTO_TCP if stream else socket.IPPROTO_UDP,
+        0 if stream else 1 << (_MEMORY - 1),
+        _LISTENING if stream else _ANY_STATE,
+        bytes(48),
+    )
+    # All of them are listed: one alone can be asked for by its address only, not by its inode.
+    for body in diag.ask(request, _DUMP):
+        *_, rqueue, wqueue, _, inode = _INET_ANSWER.unpack_from(body)
+        if asked.get(inode) != (family, kind):
+            continue
+        if stream:
+            yield inode, Queue(depth=rqueue, limit=wqueue)
+        else:
+            memory = _attributes(body[_INET_ANSWER.size :]).get(_MEMORY, b"")
+            yield inode, Queue(bytes=rqueue, drops=_word(memory, _DROPS_AT))
+
+
+def _unix(diag: _Diag, inode: int, kind: str) -> Iterator[tuple[int, Queue]]:
+    request = _UNIX_REQUEST.pack(
+        socket.AF_UNIX, 0, 0, _ANY_STATE, inode, _SHOW_LENGTHS, _ANY_COOKIE
+    )
+    for body in diag.ask(request, 0):
+        lengths = _attributes(body[_UNIX_ANSWER.size :]).get(_LENGTHS, b"")
+        waiting, limit = _word(lengths, 0), _word(lengths, 4)
+        if kind == "stream":
+            yield inode, Queue(depth=waiting, limit=limit)
+        else:
+            yield inode, Queue(bytes=waiting)
+
+
+def _word(block: bytes, at: int) -> int | None:
+    """Return the number there; None where the kernel, an older one, gave less."""
+    return int.from_bytes(block[at : at + 4], sys.byteorder) if len(block) >= at + 4 else None
+
+
+def _attributes(block: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    at = 0
+    while at + _ATTRIBUTE.size <= len(block):
+        length, number = _ATTRIBUTE.unpack_from(block, at)
+        if length < _ATTRIBUTE.size:
+            break
+        found[number] = block[at + _ATTRIBUTE.size : at + length]
+        at += -(-length // 4) * 4
+    return found
+
+
+class _Diag:
+    """A netlink socket with a deadline. deadline: in seconds of the monotonic clock."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._sequence = 0
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, request: bytes, flags: int) -> list[bytes]:
+        """Return the bodies of the answers; what the kernel refuses has none (a socket that is gone).
+
+        Raises OSError (TimeoutError) at the deadline.
+        """
+        self._sequence += 1
+        size = _HEADER.size + len(request)
+        header = _HEADER.pack(size, _BY_FAMILY, _REQUEST | flags, self._sequence, 0)
+        self._socket.sendto(header + request, (0, 0))
+        bodies: list[bytes] = []
+        over = False
+        while not over:
+            over = self._receive(bodies) or not flags
+        return bodies
+
+    def _receive(self, bodies: list[bytes]) -> bool:
+        """Take one answer of several messages; tell whether it is the last one."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        block = self._socket.recv(65536)
+        at = 0
+        while at + _HEADER.size <= len(block):
+            length, kind, _, sequence, _ = _HEADER.unpack_from(block, at)
+            if length < _HEADER.size or kind in (_ERROR, _DONE):
+                return True
+            if sequence == self._sequence and kind == _BY_FAMILY:
+                bodies.append(block[at + _HEADER.size : at + length])
+            at += -(-length // 4) * 4
+        return False

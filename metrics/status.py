@@ -1,0 +1,236 @@
+"""What a pool looks like now, as one JSON-able value (pure).
+
+Served as ``/status``, drawn by the status page, printed by ``prefork status``. Whatever stands in
+the shared memory, a value comes out and nothing is raised: a worker can write there what it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefork.metrics.kernel import Queue
+from prefork.workers.scoreboard import (
+    BOUNDS_NS,
+    MOST_IN_PROGRESS,
+    PoolField,
+    SlotField,
+    SlotSnapshot,
+    Snapshot,
+)
+from prefork.workers.states import Phase, ReloadState, WorkerState
+
+LETTERS = {
+    WorkerState.GONE: ".",
+    WorkerState.STARTING: "S",
+    WorkerState.IDLE: "_",
+    WorkerState.BUSY: "B",
+    WorkerState.RETIRING: "R",
+}
+"""One letter a state: the picture of a pool that fits into a line of text."""
+
+MOST_LISTENERS = 100
+MOST_SETTINGS = 200
+LONGEST_TEXT = 500
+"""Characters of one text that are shown; a path of the kernel's longest kind for sockets has 108."""
+
+_READY = (WorkerState.IDLE, WorkerState.BUSY)
+
+
+def status(
+    snapshot: Snapshot,
+    about: Mapping[str, Any],
+    now_ns: int,
+    *,
+    queues: Mapping[int, Queue] | None = None,
+) -> dict[str, Any]:
+    """Describe a pool. Never raises, whatever the words; the result goes through ``json.dumps``.
+
+    about: the JSON object of ``Scoreboard.about()``, {} before the master has written it.
+    now_ns: CLOCK_MONOTONIC. queues: by the inode of a listener. All times in the result are
+    seconds; ages and instants are seconds ago. Texts hold printable characters only.
+    """
+    about = about if isinstance(about, Mapping) else {}
+    return {
+        "name": _text_or_none(about.get("name")),
+        "version": _text(about.get("version")),
+        "python": _text(about.get("python")),
+        "pid": _count(snapshot[PoolField.MASTER_PID]),
+        "uptime": _ago(now_ns, snapshot[PoolField.STARTED_NS]) or 0.0,
+        "phase": snapshot.phase.name.lower(),
+        "generation": _count(snapshot[PoolField.GENERATION]),
+        "ready": is_ready(snapshot),
+        "last_tick": last_tick(snapshot, now_ns),
+        **_workers(snapshot),
+        **_requests(snapshot),
+        **_events(snapshot),
+        "listeners": _listeners(about.get("listeners"), queues or {}),
+        "slots": [_slot(one, now_ns) for one in snapshot.slots],
+        "settings": _settings(about.get("settings")),
+        "metrics": _text_or_none(about.get("metrics")),
+    }
+
+
+def is_ready(snapshot: Snapshot) -> bool:
+    """Tell whether the pool should get traffic: it serves, and as many workers are ready as are needed."""
+    needed = snapshot[PoolField.NEEDED]
+    return snapshot.phase is Phase.SERVING and 0 < needed <= snapshot.count(*_READY)
+
+
+def last_tick(snapshot: Snapshot, now_ns: int) -> float:
+    """Return how many seconds ago the master last looked around; since the start if it has not yet."""
+    ticked = snapshot[PoolField.TICK_NS] or snapshot[PoolField.STARTED_NS]
+    return _ago(now_ns, ticked) or 0.0
+
+
+# --- parts of the whole
+
+
+def _workers(snapshot: Snapshot) -> dict[str, Any]:
+    ready, busy = snapshot.count(*_READY), snapshot.count(WorkerState.BUSY)
+    return {
+        "workers": {
+            "floor": _count(snapshot[PoolField.FLOOR]),
+            "target": _count(snapshot[PoolField.TARGET]),
+            "max": len(snapshot.slots),
+            "needed": _count(snapshot[PoolField.NEEDED]),
+            "starting": snapshot.count(WorkerState.STARTING),
+            "idle": snapshot.count(WorkerState.IDLE),
+            "busy": busy,
+            "retiring": snapshot.count(WorkerState.RETIRING),
+            "ready": ready,
+        },
+        "utilization": busy / ready if ready else 0.0,
+        "scoreboard": "".join(LETTERS[one.state] for one in snapshot.slots),
+    }
+
+
+def _requests(snapshot: Snapshot) -> dict[str, Any]:
+    slots = snapshot.slots
+    requests = {
+        "ok": sum(_count(one.ok) for one in slots),
+        "error": _total(slots, SlotField.ERRORS),
+        "rejected": _total(slots, SlotField.REJECTED),
+        "timeout": _total(slots, SlotField.TIMEOUTS),
+        "aborted": _total(slots, SlotField.ABORTED),
+    }
+    return {
+        "requests": {
+            **requests,
+            "total": sum(requests.values()),
+            "in_progress": sum(_in_progress(one) for one in slots),
+        },
+        "slow_requests": _count(snapshot[PoolField.SLOW_REQUESTS]),
+        "durations": _histogram(slots, SlotField.DURATIONS, SlotField.BUSY_NS),
+        "queue_waits": _histogram(slots, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS),
+    }
+
+
+def _events(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "starts": {reason.value: _count(n) for reason, n in snapshot.starts.items()},
+        "exits": {kind.value: _count(n) for kind, n in snapshot.exits.items()},
+        "ceiling_reached": _count(snapshot[PoolField.CEILING_REACHED]),
+        "growth_refused": _count(snapshot[PoolField.GROWTH_REFUSED]),
+        "spawn_failures": _count(snapshot[PoolField.SPAWN_FAILURES]),
+        "hook_failures": _count(snapshot[PoolField.HOOK_FAILURES]),
+        "reloads": _count(snapshot[PoolField.RELOADS]),
+        "reloads_failed": _count(snapshot[PoolField.RELOADS_FAILED]),
+        "reload_state": _reload_state(snapshot[PoolField.RELOAD_STATE]).name.lower(),
+    }
+
+
+def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
+    lives = one.state is not WorkerState.GONE
+    errors, rejected = _count(one[SlotField.ERRORS]), _count(one[SlotField.REJECTED])
+    timeouts, aborted = _count(one[SlotField.TIMEOUTS]), _count(one[SlotField.ABORTED])
+    return {
+        "slot": one.slot,
+        "pid": _count(one[SlotField.PID]) if lives else 0,
+        "generation": _count(one[SlotField.GENERATION]),
+        "state": one.state.name.lower(),
+        "age": _ago(now_ns, one[SlotField.SPAWNED_NS]) if lives else None,
+        "request_age": _ago(now_ns, one[SlotField.REQUEST_NS]) if lives else None,
+        "requests": _count(one.ok) + errors + rejected + timeouts + aborted,
+        "errors": errors,
+        "rejected": rejected,
+        "timeouts": timeouts,
+        "aborted": aborted,
+        "busy": _count(one[SlotField.BUSY_NS]) / 1e9,
+        "spawns": _count(one[SlotField.SPAWNS]),
+        "last_exit": one.last_exit and one.last_exit.value,
+    }
+
+
+def _histogram(
+    slots: Iterable[SlotSnapshot], buckets: SlotField, sum_ns: SlotField
+) -> dict[str, Any]:
+    columns = zip(*(one.histogram(buckets) for one in slots), strict=True)
+    counts = [sum(map(_count, column)) for column in columns]
+    return {
+        "bounds": [bound / 1e9 for bound in BOUNDS_NS],
+        "counts": counts or [0] * (len(BOUNDS_NS) + 1),
+        "sum": _total(slots, sum_ns) / 1e9,
+    }
+
+
+def _listeners(listed: object, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
+    known = listed[:MOST_LISTENERS] if isinstance(listed, list) else []
+    return [_listener(one, queues) for one in known if isinstance(one, dict)]
+
+
+def _listener(one: dict[str, Any], queues: Mapping[int, Queue]) -> dict[str, Any]:
+    inode = one.get("inode")
+    queue = queues.get(inode) if isinstance(inode, int) else None
+    return {
+        "name": _text(one.get("name")),
+        "kind": _text(one.get("kind")),
+        "depth": queue.depth if queue else None,
+        "limit": queue.limit if queue else None,
+        "bytes": queue.bytes if queue else None,
+        "drops": queue.drops if queue else None,
+    }
+
+
+def _settings(listed: object) -> dict[str, str]:
+    known = list(listed.items())[:MOST_SETTINGS] if isinstance(listed, dict) else []
+    return {_text(key): _text(value) for key, value in known}
+
+
+# --- words and texts of uncertain origin
+
+
+def _count(word: int) -> int:
+    return max(0, word)
+
+
+def _total(slots: Iterable[SlotSnapshot], field: SlotField) -> int:
+    return sum(_count(one[field]) for one in slots)
+
+
+def _in_progress(one: SlotSnapshot) -> int:
+    # Words of a slot without a worker are what a dead one left.
+    if one.state is WorkerState.GONE:
+        return 0
+    return min(_count(one.in_progress), MOST_IN_PROGRESS)
+
+
+def _ago(now_ns: int, then_ns: int) -> float | None:
+    """Return seconds since an instant, 0 for one to come, None for none."""
+    return max(0, now_ns - then_ns) / 1e9 if then_ns > 0 else None
+
+
+def _reload_state(word: int) -> ReloadState:
+    return ReloadState(word) if word in ReloadState._value2member_map_ else ReloadState.NONE
+
+
+def _text_or_none(value: object) -> str | None:
+    return _text(value) or None
+
+
+def _text(value: object) -> str:
+    """Return a text fit for a terminal and a page: clipped, and of printable characters only."""
+    text = value[:LONGEST_TEXT] if isinstance(value, str) else ""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )

@@ -1,0 +1,103 @@
+"""Where the metrics process listens: bound by the master, before anything is forked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from prefork.addresses import Address
+from prefork.socket_file import identity_of, remove_stale, unlink_if_still
+from prefork.workers.errors import BindError, SettingsError
+from prefork.workers.settings import ROWS
+
+BACKLOG = 64
+UNIX_MODE = 0o660
+
+
+class Endpoint:
+    """A listening socket as a plain number, for it must not be open in every child.
+
+    A socket object would, in a child that has closed the number, one day close what is somebody
+    else's by then. text: the setting; SettingsError where it is no address, BindError where the
+    address cannot be had. fd: a socket that an earlier image of the master had bound there.
+    """
+
+    def __init__(self, text: str, fd: int | None = None) -> None:
+        sock = _bound(_parsed(text)) if fd is None else socket.socket(fileno=fd)
+        bound = Address.of_socket(sock)
+        self._path: tuple[str, tuple[int, int]] | None = None
+        if bound.path and not bound.path.startswith("\0"):
+            self._path = os.path.abspath(bound.path), identity_of(bound.path)
+        self.address = str(bound).removeprefix("tcp://")
+        """Such as ``127.0.0.1:9100``, with the real port, or ``unix:/path``."""
+        self.fd = sock.detach()
+
+    def serves(self, text: str) -> bool:
+        """Tell whether this is what a setting asks for; with port 0 any port is."""
+        asked, mine = _parsed(text), _parsed(self.address)
+        return (asked.scheme, asked.path, asked.host) == (mine.scheme, mine.path, mine.host) and (
+            asked.port in (0, mine.port)
+        )
+
+    def close(self) -> None:
+        """Give the address back (master); a path only if it is still ours."""
+        os.close(self.fd)
+        if self._path is not None:
+            unlink_if_still(*self._path)
+
+
+def _parsed(text: str) -> Address:
+    try:
+        address = Address.parse(text)
+    except SettingsError as error:
+        raise SettingsError("metrics", text, "settings", error.allowed) from None
+    if address.scheme not in ("tcp", "unix"):
+        raise SettingsError(
+            "metrics", text, "settings", f"it must be {ROWS['metrics'].about.allowed}"
+        )
+    return address
+
+
+def _bound(address: Address) -> socket.socket:
+    try:
+        if address.scheme == "unix":
+            return _bound_path(address.path)
+        return _bound_port(address.host, address.port)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BindError(f"{address} (metrics)", reason) from error
+
+
+def _bound_port(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # A name with addresses of both kinds: as the servers do, the IPv4 one.
+    family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return _listening(family, kind, address)
+
+
+def _bound_path(path: str) -> socket.socket:
+    if path.startswith("\0"):
+        return _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
+    remove_stale(path, socket.SOCK_STREAM)
+    sock = _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
+    os.chmod(path, UNIX_MODE)
+    return sock
+
+
+def _listening(family: int, kind: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind)
+    try:
+        if family == socket.AF_UNIX:
+            os.fchmod(sock.fileno(), UNIX_MODE)  # the file is made with this mode, less the umask
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,135 @@
+"""The life of the metrics process, from its fork to its end; the steps stand in ``live`` in their order.
+
+It is forked like a worker and with the same care (workers/bootstrap.py). It keeps what it needs:
+the scoreboard, for reading; the socket to answer on; the end of the life pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import operator
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import setproctitle
+
+from prefork.workers import log, system
+from prefork.workers.bootstrap import Crew
+from prefork.workers.scoreboard import Scoreboard
+
+_NO_SLOT = -1
+
+# Plain numbers: see system.set_handlers(). TERM is among them, for the wake-up fd tells it.
+_NOTED = tuple(
+    int(number)
+    for number in (
+        *(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP),
+        *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+    )
+)
+_CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What the metrics process is made from.
+
+    listener: the listening socket. beat: an eventfd for its signs of life. let_go: drops the
+    sockets of all servers. directory: where handlers put their own metrics, if they do.
+    """
+
+    crew: Crew
+    listener: int
+    beat: int
+    let_go: Callable[[], None]
+    directory: str | None
+    title: str
+
+
+def live(equipment: Equipment, mask: set[int]) -> NoReturn:
+    """Live its whole life; called in the child with all signals blocked."""
+    name = f"metrics pid={os.getpid()}"
+    try:
+        _prepare_and_serve(equipment, mask, name)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process and no other
+        log.failure(logging.ERROR, name, "ended by an exception", error)
+        system.exit_now(1)
+    system.exit_now(0)
+
+
+def _prepare_and_serve(equipment: Equipment, mask: set[int], name: str) -> None:
+    crew = equipment.crew
+    wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
+    crew.shed(_NO_SLOT)
+    os.close(crew.wake)
+    equipment.let_go()
+    board = _read_only(crew.board)
+    # operator.is_: see workers/bootstrap.py.
+    system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    system.set_mask(mask)
+    # Here and nowhere else: the master has neither prometheus_client nor psutil. Before the
+    # privileges are dropped: the interpreter's folders may be root's.
+    from prefork.metrics import exporter  # noqa: PLC0415
+
+    _drop_privileges(crew)
+    with contextlib.suppress(Exception):  # a title is a nicety
+        setproctitle.setproctitle(equipment.title)
+    complain = _Complaints(name)
+    exporter.run(
+        socket.socket(fileno=equipment.listener),
+        exporter.Site(board, equipment.directory, complain),
+        complain=complain,
+        heed={
+            crew.life: lambda: True,  # its end is all that it ever tells
+            wakeup_read: lambda: signal.SIGTERM in os.read(wakeup_read, 4096),
+        },
+        beat=lambda: _beat(equipment.beat, crew.master_pid),
+    )
+
+
+def _beat(beat: int, master_pid: int) -> bool:
+    """Give the master a sign of life; return whether there is no master any more."""
+    with contextlib.suppress(BlockingIOError):  # one that does not run has enough of them to read
+        os.eventfd_write(beat, 1)
+    # The life pipe tells it, too, unless another process holds its other end.
+    return os.getppid() != master_pid
+
+
+def _read_only(board: Scoreboard) -> Scoreboard:
+    """Map the scoreboard once more, for reading, and give the writable mapping up."""
+    fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    readable = Scoreboard.attach(fd)
+    board.close()
+    return readable
+
+
+def _drop_privileges(crew: Crew) -> None:
+    if crew.umask is not None:
+        os.umask(crew.umask)
+    if crew.credentials is not None:
+        crew.credentials.assume()
+
+
+class _Complaints:
+    """Logs what goes wrong while answering, once a minute at most: clients ask again and again."""
+
+    INTERVAL = 60.0
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._next_at = float("-inf")
+
+    def __call__(self, error: BaseException) -> None:
+        """Log it, unless another was logged just now."""
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + self.INTERVAL
+            log.failure(logging.ERROR, self._subject, "cannot answer in full", error)

@@ -1,0 +1,274 @@
+"""The metrics process as the master keeps it: forked, watched, replaced, ended last.
+
+It is no worker: it is in no slot, and ``max_children`` does not count it. That it is well it says
+itself, through an eventfd: one that hangs or was stopped is as useless as one that is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from prefork.endpoint import Endpoint
+from prefork.handover import MetricsLegacy
+from prefork.observation import Equipment, live
+from prefork.workers import log, system
+from prefork.workers.pool import Pool, changing_pools
+from prefork.workers.scoreboard import PoolField
+from prefork.workers.setbacks import backoff
+from prefork.workers.settings import Settings
+from prefork.workers.states import ExitCause, ExitKind, ExitStatus
+
+START_INTERVAL = 1.0
+"""Seconds between two starts at least; so one that has run for a while is replaced at once."""
+
+FAILURE_CAP = 30.0
+"""Seconds between two starts at most, when it dies before its first sign of life."""
+
+BOOT_BOUND = 15.0
+"""Seconds from the fork to the first sign of life; its imports take some 0.2 s of processor time."""
+
+SILENCE = 10.0
+"""Seconds without a sign of life after which it is killed; it gives one every second."""
+
+END_BOUND = 1.0
+"""Seconds it has for leaving."""
+
+
+class Act(Enum):
+    """What to do about the metrics process now."""
+
+    NOTHING = auto()
+    START = auto()
+    KILL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the master knows of the metrics process. Instants are seconds on the master's clock.
+
+    heard_at: its last sign of life, None before the first. failures: how many in a row ended
+    before they gave one.
+    """
+
+    running: bool = False
+    started_at: float = float("-inf")
+    heard_at: float | None = None
+    killed: bool = False
+    failures: int = 0
+
+    def started(self, now: float) -> Record:
+        """Return the record of one just forked."""
+        return Record(running=True, started_at=now, failures=self.failures)
+
+    def heard(self, now: float) -> Record:
+        """Return the record of one that has given a sign of life."""
+        return dataclasses.replace(self, heard_at=now, failures=0)
+
+    def ended(self) -> Record:
+        """Return the record of one that has ended, or that could not be forked."""
+        failures = self.failures + (self.heard_at is None)
+        return Record(started_at=self.started_at, failures=failures)
+
+
+def decide(record: Record, now: float) -> Act:
+    """Choose what to do (pure)."""
+    if not record.running:
+        pause = max(START_INTERVAL, backoff(record.failures, FAILURE_CAP))
+        return Act.START if now >= record.started_at + pause else Act.NOTHING
+    if record.killed:
+        return Act.NOTHING
+    if record.heard_at is None:
+        return Act.KILL if now >= record.started_at + BOOT_BOUND else Act.NOTHING
+    return Act.KILL if now >= record.heard_at + SILENCE else Act.NOTHING
+
+
+class Observer:
+    """Keeps the metrics process of one pool; does nothing where ``metrics`` is off (master).
+
+    Making it binds the address: SettingsError for a text that is none, BindError where it cannot
+    be had. poll: where the master waits; the end of the process wakes it. let_go: has the child
+    drop the sockets of all servers. directory: where handlers put their own metrics, if they do.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        poll: select.poll,
+        let_go: Callable[[], None],
+        directory: str | None,
+        legacy: MetricsLegacy | None = None,
+    ) -> None:
+        self._poll = poll
+        self._let_go = let_go
+        self._directory = directory
+        self._name = settings.name
+        self._record = Record()
+        self._child: system.Child | None = None
+        self._forking: int | None = None
+        self._replacing = False
+        """Whether the process is one of before a reload, which was asked to leave."""
+        self._endpoint = _endpoint(settings.metrics, legacy)
+        self._beat = (
+            -1 if self._endpoint is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        )
+
+        if legacy is not None:
+            self._replace(legacy)
+
+    def _replace(self, legacy: MetricsLegacy) -> None:
+        """Have the metrics process of an earlier image leave; clients wait in the queue meanwhile."""
+        self._child = system.Child(legacy.pid, legacy.pidfd)
+        self._record = Record(running=True, heard_at=0.0, killed=True)
+        self._replacing = True
+        self._poll.register(self._child.pidfd, select.POLLIN)
+        system.send(self._child, signal.SIGTERM)
+
+    def legacy(self) -> MetricsLegacy | None:
+        """Return what the next image of the master needs to go on answering."""
+        if self._endpoint is None or self._child is None:
+            return None
+        return MetricsLegacy(
+            self._endpoint.address, self._endpoint.fd, self._child.pid, self._child.pidfd
+        )
+
+    @property
+    def address(self) -> str | None:
+        """Where the metrics process listens, with the real port; None where there is none."""
+        return None if self._endpoint is None else self._endpoint.address
+
+    def private_fds(self) -> list[int]:
+        """Return what this child of the master must not have; called in every one of them."""
+        fds = [] if self._child is None else [self._child.pidfd]
+        # A fork copies the thread that calls it, with its name: here it is the metrics process.
+        if self._endpoint is not None and self._forking != threading.get_ident():
+            fds += [self._endpoint.fd, self._beat]
+        return fds
+
+    def tick(self, pool: Pool, now: float) -> None:
+        """Look after the metrics process, without waiting. now: the master's clock."""
+        if self._endpoint is None:
+            return
+        self._hear(now)
+        self._collect(pool)
+        match decide(self._record, now):
+            case Act.START:
+                self._start(self._endpoint, pool, now)
+            case Act.KILL:
+                self._kill()
+            case Act.NOTHING:
+                pass
+
+    def stop(self) -> None:
+        """End the metrics process and wait for its end; END_BOUND and a moment at most."""
+        if self._child is None:
+            return
+        system.send(self._child, signal.SIGTERM)
+        ended = select.poll()
+        ended.register(self._child.pidfd, select.POLLIN)
+        if not ended.poll(END_BOUND * 1000):
+            system.send(self._child, signal.SIGKILL)
+            system.wait_for_end(self._child)
+        system.collect(self._child)
+        self._forget_child()
+
+    def close(self) -> None:
+        """Give the address back; the process has ended by now."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+            os.close(self._beat)
+            self._endpoint = None
+
+    def _hear(self, now: float) -> None:
+        if self._child is None or not self._drain_beat():
+            return
+        if self._record.heard_at is None:
+            log.event(logging.INFO, str(self), "ready", address=self.address)
+        self._record = self._record.heard(now)
+
+    def _drain_beat(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return os.eventfd_read(self._beat) > 0
+        return False
+
+    def _collect(self, pool: Pool) -> None:
+        if self._child is None or (status := system.collect(self._child)) is None:
+            return
+        subject = str(self)
+        self._forget_child()
+        self._record = self._record.ended()
+        pool.board.set_pool(PoolField.METRICS_PID, 0)
+        replaced, self._replacing = self._replacing, False
+        if self._record.failures <= 1 and not replaced:  # the first in a row tells enough
+            log.event(logging.ERROR, subject, "exited", cause=_cause(status))
+
+    def _start(self, endpoint: Endpoint, pool: Pool, now: float) -> None:
+        self._record = self._record.started(now)
+        self._drain_beat()  # what the one before has left there
+        name = f"[{self._name}] " if self._name else ""
+        equipment = Equipment(
+            crew=pool.crew,
+            listener=endpoint.fd,
+            beat=self._beat,
+            let_go=self._let_go,
+            directory=self._directory,
+            title=f"prefork: metrics {name}{endpoint.address}",
+        )
+        (self._child,), error = self._fork(equipment)
+        if self._child is None:
+            self._record = self._record.ended()
+            if self._record.failures == 1:
+                log.event(logging.ERROR, str(self), "cannot be forked, goes on trying", error=error)
+            return
+        self._poll.register(self._child.pidfd, select.POLLIN)
+        pool.board.set_pool(PoolField.METRICS_PID, self._child.pid)
+        pool.board.count_pool(PoolField.METRICS_STARTS)
+
+    def _fork(self, equipment: Equipment) -> tuple[list[system.Child | None], OSError | None]:
+        with changing_pools:
+            self._forking = threading.get_ident()
+            try:
+                return system.fork_children([functools.partial(live, equipment)])
+            finally:
+                self._forking = None
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            log.event(logging.ERROR, str(self), "gives no sign of life, killed")
+            system.send(self._child, signal.SIGKILL)
+            self._record = dataclasses.replace(self._record, killed=True)
+
+    def _forget_child(self) -> None:
+        if self._child is not None:
+            self._poll.unregister(self._child.pidfd)
+            os.close(self._child.pidfd)
+            self._child = None
+
+    def __str__(self) -> str:
+        return "metrics" if self._child is None else f"metrics pid={self._child.pid}"
+
+
+def _cause(status: ExitStatus) -> ExitCause:
+    if status.signal is not None:
+        return ExitCause(ExitKind.KILLED, status.signal)
+    return ExitCause(ExitKind.EXITED, status.code)
+
+
+def _endpoint(address: str | None, legacy: MetricsLegacy | None) -> Endpoint | None:
+    """Return where to answer: the socket of before where it still fits, a new one where it does not."""
+    if legacy is not None and address is not None:
+        kept = Endpoint(legacy.address, legacy.fd)
+        if kept.serves(address):
+            return kept
+        kept.close()
+    return None if address is None else Endpoint(address)
