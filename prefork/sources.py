@@ -1,9 +1,9 @@
 """Where the command line's raw settings come from: flags, environment, a TOML file.
 
 From strongest to weakest: flag, ``PREFORK_*``, ``WEB_CONCURRENCY`` (workers only), file, the
-target's attributes, default. One file is read: ``--config FILE``, else ``prefork.toml`` of the
-working directory, else the ``[tool.prefork]`` table of its ``pyproject.toml`` if there is one.
-In ``prefork.toml`` the settings are top-level keys.
+target's attributes, the command line's own default, default. One file is read: ``--config FILE``,
+else ``prefork.toml`` of the working directory, else the ``[tool.prefork]`` table of its
+``pyproject.toml`` if there is one. In ``prefork.toml`` the settings are top-level keys.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 CONFIG_VARIABLE: Final = "PREFORK_CONFIG"
 _PYPROJECT: Final = "pyproject.toml"
 
+OWN_DEFAULTS: Final = Layer({"client_timeout": 30.0}, lambda _key: "command line's default")
+"""What the command line wants where nobody says otherwise: a client that says nothing would occupy a
+worker for ever. A library cannot know that its handlers bear it; here an operator is asked to.
+"""
+
 
 def layers(
     flags: Mapping[str, object], environ: Mapping[str, str], config: str | None
 ) -> list[Layer]:
-    """Collect all layers, weakest first. flags: key to raw value, None or () where not given.
+    """Collect what was set, weakest first. flags: key to raw value, None or () where not given.
 
-    Raises SettingsError for a file that is missing or no TOML; values are checked later.
+    Below it belong the target's attributes and OWN_DEFAULTS. Raises SettingsError for a file that is missing or no TOML; values are checked later.
     """
     given = {key: raw for key, raw in flags.items() if raw is not None and raw != ()}
     return [

@@ -23,8 +23,8 @@ _START: Final = """
 import sys
 count = int(sys.argv[1])
 sys.path[:], sys.argv[1:] = sys.argv[2 : 2 + count], sys.argv[2 + count :]
-from prefork.cli import main
-main()
+from prefork.cli import main_of_trial
+main_of_trial()
 """
 
 

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.clients import ask, ask_datagram, can_bind, send, server_of
+from tests.support.clients import (
+    ask,
+    ask_datagram,
+    can_bind,
+    connect,
+    read_to_the_end,
+    send,
+    server_of,
+)
 from tests.support.processes import is_alive, status_of, title_of
 from tests.support.waiting import Stopwatch, wait_until
 
@@ -204,6 +212,55 @@ def test_umask_and_user_of_workers(serving: Callable[..., Program]) -> None:
     assert program.stop() == 0
 
 
+COUNTING = (
+    "import prometheus_client\n"
+    "shouts = prometheus_client.Counter('shouts', 'Shouts.')\n"
+    "class Shout(Echo):\n"
+    "    def handle(self): shouts.inc(); super().handle()\n"
+)
+
+
+def test_metrics_of_the_application_are_kept_by_slot(
+    serving: Callable[..., Program], tmp_path: Path
+) -> None:
+    """The directory is taken over before the application is imported and makes its first metric."""
+    write(tmp_path, COUNTING)
+    folder = tmp_path / "counts"
+    folder.mkdir()
+    arguments = ["app.py:Shout", "-b", "127.0.0.1:0", "-w", "1", "--metrics-dir", "counts"]
+    program = serving(*arguments)
+    assert server_of(port_of(program)) == program.worker()
+    assert (folder / "counter_0.db").exists()
+    assert program.stop() == 0
+
+
+def test_check_leaves_the_metrics_directory_alone(
+    command: Callable[..., Program], tmp_path: Path
+) -> None:
+    """It may be that of a running pool: an application that is only looked at writes nothing there."""
+    write(tmp_path, COUNTING)
+    folder = tmp_path / "counts"
+    folder.mkdir()
+    for number, name in enumerate(("check", "config")):
+        program = command(
+            name,
+            "app.py:Shout",
+            environ={"PROMETHEUS_MULTIPROC_DIR": str(folder)},
+            name=f"program{number}",
+        )
+        assert outcome(program)[0] == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_silent_client_is_let_go(serving: Callable[..., Program]) -> None:
+    """The command line gives handlers a client_timeout, 30 s by default: a client that says nothing does not keep its worker."""
+    program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "--client-timeout", "300ms")
+    with connect(port_of(program)) as silent:
+        assert read_to_the_end(silent) == ""
+    assert server_of(port_of(program)) == program.worker()
+    assert program.stop() == 0
+
+
 # --- stopping
 
 
@@ -302,6 +359,11 @@ def test_service_actions_that_raise_end_with_failure(
         (2, "there is no such setting; did you mean workers?", [ECHO, "-c", "wrong.toml"]),
         (2, "target 'nowhere:Echo': there is no module nowhere", ["nowhere:Echo"]),
         (2, "target 'tests.support.app:LOOPBACK': an instance", ["tests.support.app:LOOPBACK"]),
+        (
+            2,
+            "metrics_dir = 'nowhere' (from flag --metrics-dir) is refused",
+            [ECHO, "--metrics-dir", "nowhere"],
+        ),
         (2, "No such option '--wrokers'", ["run", ECHO, "--wrokers", "3"]),
         (3, "prefork: error: app.py cannot be imported: ZeroDivisionError", ["app.py:Echo"]),
         (4, "cannot listen on fd://77: ", [ECHO, "-b", "fd://77"]),
@@ -347,8 +409,11 @@ def test_address_in_use(command: Callable[..., Program], tmp_path: Path) -> None
     (tmp_path / "socket").unlink()
 
 
-def test_workers_that_cannot_boot(command: Callable[..., Program], tmp_path: Path) -> None:
-    """Exit code 3, with the first worker's traceback."""
+@pytest.mark.parametrize("level", ["info", "critical"])
+def test_workers_that_cannot_boot(
+    command: Callable[..., Program], tmp_path: Path, level: str
+) -> None:
+    """Exit code 3, with the first worker's traceback, once: in the log, or after the last word if that says nothing."""
     write(
         tmp_path,
         "class Unready(prefork.PreForkingUnixStreamServer):\n"
@@ -356,10 +421,11 @@ def test_workers_that_cannot_boot(command: Callable[..., Program], tmp_path: Pat
         "    def worker_init(self, worker):\n"
         "        raise RuntimeError('no database')\n",
     )
-    status, log = outcome(command("app.py:Unready", "-b", "unix:socket", "-w", "1"))
+    arguments = ["app.py:Unready", "-b", "unix:socket", "-w", "1", "--log-level", level]
+    status, log = outcome(command(*arguments))
     assert status == 3
     assert "prefork: error: the application cannot boot" in log
-    assert "RuntimeError: no database" in log
+    assert log.count("Traceback") == log.count("RuntimeError: no database") == 1
     assert not (tmp_path / "socket").exists()
 
 

@@ -8,11 +8,22 @@ import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
 from prefork import cli
 from prefork._version import __version__
-from prefork.workers.errors import BindError, BootError, PreforkError
+from prefork.commands import loading
+from prefork.find import NoPoolError, SeveralPoolsError
+from prefork.stopping import StoppedEarly
+from prefork.workers.errors import (
+    BindError,
+    BootError,
+    CrashLoopError,
+    PreforkError,
+    SettingsError,
+    TargetError,
+)
 from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
@@ -62,7 +73,16 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
     assert run("--version")[:2] == (0, f"prefork {__version__} (Python {sys.version.split()[0]})\n")
     status, out, _ = run("-h")
     assert status == 0
-    assert [word for word in ("run", "check", "config") if word not in out] == []
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()[:8]]
+    assert listed == ["run", "check", "config", "status", "top", "scale", "stop", "dump"]
+
+
+@pytest.mark.parametrize("command", cli.commands.list_commands(click.Context(cli.commands)))
+def test_every_command_has_its_help(run: Callable[..., Any], command: str) -> None:
+    """``prefork COMMAND -h`` says what it does, and what its exit code tells is in no flag's way."""
+    status, out, err = run(command, "-h")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"Usage: prefork {command} [OPTIONS]")
 
 
 def test_no_arguments_give_the_help(run: Callable[..., Any]) -> None:
@@ -110,6 +130,8 @@ def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) 
         (True, ["application"]),
         (False, ["run", "app:Up"]),
         (False, ["check", "app:Up"]),
+        (False, ["scale", "-2"]),
+        (False, ["stauts"]),
         (False, ["rum"]),
         (False, ["--help"]),
         (False, ["-V"]),
@@ -118,8 +140,8 @@ def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) 
 )
 def test_target_alone_means_run(means_run: bool, arguments: list[str]) -> None:
     """``prefork TARGET`` is short for ``prefork run TARGET``; a mistyped command is not a target."""
-    assert isinstance(cli.commands, cli._Commands)
-    assert cli.commands._means_run(arguments) is means_run
+    assert isinstance(cli.commands, cli.Commands)
+    assert cli.commands.means_run(arguments) is means_run
 
 
 # --- refusals
@@ -196,10 +218,15 @@ def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: 
     ("status", "error"),
     [
         (1, PreforkError("x")),
+        (1, NoPoolError("x")),
+        (2, SettingsError("workers", 1, "x", "y")),
+        (2, TargetError("x", "y")),
+        (2, SeveralPoolsError("x")),
         (3, BootError("x")),
         (4, BindError("tcp://x:1", "y")),
+        (5, CrashLoopError("x")),
         (130, KeyboardInterrupt()),
-        (0, cli._StoppedEarly()),
+        (0, StoppedEarly()),
     ],
 )
 def test_exit_codes(
@@ -210,7 +237,7 @@ def test_exit_codes(
     def fail(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "resolve", fail)
+    monkeypatch.setattr(loading, "resolve", fail)
     assert run("config")[0] == status
 
 
@@ -228,9 +255,24 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
     assert {key: said["value"] for key, said in json.loads(again).items()} == {
         "workers": 2,
         "max_children": 40,
+        "min_spare": None,
+        "max_spare": None,
+        "max_requests": None,
+        "max_lifetime": None,
+        "max_memory": None,
+        "jitter": 0.1,
+        "request_timeout": None,
+        "slow_request": None,
+        "client_timeout": 30.0,
+        "defer_accept": None,
+        "crash_loop": "retry",
+        "fork_check": "warn",
         "boot_timeout": 60.0,
         "graceful_timeout": 25.0,
         "drain_delay": 0.5,
+        "metrics": None,
+        "metrics_dir": None,
+        "access_log": "off",
         "user": 0,
         "group": None,
         "umask": 0o27,
@@ -259,6 +301,71 @@ def test_config_tells_the_origin_of_every_value(
     assert origins["workers"] == "attribute Server.workers"
     assert origins["name"] == "attribute Server.pool_name"
     assert origins["pidfile"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("value", "origin", "arguments", "environ", "file", "attribute"),
+    [
+        (30.0, "command line's default", [], {}, "", ""),
+        (0.0, "attribute Server.client_timeout", [], {}, "", "client_timeout = 0"),
+        (5.0, "prefork.toml", [], {}, "client_timeout = 5", "client_timeout = 0"),
+        (6.0, "environment PREFORK_CLIENT_TIMEOUT", [], {"PREFORK_CLIENT_TIMEOUT": "6"}, "", ""),
+        (0.0, "flag --client-timeout", ["--client-timeout", "0"], {}, "client_timeout = 5", ""),
+    ],
+)
+def test_own_default_of_client_timeout(
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    value: float,
+    origin: str,
+    arguments: list[str],
+    environ: dict[str, str],
+    file: str,
+    attribute: str,
+) -> None:
+    """The command line has handlers wait 30 s for a client; whoever says anything else, 0 for ever included, wins."""
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    (tmp_path / "prefork.toml").write_text(file)
+    said = f"Server.{attribute}\n" if attribute else ""
+    (tmp_path / "application.py").write_text(APPLICATION + said)
+    status, out, _ = run("config", "--json", "application:Server", *arguments)
+    assert status == 0
+    assert json.loads(out)["client_timeout"] == {"value": value, "origin": origin}
+
+
+@pytest.mark.parametrize("arguments", [["config"], ["check", "application:Shout"]])
+def test_misspelt_variables_are_told(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """A variable that is nearly ours is told once, on standard error, and refuses nothing."""
+    monkeypatch.setenv("PREFORK_WORKRES", "9")
+    status, _, err = run(*arguments)
+    assert status == 0
+    said = "prefork: warning: ignores PREFORK_WORKRES; did you mean PREFORK_WORKERS?"
+    assert err.count(said) == 1
+
+
+def test_top_without_rich_says_what_to_install(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2 and the command that helps, before anything is looked for."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "prefork.top", raising=False)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    status, out, err = run("top")
+    assert (status, out) == (2, "")
+    assert "prefork top needs the package rich: pip install 'prefork[top]'" in err
+
+
+def test_top_without_a_terminal_names_what_needs_none(run: Callable[..., Any]) -> None:
+    """In a pipe or under cron there is nothing to draw on."""
+    status, _, err = run("top")
+    assert status == 2
+    assert "'prefork status' prints the same once" in err
 
 
 def test_config_explains_automatic_workers(run: Callable[..., Any]) -> None:

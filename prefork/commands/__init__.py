@@ -1,0 +1,1 @@
+"""The commands of the command line, one module each; ``prefork.cli`` puts them together."""

@@ -1,0 +1,74 @@
+"""``prefork check``: everything that ``run`` would refuse, and nothing bound."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from prefork import logs, trial
+from prefork.commands.loading import (
+    loaded,
+    misspelt_variables,
+    read_settings,
+    spare_the_metrics_directory,
+)
+from prefork.commands.options import factory_option, setting_options
+from prefork.commands.outcome import INTERRUPTED, OK
+from prefork.stopping import StoppedEarly, term_unwinds
+
+
+@click.command("check", short_help="Check settings and TARGET; nothing is bound or served.")
+@click.argument("target")
+@factory_option
+@click.option("--verdict-to", type=int, hidden=True, help="Load here and write the verdict there.")
+@setting_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    target: str,
+    config: str | None,
+    verdict_to: int | None,
+    *,
+    factory: bool,
+    **flags: object,
+) -> int:
+    """Check settings and TARGET as 'run' would take them; nothing is bound or served.
+
+    The application is imported in a child process. A factory is not called.
+    """
+    given = read_settings(flags, config)
+    if verdict_to is None:
+        for said in misspelt_variables():
+            logs.say(f"prefork: warning: {said}")
+        return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
+    spare_the_metrics_directory()
+    resolved, planned = loaded(target, given.layers, factory=factory)
+    settings = resolved.settings
+    text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"
+    os.write(verdict_to, text.encode("utf-8", "replace")[:4000])
+    return OK
+
+
+def _check_in_child(arguments: list[str], limit: float) -> int:
+    try:
+        with term_unwinds():  # so that the child is ended, too
+            status, verdict = trial.run(["check", *arguments], limit)
+    except StoppedEarly:
+        return INTERRUPTED
+    if status == OK:
+        click.echo(f"OK: {verdict}")
+    return status
+
+
+def _arguments_of(ctx: click.Context) -> list[str]:
+    """Give the arguments of the running command again, in the order of its parameters."""
+    again: list[str] = []
+    for parameter in ctx.command.params:
+        given = ctx.params.get(parameter.name or "")
+        if isinstance(parameter, click.Argument) or given in (None, False, ()):
+            continue
+        for value in given if isinstance(given, tuple) else [given]:
+            again += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
+    return [*again, "--", str(ctx.params["target"])]

@@ -1,0 +1,99 @@
+"""Settings and target, read and checked together: what ``run``, ``check`` and ``config`` share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any
+
+from prefork import sources
+from prefork.addresses import Address
+from prefork.metrics import slots
+from prefork.target import Plan, Wishes, load, plan
+from prefork.workers.errors import SettingsError
+from prefork.workers.settings import (
+    DEFAULT,
+    ROWS,
+    Layer,
+    Resolved,
+    attributes_layer,
+    merge,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What flags, environment and file say, each value checked on its own; the target's word is not known yet."""
+
+    layers: list[Layer]
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+    def value(self, key: str) -> Any:
+        """Return a setting as far as it is known before the target is loaded."""
+        return self.values.get(key, ROWS[key].default)
+
+
+def read_settings(flags: Mapping[str, object], config: str | None) -> Given:
+    """Collect what was set, and refuse what is wrong before any application is imported."""
+    layers = sources.layers(flags, os.environ, config)
+    values, origins = merge(layers)
+    for text in values.get("bind", ()):
+        Address.parse(text, origins["bind"])
+    return Given(layers, values, origins)
+
+
+def misspelt_variables() -> list[str]:
+    """Say of each variable that looks like one of ours that it is ignored."""
+    return [
+        f"ignores {name}; did you mean {guess}?" for name, guess in sources.misspelt(os.environ)
+    ]
+
+
+def spare_the_metrics_directory() -> None:
+    """Have an application that is only looked at keep its metrics in memory: the directory may be a running pool's."""
+    os.environ.pop(slots.VARIABLE, None)
+
+
+def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
+    """Resolve all layers: what an application says itself stands above the command line's own default."""
+    return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
+
+
+def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, Plan]:
+    """Import the target, and check it and the settings together."""
+    found = load(target)
+    resolved = resolved_with(_attributes_of(found), layers)
+    settings, origins = resolved.settings, resolved.origins
+    wishes = Wishes(
+        addresses=[Address.parse(text, origins["bind"]) for text in settings.bind],
+        binds_from=_given(origins["bind"]),
+        backlog=settings.backlog,
+        backlog_from=_given(origins["backlog"]),
+    )
+    refuse_several_without_workers(resolved, len(wishes.addresses))
+    return resolved, plan(target, found, wishes, factory=factory)
+
+
+def _attributes_of(found: object) -> list[Layer]:
+    """Read settings of a server class or instance; a handler has none, a factory's come later."""
+    is_server = isinstance(found, BaseServer) or (
+        isinstance(found, type) and issubclass(found, BaseServer)
+    )
+    return [attributes_layer(found)] if is_server else []
+
+
+def _given(origin: str) -> str | None:
+    return None if origin == DEFAULT else origin
+
+
+def refuse_several_without_workers(resolved: Resolved, count: int) -> None:
+    """Refuse ``workers = 0`` for several servers: the plain loop of the standard library serves one."""
+    if resolved.settings.workers == 0 and count > 1:
+        allowed = f"without workers one server can be served, not {count}; give it one address"
+        raise SettingsError("workers", 0, resolved.origins["workers"], allowed)

@@ -1,0 +1,111 @@
+"""``prefork run``: load, bind, serve."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+import setproctitle
+
+from prefork import logs
+from prefork.addresses import Address
+from prefork.commands.loading import (
+    Given,
+    loaded,
+    misspelt_variables,
+    read_settings,
+    refuse_several_without_workers,
+    resolved_with,
+)
+from prefork.commands.options import factory_option, setting_options
+from prefork.commands.outcome import FAILED, OK
+from prefork.metrics import slots
+from prefork.mixin import serve
+from prefork.pidfile import PidFile
+from prefork.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
+from prefork.target import application_report
+from prefork.workers.errors import BootError, PreforkError
+from prefork.workers.log import event, logger
+from prefork.workers.settings import DEFAULT, Resolved, attributes_layer
+
+if TYPE_CHECKING:
+    from socketserver import BaseServer
+
+
+@click.command("run", short_help="Serve TARGET until TERM or Ctrl-C.")
+@click.argument("target")
+@factory_option
+@setting_options
+def command(target: str, config: str | None, *, factory: bool, **flags: object) -> int:
+    """Serve TARGET until TERM or Ctrl-C.
+
+    TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
+    class, a server instance, or with --factory a function that returns one or several.
+    """
+    given = read_settings(flags, config)
+    log = logs.set_up(given.value("log_level"), given.value("log_format"))
+    try:
+        with term_unwinds():
+            return _run(target, given, factory=factory)
+    finally:
+        log.flush()
+
+
+def _run(target: str, given: Given, *, factory: bool) -> int:
+    """Load, bind and serve (master); everything that can be refused is refused in this order."""
+    for said in misspelt_variables():
+        event(logging.WARNING, "master", said)
+    # Before the application makes its first metric, which would be in no file of ours.
+    slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
+    resolved, planned = loaded(target, given.layers, factory=factory)
+    settings = resolved.settings
+    if settings.umask is not None:
+        os.umask(settings.umask)
+    with undisturbed_cleanup() as cleanup:
+        with stops_deferred():
+            if settings.pidfile is not None:
+                cleanup.enter_context(PidFile(settings.pidfile, resolved.origins["pidfile"]))
+            servers: list[Any] = planned.build()
+            for server in servers:
+                cleanup.callback(server.server_close)
+        # A server instance may say more than its class did.
+        resolved = resolved_with([attributes_layer(servers[0])], given.layers)
+        refuse_several_without_workers(resolved, len(servers))
+        if resolved.cpus is not None:
+            reason = resolved.cpus.reason
+            event(logging.INFO, "master", "counted cpus", cpus=resolved.cpus.count, reason=reason)
+        _set_title(resolved.settings.name, servers)
+        return _serve(servers, resolved)
+
+
+def _serve(servers: list[Any], resolved: Resolved) -> int:
+    try:
+        serve(*servers, settings=resolved.settings)
+    except KeyboardInterrupt:  # Ctrl-C, after a graceful stop
+        return OK
+    except BootError as error:
+        if logger.isEnabledFor(logging.ERROR):
+            error.report = ""  # it stands in the log already, where the worker's exit was told
+        raise
+    except PreforkError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the application's service_actions() may raise anything
+        event(logging.CRITICAL, "master", "failed", report=application_report(error))
+        logs.say(f"prefork: error: serving ended by {type(error).__name__}: {error}")
+        return FAILED
+    return OK
+
+
+def _set_title(name: str | None, servers: list[BaseServer]) -> None:
+    label = f" [{name}]" if name else ""
+    with contextlib.suppress(Exception):  # a title is a nicety
+        where = " ".join(_where(server) for server in servers)
+        setproctitle.setproctitle(f"prefork: master{label} {where}")
+
+
+def _where(server: Any) -> str:
+    sock = getattr(server, "socket", None)
+    return str(Address.of_socket(sock)) if sock is not None else type(server).__name__

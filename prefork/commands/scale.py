@@ -1,0 +1,144 @@
+"""``prefork scale``: another number of workers, by TTIN and TTOU, seen to the end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from prefork import logs
+from prefork.commands.options import timeout_option, which_pool
+from prefork.commands.outcome import FAILED, OK
+from prefork.commands.waiting import (
+    LOOK_EVERY,
+    SPARE_TIME,
+    Progress,
+    bar,
+    excuse,
+    seconds_of,
+    wait_until,
+)
+from prefork.find import RunningPool, find_pool
+from prefork.workers.scoreboard import PoolField, Snapshot
+from prefork.workers.states import Phase, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AGAIN: Final = 1.0
+"""Seconds after which a signal without effect is sent again: one that was pending already is no second one."""
+
+_READY: Final = (WorkerState.IDLE, WorkerState.BUSY)
+
+
+class _Signed(click.Command):
+    """A command whose ``-2`` is a number, no flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [re.sub(r"^-(?=\d+$)", " -", arg) for arg in args])
+
+
+@click.command("scale", cls=_Signed, short_help="Change the number of workers, and wait for them.")
+@click.argument("size", metavar="N|+N|-N")
+@which_pool
+@timeout_option("the pool's boot_timeout or graceful_timeout, and 5s")
+def command(size: str, pool: str | None, name: str | None, timeout: float | None) -> int:
+    """Change the number of workers to keep: to N, by +N more or by -N fewer.
+
+    Returns when the new workers are ready, or the superfluous ones gone. The exit code is 0 then,
+    and 1 if that is not so within the timeout.
+    """
+    with find_pool(pool, name) as found:
+        snapshot = found.snapshot()
+        wanted = wanted_size(size, floor_of(snapshot), found.board.slots)
+        if snapshot.phase is not Phase.SERVING:
+            logs.say(f"prefork: error: the pool is stopping: {found}")
+            return FAILED
+        if timeout is None:
+            key = "boot_timeout" if wanted >= floor_of(snapshot) else "graceful_timeout"
+            timeout = seconds_of(found, key) + SPARE_TIME
+        return _scale(found, wanted, timeout)
+
+
+def wanted_size(size: str, floor: int, most: int) -> int:
+    """Read what was asked for; click's BadParameter for what cannot be (pure)."""
+    match = re.fullmatch(r"\s*([+-]?)(\d{1,9})", size, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{size!r} is not N, +N or -N", param_hint="size")
+    number = int(match[2])
+    wanted = {"": number, "+": floor + number, "-": floor - number}[match[1]]
+    if not 1 <= wanted <= most:
+        raise click.BadParameter(
+            f"{wanted} workers cannot be: the pool has {floor} and keeps from 1 to max_children = {most}",
+            param_hint="size",
+        )
+    return wanted
+
+
+def floor_of(snapshot: Snapshot) -> int:
+    """Return the number of workers to keep, as TTIN and TTOU have moved it."""
+    return snapshot[PoolField.FLOOR] or snapshot[PoolField.TARGET]
+
+
+def _scale(pool: RunningPool, wanted: int, timeout: float) -> int:
+    end = time.monotonic() + timeout
+    before = floor_of(pool.snapshot())
+    if not _move_floor(pool, wanted, end):
+        at = floor_of(pool.snapshot())
+        logs.say(f"prefork: error: the master keeps {at} workers, not {wanted}{excuse(pool)}")
+        return FAILED
+    has_settled = wait_until(
+        lambda: pool.has_stopped() or is_settled(pool.snapshot(), wanted),
+        lambda: progress(pool.snapshot(), wanted),
+        max(0.0, end - time.monotonic()),
+    )
+    if not has_settled or pool.has_stopped():
+        logs.say(f"prefork: error: not yet: {progress(pool.snapshot(), wanted)}{excuse(pool)}")
+        return FAILED
+    click.echo(f"{wanted} workers (before: {before}), {pool.snapshot().count(*_READY)} ready")
+    return OK
+
+
+def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
+    """Send TTIN or TTOU until the scoreboard shows the number, one at a time.
+
+    Several that are pending at once are one to the kernel; so each has to show its effect before
+    the next, and where another operator moves it, too, this follows.
+    """
+    with Progress() as progress:
+        while (floor := floor_of(pool.snapshot())) != wanted:
+            if time.monotonic() >= end or pool.has_stopped():
+                return False
+            progress.show(f"{bar(floor, wanted)} workers asked for")
+            pool.send(signal.SIGTTIN if floor < wanted else signal.SIGTTOU)
+            _wait_briefly(lambda at=floor: floor_of(pool.snapshot()) != at, end)  # type: ignore[misc]
+    return True
+
+
+def _wait_briefly(fact: Callable[[], bool], end: float) -> None:
+    end = min(end, time.monotonic() + AGAIN)
+    pause = LOOK_EVERY / 10
+    while not fact() and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(2 * pause, LOOK_EVERY)
+
+
+def is_settled(snapshot: Snapshot, wanted: int) -> bool:
+    """Tell whether so many are ready and none is superfluous; load may keep more than the floor (pure)."""
+    most = max(wanted, snapshot[PoolField.TARGET])
+    return snapshot.count(*_READY) >= wanted and _live(snapshot) <= most
+
+
+def progress(snapshot: Snapshot, wanted: int) -> str:
+    """Say how far it has come (pure)."""
+    ready, live = snapshot.count(*_READY), _live(snapshot)
+    if ready >= wanted < live:
+        return f"{live - wanted} workers finish their requests before they leave"
+    return f"{bar(ready, wanted)} workers ready"
+
+
+def _live(snapshot: Snapshot) -> int:
+    return len(snapshot.slots) - snapshot.count(WorkerState.GONE)

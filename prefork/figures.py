@@ -1,0 +1,168 @@
+"""Figures for people: what a status says, as short text (pure).
+
+A pool may run for months and its counters be of any size: each text has a width that does not grow
+with them. ``-`` stands for what is not known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NONE: Final = "-"
+
+HUNG_AFTER: Final = 10.0
+"""Seconds without a look around after which a master is said to hang: it takes one every half second."""
+
+LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
+"""One letter a state, as in the scoreboard's line."""
+
+
+def is_hung(status: Mapping[str, Any]) -> bool:
+    """Tell whether the master has not looked around for too long."""
+    return bool(status["last_tick"] > HUNG_AFTER)
+
+
+def condition(status: Mapping[str, Any]) -> str:
+    """Say in a few words how the pool is: what it does, and whether it should get traffic."""
+    phase = str(status["phase"]).replace("_", " ")
+    if is_hung(status):
+        return f"HUNG for {duration(status['last_tick'])} ({phase})"
+    if status["phase"] != "serving":
+        return phase
+    words = [phase, "ready" if status["ready"] else "not ready"]
+    if status["reload_state"] in ("trying", "rolling"):
+        words.append("reloading")
+    return ", ".join(words)
+
+
+def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Estimate a quantile of a histogram, evenly within its bucket; None without anything in it.
+
+    share: 0 to 1. counts: one per bound and one more, each bucket alone. Above the last bound it
+    is infinity: nothing is known of how far.
+    """
+    total = sum(counts)
+    if total <= 0:
+        return None
+    rank, below, lower = share * total, 0, 0.0
+    for bound, count in zip(bounds, counts, strict=False):
+        if count and below + count >= rank:
+            return lower + (bound - lower) * (rank - below) / count
+        below, lower = below + count, bound
+    return float("inf")
+
+
+def latency(seconds: float | None, longest: float) -> str:
+    """Show an estimated latency; longest: the last bound of its histogram."""
+    if seconds is None:
+        return NONE
+    return f">{duration(longest)}" if seconds == float("inf") else duration(seconds)
+
+
+def duration(seconds: float | None) -> str:
+    """Show a length of time in at most 6 characters: ``3.2ms``, ``45ms``, ``1.5s``, ``12m``, ``3h20m``, ``12d``."""
+    if seconds is None:
+        return NONE
+    if seconds == 0:
+        return "0s"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.1f}ms" if seconds < 0.00995 else f"{seconds * 1000:.0f}ms"
+    if seconds < 99.5:
+        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes}m"
+    return (
+        _two_units(minutes, 60, "h", "m")
+        if minutes < 24 * 60
+        else _two_units(minutes // 60, 24, "d", "h")
+    )
+
+
+def _two_units(number: int, size: int, large: str, small: str) -> str:
+    whole, rest = divmod(number, size)
+    return f"{whole}{large}{rest:02}{small}" if whole < 10 else f"{whole}{large}"
+
+
+def count(number: float | None) -> str:
+    """Show a number in at most 5 characters: ``987``, ``12.3k``, ``4.6M``."""
+    if number is None:
+        return NONE
+    if number < 9999.5:
+        return f"{number:.0f}"
+    for unit in ("k", "M", "G", "T"):
+        number /= 1000
+        if number < 99.95:
+            return f"{number:.1f}{unit}"
+        if number < 999.5:
+            return f"{number:.0f}{unit}"
+    return f"{number:.0f}T" if number < 9999.5 else "many"
+
+
+def rate(number: float | None) -> str:
+    """Show a number per second in at most 5 characters."""
+    if number is None:
+        return NONE
+    return f"{number:.1f}" if 0 < number < 9.95 else count(number)
+
+
+def percent(share: float | None) -> str:
+    """Show a share of 1."""
+    return NONE if share is None else f"{share * 100:.0f}%"
+
+
+def size(number: int | None) -> str:
+    """Show bytes in at most 5 characters: ``640K``, ``38M``, ``1.2G``."""
+    if number is None:
+        return NONE
+    if number < 1000:
+        return f"{number}"
+    amount = float(number)
+    for unit in ("K", "M", "G", "T", "P"):
+        amount /= 1024
+        if amount < 9.95 and unit not in "KM":
+            return f"{amount:.1f}{unit}"
+        if amount < 999.5:
+            return f"{amount:.0f}{unit}"
+    return "many"
+
+
+def queue(listener: Mapping[str, Any]) -> str:
+    """Show what waits at a listener, and how much may: ``3/1024``, ``4K``, ``4K, 17 dropped``."""
+    parts = []
+    if listener["depth"] is not None:
+        limit = listener["limit"]
+        parts.append(f"{listener['depth']}" if limit is None else f"{listener['depth']}/{limit}")
+    if listener["bytes"] is not None:
+        parts.append(
+            f"{size(listener['bytes'])}B" if listener["bytes"] >= 1000 else f"{listener['bytes']} B"
+        )
+    if listener["drops"]:
+        parts.append(f"{listener['drops']} dropped")
+    return ", ".join(parts) or NONE
+
+
+def nonzero(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return what has happened at all, the most frequent first."""
+    return sorted(((key, n) for key, n in numbers.items() if n), key=lambda one: (-one[1], one[0]))
+
+
+def wrapped(parts: Sequence[str], width: int, indent: str = "", gap: str = "  ") -> list[str]:
+    """Lay words out in lines no wider than ``width``, unless a single one is."""
+    lines: list[str] = []
+    line = ""
+    for part in parts:
+        if line and len(indent) + len(line) + len(gap) + len(part) > width:
+            lines.append(indent + line)
+            line = part
+        else:
+            line = f"{line}{gap}{part}" if line else part
+    return [*lines, indent + line] if line else lines
+
+
+def chunks(text: str, width: int) -> list[str]:
+    """Cut a text into pieces of one width."""
+    return [text[at : at + width] for at in range(0, len(text), width)]

@@ -1,0 +1,286 @@
+"""What ``prefork top`` shows, computed from two looks at a pool (pure): no clock, no terminal, no colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from prefork import figures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the kernel says of one worker. cpu: processor seconds so far; memory: bytes; None where it does not."""
+
+    cpu: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at a pool. at: monotonic seconds. status: as of ``metrics.status``. usage: by pid."""
+
+    at: float
+    status: Mapping[str, Any]
+    usage: Mapping[int, Usage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One slot. Rates and shares are those between the two looks, None where there is only one.
+
+    busy: the share of the time in which a request was in hand. cpu: processors in use.
+    """
+
+    slot: int
+    pid: int
+    generation: int
+    state: str
+    request_age: float | None
+    age: float | None
+    requests: int
+    rate: float | None
+    busy: float | None
+    cpu: float | None
+    memory: int | None
+    spawns: int
+    last_exit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The whole screen. Rates, shares and latencies are those between the two looks.
+
+    Without a first look the latencies are those since the start, and busy is that of the moment.
+    """
+
+    name: str | None
+    pid: int
+    uptime: float
+    generation: int
+    condition: str
+    is_well: bool
+    rate: float | None
+    p50: str
+    p99: str
+    in_progress: int
+    total: int
+    busy: float
+    workers: Mapping[str, int]
+    scoreboard: str
+    listeners: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    failed: Sequence[tuple[str, int]]
+    exits: Sequence[tuple[str, int]]
+    events: Sequence[tuple[str, int]]
+
+
+def view(before: Look | None, now: Look) -> View:
+    """Compute what to show; ``before`` is None at the first look."""
+    status = now.status
+    rows = _rows(before, now)
+    return View(
+        name=status["name"],
+        pid=status["pid"],
+        uptime=status["uptime"],
+        generation=status["generation"],
+        condition=figures.condition(status),
+        is_well=bool(status["ready"]) and not figures.is_hung(status),
+        rate=_rate(before, now, _total(before), _total(now)),
+        **_latencies(before, now),
+        in_progress=status["requests"]["in_progress"],
+        total=status["requests"]["total"],
+        busy=_utilization(before, status, rows),
+        workers=status["workers"],
+        scoreboard=status["scoreboard"],
+        listeners=status["listeners"],
+        rows=rows,
+        failed=figures.nonzero(
+            {key: status["requests"][key] for key in ("error", "rejected", "timeout", "aborted")}
+            | {"slow": status["slow_requests"]}
+        ),
+        exits=figures.nonzero(status["exits"]),
+        events=figures.nonzero(
+            {
+                "ceiling reached": status["ceiling_reached"],
+                "growth refused": status["growth_refused"],
+                "spawn failures": status["spawn_failures"],
+                "hook failures": status["hook_failures"],
+                "reloads failed": status["reloads_failed"],
+            }
+        ),
+    )
+
+
+def _rows(before: Look | None, now: Look) -> list[Row]:
+    earlier = {} if before is None else {one["slot"]: one for one in before.status["slots"]}
+    return [
+        _row(before, now, earlier.get(one["slot"]), one)
+        for one in now.status["slots"]
+        if one["pid"] or one["spawns"]
+    ]
+
+
+def _row(
+    before: Look | None, now: Look, was: Mapping[str, Any] | None, one: Mapping[str, Any]
+) -> Row:
+    usage = now.usage.get(one["pid"], Usage())
+    used = Usage() if before is None else before.usage.get(one["pid"], Usage())
+    busy = _rate(before, now, _busy_seconds(was), _busy_seconds(one)) if one["pid"] else None
+    return Row(
+        slot=one["slot"],
+        pid=one["pid"],
+        generation=one["generation"],
+        state=one["state"],
+        request_age=one["request_age"],
+        age=one["age"],
+        requests=one["requests"],
+        rate=_rate(before, now, was["requests"] if was else None, one["requests"]),
+        # Threads of one worker add their times up, and the two words are not read at one moment.
+        busy=None if busy is None else min(1.0, busy),
+        cpu=_rate(before, now, used.cpu, usage.cpu),
+        memory=usage.memory,
+        spawns=one["spawns"],
+        last_exit=one["last_exit"],
+    )
+
+
+def _busy_seconds(one: Mapping[str, Any] | None) -> float | None:
+    """Return the time with requests in hand, the present one's included: it is counted when it has ended."""
+    return None if one is None else one["busy"] + (one["request_age"] or 0.0)
+
+
+def _total(look: Look | None) -> float | None:
+    return None if look is None else look.status["requests"]["total"]
+
+
+def _rate(before: Look | None, now: Look, was: float | None, is_now: float | None) -> float | None:
+    """Return the increase per second; 0 for a decrease, which a worker that died in a request can cause."""
+    if before is None or was is None or is_now is None or now.at <= before.at:
+        return None
+    return max(0.0, is_now - was) / (now.at - before.at)
+
+
+def _latencies(before: Look | None, now: Look) -> dict[str, str]:
+    histogram = now.status["durations"]
+    bounds, counts = histogram["bounds"], histogram["counts"]
+    if before is not None:
+        earlier = before.status["durations"]["counts"]
+        counts = [max(0, n - m) for n, m in zip(counts, earlier, strict=True)]
+    return {
+        f"p{share}": figures.latency(figures.quantile(share / 100, bounds, counts), bounds[-1])
+        for share in (50, 99)
+    }
+
+
+def _utilization(before: Look | None, status: Mapping[str, Any], rows: Sequence[Row]) -> float:
+    shares = [row.busy for row in rows if row.busy is not None]
+    if before is None or not shares:
+        return float(status["utilization"])
+    return sum(shares) / len(shares)
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table. largest_first: how it is sorted. text: how a row is shown there.
+
+    width: the least number of characters.
+    """
+
+    key: str
+    heading: str
+    width: int
+    sort_by: Callable[[Row], Any]
+    text: Callable[[Row], str]
+    largest_first: bool = True
+    is_text: bool = False
+
+
+_STATES: Final = ("busy", "starting", "retiring", "idle", "gone")
+
+
+def _state_order(row: Row) -> tuple[int, float]:
+    return _STATES.index(row.state), -(row.request_age or 0.0)
+
+
+def _state(row: Row) -> str:
+    letter = figures.LETTERS[row.state]
+    return letter if row.request_age is None else f"{letter} {figures.duration(row.request_age)}"
+
+
+COLUMNS: Final = (
+    Column("slot", "slot", 4, lambda r: r.slot, lambda r: str(r.slot), largest_first=False),
+    Column(
+        "pid", "pid", 5, lambda r: r.pid, lambda r: str(r.pid or figures.NONE), largest_first=False
+    ),
+    Column("gen", "gen", 3, lambda r: r.generation, lambda r: str(r.generation)),
+    Column("state", "state", 7, _state_order, _state, largest_first=False, is_text=True),
+    Column("age", "age", 5, lambda r: r.age or 0.0, lambda r: figures.duration(r.age)),
+    Column("requests", "reqs", 5, lambda r: r.requests, lambda r: figures.count(r.requests)),
+    Column("rate", "req/s", 5, lambda r: r.rate or 0.0, lambda r: figures.rate(r.rate)),
+    Column("busy", "busy", 4, lambda r: r.busy or 0.0, lambda r: figures.percent(r.busy)),
+    Column("cpu", "cpu", 4, lambda r: r.cpu or 0.0, lambda r: figures.percent(r.cpu)),
+    Column("memory", "mem", 4, lambda r: r.memory or 0, lambda r: figures.size(r.memory)),
+    Column("spawns", "spawns", 6, lambda r: r.spawns, lambda r: figures.count(r.spawns)),
+    Column(
+        "exit",
+        "last exit",
+        9,
+        lambda r: r.last_exit or "~",
+        lambda r: r.last_exit or figures.NONE,
+        largest_first=False,
+        is_text=True,
+    ),
+)
+"""The table of slots, in its order; a key is what ``--sort`` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """By which column the rows are sorted, and whether the other way round."""
+
+    key: str = "slot"
+    is_reversed: bool = False
+
+    @property
+    def column(self) -> Column:
+        """The column."""
+        return next(column for column in COLUMNS if column.key == self.key)
+
+    @property
+    def descends(self) -> bool:
+        """Whether the largest value comes first."""
+        return self.column.largest_first is not self.is_reversed
+
+    def after_key(self, pressed: str) -> Order:
+        """Return the order after a key: s and S go through the columns, r reverses."""
+        keys = [column.key for column in COLUMNS]
+        step = {"s": 1, "S": -1}.get(pressed, 0)
+        if step:
+            return Order(keys[(keys.index(self.key) + step) % len(keys)])
+        return Order(self.key, not self.is_reversed) if pressed == "r" else self
+
+    def sorted(self, rows: Sequence[Row]) -> list[Row]:
+        """Sort rows; equal ones stay in the order of their slots, slots without a worker come last."""
+        ordered = sorted(rows, key=self.column.sort_by, reverse=self.descends)
+        return sorted(ordered, key=lambda row: not row.pid) if self.key != "slot" else ordered
+
+
+# --- lines ---------------------------------------------------------------------------------------
+
+
+def sparkline(numbers: Sequence[float], width: int, levels: str) -> str:
+    """Draw the latest numbers, one character each, the largest as the last of ``levels``; 0 as the first."""
+    latest = list(numbers)[-width:] if width > 0 else []
+    most = max(latest, default=0.0)
+    if most <= 0:
+        return levels[0] * len(latest)
+    steps = len(levels) - 1
+    # Whatever is not nothing shows.
+    return "".join(levels[max(n > 0, round(n / most * steps))] for n in latest)

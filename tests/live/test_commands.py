@@ -1,0 +1,576 @@
+"""The commands for a running pool: found, read, told what to do, and seen to do it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.clients import send
+from tests.support.load import Load
+from tests.support.processes import children_of, is_alive
+from tests.support.server import environment, serving
+from tests.support.terminal import ENTERS, LEAVES, SHOWS_CURSOR, Terminal
+from tests.support.waiting import Stopwatch, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.server import Program
+
+PATIENCE = 30.0
+"""Seconds that one command may take in a test: an interpreter starts slowly on a loaded machine."""
+
+
+class Done:
+    """One command that has ended: its exit code and what it said."""
+
+    def __init__(self, ended: subprocess.CompletedProcess[str]) -> None:
+        self.code, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n{self.out}\n{self.err}"
+
+
+def prefork(*arguments: object, before: tuple[str, ...] = ()) -> Done:
+    """Run one command of the command line to its end."""
+    command = [*before, sys.executable, "-m", "prefork", *map(str, arguments)]
+    return Done(
+        subprocess.run(
+            command,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    )
+
+
+def status_of(program: Program) -> dict[str, Any]:
+    """Return what ``prefork status --json`` says."""
+    said: dict[str, Any] = json.loads(prefork("status", program.pid, "--json").out)
+    return said
+
+
+@pytest.fixture
+def pool(start: Callable[..., Program]) -> Callable[..., Program]:
+    """``pool(handler, **attributes)`` starts a pool and returns when it is ready."""
+
+    def start_pool(handler: str = "TellingRun", **members: object) -> Program:
+        program = start(serving(handler, **{"workers": 2, "max_children": 6, **members}))
+        program.address()
+        return program
+
+    return start_pool
+
+
+@contextlib.contextmanager
+def suspended(program: Program) -> Any:
+    """Stop the master's process for a while, as a debugger does."""
+    program.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: "T" in state_of(program.pid), "a master that is stopped")
+        yield
+    finally:
+        program.signal(signal.SIGCONT)
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process' state."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+# --- finding
+
+
+def test_pool_is_found_by_pid_and_by_name(pool: Callable[..., Program]) -> None:
+    """Both say the same; nobody had to agree on a file or a socket."""
+    name = f"shop-{os.getpid()}"
+    program = pool(pool_name=name)
+    by_pid, by_name = prefork("status", program.pid), prefork("status", name)
+    by_flag = prefork("status", "--name", name)
+    assert [done.code for done in (by_pid, by_name, by_flag)] == [0, 0, 0], by_name
+    first = [done.out.splitlines()[0] for done in (by_pid, by_name, by_flag)]
+    assert first == [f"prefork {name}: serving, ready"] * 3
+
+
+def test_several_pools_are_listed(pool: Callable[..., Program]) -> None:
+    """Where it was not said which, exit code 2 and pid, name and listener of each."""
+    one, other = pool(pool_name="one"), pool(pool_name="other")
+    done = prefork("status")
+    assert (done.code, done.out) == (2, "")
+    assert "several pools are running; say which, by its pid or name:" in done.err
+    for program, name in ((one, "one"), (other, "other")):
+        port = program.address()[1]
+        assert re.search(
+            rf"^ +{program.pid}  {name} +tcp://127\.0\.0\.1:{port}$", done.err, re.MULTILINE
+        )
+
+
+def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
+    """A worker, another process, no process, no such name: each has its message, and exit code 1."""
+    program = pool()
+    for asked, message in (
+        (program.worker(), f"belongs to a pool; its master is {program.pid}"),
+        (os.getpid(), f"process {os.getpid()} is not the master of a pool"),
+        (2**22 + 7, "there is no process 4194311"),
+        ("nobody", "no running pool is called nobody; there are:"),
+    ):
+        done = prefork("status", asked)
+        assert (done.code, done.out) == (1, "")
+        assert message in done.err
+        assert "Traceback" not in done.err
+
+
+def test_master_of_another_user(pool: Callable[..., Program]) -> None:
+    """Without permission the message says whose it is; nothing was sent, nothing was read."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    program = pool()
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    for command in (["status"], ["stop"], ["scale", "3"], ["dump"]):
+        done = prefork(*command, program.pid, before=nobody)
+        assert (done.code, done.out) == (1, "")
+        assert f"no permission to look at process {program.pid}: it belongs to root" in done.err
+    assert len(program.workers()) == 2
+
+
+def test_lone_pool_in_a_container(start: Callable[..., Program], tmp_path: Path) -> None:
+    """A lone pool needs neither name nor pid; from outside of its pid namespace it is found by the pid it has there."""
+    if os.getuid() != 0:
+        pytest.skip("only root can make a pid namespace")
+    source = tmp_path / "pool.py"
+    source.write_text(serving("Run", workers=2))
+    inside = (
+        f"{sys.executable} {source} & until {sys.executable} -m prefork status >status 2>&1; "
+        "do sleep 0.1; done; echo '[\"seen\", 1]'; wait"
+    )
+    namespace = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        inside,
+        "sh",
+    ]
+    program = start(None, before=namespace)
+    program.told("seen", ceiling=PATIENCE)
+    said = (tmp_path / "status").read_text()
+    assert said.startswith("prefork: serving, ready")
+    (inside_pid,) = re.findall(r"pid (\d+)", said)
+    (master,) = [pid for pid in descendants(program.pid) if own_pid(pid) == int(inside_pid)]
+    assert master != int(inside_pid)
+    outside = prefork("status", master)
+    assert outside.out.startswith("prefork: serving, ready"), outside
+    assert prefork("stop", master).code == 0
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the pids of all processes below one."""
+    below = [child.pid for child in children_of(pid)]
+    return below + [one for child in below for one in descendants(child)]
+
+
+def own_pid(pid: int) -> int:
+    """Return the pid by which a process knows itself."""
+    with open(f"/proc/{pid}/status") as file:
+        (line,) = [line for line in file if line.startswith("NSpid")]
+    return int(line.split()[-1])
+
+
+# --- status
+
+
+def test_status_agrees_with_the_pool(pool: Callable[..., Program]) -> None:
+    """Workers, requests and states are those that the test knows; text and JSON say the same."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())") as _:
+        program.told("in")
+        busy = program.told("busy")
+        status = status_of(program)
+        text = prefork("status", program.pid).out
+    assert status["pid"] == program.pid
+    assert {one["pid"] for one in status["slots"] if one["pid"]} == program.workers()
+    counted = {key: status["workers"][key] for key in ("floor", "max", "idle", "busy", "ready")}
+    assert counted == {"floor": 2, "max": 6, "idle": 1, "busy": 1, "ready": 2}
+    assert status["requests"]["in_progress"] == 1
+    (slot,) = [one for one in status["slots"] if one["state"] == "busy"]
+    assert slot["pid"] == busy
+    assert "workers    1 busy, 1 idle (floor 2, target 2, max 6)" in text
+    assert re.search(rf"^ +{slot['slot']} +{busy} +0 +busy ", text, re.MULTILINE)
+    listener = status["listeners"][0]
+    assert listener["name"] == f"tcp://127.0.0.1:{program.address()[1]}"
+    assert (listener["depth"], listener["limit"]) == (0, 1024)
+
+
+def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None:
+    """Exit code 1 while it should get no traffic."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        program.terminate()
+        program.wait_logged("stops gracefully")
+        done = wait_until(
+            lambda: done if (done := prefork("status", program.pid)).code else None,
+            "a status that is not ready",
+        )
+    assert done.code == 1
+    assert done.out.splitlines()[0] in ("prefork: draining", "prefork: not ready")
+
+
+def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None:
+    """Status and top need nothing of it; after ten seconds without a look around they say it hangs, exit code 1."""
+    program = pool()
+    with looking(program, tmp_path) as terminal:
+        terminal.wait_shown("serving, ready")
+        with suspended(program):
+            watch = Stopwatch()
+            assert prefork("status", program.pid).code == 0
+            assert watch.seconds < 8
+            terminal.wait_shown(r"HUNG for 1\ds \(serving\)", ceiling=PATIENCE)
+            done = prefork("status", program.pid)
+            assert done.code == 1
+            assert re.match(r"prefork: HUNG for 1\ds \(serving\)\n", done.out)
+            assert "2 idle" in done.out
+        terminal.wait_shown("serving, ready")
+        terminal.press("q")
+        assert terminal.wait() == 0
+
+
+# --- scale
+
+
+def test_scale_up_and_down(pool: Callable[..., Program]) -> None:
+    """To a number, by more, by fewer: when the command returns, the workers are there, or gone."""
+    program = pool()
+    for size, count in (("5", 5), ("+1", 6), ("-4", 2), ("2", 2), ("-1", 1)):
+        done = prefork("scale", size, program.pid)
+        assert (done.code, done.err) == (0, ""), done
+        assert done.out.startswith(f"{count} workers ")
+        assert len(program.workers()) == count
+    assert status_of(program)["workers"]["floor"] == 1
+
+
+def test_scale_beyond_the_bounds_sends_nothing(pool: Callable[..., Program]) -> None:
+    """Exit code 2 and the bounds; the master never hears of it."""
+    program = pool()
+    for size in ("7", "0", "+5", "-2", "many"):
+        done = prefork("scale", size, program.pid)
+        assert (done.code, done.out) == (2, "")
+        assert "Invalid value for size" in done.err
+    program.settle()
+    assert program.logged("bound|resized") == []
+    assert len(program.workers()) == 2
+
+
+def test_scale_waits_for_requests_in_hand(pool: Callable[..., Program]) -> None:
+    """A busy worker that is superfluous finishes its request; not in time is exit code 1, and says why."""
+    program = pool()
+    with (
+        send(program.address(), "(tell('in'), self.rfile.read())"),
+        send(program.address(), "(tell('in'), self.rfile.read())"),
+    ):
+        program.told("in", 1)
+        done = prefork("scale", "1", program.pid, "--timeout", "300ms")
+    assert done.code == 1
+    assert "not yet: 1 workers finish their requests before they leave" in done.err
+
+
+def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
+    """Bounded by the timeout, and told why; SIGCONT takes a pending TTIN away, so the order has to be given again."""
+    program = pool()
+    with suspended(program):
+        done = prefork("scale", "4", program.pid, "--timeout", "1500ms")
+        assert done.code == 1
+        assert f"the master keeps 2 workers, not 4; process {program.pid} is stopped" in done.err
+    assert prefork("scale", "4", program.pid).code == 0
+    assert len(program.workers()) == 4
+
+
+def test_several_scale_at_once(pool: Callable[..., Program]) -> None:
+    """Each sees its own number reached, although signals of several coalesce; the last one's stays."""
+    program = pool(max_children=20)
+    command = [sys.executable, "-m", "prefork", "scale", "--timeout", "20s"]
+    others = [
+        subprocess.Popen(
+            [*command, "15", str(program.pid)], env=environment(), stdout=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    said = [other.communicate(timeout=PATIENCE)[0].decode() for other in others]
+    assert [other.returncode for other in others] == [0, 0, 0], said
+    assert len(program.workers()) == 15
+
+
+def test_scale_of_workers_that_cannot_boot(start: Callable[..., Program]) -> None:
+    """The master keeps trying; the command ends with 1 and says how many are ready."""
+    source = serving("Run", workers=1).replace("prefork.PreForkingTCPServer", "Fussy")
+    program = start(source.replace("import prefork\n", "import prefork\n" + FUSSY))
+    program.address()
+    done = prefork("scale", "3", program.pid, "--timeout", "1s")
+    assert done.code == 1
+    assert "1 of 3 workers ready" in done.err
+
+
+FUSSY = """
+class Fussy(prefork.PreForkingTCPServer):
+    def worker_init(self, worker):
+        if worker.slot:
+            raise RuntimeError("no database")
+"""
+
+
+def test_pool_in_a_thread_takes_no_signals(start: Callable[..., Program]) -> None:
+    """TTIN would stop the program and USR1 end it: nothing is sent, and the message says what to do."""
+    program = start(
+        "from tests.support.app import *\n"
+        "import prefork\n"
+        "class Server(prefork.PreForkingTCPServer):\n"
+        "    workers, when_ready, fork_check = 2, announce, 'off'\n"
+        "server = Server(LOOPBACK, Run)\n"
+        "thread = threading.Thread(target=server.serve_forever)\n"
+        "thread.start()\n"
+        "sys.stdin.read()\n"
+        "signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "thread.join()\n"
+    )
+    program.address()
+    assert prefork("status", program.pid).code == 0
+    for command in (["scale", "3"], ["dump"], ["stop"]):
+        done = prefork(*command, program.pid)
+        assert done.code == 1
+        assert f"the master {program.pid} does not take SIG" in done.err
+    assert len(program.workers()) == 2
+
+
+# --- stop
+
+
+def test_stop_finishes_requests_and_says_so(pool: Callable[..., Program]) -> None:
+    """It returns when the pool has ended, with the request in hand answered."""
+    program = pool()
+    with send(program.address(), "(tell('in'), time.sleep(1.5), 'done')[2]") as client:
+        program.told("in")
+        done = prefork("stop", program.pid)
+        assert b"'done'" in client.recv(100)
+    assert (done.code, done.err) == (0, ""), done
+    assert done.out.startswith(f"stopped: {program.pid} ")
+    assert program.wait() == 0
+
+
+def test_stop_that_takes_too_long(pool: Callable[..., Program]) -> None:
+    """Exit code 1 after the timeout, and what it is waiting for; --now ends it."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        done = prefork("stop", program.pid, "--timeout", "500ms")
+        assert done.code == 1
+        assert "not yet: stopping (draining), 1 workers left; --now kills its workers" in done.err
+        watch = Stopwatch()
+        done = prefork("stop", "--now", program.pid)
+        assert done.code == 0, done
+        assert watch.seconds < 15
+    assert program.wait() == 0
+
+
+def test_stop_now_of_a_serving_pool(pool: Callable[..., Program]) -> None:
+    """Both TERM are taken for two, and the workers are killed in the middle of their requests."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        done = prefork("stop", "--now", program.pid)
+    assert done.code == 0, done
+    assert program.wait() == 0
+    assert program.logged("stops now")
+
+
+def test_stop_of_a_pool_whose_program_goes_on(start: Callable[..., Program]) -> None:
+    """The pool has stopped when serve_forever() has returned; the program was not harmed, and the message says so."""
+    program = start(
+        serving("Run", workers=1) + "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "tell('on')\nsignal.pause()\n"
+    )
+    program.address()
+    done = prefork("stop", program.pid)
+    assert done.code == 0, done
+    assert f"process {program.pid} itself goes on" in done.out
+    program.told("on")
+    assert is_alive(program.pid)
+
+
+# --- dump
+
+
+def test_dump_prints_the_stacks_of_every_worker(pool: Callable[..., Program]) -> None:
+    """Who is where, by slot and pid; the frames of the master below are left out; the log has them, too."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        busy = program.told("busy")
+        done = prefork("dump", program.pid)
+    assert (done.code, done.err) == (0, ""), done
+    heads = re.findall(r"^worker slot=(\d) gen=0 pid=(\d+) (busy|idle)$", done.out, re.MULTILINE)
+    assert {int(pid) for _, pid, _ in heads} == program.workers() | {busy}
+    (part,) = [part for part in done.out.split("\n\n") if f"pid={busy} busy" in part]
+    assert re.search(r'^      File ".*app.py", line \d+ in handle$', part, re.MULTILINE)
+    assert "serve_forever" not in done.out
+    assert program.wait_logged("master status")
+
+
+def test_dump_is_of_now(pool: Callable[..., Program]) -> None:
+    """What an earlier dump has left of the same worker is not shown again."""
+    program = pool(workers=1)
+    for number, function in enumerate(("first", "second")):
+        define = f"exec('def {function}(handler):\\n handler.rfile.read()')"
+        with send(program.address(), f"{define} or tell('in') or locals()['{function}'](self)"):
+            program.told("in", number)
+            done = prefork("dump", program.pid)
+        assert done.code == 0, done
+        assert re.search(rf" in {function}$", done.out, re.MULTILINE), done
+
+
+def test_dump_of_a_stuck_worker_can_be_had_again(pool: Callable[..., Program]) -> None:
+    """A worker in one long request answers each time, not only the first."""
+    program = pool(workers=1)
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        for _ in range(3):
+            done = prefork("dump", program.pid)
+            assert done.code == 0, done
+            assert "in readinto" in done.out
+
+
+def test_dump_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
+    """Nobody passes the order on: exit code 1 and the reason."""
+    program = pool()
+    with suspended(program):
+        done = prefork("dump", program.pid, "--timeout", "1s")
+    assert (done.code, done.out) == (1, "")
+    assert f"does not answer; process {program.pid} is stopped" in done.err
+
+
+# --- top
+
+
+def looking(
+    program: Program, folder: Path, *more: str, size: tuple[int, int] = (80, 24)
+) -> Terminal:
+    """Start ``prefork top`` for a pool on a terminal of its own."""
+    return Terminal(["top", str(program.pid), "-d", "0.2", *more], folder, size)
+
+
+def assert_clean(terminal: Terminal) -> None:
+    """Hold that the terminal is as before: its modes, its first screen, its cursor."""
+    assert terminal.modes() == terminal.modes_before
+    assert terminal.said.count(ENTERS) == terminal.said.count(LEAVES) == 1
+    assert terminal.said.rindex(LEAVES) > terminal.said.rindex(ENTERS)
+    assert SHOWS_CURSOR in terminal.said
+
+
+def test_top_shows_a_pool_under_load(pool: Callable[..., Program], tmp_path: Path) -> None:
+    """In 80 columns: rates, latencies, the picture, a row per slot; it follows what happens, and q ends it."""
+    program = pool("Echo", pause=0.01)
+    with Load(program.address(), clients=4), looking(program, tmp_path) as terminal:
+        screen = terminal.wait_shown(r"\b[1-9][\d.]* +req/s  p50 +\d")
+        assert "prefork serving, ready" in screen
+        assert f"pid {program.pid}" in screen
+        assert "of 2 ready, target 2, max 6" in screen
+        assert f"tcp://127.0.0.1:{program.address()[1]}" in screen
+        assert re.search(r"slots  [B_]{2} \+ 4 unused", screen)
+        for worker in program.workers():
+            assert re.search(rf"^ +\d +{worker} +0 [B_]", screen, re.MULTILINE)
+        assert all(len(line.rstrip("\r")) <= 80 for line in screen.splitlines())
+        victim = program.worker()
+        os.kill(victim, signal.SIGKILL)
+        terminal.wait_shown("exits +1 killed")
+        assert prefork("scale", "4", program.pid).code == 0
+        terminal.wait_shown(r"slots  [B_]{4} \+ 2 unused")
+        assert not terminal.modes()[3] & 0o10, "keys are echoed"
+        terminal.press("q")
+        assert terminal.wait() == 0
+        assert_clean(terminal)
+
+
+def test_top_sorts_by_keys_and_follows_the_size(
+    pool: Callable[..., Program], tmp_path: Path
+) -> None:
+    """The key s goes to the next column, r turns it round; a smaller terminal gets a smaller screen."""
+    program = pool()
+    with looking(program, tmp_path, "--sort", "requests") as terminal:
+        terminal.wait_shown("by reqs, largest first")
+        terminal.press("r")
+        terminal.wait_shown("by reqs, smallest first")
+        terminal.press("ss")
+        terminal.wait_shown("by busy, largest first")
+        terminal.resize(60, 12)
+        screen = wait_until(
+            lambda: screen if len((screen := terminal.screen).splitlines()) == 12 else "",
+            lambda: f"a screen of 12 lines:\n{terminal.screen}",
+        )
+        assert all(len(line.rstrip("\r")) <= 60 for line in screen.splitlines())
+        terminal.press("q")
+        assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize("ending", ["ctrl-c", "term"])
+def test_top_leaves_the_terminal_clean(
+    pool: Callable[..., Program], tmp_path: Path, ending: str
+) -> None:
+    """By Ctrl-C and by TERM, exit code 0, nothing else said; Ctrl-Z does not leave it half drawn."""
+    program = pool()
+    with looking(program, tmp_path) as terminal:
+        terminal.wait_shown("q quit")
+        terminal.press("\x1a")
+        if ending == "ctrl-c":
+            terminal.press("\x03")
+        else:
+            terminal.popen.terminate()
+        assert terminal.wait() == 0
+        assert_clean(terminal)
+        assert terminal.said.rpartition(SHOWS_CURSOR)[2].strip() in ("", LEAVES)
+
+
+def test_top_ends_with_its_pool(pool: Callable[..., Program], tmp_path: Path) -> None:
+    """When the master is killed the terminal is clean, a line says why, and the exit code is 1."""
+    program = pool()
+    with looking(program, tmp_path) as terminal:
+        terminal.wait_shown("q quit")
+        program.popen.kill()
+        assert terminal.wait() == 1
+        assert_clean(terminal)
+        last = terminal.text.strip().splitlines()[-1]
+        assert re.search(r"the pool has ended: \d+ - tcp://127", terminal.text), last
+
+
+def test_progress_is_shown_on_a_terminal(pool: Callable[..., Program], tmp_path: Path) -> None:
+    """What takes time says how far it is, in one line that is gone at the end."""
+    program = pool()
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        with Terminal(["stop", str(program.pid), "--timeout", "1s"], tmp_path) as terminal:
+            assert terminal.wait() == 1
+            assert "\r\x1b[Kstopping (draining), 1 workers left" in terminal.said
+            assert "\r\x1b[Kprefork: error: not yet" in terminal.said
+
+
+def test_commands_leave_no_trace_in_the_pool(pool: Callable[..., Program]) -> None:
+    """A reader opens and signals nothing: the master's descriptors and its log are as before."""
+    program = pool()
+    before = (sorted(os.listdir(f"/proc/{program.pid}/fd")), program.log)
+    for _ in range(3):
+        assert prefork("status", program.pid).code == 0
+    assert (sorted(os.listdir(f"/proc/{program.pid}/fd")), program.log) == before

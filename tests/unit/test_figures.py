@@ -1,0 +1,174 @@
+"""Numbers as short text: what they say, and that they stay short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from prefork import figures
+
+patient = examples(deadline=None)  # a loaded machine may take its time
+
+BOUNDS = [0.1, 0.2, 0.4]
+COUNTS = st.lists(st.integers(0, 2**40), min_size=4, max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("share", "counts", "seconds"),
+    [
+        (0.5, [10, 0, 0, 0], 0.05),
+        (0.5, [0, 10, 0, 0], 0.15),
+        (0.99, [99, 1, 0, 0], 0.1),
+        (1.0, [99, 1, 0, 0], 0.2),
+        (0.5, [0, 0, 0, 1], float("inf")),
+        (0.5, [0, 0, 0, 0], None),
+    ],
+)
+def test_quantile(share: float, counts: list[int], seconds: float | None) -> None:
+    """It lies evenly within the bucket into which that share of the requests falls."""
+    assert figures.quantile(share, BOUNDS, counts) == (
+        seconds if seconds is None else pytest.approx(seconds)
+    )
+
+
+@patient
+@given(COUNTS, st.floats(0, 1), st.floats(0, 1))
+def test_quantile_grows_with_its_share(counts: list[int], one: float, other: float) -> None:
+    """A larger share is never faster, and none is outside of the buckets that hold something."""
+    low, high = (figures.quantile(share, BOUNDS, counts) for share in sorted((one, other)))
+    if not sum(counts):
+        assert low is None
+        assert high is None
+        return
+    assert low is not None
+    assert high is not None
+    assert 0 <= low <= high
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.0, "0s"),
+        (0.00004, "0.0ms"),
+        (0.0042, "4.2ms"),
+        (0.0123, "12ms"),
+        (0.9994, "999ms"),
+        (0.9996, "1.0s"),
+        (9.94, "9.9s"),
+        (12.3, "12s"),
+        (99.4, "99s"),
+        (100, "2m"),
+        (59.4 * 60, "59m"),
+        (3600, "1h00m"),
+        (3 * 3600 + 20 * 60, "3h20m"),
+        (11 * 3600, "11h"),
+        (26 * 3600, "1d02h"),
+        (400 * 86_400, "400d"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    """Two figures or so, and the units that fit."""
+    assert figures.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (9999, "9999"),
+        (12_345, "12.3k"),
+        (456_789, "457k"),
+        (99_960, "100k"),
+        (999_600, "1.0M"),
+        (10**14, "100T"),
+        (10**18, "many"),
+    ],
+)
+def test_count(number: float | None, text: str) -> None:
+    """Exact up to four figures, then three of them and a unit."""
+    assert figures.count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "-"), (640, "640"), (65_536, "64K"), (38 << 20, "38M"), (1288490189, "1.2G")],
+)
+def test_size(number: int | None, text: str) -> None:
+    """Bytes with binary units, as --max-memory takes them."""
+    assert figures.size(number) == text
+
+
+@patient
+@given(st.floats(0, 2**63 / 1e9))
+def test_durations_stay_short(seconds: float) -> None:
+    """The width of a column does not grow with the uptime."""
+    assert len(figures.duration(seconds)) <= 7
+
+
+@patient
+@given(st.integers(0, 2**63))
+def test_numbers_stay_short(number: int) -> None:
+    """The width of a column does not grow with the counters."""
+    assert len(figures.count(number)) <= 5
+    assert len(figures.rate(float(number))) <= 5
+    assert len(figures.size(number)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("listener", "text"),
+    [
+        ({"depth": 3, "limit": 1024, "bytes": None, "drops": None}, "3/1024"),
+        ({"depth": None, "limit": None, "bytes": 4096, "drops": 0}, "4KB"),
+        ({"depth": None, "limit": None, "bytes": 0, "drops": 17}, "0 B, 17 dropped"),
+        ({"depth": None, "limit": None, "bytes": None, "drops": None}, "-"),
+    ],
+)
+def test_queue(listener: dict[str, Any], text: str) -> None:
+    """Depth and limit of a stream, bytes and drops of datagrams, a dash for what is not known."""
+    assert figures.queue(listener) == text
+
+
+@patient
+@given(st.lists(st.text("ab", min_size=1, max_size=30), max_size=20), st.integers(10, 60))
+def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
+    """No line is wider than asked for unless its only word is, and no word is lost."""
+    lines = figures.wrapped(parts, width)
+    assert "  ".join(lines).split("  ") == (parts or [""])
+    assert all(len(line) <= width or "  " not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "serving, ready"),
+        ({"ready": False}, "serving, not ready"),
+        ({"ready": False, "phase": "not_ready"}, "not ready"),
+        ({"ready": False, "phase": "draining"}, "draining"),
+        ({"last_tick": 12.0}, "HUNG for 12s (serving)"),
+        ({"reload_state": "rolling"}, "serving, ready, reloading"),
+        ({"reload_state": "failed"}, "serving, ready"),
+    ],
+)
+def test_condition(changes: dict[str, Any], text: str) -> None:
+    """One word for what it does, one for whether it should get traffic; a hung master comes first."""
+    status = {"phase": "serving", "ready": True, "last_tick": 0.4, "reload_state": "none"}
+    status |= changes
+    assert figures.condition(status) == text
+
+
+def test_what_has_happened_comes_by_frequency() -> None:
+    """The most frequent first, what has not happened not at all."""
+    assert figures.nonzero({"a": 0, "c": 2, "b": 2, "d": 5}) == [("d", 5), ("b", 2), ("c", 2)]
+
+
+def test_latency_beyond_the_histogram() -> None:
+    """Above the last bound nothing is known but that."""
+    assert figures.latency(float("inf"), 10.0) == ">10s"
+    assert figures.latency(None, 10.0) == "-"
+    assert figures.latency(0.012, 10.0) == "12ms"
