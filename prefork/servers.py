@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
 import socketserver
-import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefork.adoption import is_adopted
 from prefork.mixin import PreForkingMixIn
-from prefork.workers import log
+from prefork.rehearsal import is_on_trial
+from prefork.socket_file import identity_of, remove_stale, unlink_if_still
+from prefork.workers import log, quiet
+from prefork.workers.clients import LostClients, is_clients_doing
 from prefork.workers.errors import BindError
 
 if TYPE_CHECKING:
@@ -24,20 +26,19 @@ else:
     _Behind = object
 
 
+_lost_clients = LostClients()
+
+
 class _Logged(PreForkingMixIn, _Behind):
     """What the ready-made servers share: errors of handlers go to the log, not to stderr."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """Log the exception with its traceback (worker)."""
-        error = sys.exception()
-        if error is not None:
-            log.failure(
-                logging.ERROR,
-                str(self.worker or "master"),
-                "request failed",
-                error,
-                client=client_address,
-            )
+        """Log the exception with its traceback, or in a line when it is the client's doing (worker)."""
+        error, subject = sys.exception(), str(self.worker or "master")
+        if error is not None and is_clients_doing(error):
+            _lost_clients.note(subject, error, client_address)
+        elif error is not None:
+            log.failure(logging.ERROR, subject, "request failed", error, client=client_address)
 
 
 class _Internet(_Logged):
@@ -76,7 +77,12 @@ class _Unix(_Logged):
         if not isinstance(path, str) or path.startswith("\0"):
             super().server_bind()
             return
-        _remove_stale(path, self.socket_type)
+        if is_adopted(self.socket):
+            super().server_bind()
+            if not is_on_trial():
+                self.remember_path()
+            return
+        remove_stale(path, self.socket_type)
         os.fchmod(
             self.socket.fileno(), self.unix_mode
         )  # the file is made with this mode, less the umask
@@ -87,16 +93,14 @@ class _Unix(_Logged):
     def remember_path(self) -> None:
         """Note which file is ours, so that ``server_close()`` removes no successor's."""
         path = str(self.server_address)
-        self._bound = os.getpid(), path, _inode(path)
+        self._bound = os.getpid(), path, identity_of(path)
 
     def server_close(self) -> None:
         """Close, and remove the path if it is still ours."""
         super().server_close()
         bound, self._bound = self._bound, None
         if bound is not None and bound[0] == os.getpid():
-            with contextlib.suppress(OSError):
-                if _inode(bound[1]) == bound[2]:
-                    os.unlink(bound[1])
+            unlink_if_still(bound[1], bound[2])
 
 
 class PreForkingTCPServer(_Internet, socketserver.TCPServer):
@@ -113,10 +117,7 @@ class PreForkingUDPServer(_Internet, socketserver.UDPServer):
     nothing: two servers that face each other would answer each other for ever.
     """
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler (worker)."""
-        handler = self.RequestHandlerClass
-        (_quiet_classes.get(handler) or _quiet(handler))(request, client_address, self)
+    finish_request = quiet.finish_request
 
 
 class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
@@ -128,7 +129,7 @@ class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
 class PreForkingUnixDatagramServer(_Unix, socketserver.UnixDatagramServer):
     """A pre-forked server on a Unix datagram socket; silent like ``PreForkingUDPServer``."""
 
-    finish_request = PreForkingUDPServer.finish_request
+    finish_request = quiet.finish_request
 
 
 def server_for(
@@ -191,56 +192,6 @@ def _family_of(address: Any) -> socket.AddressFamily:
     return socket.AF_INET
 
 
-def _remove_stale(path: str, kind: int) -> None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of another kind", path)
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as error:
-            if error.errno == errno.EPROTOTYPE:  # of the other type: somebody's all the same
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path) from None
-            if not isinstance(error, BlockingIOError):
-                raise
-    raise OSError(errno.EADDRINUSE, "somebody listens there", path)
-
-
-def _inode(path: str) -> tuple[int, int]:
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
-
-
 def _reason(error: OSError) -> str:
     # strerror of an unknown host is getaddrinfo()'s own; its numbers are none of errno's.
     return (error.strerror or str(error)).lower()
-
-
-_quiet_classes: dict[Any, Any] = {}
-"""For each handler class of a datagram server the class that is used: itself, or its quiet version."""
-
-
-def _quiet(handler: Any) -> Any:
-    """Return the handler class with a ``finish()`` that sends nothing when nothing was written."""
-    quiet = handler
-    if getattr(handler, "finish", None) is socketserver.DatagramRequestHandler.finish:
-        names = {
-            "finish": _finish_quietly,
-            "__module__": handler.__module__,
-            "__qualname__": handler.__qualname__,
-        }
-        quiet = type(handler.__name__, (handler,), names)
-    _quiet_classes[handler] = quiet
-    return quiet
-
-
-def _finish_quietly(self: Any) -> None:
-    if self.wfile.tell():
-        socketserver.DatagramRequestHandler.finish(self)

@@ -1,9 +1,9 @@
-"""Account for requests that outlive ``process_request()`` (worker).
+"""Account for requests where the few words that the loop itself writes are not enough (worker).
 
 A server that handles each request within ``process_request()`` has one in hand at a time, and the
 loop knows when it is over. One that overrides ``process_request()``, as ``ThreadingMixIn`` does,
 returns early: here the calls that every implementation ends in are watched on the worker's copy
-of the server object.
+of the server object. The same place tells a witness of each request, where a setting asks for one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,55 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.source import Source
+from prefork.workers.witness import Witness
+
+AT_ONCE_NS = 8_000
+"""A wait shorter than this did not sleep: there is a queue."""
+
+
+def account_for(
+    servers: list[BaseServer], writer: SlotWriter, witness: Witness | None
+) -> OneAtATime | Overlapping | None:
+    """Return who is told of each request, None where the loop's own words are enough."""
+    overlapping = overlapping_requests(servers, writer)
+    if overlapping is not None:
+        overlapping.witness = witness
+        return overlapping
+    return OneAtATime(writer, witness) if witness is not None else None
+
+
+class OneAtATime:
+    """The one request that a worker without threads has in hand, and its witness."""
+
+    def __init__(self, writer: SlotWriter, witness: Witness) -> None:
+        self._writer = writer
+        self._witness = witness
+        self._since = self._ended = 0
+        self._source: Any = None
+        self._address: Any = None
+        self._waited: int | None = None
+
+    def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
+        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+        self._writer.words[REQUEST_NS] = since
+        self._since, self._address, self._source = since, address, source
+        was_idle = since - self._ended >= AT_ONCE_NS
+        self._waited = self._witness.begins(request, source, was_idle)
+
+    def judge(self, request: Any, outcome: Outcome) -> None:
+        """Nothing to note: ``returned()`` is told."""
+
+    def returned(self, request: Any, outcome: Outcome) -> int:  # noqa: ARG002 - as Overlapping's
+        """Note that the request is over; return from when on the next one counts."""
+        duration = monotonic_ns() - self._since
+        self._writer.account(outcome, duration)
+        self._witness.ends(self._source, self._address, self._waited, outcome, duration)
+        self._ended = monotonic_ns()
+        return self._ended
+
+    def wait_finished(self) -> None:
+        """Nothing to wait for."""
 
 
 def overlapping_requests(servers: list[BaseServer], writer: SlotWriter) -> Overlapping | None:
@@ -36,6 +85,9 @@ class Overlapping:
         self._since: dict[int, int] = {}  # in the order of arrival: the first is the oldest
         self._outcomes: dict[int, Outcome] = {}
         self._finished_in: dict[int, int] = {}  # the thread in which finish_request() ran
+        self.witness: Witness | None = None
+        self._seen: dict[int, tuple[Source, Any, int | None]] = {}  # what the witness asks for
+        self._idle_since = 0
 
     def watch(self, server: BaseServer) -> None:
         """Follow the requests of this server (worker; on its own copy of the object)."""
@@ -78,18 +130,24 @@ class Overlapping:
 
         return close_request
 
-    def taken(self, request: Any, since: int) -> None:
+    def taken(
+        self, request: Any, since: int, address: Any = None, source: Source | None = None
+    ) -> None:
         """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
         with self._changed:
+            was_idle = not self._since and since - self._idle_since >= AT_ONCE_NS
             self._since[id(request)] = since
             self._publish()
+        if self.witness is not None and source is not None:
+            waited = self.witness.begins(request, source, was_idle)
+            self._seen[id(request)] = source, address, waited
 
     def judge(self, request: Any, outcome: Outcome) -> None:
         """Note how a request goes that no thread has, before the calls that end it."""
         self._outcomes[id(request)] = outcome
 
-    def returned(self, request: Any, outcome: Outcome) -> None:
-        """Note that ``process_request()`` has returned.
+    def returned(self, request: Any, outcome: Outcome) -> int:
+        """Note that ``process_request()`` has returned; return from when on the next request counts.
 
         The request is over when it failed before a thread had it, and when it was finished in
         this thread by an implementation that does not close it (a handler that keeps its socket).
@@ -97,6 +155,7 @@ class Overlapping:
         finished_here = self._finished_in.get(id(request)) == threading.get_ident()
         if outcome or finished_here:
             self._over(request, self._outcomes.pop(id(request), outcome))
+        return monotonic_ns()
 
     def wait_finished(self) -> None:
         """Wait until nothing is in hand; the master bounds it."""
@@ -109,9 +168,15 @@ class Overlapping:
             self._finished_in.pop(id(request), None)
             if since is None:
                 return
-            self._writer.account(outcome, monotonic_ns() - since)
+            now = monotonic_ns()
+            self._writer.account(outcome, now - since)
             self._publish()
+            self._idle_since = now
+            seen = self._seen.pop(id(request), None)
             self._changed.notify_all()
+        if self.witness is not None and seen is not None:
+            source, address, waited = seen
+            self.witness.ends(source, address, waited, outcome, now - since)
 
     def _publish(self) -> None:
         self._writer.words[IN_PROGRESS] = len(self._since)

@@ -16,16 +16,20 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import setproctitle
 
 from prefork.workers import log, system
+from prefork.workers.credentials import Credentials
+from prefork.workers.limits import limits_for
 from prefork.workers.listener import Listener
 from prefork.workers.loop import Loop
-from prefork.workers.scoreboard import Scoreboard, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
+from prefork.workers.settings import LONGEST, Settings
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
+from prefork.workers.witness import witness_for
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""
@@ -64,19 +68,10 @@ class WorkerInfo:
         return f"worker slot={self.slot} gen={self.generation} pid={self.pid}"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Whom a worker runs as: numbers, looked up in the master before any fork."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-
-
 class WorkerSide:
     """What a server object knows of the worker it is in; ``server.worker`` and ``server.stopping`` ask it."""
 
-    def __init__(self, info: WorkerInfo, loop: Loop, wake: int) -> None:
+    def __init__(self, info: ThisWorker, loop: Loop, wake: int) -> None:
         self.info = info
         self._loop = loop
         self._wake = wake
@@ -99,6 +94,32 @@ class WorkerSide:
 
 
 @dataclass(frozen=True, slots=True)
+class ThisWorker(WorkerInfo):
+    """The worker that one is in: what ``server.worker`` is, and what the hooks in a worker are given."""
+
+    _writer: SlotWriter = field(repr=False, compare=False)
+
+    def extend_deadline(self, seconds: float) -> None:
+        """Give the request in hand so many seconds more than ``request_timeout`` (worker, any thread).
+
+        Several times add up. Without a request in hand, or without ``request_timeout``, it does
+        nothing. A worker with threads is killed for its oldest request, so that is the one which
+        gets more time. Raises ValueError for less than 0 and more than 7 days.
+        """
+        if not 0 <= seconds <= LONGEST:
+            raise ValueError(f"cannot extend a deadline by {seconds!r}: 0 to {LONGEST:.0f} seconds")
+        words = self._writer.words
+        request = words[SlotField.REQUEST_NS]
+        if not request:
+            return
+        same = words[SlotField.EXTENDED_FOR_NS] == request
+        sum_so_far = words[SlotField.EXTENSION_NS] if same else 0
+        # The length first: the master reads it only when the other word names the request in hand.
+        words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
+        words[SlotField.EXTENDED_FOR_NS] = request
+
+
+@dataclass(frozen=True, slots=True)
 class Crew:
     """What every worker of a pool is made from; the same for all of them.
 
@@ -108,6 +129,7 @@ class Crew:
     other workers and to other pools of the process.
     """
 
+    settings: Settings
     board: Scoreboard
     listeners: list[Listener]
     life: int
@@ -127,11 +149,12 @@ def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]
     bell: an eventfd that the master rings when the worker is to look around: at its order, or
     for a client that nobody took; and when its report was read.
     """
-    info = WorkerInfo(slot, generation, os.getpid())
+    writer = SlotWriter(crew.board, slot)
+    info = ThisWorker(slot, generation, os.getpid(), writer)
+    call_master = functools.partial(_call_master, crew.wake)
     try:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
-        writer = SlotWriter(crew.board, slot)
         crew.shed(slot)
         report, report_at = crew.board.open_report(slot), crew.board.report_at(slot)
         loop = Loop(
@@ -143,6 +166,11 @@ def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]
             bell=bell,
             wakeup=wakeup_read,
             when_rung=functools.partial(os.lseek, report, report_at, os.SEEK_SET),
+            settings=crew.settings,
+            witness=witness_for(
+                crew.settings, writer, (slot, generation), crew.board.watch_words(), call_master
+            ),
+            checks=limits_for(crew.settings, writer, call_master),
         )
         _set_dispositions(loop, report)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -156,9 +184,14 @@ def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]
         _leave_last_words(crew.board, slot, error)
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
-    with contextlib.suppress(OSError):
-        os.write(crew.wake, WAKE)
+    call_master()
     _serve_and_leave(crew, info, loop, writer)
+
+
+def _call_master(wake: int) -> None:
+    """Have the master look at the scoreboard."""
+    with contextlib.suppress(OSError):  # it is gone, or has a full pipe of reasons to look
+        os.write(wake, WAKE)
 
 
 def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWriter) -> NoReturn:
@@ -208,22 +241,8 @@ def _set_title(title: str) -> None:
 def _drop_privileges(crew: Crew) -> None:
     if crew.umask is not None:
         os.umask(crew.umask)
-    wanted = crew.credentials
-    if wanted is None:
-        return
-    os.setgroups(wanted.groups)
-    os.setresgid(wanted.gid, wanted.gid, wanted.gid)
-    os.setresuid(wanted.uid, wanted.uid, wanted.uid)
-    if (
-        os.getresuid() != (wanted.uid,) * 3
-        or os.getresgid() != (wanted.gid,) * 3
-        or set(os.getgroups()) != set(wanted.groups)
-    ):
-        raise PermissionError(f"privileges were not dropped to uid {wanted.uid}, gid {wanted.gid}")
-    if wanted.uid != 0:
-        with contextlib.suppress(PermissionError):
-            os.setuid(0)
-            raise AssertionError("privileges could be taken back")
+    if crew.credentials is not None:
+        crew.credentials.assume()
 
 
 def _mark_forks(loop: Loop, writer: SlotWriter) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import enum
 import errno
+import math
 import os
 import select
 import socket
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from socketserver import BaseServer
 
 from prefork.workers.log import escaped
+from prefork.workers.settings import Settings
+from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
 
 # The socket module has no names for these.
 _SO_ATTACH_FILTER = 26
@@ -51,6 +54,8 @@ class Listener:
         self.kind, self.family, self.name = _describe(self.fd)
         self._was_blocking = True
         self._receive_timeout = b""
+        self._changed: list[tuple[int, int, int]] = []
+        """Options that were set for the time of serving, each with its former value."""
         self._intake_closed = False
         self._inode = os.fstat(self.fd).st_ino
         self._path = _path_and_inode(self)
@@ -62,6 +67,11 @@ class Listener:
         """Whether another process holds the socket, too, and counts on it after we have stopped."""
         return bool(getattr(self.server, "listener_inherited", False))
 
+    @property
+    def is_socket(self) -> bool:
+        """Whether it is a socket at all: what has an address can be handed over by it."""
+        return self.family >= 0
+
     def is_still(self, fd: int) -> bool:
         """Tell whether that descriptor is still this listener."""
         with contextlib.suppress(OSError):
@@ -71,13 +81,15 @@ class Listener:
     def __str__(self) -> str:
         return self.name
 
-    def prepare(self) -> None:
-        """Set up for sharing (master, before the first fork)."""
+    def prepare(self, settings: Settings | None = None) -> None:
+        """Set up for sharing and for what the settings want (master, before the first fork)."""
         self._was_blocking = os.get_blocking(self.fd)
         if self.kind is Kind.DATAGRAM:
             self._receive_timeout = self._swap_receive_timeout(_SHORT_WAIT)
         if self._intake_closed:
             self._reopen_intake()
+        if settings is not None:
+            self._set_options(settings)
 
     def restore(self) -> None:
         """Leave the socket as it was found (master, after the last worker)."""
@@ -85,6 +97,37 @@ class Listener:
             os.set_blocking(self.fd, self._was_blocking)
             if self.kind is Kind.DATAGRAM:
                 self._swap_receive_timeout(self._receive_timeout)
+            self._restore_options()
+
+    def _set_options(self, settings: Settings) -> None:
+        """Ask the kernel for what the settings need of it.
+
+        With ``defer_accept`` a connection gets into the accept queue when its client has sent
+        something, or when the time is up and it answers once more. Until then it is parked in
+        the kernel, and a stop by signal does not see it there: the drain serves the accept queue,
+        and a client that has connected and said nothing is reset when it speaks to a server that
+        is gone. It has lost no request, because it had not sent one.
+        """
+        tcp = self.kind is Kind.STREAM and self.family in (socket.AF_INET, socket.AF_INET6)
+        if settings.defer_accept is not None and tcp:
+            # Whole seconds; the kernel rounds up to a number of retransmissions: 5 s become 7.
+            self._set_option(
+                socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(settings.defer_accept)
+            )
+        if sample_every(settings) and self.kind is Kind.DATAGRAM:
+            self._set_option(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+
+    def _set_option(self, level: int, option: int, value: int) -> None:
+        with contextlib.suppress(OSError), self._as_socket() as sock:
+            before = sock.getsockopt(level, option)
+            sock.setsockopt(level, option, value)
+            self._changed.append((level, option, before))
+
+    def _restore_options(self) -> None:
+        changed, self._changed = self._changed, []
+        with self._as_socket() as sock:
+            for level, option, before in changed:
+                sock.setsockopt(level, option, before)
 
     def _swap_receive_timeout(self, timeout: bytes) -> bytes:
         """Set SO_RCVTIMEO, so that a get_request() of a class of its own cannot block for ever."""
@@ -177,6 +220,10 @@ class Listener:
         remember_path = getattr(self.server, "remember_path", None)
         if self._path is not None and remember_path is not None:
             remember_path()
+
+    def remove_path(self) -> None:
+        """Remove the file of a Unix socket that is given up, unless it is a successor's by now (master)."""
+        self._remove_own_path()
 
     def _remove_own_path(self) -> int | None:
         """Make room for a new socket file, unless the path is a successor's by now; return its mode."""

@@ -17,16 +17,19 @@ import os
 import select
 import signal
 import socketserver
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
-from prefork.workers.accounting import overlapping_requests
+from prefork.workers.accounting import AT_ONCE_NS, account_for
 from prefork.workers.listener import BROKEN, PRESSURE, Listener
 from prefork.workers.scoreboard import ORDER, REQUEST_NS, Outcome, SlotField, SlotWriter
+from prefork.workers.settings import Settings
 from prefork.workers.source import Source
 from prefork.workers.states import ExitKind, Order
+from prefork.workers.waits import sample_every
+from prefork.workers.witness import Witness
 
 WAIT_BOUND = 5.0
 """Seconds an idle worker sleeps before it tries for itself.
@@ -44,9 +47,6 @@ The kernel wakes the same worker again and again otherwise: 2989 of 3000 request
 
 BURST_NS = 50_000_000
 """How long a loaded worker takes without waiting before; between two bursts it looks at all else."""
-
-AT_ONCE_NS = 8_000
-"""A wait shorter than this did not sleep: there is a queue."""
 
 CHORES_BOUND = 0.5
 """Seconds an idle worker sleeps when its server class has something done between requests."""
@@ -78,6 +78,9 @@ class Loop:
         bell: int,
         wakeup: int,
         when_rung: Callable[[], object],
+        settings: Settings,
+        witness: Witness | None = None,
+        checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.chores: list[Callable[[], None]] = []
         """What a server class behind the mix-in wants done between requests."""
@@ -95,9 +98,18 @@ class Loop:
         self._fruitless = 0
         self._dry = False
         """Whether the last take said that nothing is queued."""
-        self._sources = {listener.fd: Source(listener, writer) for listener in listeners}
+        self._checks = checks
+        self._sources = {
+            listener.fd: Source(
+                listener,
+                writer,
+                client_timeout=settings.client_timeout,
+                sample_every=sample_every(settings),
+            )
+            for listener in listeners
+        }
         servers = [source.server for source in self._sources.values()]
-        self._overlapping = overlapping_requests(servers, writer)
+        self._account = account_for(servers, writer, witness)
         self._epoll = select.epoll()
         self._control = select.poll()
         for fd in (life, bell, wakeup):
@@ -108,10 +120,13 @@ class Loop:
 
     def run(self) -> ExitKind:
         """Serve; return why it is time to leave. SystemExit of a handler goes through."""
+        for each in self._sources.values():
+            each.settle_steps()
         poll, sources, writer = self._epoll.poll, self._sources, self._writer
         burst = BURST_NS if len(sources) == 1 else 0  # a busy listener must not starve the others
         bound = CHORES_BOUND if self.chores else WAIT_BOUND
         turns, ended = 0, monotonic_ns()
+        chores = [*self.chores, *self._checks]
         while self._reason is None:
             if order := writer.words[ORDER]:
                 return self._drain() if order == Order.DRAIN else ExitKind.RETIRED
@@ -129,7 +144,7 @@ class Loop:
                 self._heed(events[0][0])
             if source is None or turns % TURNS_IN_PLACE == 0:
                 self._take_fresh_place()
-            for chore in self.chores:
+            for chore in chores:
                 chore()
         return self._reason
 
@@ -151,8 +166,8 @@ class Loop:
 
     def wait_finished(self) -> None:
         """Wait for requests that threads still have in hand; the master bounds it."""
-        if self._overlapping is not None:
-            self._overlapping.wait_finished()
+        if self._account is not None:
+            self._account.wait_finished()
 
     def is_asked_to_leave(self) -> bool:
         """Tell whether this worker should end soon: what ``server.stopping`` says."""
@@ -167,13 +182,8 @@ class Loop:
         every Python frame in it costs two or three times what it does in a tight loop, because
         the caches are cold after each system call.
         """
-        server, take, writer, overlapping = (
-            source.server,
-            source.take,
-            self._writer,
-            self._overlapping,
-        )
-        verify_request, process_request = server.verify_request, server.process_request
+        server, take, writer, account = source.server, source.take, self._writer, self._account
+        verify, process = source.verify, source.process
         while True:
             try:
                 request, address = take()
@@ -183,13 +193,13 @@ class Loop:
             if self._fruitless:
                 self._fruitful(source)
             outcome = GOOD
-            if overlapping is None:
+            if account is None:
                 writer.words[REQUEST_NS] = now
             else:
-                overlapping.taken(request, now)
+                account.taken(request, now, address, source)
             try:
-                if verify_request(request, address):
-                    process_request(request, address)
+                if verify is None or verify(request, address):
+                    process(request, address)
                 else:
                     outcome = Outcome.REJECTED
                     self._reject(server, request)
@@ -197,14 +207,13 @@ class Loop:
                 outcome = Outcome.ERROR
                 self._settle(server, request, address)
             except BaseException:
-                writer.account(Outcome.ERROR, monotonic_ns() - now)
-                server.shutdown_request(request)
+                self._abandon(server, request, now)
                 raise
-            since, now = now, monotonic_ns()
-            if overlapping is None:
+            if account is None:
+                since, now = now, monotonic_ns()
                 writer.account(outcome, now - since)
             else:
-                overlapping.returned(request, outcome)
+                now = account.returned(request, outcome)
             if now >= until or writer.words[ORDER] or self._reason is not None:
                 return now
 
@@ -247,13 +256,13 @@ class Loop:
             )
 
     def _reject(self, server: socketserver.BaseServer, request: Any) -> None:
-        if self._overlapping is not None:
-            self._overlapping.judge(request, Outcome.REJECTED)
+        if self._account is not None:
+            self._account.judge(request, Outcome.REJECTED)
         server.shutdown_request(request)
 
     def _settle(self, server: socketserver.BaseServer, request: Any, address: Any) -> None:
-        if self._overlapping is not None:
-            self._overlapping.judge(request, Outcome.ERROR)
+        if self._account is not None:
+            self._account.judge(request, Outcome.ERROR)
         end = functools.partial(server.shutdown_request, request)
         for step in (functools.partial(server.handle_error, request, address), end):
             try:
@@ -262,6 +271,15 @@ class Loop:
                 log.failure(
                     logging.ERROR, self._identity, "could not end a failed request properly", error
                 )
+
+    def _abandon(self, server: socketserver.BaseServer, request: Any, since: int) -> None:
+        """End the request that ends the worker."""
+        if self._account is None:
+            self._writer.account(Outcome.ERROR, monotonic_ns() - since)
+        else:
+            self._account.judge(request, Outcome.ERROR)
+            self._account.returned(request, Outcome.ERROR)
+        server.shutdown_request(request)
 
     def _take_fresh_place(self) -> None:
         """Go to the tail of the wait queue; adding a listener also looks at what waits there already."""

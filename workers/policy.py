@@ -87,6 +87,7 @@ def load_of(view: PoolView) -> Load:
         idle=sum(worker.ready and worker.idle for worker in staying),
         # Those that the size still lacks count, too: they will be started when fork can.
         starting=sum(not worker.ready for worker in staying) + missing,
+        waiting=view.work_waiting,
         affordable=view.affordable,
         oom_killed=view.oom_killed,
     )

@@ -19,6 +19,7 @@ from prefork.workers.bootstrap import Crew, WorkerInfo, WorkerSide, run_worker
 from prefork.workers.credentials import credentials_of
 from prefork.workers.deadlines import DUMP_TIME
 from prefork.workers.handle import Handle
+from prefork.workers.legacy import PoolLegacy
 from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomWitness
 from prefork.workers.reports import printable, without_masters_frames
@@ -69,10 +70,16 @@ class Pool:
         title: tuple[str, str],
         wake: int,
         private_fds: Callable[[], list[int]],
+        legacy: PoolLegacy | None = None,
     ) -> None:
         credentials = credentials_of(settings)
         self.settings = settings
-        self.board = Scoreboard.create(settings.max_children)
+        if legacy is None:
+            self.board = Scoreboard.create(settings.max_children)
+            self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        else:
+            self.board = Scoreboard.attach(legacy.board, writable=True)
+            self._life_read, self._life_write = legacy.life
         self.handles: dict[int, Handle] = {}
         self._bells: dict[int, int] = {}
         self._let_go = False
@@ -87,9 +94,9 @@ class Pool:
         self._oom = OomWitness(Memory())
         self._truncated_seen = 0
         self._private_fds = private_fds
-        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._exits = select.epoll()
         self.crew = Crew(
+            settings=settings,
             board=self.board,
             listeners=listeners,
             life=self._life_read,
@@ -102,7 +109,30 @@ class Pool:
             enter=enter,
             shed=self._shed_in_worker,
         )
+        if legacy is not None:
+            self._take_over(legacy)
         _pools_here.append(self)
+
+    def _take_over(self, legacy: PoolLegacy) -> None:
+        """Go on with the workers of an earlier image; those of a new generation follow them."""
+        self.generation, self.lost = legacy.generation + 1, legacy.lost
+        self.setbacks.ever_ready = (
+            True  # so a first worker that fails ends the reload, not the pool
+        )
+        for handle in legacy.workers:
+            self.handles[handle.info.slot] = handle
+            self._bells[handle.info.slot] = handle.bell
+            self._exits.register(handle.child.pidfd, select.EPOLLIN)
+
+    def legacy(self) -> PoolLegacy:
+        """Return what the next image needs to go on with these workers."""
+        return PoolLegacy(
+            board=self.board.fd,
+            life=(self._life_read, self._life_write),
+            generation=self.generation,
+            lost=self.lost,
+            workers=tuple(self.handles.values()),
+        )
 
     def __repr__(self) -> str:
         states = [self.board.state(slot).name.lower() for slot in sorted(self.handles)]
@@ -383,12 +413,18 @@ class Pool:
             handle.ready_at = now
         return handle.ready_at is not None
 
-    def count_ready(self) -> int:
-        """Return how many workers are ready and staying."""
+    def count_ready(self, generation: int = 0) -> int:
+        """Return how many workers are ready and staying, of this generation or a younger one."""
         return sum(
-            handle.ready_at is not None and handle.leave_by is None
+            handle.ready_at is not None
+            and handle.leave_by is None
+            and handle.info.generation >= generation
             for handle in self.handles.values()
         )
+
+    def has_older_workers(self) -> bool:
+        """Tell whether workers of an older generation live."""
+        return any(one.info.generation < self.generation for one in self.handles.values())
 
     def note_truncated(self) -> None:
         """Log the first datagram that was longer than ``max_packet_size``; the counter tells the rest."""

@@ -244,6 +244,10 @@ class Snapshot:
         return sum(one.state in states for one in self.slots)
 
 
+LAYOUT = (VERSION, _SLOT_WORDS, _SLOTS_AT, REPORT_BYTES)
+"""What a reader, or a new image of the master, has to agree with."""
+
+
 class Scoreboard:
     """The mapping of the memfd, in master, worker or reader."""
 
@@ -293,7 +297,7 @@ class Scoreboard:
         if header[Header.MAGIC] != MAGIC:
             raise ValueError("not a scoreboard of prefork")
         slots = header[Header.SLOTS]
-        expected = (VERSION, _SLOT_WORDS, _SLOTS_AT, REPORT_BYTES)
+        expected = LAYOUT
         found = tuple(
             header[f]
             for f in (Header.VERSION, Header.SLOT_WORDS, Header.SLOTS_AT, Header.REPORT_BYTES)

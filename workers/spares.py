@@ -19,8 +19,8 @@ GROWTH_CAP = 32
 GROWTH_CALM = 1.0
 """Seconds without growth after which it begins with one worker again."""
 
-WINDOW = 5
-"""Whole seconds that a surplus of idle workers has to last."""
+WINDOW = 15
+"""Whole seconds that a surplus of idle workers has to last: 5 meant four times as many forks under steady load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,12 @@ class Load:
     idle: workers that are ready, stay and have no request. starting: those that are not ready yet.
     affordable: how many workers more the memory that is left can bear; None when nobody looked.
     oom_killed: workers that the kernel has killed for want of memory since the last decision.
+    waiting: the kernel's queue is not empty.
     """
 
     idle: int
     starting: int
+    waiting: bool = False
     affordable: int | None = None
     oom_killed: int = 0
 
@@ -62,13 +64,17 @@ def follow_load(spares: Spares, load: Load, floor: int, settings: Settings, now:
     """Return how many workers are wanted from now on, between the floor and ``max_children``."""
     if settings.min_spare is None:
         return Spares(floor)
+    if load.starting and now - spares.grown_at < GROWTH_CALM:
+        # A step that boots is not over: with boots of a second growth would not double.
+        spares = dataclasses.replace(spares, grown_at=now)
     spares = _watch(spares, load, now)
     # What the kernel had to kill for want of memory is not put back: it would be killed again.
     size = max(floor, spares.size - load.oom_killed)
     spares = dataclasses.replace(spares, size=size, refused=0)
     if wants_growth(load, settings):
         return _grow(spares, load, settings, now)
-    spares = dataclasses.replace(spares, at_ceiling=False)
+    at_ceiling = spares.at_ceiling and spares.size >= settings.max_children
+    spares = dataclasses.replace(spares, at_ceiling=at_ceiling)
     return _shrink(spares, floor, settings)
 
 
@@ -88,6 +94,9 @@ def _watch(spares: Spares, load: Load, now: float) -> Spares:
 def _grow(spares: Spares, load: Load, settings: Settings, now: float) -> Spares:
     room = settings.max_children - spares.size
     step = min(GROWTH_CAP, 2 * spares.step) if now - spares.grown_at < GROWTH_CALM else 1
+    if not load.waiting:
+        # Nobody waits: the reserve is filled up. The last step of a doubling would be for nobody.
+        step = min(GROWTH_CAP, (settings.min_spare or 0) - load.idle - load.starting)
     wanted = min(max(1, step), room)
     if wanted <= 0:
         return dataclasses.replace(spares, at_ceiling=True)
@@ -107,4 +116,6 @@ def _shrink(spares: Spares, floor: int, settings: Settings) -> Spares:
         return spares
     # One less of them is idle from now on, in the seconds that were counted before, too.
     minima = tuple(least - 1 for least in spares.minima)[1:]
-    return dataclasses.replace(spares, size=spares.size - 1, minima=minima, least=spares.least - 1)
+    return dataclasses.replace(
+        spares, size=spares.size - 1, minima=minima, least=spares.least - 1, at_ceiling=False
+    )

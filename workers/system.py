@@ -15,8 +15,9 @@ import select
 import signal
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -98,13 +99,14 @@ def _abandon(pid: int) -> None:
 def collect(child: Child) -> ExitStatus | None:
     """Return how the child ended, or None while it lives (its parent). The pidfd stays open."""
     try:
-        # By pid, which is the child's own until it is collected: waitid() by pidfd tells no usage.
-        pid, status, used = os.wait4(child.pid, os.WNOHANG)
+        # By pidfd first: the pid may be another child's by now, if somebody else took the status.
+        if os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        # By pid, which is the child's own until it is collected: waitid() tells no usage.
+        _, status, used = os.wait4(child.pid, 0)
     except ChildProcessError:
         # Somebody else took its status: a wait() for any child, or SIGCHLD set to be ignored.
         return ExitStatus()
-    if pid == 0:
-        return None
     usage = Usage(
         user_ns=int(used.ru_utime * 1e9),
         system_ns=int(used.ru_stime * 1e9),
@@ -249,3 +251,50 @@ def _takes_more(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def become(
+    command: Sequence[str],
+    environment: dict[str, str],
+    folder: str,
+    *,
+    keep: Sequence[int],
+    blocked: Collection[int],
+) -> NoReturn:
+    """Run another program in this process, with these descriptors and none else, these signals blocked.
+
+    Raises OSError when that cannot be, and then everything is as before.
+    """
+    before = os.getcwd()
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
+    try:
+        os.chdir(folder)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        os.execve(command[0], list(command), environment)  # noqa: S606 - no shell: our own program again
+    except OSError:
+        for fd in keep:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(fd, False)
+        os.chdir(before)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+        raise
+    raise AssertionError("exec has returned")
+
+
+def wait_for_all(children: Sequence[Child], seconds: float) -> None:
+    """Wait until these children have ended, so long at most, without collecting them."""
+    poll = select.poll()
+    alive = {child.pidfd for child in children}
+    for pidfd in alive:
+        poll.register(pidfd, select.POLLIN)
+    end = time.monotonic() + seconds
+    while alive and (left := end - time.monotonic()) > 0:
+        for pidfd, _ in poll.poll(left * 1000):
+            poll.unregister(pidfd)
+            alive.discard(pidfd)
+
+
+def unblock(numbers: Collection[int]) -> None:
+    """Let signals through again that an earlier image has blocked (master, its handlers stand)."""
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)

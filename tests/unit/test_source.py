@@ -1,0 +1,232 @@
+"""The steps of a request: those that a server leaves as they are cost no call, those it overrides are called."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import prefork
+from prefork.workers.listener import Listener
+from prefork.workers.scoreboard import Scoreboard, SlotWriter
+from prefork.workers.source import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CALLS = (
+    "verify_request",
+    "process_request",
+    "finish_request",
+    "shutdown_request",
+    "close_request",
+)
+STANDARD = [socketserver.TCPServer, socketserver.UDPServer]
+OURS = [prefork.PreForkingTCPServer, prefork.PreForkingUDPServer]
+
+
+class Handler(socketserver.BaseRequestHandler):
+    """Notes on its server that it ran."""
+
+    def handle(self) -> None:
+        """Note the call."""
+        self.server.called.append("handle")  # type: ignore[attr-defined]
+
+
+class Silent(socketserver.DatagramRequestHandler):
+    """Writes nothing."""
+
+    def handle(self) -> None:
+        """Write nothing."""
+
+
+def noting(name: str) -> Any:
+    """Return a method that notes its call and does what the next class does."""
+
+    def method(self: Any, *arguments: Any) -> Any:
+        self.called.append(name)
+        return getattr(super(type(self), self), name)(*arguments)
+
+    return method
+
+
+@contextmanager
+def source_of(server: Any, **options: Any) -> Iterator[Source]:
+    """Give the source of a server as a worker has it, and take all of it down."""
+    board = Scoreboard.create(1)
+    writer = SlotWriter(board, 0)
+    server.called = []
+    with server:
+        listener = Listener(server)
+        listener.prepare()
+        try:
+            yield Source(listener, writer, **options)
+        finally:
+            writer.detach()
+            board.close()
+
+
+@contextmanager
+def request_to(server: Any) -> Iterator[socket.socket]:
+    """Send a request; give the client."""
+    with socket.socket(socket.AF_INET, server.socket_type) as client:
+        client.settimeout(5)
+        client.connect(server.server_address)
+        client.send(b"request")
+        yield client
+
+
+def serve_one(source: Source) -> list[str]:
+    """Do with one request what the loop does; return the calls."""
+    server: Any = source.server
+    with request_to(server):
+        request, address = source.take()
+        if source.verify is None or source.verify(request, address):
+            source.process(request, address)
+    return server.called
+
+
+@pytest.mark.parametrize("base", [*STANDARD, *OURS])
+@pytest.mark.parametrize("name", CALLS)
+def test_overridden_step_is_called(base: Any, name: str) -> None:
+    """Each step that a class overrides is called once, and the handler runs all the same."""
+    server = type("Server", (base,), {name: noting(name)})(("127.0.0.1", 0), Handler)
+    with source_of(server) as source:
+        called = serve_one(source)
+    assert sorted(called) == sorted([name, "handle"])
+
+
+@pytest.mark.parametrize("base", [*STANDARD, *OURS])
+def test_all_steps_come_in_the_standard_order(base: Any) -> None:
+    """A class that overrides all of them sees the order of BaseServer."""
+    server = type("Server", (base,), {name: noting(name) for name in CALLS})(
+        ("127.0.0.1", 0), Handler
+    )
+    with source_of(server) as source:
+        called = serve_one(source)
+    assert called == [*CALLS[:3], "handle", *CALLS[3:]]
+
+
+@pytest.mark.parametrize("base", [*STANDARD, *OURS])
+@pytest.mark.parametrize("name", CALLS)
+def test_step_replaced_on_the_object_is_called(base: Any, name: str) -> None:
+    """A method that worker_init() puts on the server object counts as one of the class does."""
+    server = base(("127.0.0.1", 0), Handler)
+    with source_of(server) as source:
+        standard = getattr(server, name)
+
+        def replaced(*arguments: Any) -> Any:
+            server.called.append(name)
+            return standard(*arguments)
+
+        setattr(server, name, replaced)
+        source.settle_steps()
+        called = serve_one(source)
+    assert sorted(called) == sorted([name, "handle"])
+
+
+@pytest.mark.parametrize("base", [*STANDARD, *OURS])
+def test_handler_class_may_be_changed_at_any_time(base: Any) -> None:
+    """RequestHandlerClass is read for each request."""
+
+    class Other(Handler):
+        def handle(self) -> None:
+            self.server.called.append("other")  # type: ignore[attr-defined]
+
+    server = base(("127.0.0.1", 0), Handler)
+    with source_of(server) as source:
+        serve_one(source)
+        server.RequestHandlerClass = Other
+        assert serve_one(source) == ["handle", "other"]
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+@pytest.mark.parametrize(("base", "empty_replies"), [(STANDARD[1], 1), (OURS[1], 0)])
+def test_who_sends_an_empty_reply(base: Any, empty_replies: int, overridden: bool) -> None:
+    """The standard datagram server answers with nothing, ours does not answer, by whichever way a request goes."""
+    members = {"finish_request": noting("finish_request")} if overridden else {}
+    server = type("Server", (base,), members)(("127.0.0.1", 0), Silent)
+    with source_of(server) as source, request_to(server) as client:
+        source.process(*source.take())
+        client.settimeout(0.05)
+        replies = 0
+        with suppress(TimeoutError):
+            replies += client.recv(10) == b""
+    assert replies == empty_replies
+
+
+# --- what is set on a connection
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, None), (0.0, None), (0.5, 0.5)])
+def test_connection_gets_the_client_timeout(given: float | None, expected: float | None) -> None:
+    """Only where there is one; 0 is none."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+    with source_of(server, client_timeout=given) as source, request_to(server):
+        request, _ = source.take()
+        with request:
+            assert request.gettimeout() == expected
+
+
+def test_timeout_of_get_request_wins() -> None:
+    """A server class that gives its connections a timeout knows better."""
+
+    class Own(socketserver.TCPServer):
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            request.settimeout(7)
+            return request, address
+
+    server = Own(("127.0.0.1", 0), Handler)
+    with source_of(server, client_timeout=0.5) as source, request_to(server):
+        request, _ = source.take()
+        with request:
+            assert request.gettimeout() == 7
+
+
+def test_datagram_socket_gets_no_timeout() -> None:
+    """The server's one socket is not the client's to time out."""
+    server = socketserver.UDPServer(("127.0.0.1", 0), Handler)
+    with source_of(server, client_timeout=0.5) as source, request_to(server):
+        (_, sock), _ = source.take()
+        assert sock.gettimeout() is None
+
+
+# --- who can tell a queue wait
+
+
+@pytest.mark.parametrize(("every", "known"), [(0, False), (1, True)])
+@pytest.mark.parametrize("base", STANDARD)
+def test_queue_wait_is_measured_where_it_is_wanted(base: Any, every: int, known: bool) -> None:
+    """Without metrics and access log nobody asks; with them TCP and UDP tell."""
+    server = base(("127.0.0.1", 0), Handler)
+    with source_of(server, sample_every=every) as source:
+        assert (source.queue_wait is not None) is known
+
+
+def test_unix_stream_has_no_queue_wait(tmp_path: Any) -> None:
+    """Where the kernel does not tell, nothing is asked."""
+    server = socketserver.UnixStreamServer(str(tmp_path / "socket"), Handler)
+    with source_of(server, sample_every=1) as source:
+        assert source.queue_wait is None
+    (tmp_path / "socket").unlink()
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_stamped_datagrams_are_the_same_datagrams(every: int) -> None:
+    """However a datagram is received, what the handler gets is the same, and one too long is cut and counted."""
+    server = socketserver.UDPServer(("127.0.0.1", 0), Handler)
+    server.max_packet_size = 10
+    with source_of(server, sample_every=every) as source, request_to(server) as client:
+        client.send(b"x" * 10)
+        client.send(b"y" * 11)
+        client.send(b"")
+        got = [source.take() for _ in range(4)]
+        with pytest.raises(BlockingIOError):
+            source.take()
+    assert [data for (data, _), _ in got] == [b"request", b"x" * 10, b"y" * 10, b""]
+    assert {sock for (_, sock), _ in got} == {server.socket}
+    assert len({address for _, address in got}) == 1

@@ -1,0 +1,96 @@
+"""The access log: one line for each request, written when it is over (worker).
+
+Through ``logging``, logger "prefork.access", level INFO. A request that ends with its worker has
+no line; the master's log tells of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from prefork.workers.listener import Listener
+from prefork.workers.scoreboard import Outcome
+
+logger = logging.getLogger("prefork.access")
+
+LONGEST_CLIENT = 200
+"""Characters of a client's name: it chooses that, not how long our lines are."""
+
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
+"""Text that needs no quotes: printable ASCII without space, quotation mark, equals sign and backslash."""
+
+
+class AccessLog:
+    """Writes the lines of one worker. form: "text" or "json", as the setting ``access_log``."""
+
+    def __init__(self, form: str, slot: int, generation: int) -> None:
+        self._line = _json_line if form == "json" else _text_line
+        self._worker = {"slot": slot, "generation": generation}
+        self._pid = os.getpid()
+
+    def write(
+        self,
+        listener: Listener,
+        client_address: Any,
+        waited_ns: int | None,
+        outcome: Outcome,
+        duration_ns: int,
+    ) -> None:
+        """Log one request; raises nothing."""
+        # A process that the handler has forked comes here, too: the request is the worker's.
+        if not logger.isEnabledFor(logging.INFO) or os.getpid() != self._pid:
+            return
+        facts = {
+            "client": client_name(client_address),
+            "duration": round(duration_ns / 1e9, 6),
+            "queue_wait": None if waited_ns is None else round(waited_ns / 1e9, 6),
+            "outcome": Outcome(outcome).name.lower(),
+            **self._worker,
+            "listener": str(listener),
+        }
+        logger.info("%s", self._line(facts), extra={"facts": facts})
+
+
+def client_name(address: Any) -> str | None:
+    """Return a client's address as one bounded word or name, None where it has none.
+
+    ``127.0.0.1:4711``, ``[::1]:4711``, a path, ``@abstract``. The bytes of a Unix client's name are
+    of its own choosing, and an overridden ``get_request()`` may return anything.
+    """
+    try:
+        return _name(address)[:LONGEST_CLIENT] or None
+    except Exception:  # noqa: BLE001 - a __str__ of somebody's own
+        return f"<{type(address).__name__}>"
+
+
+def _name(address: Any) -> str:
+    if isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], str):
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{host}:{address[1]}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    name = "" if address is None else str(address)
+    return "@" + name[1:] if name.startswith("\0") else name
+
+
+def _text_line(facts: dict[str, Any]) -> str:
+    return "request " + " ".join(f"{key}={_shown(value)}" for key, value in facts.items())
+
+
+def _json_line(facts: dict[str, Any]) -> str:
+    # The time stands in the line itself: it is whole without what a formatter puts before it.
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"time": now, **facts})
+
+
+def _shown(value: object) -> str:
+    """Return a value so that it is one word, or stands in quotes with everything escaped as in JSON."""
+    if value is None:
+        return "-"
+    text = f"{value:.6f}" if isinstance(value, float) else str(value)
+    return text if _PLAIN.fullmatch(text) and text != "-" else json.dumps(text)
