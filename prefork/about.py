@@ -30,10 +30,15 @@ def about(settings: Settings, listeners: list[Listener], metrics: str | None) ->
             "version": __version__,
             "python": sys.version.split(" ")[0],
             "listeners": [_described(listener) for listener in listeners],
-            "settings": {key: row.shown(getattr(settings, key)) for key, row in ROWS.items()},
+            "settings": shown(settings),
             "metrics": metrics,
         }
     ).decode()
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Return all settings as a user would write them."""
+    return {key: row.shown(getattr(settings, key)) for key, row in ROWS.items()}
 
 
 def _described(listener: Listener) -> dict[str, object]:

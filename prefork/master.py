@@ -14,21 +14,33 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefork.about import about
+from prefork.about import about, shown
+from prefork.adoption import Named
+from prefork.handover import (
+    CONTROL_SIGNALS,
+    FORMAT,
+    Legacy,
+    adopted,
+    hand_over,
+    kept_pidfile,
+    program,
+)
+from prefork.observer import Observer
+from prefork.reload import Reload, Step
 from prefork.signals import Inbox, Wakeup
 from prefork.workers import log, system
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.listener import Listener
-from prefork.workers.memory import Budget, Memory
-from prefork.workers.policy import decide
+from prefork.workers.memory import Memory, affordable
+from prefork.workers.policy import decide, load_of
 from prefork.workers.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
-from prefork.workers.spares import Spares
+from prefork.workers.spares import Spares, wants_growth
 from prefork.workers.states import Phase
 from prefork.workers.threads import other_threads
 from prefork.workers.views import PoolView
@@ -47,6 +59,9 @@ LOOK_PAUSE = 0.02
 
 FAILURE_PAUSE = 0.02
 """Seconds between two tries of a loop that fails; at the end of ``graceful_timeout`` workers are killed."""
+
+TRIAL_LOOK = 0.05
+"""Seconds between two looks at a reload that is under way."""
 
 SAME_ORDER = 0.05
 """Seconds within which a second TERM or INT is the first once more: ``timeout(1)`` sends it to a
@@ -74,9 +89,15 @@ class Master:
         service_actions: Callable[[], None],
         publish_pids: Callable[[set[int]], None],
         poll_interval: float | None,
+        let_go: Callable[[], None],
+        metrics_dir: str | None,
+        legacy: Legacy | None = None,
+        abandoned: Sequence[Listener] = (),
     ) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._legacy = legacy
+        self._abandoned = list(abandoned)
         self._wakeup = wakeup
         self._service_actions = service_actions
         self._publish_pids = publish_pids
@@ -87,28 +108,48 @@ class Master:
         self._stop_signalled_at: float | None = None
         self._phase = Phase.SERVING
         self._dump_first = False
-        self._floor = settings.workers
-        self._spares = Spares(settings.workers)
-        self._budget = Budget(Memory())
+        self._floor = settings.workers if legacy is None else _floor_after(legacy, settings)
+        self._spares = Spares(self._floor if legacy is None else max(self._floor, legacy.size))
+        self._memory = Memory()
         self._look_again_at = 0.0
         self._announced_bound: int | None = None
         self._ready_announced = False
         self._drain_at = 0.0
+        self._roll_at_latest = 0.0
         self._stop_by = 0.0
-        self._lost = 0.0
+        self._lost = 0.0 if legacy is None else legacy.lost_time
         self._woke_at = self._now()
         self._orphans: dict[int, float] = {}
         self._is_init = system.is_init()
         self._thread = threading.get_ident()
         self._poll = select.poll()
-        self.pool = Pool(
+        self.observer = observer = Observer(
             settings,
-            listeners,
-            hooks=hooks,
-            enter=enter,
-            title=title,
-            wake=wakeup.write_fd,
-            private_fds=lambda: [wakeup.read_fd],
+            poll=self._poll,
+            let_go=let_go,
+            directory=metrics_dir,
+            legacy=None if legacy is None else legacy.metrics,
+        )
+        try:
+            self.pool = Pool(
+                settings,
+                listeners,
+                hooks=hooks,
+                enter=enter,
+                title=title,
+                wake=wakeup.write_fd,
+                private_fds=lambda: [wakeup.read_fd, *observer.private_fds()],
+                legacy=None if legacy is None else legacy.pool,
+            )
+        except BaseException:
+            observer.close()
+            raise
+        self._reload = Reload(
+            self.pool.board,
+            program,
+            settings.boot_timeout,
+            rolling=legacy is not None,
+            wanted_by="" if legacy is None else legacy.again,
         )
         self._poll.register(wakeup, select.POLLIN)
         self._poll.register(self.pool, select.POLLIN)
@@ -127,33 +168,39 @@ class Master:
         in_main_thread = threading.current_thread() is threading.main_thread()
         handled = self._inbox.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
+            if self._legacy is not None:
+                self._take_over(self._legacy)
             self._check_threads()
             self._announce_start()
             try:
                 for listener in self._listeners:
-                    listener.prepare()
+                    listener.prepare(self._settings)
                 self._run_until_stopped()
             finally:
+                self._reload.cancel()
                 for listener in self._listeners:
                     listener.restore()
+                self.observer.stop()
                 log.event(logging.INFO, "master", "stopped", pid=os.getpid())
                 self.pool.call_hook("on_exit")
         if self._interrupted:
             raise KeyboardInterrupt
 
     def close(self) -> None:
-        """Give back descriptors and shared memory."""
+        """Give back descriptors, shared memory and the address of the metrics process."""
+        self.observer.close()
         self.pool.close()
 
     def _announce_start(self) -> None:
         board = self.pool.board
         board.set_pool(PoolField.MASTER_PID, os.getpid())
-        board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
-        board.set_about(about(self._settings, self._listeners))
+        if self._legacy is None:
+            board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
+        board.set_about(about(self._settings, self._listeners, self.observer.address))
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
-            "started",
+            "started" if self._legacy is None else "goes on with new code",
             listeners=" ".join(map(str, self._listeners)),
             workers=self._floor,
             max_children=self._settings.max_children,
@@ -213,16 +260,20 @@ class Master:
         self._announce_ready()
         for listener in self._listeners:
             listener.assert_nonblocking()
-        plan = decide(self._view(now), self._settings, now)
+        self._step_reload(now)
+        view = self._look_at_memory(self._view(now))
+        plan = decide(view, self._settings, now)
         self._enter(plan.phase)
         self._note_size(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
+        self.observer.tick(self.pool, now)
         self.pool.show_dumps(now)
         self.pool.note_truncated()
         if self._is_init:
             self._collect_orphans(now)
-        return _earliest(plan.wake, self.pool.dumps_due, self._watch_load(now))
+        trial = now + TRIAL_LOOK if self._reload.under_way else None
+        return _earliest(plan.wake, self.pool.dumps_due, self._watch_load(now), trial)
 
     def runs_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the master."""
@@ -291,13 +342,9 @@ class Master:
                 pass  # counted together
             case signal.SIGUSR1:
                 self._report_status()
-            case _:
-                log.event(
-                    logging.WARNING,
-                    "master",
-                    "does not do that yet, signal ignored",
-                    signal=number.name,
-                )
+            case signal.SIGHUP | signal.SIGUSR2:
+                if self._phase is Phase.SERVING:
+                    self._reload.ask(number.name)
 
     def _stop_by_signal(self, number: signal.Signals) -> None:
         now = self._now()
@@ -382,6 +429,90 @@ class Master:
         )
         self.pool.ask_dumps(self._now())
 
+    # --- reload
+
+    def _take_over(self, legacy: Legacy) -> None:
+        """Have everything in hand again; only now do signals come through (their handlers stand)."""
+        adopted()
+        system.unblock(CONTROL_SIGNALS)
+        self._ready_announced = False
+        for key, old, new in _changes(legacy.settings, self._settings):
+            log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
+        for listener in self._abandoned:
+            log.event(logging.INFO, f"listener {listener}", "is not wanted any more")
+            listener.close_intake()
+        self._roll_at_latest = self._now() + self._settings.graceful_timeout
+
+    def _step_reload(self, now: float) -> None:
+        if self._phase is not Phase.SERVING:
+            self._reload.cancel()
+        elif self._reload.rolling:
+            self._watch_roll(now)
+        elif self._reload.tick(now, *self._heritage()) is Step.HAND_OVER:
+            self._hand_over()
+
+    def _watch_roll(self, now: float) -> None:
+        pool = self.pool
+        fresh = pool.count_ready(pool.generation)
+        if not fresh and pool.setbacks.boots:
+            # Of the code that is here now no worker starts; those of before are left alone.
+            pool.generation -= 1
+            self._reload.fail("the first new worker did not start", pool.setbacks.last_report)
+        elif fresh and not pool.has_older_workers() and self._may_roll(now):
+            self._reload.succeed(pool.generation)
+            self._close_abandoned()
+
+    def _may_roll(self, now: float) -> bool:
+        """Tell whether workers of before may go: what is queued on sockets that are given up is theirs."""
+        if not self._abandoned or not self._reload.rolling:
+            return True
+        waiting = any(listener.needs_draining() for listener in self._abandoned)
+        return not waiting or now >= self._roll_at_latest
+
+    def _close_abandoned(self) -> None:
+        for listener in self._abandoned:
+            listener.remove_path()
+            os.close(listener.fd)
+        self._abandoned = []
+
+    def _heritage(self) -> tuple[list[tuple[int, int, Any]], tuple[int, ...]]:
+        """Return what a trial is told of the sockets, and those that a program knows by their number."""
+        named = [Named.of(fd) for fd in self._handed_over()]
+        return [(one.family, one.kind, one.address) for one in named], self._kept()
+
+    def _handed_over(self) -> tuple[int, ...]:
+        return tuple(one.fd for one in self._listeners if one.is_socket and not one.is_inherited)
+
+    def _kept(self) -> tuple[int, ...]:
+        return tuple(one.fd for one in self._listeners if one.is_inherited)
+
+    def _hand_over(self) -> None:
+        """Become the new code; returns only if that cannot be."""
+        self.pool.call_hook("on_reload")
+        for handler in log.logger.handlers:
+            handler.flush()
+        try:
+            hand_over(
+                Legacy(
+                    format=FORMAT,
+                    pid=os.getpid(),
+                    pool=self.pool.legacy(),
+                    listeners=self._handed_over(),
+                    kept=self._kept(),
+                    wakeup=(self._wakeup.read_fd, self._wakeup.write_fd),
+                    lost_time=self._lost,
+                    floor=self._floor,
+                    floor_set=self._settings.workers,
+                    size=self._spares.size,
+                    settings=shown(self._settings),
+                    again=self._reload.wanted_by,
+                    metrics=self.observer.legacy(),
+                    pidfile=kept_pidfile(),
+                )
+            )
+        except OSError as error:
+            self._reload.fail(f"the program cannot be run again: {error.strerror}")
+
     # --- looking
 
     def _view(self, now: float) -> PoolView:
@@ -391,8 +522,8 @@ class Master:
             floor=self._floor,
             workers=pool.views(now),
             spares=self._spares,
-            affordable=self._affordable(now),
-            generation=pool.generation,
+            oom_killed=pool.oom_killed,
+            generation=pool.generation if self._may_roll(now) else 0,
             lost=pool.lost,
             retry_at=pool.setbacks.retry_at,
             probing=pool.setbacks.probing,
@@ -402,10 +533,14 @@ class Master:
             work_waiting=self._work_waiting(),
         )
 
-    def _affordable(self, now: float) -> int | None:
-        if self._settings.min_spare is None:
-            return None
-        return self._budget.affordable(self.pool.pids, now)
+    def _look_at_memory(self, view: PoolView) -> PoolView:
+        """Look how many workers more there is memory for, but only when more are wanted."""
+        load = load_of(view)
+        if not wants_growth(load, self._settings):
+            return view
+        ready = [one.info.pid for one in self.pool.handles.values() if one.ready_at is not None]
+        left = affordable(self._memory, ready, load.starting)
+        return dataclasses.replace(view, affordable=left)
 
     def _watch_load(self, now: float) -> float | None:
         """Have workers tell when they leave the idle, but not all the time; return when to look again."""
@@ -467,3 +602,15 @@ class Master:
 
 def _earliest(*instants: float | None) -> float | None:
     return min((instant for instant in instants if instant is not None), default=None)
+
+
+def _floor_after(legacy: Legacy, settings: Settings) -> int:
+    """Return the number of workers to keep: what TTIN and TTOU made of it, unless the setting has changed."""
+    if settings.workers == legacy.floor_set:
+        return min(legacy.floor, settings.max_children)
+    return settings.workers
+
+
+def _changes(before: dict[str, str], settings: Settings) -> list[tuple[str, str, str]]:
+    now = shown(settings)
+    return [(key, before.get(key, "-"), now[key]) for key in now if before.get(key) != now[key]]

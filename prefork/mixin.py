@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import msgspec
 import setproctitle
 
+from prefork import adoption, handover, rehearsal
 from prefork.master import Master
+from prefork.metrics import slots
 from prefork.signals import Wakeup
-from prefork.workers import pool
+from prefork.workers import log, pool
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
 from prefork.workers.settings import Settings, from_attributes
 
 if TYPE_CHECKING:
-    from prefork.workers.bootstrap import WorkerInfo, WorkerSide
+    from collections.abc import Callable
+
+    from prefork.workers.bootstrap import ThisWorker, WorkerInfo, WorkerSide
     from prefork.workers.states import ExitCause
+
+
+handover.accept_legacy()
+_estate = adoption.estate_of_this_process()
 
 
 _servers_here: weakref.WeakValueDictionary[int, PreForkingMixIn] = weakref.WeakValueDictionary()
@@ -103,13 +113,15 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         """Make the server known to this process; there is no ``__init__`` that everybody would call."""
         server: Self = super().__new__(cls)
         _servers_here[id(server)] = server
+        if _estate is not None:
+            _estate.prepare(server)
         return server
 
     # --- what a handler can ask
 
     @property
-    def worker(self) -> WorkerInfo | None:
-        """The worker this is running in (slot, generation, pid), None in the master."""
+    def worker(self) -> ThisWorker | None:
+        """The worker this is running in (slot, generation, pid, extend_deadline()), None in the master."""
         side: WorkerSide | None = self._prefork_side
         return side.info if side is not None else None
 
@@ -213,6 +225,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def pool_resized(self, old: int, new: int, why: str) -> None:
         """Learn that the number of workers to keep has changed (master)."""
 
+    def on_reload(self) -> None:
+        """Do something before the program is run again in this process; its new code was tried (master)."""
+
     def on_exit(self) -> None:
         """Do something when the pool has stopped (master)."""
 
@@ -231,6 +246,7 @@ def serve(
     leader = servers[0]
     if settings is None:
         settings = from_attributes(leader)
+    rehearsal.end_if_on_trial(settings)
     runs = [_run_of(server) for server in servers]
     _begin(runs)
     try:
@@ -238,7 +254,8 @@ def serve(
             if settings.workers == 0:
                 _serve_without_workers(servers, runs, poll_interval)
             else:
-                _serve_with_pool(servers, runs, settings, poll_interval)
+                with contextlib.closing(_lease(settings)) as user_metrics:
+                    _serve_with_pool(servers, runs, settings, poll_interval, user_metrics)
     finally:
         for server, run in zip(servers, runs, strict=True):
             run.running = run.shutdown_asked = False
@@ -283,36 +300,35 @@ def _serve_with_pool(
     runs: list[_Run],
     settings: Settings,
     poll_interval: float | None,
+    user_metrics: slots.Lease,
 ) -> None:
     leader = servers[0]
     listeners = [_listener_of(server) for server in servers]
-
-    def enter(side: WorkerSide) -> None:
-        for server in servers:
-            server._prefork_side = side  # type: ignore[misc]  # noqa: SLF001 - the mix-in's own
-            server.active_children = None
-            # ForkingMixIn behind: its children are the worker's to collect.
-            if hasattr(super(PreForkingMixIn, server), "collect_children"):
-                side.add_chore(server.collect_children)
-        _let_go_of_others(servers)
+    legacy = handover.pending()
+    if legacy is not None:
+        settings = _fitting(settings, legacy)
 
     def publish_pids(pids: set[int]) -> None:
         for server in servers:
             server.active_children = pids
 
     with pool.changing_pools:
-        wakeup = Wakeup()
+        wakeup = Wakeup(None if legacy is None else legacy.wakeup)
         try:
             master = Master(
                 settings,
                 listeners,
                 wakeup=wakeup,
-                hooks=lambda name, *arguments: getattr(leader, name)(*arguments),
-                enter=enter,
+                hooks=_hooks_of(leader, user_metrics),
+                enter=_entrance_to(servers, user_metrics),
                 title=_title(settings, listeners),
                 service_actions=leader.service_actions,
                 publish_pids=publish_pids,
                 poll_interval=poll_interval,
+                let_go=lambda: _let_go_of_others(()),
+                metrics_dir=user_metrics.directory,
+                legacy=legacy,
+                abandoned=_abandoned(),
             )
         except BaseException:
             wakeup.close()
@@ -329,6 +345,73 @@ def _serve_with_pool(
                 run.master = None
         master.close()
         wakeup.close()
+
+
+def _entrance_to(
+    servers: tuple[PreForkingMixIn, ...], user_metrics: slots.Lease
+) -> Callable[[WorkerSide], None]:
+    """Return what a worker does to know itself as one, before anything of the program runs in it."""
+
+    def enter(side: WorkerSide) -> None:
+        user_metrics.enter(side.info.slot)
+        for server in servers:
+            server._prefork_side = side  # type: ignore[misc]  # noqa: SLF001 - the mix-in's own
+            server.active_children = None
+            # ForkingMixIn behind: its children are the worker's to collect.
+            if hasattr(super(PreForkingMixIn, server), "collect_children"):
+                side.add_chore(server.collect_children)
+        _let_go_of_others(servers)
+
+    return enter
+
+
+def _hooks_of(leader: PreForkingMixIn, user_metrics: slots.Lease) -> Callable[..., None]:
+    """Return what calls the hooks of the leading server, by name."""
+
+    def call(name: str, *arguments: Any) -> None:
+        if name == "worker_died":
+            user_metrics.vacate(arguments[0].slot)  # before the next worker has that slot
+        getattr(leader, name)(*arguments)
+
+    return call
+
+
+def _lease(settings: Settings) -> slots.Lease:
+    """Begin to keep the application's own metrics by slot, and say which ones come too late for that."""
+    user_metrics = slots.lease(settings.metrics_dir, settings.max_children)
+    if early := slots.made_before():
+        log.event(
+            logging.WARNING,
+            "master",
+            "these metrics were made before prefork.metrics.slots.enable() was called and "
+            "are not kept by slot: call it before prometheus_client is imported",
+            metrics=" ".join(early),
+        )
+    return user_metrics
+
+
+def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:
+    """Keep ``max_children`` as it was: it sizes the scoreboard, which goes on."""
+    size = int(legacy.settings["max_children"])
+    if settings.max_children == size:
+        return settings
+    log.event(
+        logging.WARNING,
+        "master",
+        "keeps max_children until it is restarted",
+        max_children=size,
+        wanted=settings.max_children,
+    )
+    spare = settings.min_spare if settings.min_spare is None else min(settings.min_spare, size)
+    return msgspec.structs.replace(
+        settings, max_children=size, workers=min(settings.workers, size), min_spare=spare
+    )
+
+
+def _abandoned() -> list[Listener]:
+    """Return the sockets of before that no server has asked for."""
+    left = [] if _estate is None else _estate.give_up()
+    return [Listener(adoption.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
 
 
 def _let_go_of_others(servers: tuple[PreForkingMixIn, ...]) -> None:

@@ -14,6 +14,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from prefork.handover import keep_pidfile, pending
+from prefork.rehearsal import is_on_trial
 from prefork.workers.errors import PreforkError, SettingsError
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class PidFile:
         self._fd = -1
 
     def __enter__(self) -> Self:
+        if is_on_trial():
+            return self  # the file is the master's, who is not this process
+        legacy = pending()
+        if legacy is not None and legacy.pidfile is not None and _is_at(self.path, legacy.pidfile):
+            self._fd = legacy.pidfile  # with its lock, through the exec
         while self._fd < 0:
             fd = self._open()
             try:
@@ -53,6 +60,7 @@ class PidFile:
                 if self._fd != fd:
                     os.close(fd)
         _held.add(self._fd)
+        keep_pidfile(self._fd)
         return self
 
     def __exit__(
@@ -67,6 +75,7 @@ class PidFile:
         with contextlib.suppress(OSError):  # the directory is gone or has become read-only
             if _is_at(self.path, self._fd):
                 self.path.unlink()
+        keep_pidfile(None)
         _held.discard(self._fd)
         os.close(self._fd)
         self._fd = -1

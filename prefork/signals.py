@@ -22,11 +22,14 @@ TABLE: dict[signal.Signals, tuple[str, str]] = {
         "Ignored, the master decides",
     ),
     signal.SIGQUIT: ("Stop now, with every worker's stack in the log", "Ignored"),
-    signal.SIGTTIN: ("One worker more, up to `max_children`", "Ignored"),
-    signal.SIGTTOU: ("One worker less, down to 1", "Ignored"),
+    signal.SIGTTIN: ("One worker more to keep, up to `max_children`", "Ignored"),
+    signal.SIGTTOU: ("One worker less to keep, down to 1", "Ignored"),
     signal.SIGUSR1: ("Status and every worker's stack into the log", "Dump the stacks"),
-    signal.SIGHUP: ("Logged and ignored: there is no reload yet", "Ignored"),
-    signal.SIGUSR2: ("Logged and ignored: there is no upgrade yet", "Ignored"),
+    signal.SIGHUP: (
+        "Reload: try the new code, exec in place, replace the workers one by one",
+        "Ignored",
+    ),
+    signal.SIGUSR2: ("Upgrade: the same, for a new interpreter or a new prefork", "Ignored"),
     signal.SIGWINCH: ("Ignored (terminals send it)", "Ignored"),
 }
 """What each signal means to the master and to a worker; the docs' table is made from it."""
@@ -48,8 +51,9 @@ PIPE_BYTES = 65536
 class Wakeup:
     """The pipe that wakes the master: written by signals, by workers and by ``shutdown()``."""
 
-    def __init__(self) -> None:
-        self.read_fd, self.write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(self, fds: tuple[int, int] | None = None) -> None:
+        # fds: those of an earlier image of the master, which its workers write to.
+        self.read_fd, self.write_fd = fds or os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def fileno(self) -> int:
         """Return the end that the master waits on."""

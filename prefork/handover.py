@@ -1,0 +1,272 @@
+"""Exec in place: the same process, workers, sockets and scoreboard go on under new code.
+
+The old image writes what it knows into a memfd that only it has, blocks the control signals, lets
+the descriptors of an explicit list survive, and calls exec. The new image finds the memfd through
+an environment variable, runs the program from its beginning, and adopts.
+
+Whether the new code is any good was tried before, in a child (prefork/rehearsal.py). If it fails
+all the same after the exec, the workers of before go on serving: see ``take_care``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from prefork.workers import log, system
+from prefork.workers.errors import PreforkError
+from prefork.workers.legacy import PoolLegacy
+from prefork.workers.scoreboard import PoolField, Scoreboard
+from prefork.workers.states import ReloadState
+
+FORMAT: Final = 1
+"""Of the memfd's content; a new image that reads another one is refused before the exec."""
+
+VARIABLE: Final = "PREFORK_HANDOVER"
+"""Names the descriptor of the memfd to the new image."""
+
+CONTROL_SIGNALS: Final = frozenset(
+    {
+        *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+        *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
+    }
+)
+"""Blocked from before the exec until the new master's handlers stand: 15 of 15 reloads were killed without."""
+
+STOP_TIME: Final = 25.0
+"""Seconds that workers have to finish when a master without an application is stopped."""
+
+RETRY_LOOK: Final = 0.5
+"""Seconds between two looks at the workers while there is no application."""
+
+
+class MetricsLegacy(msgspec.Struct, frozen=True):
+    """The metrics process: the socket that it shares with the next one, and itself."""
+
+    address: str
+    fd: int
+    pid: int
+    pidfd: int
+
+
+class Legacy(msgspec.Struct, frozen=True):
+    """All that one image of the master leaves to the next."""
+
+    format: int
+    pid: int
+    pool: PoolLegacy
+    listeners: tuple[int, ...]
+    """Sockets that the next image's servers take by their address."""
+    kept: tuple[int, ...]
+    """Sockets that are known by their number, ``fd://N``."""
+    wakeup: tuple[int, int]
+    lost_time: float
+    floor: int
+    floor_set: int
+    """The ``workers`` of the settings, from which TTIN and TTOU may have moved the floor."""
+    size: int
+    """Workers wanted, with what load has added."""
+    settings: dict[str, str]
+    """As a user would write them, to tell what has changed."""
+    again: str = ""
+    """The signal that has asked for one reload more meanwhile."""
+    metrics: MetricsLegacy | None = None
+    pidfile: int | None = None
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors that have to outlive the exec."""
+        metrics = [] if self.metrics is None else [self.metrics.fd, self.metrics.pidfd]
+        pidfile = [] if self.pidfile is None else [self.pidfile]
+        return [
+            *self.pool.fds,
+            *self.listeners,
+            *self.kept,
+            *self.wakeup,
+            *metrics,
+            *pidfile,
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How this program was started, so that it can be started again: noted when prefork is imported."""
+
+    arguments: tuple[str, ...]
+    folder: str | None
+    environment: dict[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> Program:
+        """Read it; an application may change its folder and its environment later on."""
+        folder = None
+        with contextlib.suppress(OSError):  # it has been removed
+            folder = os.getcwd()
+        environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+        return cls(tuple(sys.orig_argv[1:]), folder, environment)
+
+    @property
+    def command(self) -> list[str]:
+        """The interpreter and its arguments."""
+        return [sys.executable, *self.arguments]
+
+    def why_not_again(self) -> str:
+        """Why it cannot be started again; "" when it can."""
+        if self.folder is None or not os.path.isdir(self.folder):
+            return "the folder that it was started in is gone"
+        if not sys.executable:
+            return "the interpreter is unknown"
+        if not self.arguments or self.arguments[0] == "-":
+            return "the program was read from standard input"
+        return ""
+
+
+program = Program.of_this_process()
+
+
+def hand_over(legacy: Legacy) -> None:
+    """Become the new image of this program; returns only by raising OSError, and then as if never called."""
+    memory = os.memfd_create("prefork-legacy", os.MFD_CLOEXEC)
+    try:
+        os.write(memory, msgspec.json.encode(legacy))
+        environment = {**program.environment, VARIABLE: str(memory)}
+        system.become(
+            program.command,
+            environment,
+            program.folder or "/",
+            keep=[memory, *legacy.fds],
+            blocked=CONTROL_SIGNALS,
+        )
+    finally:
+        os.close(memory)
+
+
+class _Here:
+    """What this process has to do with handing over. legacy: of the image before, until it is adopted."""
+
+    legacy: Legacy | None = None
+    pidfile: int | None = None
+
+
+def pending() -> Legacy | None:
+    """Return the legacy that waits to be adopted; None in a process that was started afresh."""
+    return _Here.legacy
+
+
+def adopted() -> None:
+    """Note that a master has everything in hand."""
+    _Here.legacy = None
+
+
+def keep_pidfile(fd: int | None) -> None:
+    """Note the descriptor that holds the pid file's lock, which has to be held through an exec."""
+    _Here.pidfile = fd
+
+
+def kept_pidfile() -> int | None:
+    """Return it; None where there is no pid file."""
+    return _Here.pidfile
+
+
+def accept_legacy() -> None:
+    """Read what the image before has left, once, when prefork is imported.
+
+    A variable that means nothing (inherited by mistake, or made up) is passed over with a word.
+    """
+    text = os.environ.pop(VARIABLE, None)
+    if text is None:
+        return
+    legacy = _read(text)
+    if legacy is None:
+        log.event(logging.WARNING, "master", f"{VARIABLE} means nothing here and is ignored")
+        return
+    # Programs that the application starts while it is loaded must not get them.
+    for fd in legacy.fds:
+        os.set_inheritable(fd, False)
+    _Here.legacy = legacy
+    atexit.register(take_care)
+
+
+def _read(text: str) -> Legacy | None:
+    with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
+        memory = int(text)
+        if not os.readlink(f"/proc/self/fd/{memory}").startswith("/memfd:prefork-legacy"):
+            return None
+        content = os.pread(memory, os.fstat(memory).st_size, 0)
+        os.close(memory)
+        legacy = msgspec.json.decode(content, type=Legacy)
+        if legacy.pid == os.getpid() and legacy.format == FORMAT:
+            return legacy
+    return None
+
+
+# --- when the new code fails after the exec -------------------------------------------------------
+
+
+def take_care() -> None:
+    """Keep the workers of before serving although the new code has ended before it adopted them.
+
+    Runs at the interpreter's end. There is no application to fork workers from, so the dead are
+    not replaced; HUP or USR2 tries the code once more, TERM, INT or QUIT ends everything.
+    """
+    legacy = pending()
+    if legacy is None:
+        return
+    log.event(
+        logging.CRITICAL,
+        "master",
+        "the new code has ended before it served; the workers of before go on, without replacement: "
+        "mend the code and send HUP, or TERM to stop",
+    )
+    _publish_failure(legacy)
+    # The signals are blocked since before the exec: they are waited for.
+    orders = {*CONTROL_SIGNALS} - {signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU}
+    while True:
+        order = signal.sigtimedwait(orders, RETRY_LOOK)
+        if order is not None and order.si_signo in (signal.SIGHUP, signal.SIGUSR2):
+            with contextlib.suppress(OSError):
+                hand_over(legacy)
+        elif order is not None:
+            _stop_all(legacy)
+            return
+
+
+def _publish_failure(legacy: Legacy) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
+        board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
+        board.count_pool(PoolField.RELOADS_FAILED)
+        board.set_reload_report("the new code ended before it served, although its trial was good")
+        board.close()
+
+
+def _stop_all(legacy: Legacy) -> None:
+    children = [one.child for one in legacy.pool.workers]
+    for child in children:
+        system.send(child, signal.SIGTERM)
+    system.wait_for_all(children, STOP_TIME)
+    for child in children:
+        system.send(child, signal.SIGKILL)
+
+
+class VersionError(PreforkError):
+    """The new code cannot go on with what this one has: it takes a restart."""
+
+
+def refuse_other_format(
+    their_format: int, their_layout: tuple[int, ...], our_layout: tuple[int, ...]
+) -> None:
+    """Compare what a trial says of its formats with ours; VersionError where the new code could not go on."""
+    theirs, ours = (their_format, *their_layout), (FORMAT, *our_layout)
+    if theirs != ours:
+        raise VersionError(
+            f"this version of prefork keeps its state differently ({theirs}, here {ours}): restart"
+        )

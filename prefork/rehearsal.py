@@ -1,0 +1,173 @@
+"""The trial of a reload: new code and settings are loaded in a child, while the old ones serve.
+
+The child is the same program, started anew in a session of its own, without the listeners. It runs
+up to ``serve_forever()``, reports, and ends. The master never waits for it: ``Rehearsal`` is looked
+at from tick to tick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from typing import Any, Final
+
+import msgspec
+
+from prefork._version import __version__
+from prefork.about import shown
+from prefork.handover import FORMAT, Program
+from prefork.workers import system
+from prefork.workers.errors import PreforkError
+from prefork.workers.scoreboard import LAYOUT
+from prefork.workers.settings import Settings
+
+VARIABLE: Final = "PREFORK_TRIAL"
+"""Tells a child that it is a trial: the descriptor for its report, and what was handed over by name."""
+
+NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""Variables by which the child would speak for the master."""
+
+LONGEST_REPORT: Final = 60_000
+
+
+class Script(msgspec.Struct, frozen=True):
+    """What a trial is told. sockets: family, type and address of each that is handed over."""
+
+    report_to: int
+    sockets: tuple[tuple[int, int, Any], ...]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a trial that came up to ``serve_forever()`` says of the new code."""
+
+    format: int
+    scoreboard: tuple[int, ...]
+    version: str
+    settings: dict[str, str]
+
+
+class TrialError(PreforkError):
+    """New code was tried and is no good. report: its traceback or last words."""
+
+    def __init__(self, message: str, report: str = "") -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Rehearsal:
+    """One trial, from its start to its verdict (master).
+
+    Raises OSError when it cannot be started. sockets: what is handed over, by name. kept: sockets
+    that the program knows by their number. timeout: seconds of the master's clock.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        sockets: list[tuple[int, int, Any]],
+        kept: tuple[int, ...],
+        now: float,
+        timeout: float,
+    ) -> None:
+        self._give_up_at = now + timeout
+        self._timeout = timeout
+        self._words = os.memfd_create("prefork-trial", os.MFD_CLOEXEC)
+        self._report = os.memfd_create("prefork-trial-report", os.MFD_CLOEXEC)
+        script = msgspec.json.encode(Script(self._report, tuple(sockets))).decode()
+        environment = {k: v for k, v in program.environment.items() if k not in NOT_FOR_A_TRIAL}
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                program.command,
+                cwd=program.folder,
+                env={**environment, VARIABLE: script},
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                pass_fds=[self._report, *kept],
+                start_new_session=True,
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    def verdict(self, now: float) -> Report | None:
+        """Return the report of a good trial, None while it runs; TrialError when the code is no good."""
+        status = self._child.poll()
+        if status is None:
+            if now < self._give_up_at:
+                return None
+            self.end()
+            raise TrialError(f"the new code was not loaded within {self._timeout:g} s")
+        report, words = _content(self._report), _content(self._words)
+        self.end()
+        if status == 0 and report:
+            with contextlib.suppress(msgspec.MsgspecError):
+                return msgspec.json.decode(report, type=Report)
+        raise TrialError(_reason(status), words.decode("utf-8", "replace"))
+
+    def end(self) -> None:
+        """Kill it and what it has started, and collect it; may be called again."""
+        if self._words < 0:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._words)
+        os.close(self._report)
+        self._words = -1
+
+
+class _Here:
+    """What this process was told, if it is a trial."""
+
+    script: Script | None = None
+
+
+def is_on_trial() -> bool:
+    """Tell whether this process only tries the program; its master serves meanwhile."""
+    return _Here.script is not None
+
+
+def end_if_on_trial(settings: Settings) -> None:
+    """Report that the program came up to serving, and end (trial); does nothing in other processes."""
+    if _Here.script is None:
+        return
+    report = Report(FORMAT, LAYOUT, __version__, shown(settings))
+    os.write(_Here.script.report_to, msgspec.json.encode(report))
+    system.exit_now(0)
+
+
+def script_of_this_process() -> Script | None:
+    """Read what this trial was told, once, when prefork is imported; None in a process that is none."""
+    text = os.environ.pop(VARIABLE, None)
+    if text is not None:
+        _Here.script = _read(text)
+    return _Here.script
+
+
+def _read(text: str) -> Script | None:
+    with contextlib.suppress(msgspec.MsgspecError, OSError):
+        script = msgspec.json.decode(text, type=Script)
+        os.set_inheritable(script.report_to, False)
+        if os.readlink(f"/proc/self/fd/{script.report_to}").startswith("/memfd:prefork-trial"):
+            return script
+    return None
+
+
+def _content(memory: int) -> bytes:
+    """Return the last bytes of what was written there."""
+    size = os.fstat(memory).st_size
+    return os.pread(memory, LONGEST_REPORT, max(0, size - LONGEST_REPORT))
+
+
+def _reason(status: int) -> str:
+    if status < 0:
+        return f"the new code died of signal {-status} while it was loaded"
+    if status == 0:
+        return "the new code ended without serving"
+    return f"the new code could not be loaded (exit status {status})"
