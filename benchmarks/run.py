@@ -20,6 +20,7 @@ except ImportError:  # a plain checkout: the package lies beside this folder
     import prefork
 
 import cores
+import faults
 import pool
 import requests_cost
 import table
@@ -32,6 +33,8 @@ SECTIONS = {
     "Medians, and the least of all rounds; ratios are to the hand-written loop in the same round.",
     "cores": "What a second core brings: requests per second, on a machine that does nothing else.",
     "pool": "What the pool itself costs.",
+    "faults": "How soon a pool follows a burst, and what is lost when its workers are killed all the time. "
+    "A loss is explained when the client had been told that the worker killed under it had its request.",
 }
 
 
@@ -68,6 +71,8 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
         return cores.report(rounds=3 if quick else 12, seconds=0.4)
     if section == "pool":
         return pool.report(kills=20 if quick else 100, idle_seconds=1.0 if quick else 10.0)
+    if section == "faults":
+        return faults.report(kills=100 if quick else 1000, bursts=3 if quick else 15)
     effort = requests_cost.Effort(rounds=3 if quick else 25, seconds=0.06 if quick else 0.1)
     with own_core() as server_cpu:
         return requests_cost.report(effort, server_cpu, transports or ["tcp", "udp", "unix"])

@@ -49,6 +49,19 @@ class Burn(socketserver.BaseRequestHandler):
         self.request.sendall(b"%d" % burn(self.rounds))
 
 
+class Hold(socketserver.BaseRequestHandler):
+    """Say who serves and since when, hold the worker for a while, then answer with what came."""
+
+    seconds = 0.0
+
+    def handle(self) -> None:
+        """Tell a client first who has its request, so that it knows whose death it suffers from."""
+        asked = self.request.recv(1024)
+        self.request.sendall(b"%d %d\n" % (os.getpid(), time.monotonic_ns()))
+        time.sleep(self.seconds)
+        self.request.sendall(asked)
+
+
 def burn(rounds: int) -> int:
     """Do the CPU-bound work of a request."""
     value = 1
@@ -136,6 +149,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--path", help="the Unix socket")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--burn", type=int, default=0, help="compute so many rounds, do not echo")
+    parser.add_argument("--hold", type=float, default=0.0, help="hold each request so many seconds")
+    parser.add_argument("--most", type=int, help="grow under load up to so many workers")
     parser.add_argument("--cpu", type=int, help="run on this core only")
     return parser.parse_args()
 
@@ -145,11 +160,15 @@ def main() -> None:
     given = arguments()
     if given.cpu is not None:
         os.sched_setaffinity(0, {given.cpu})
-    Burn.rounds = given.burn
+    Burn.rounds, Hold.seconds = given.burn, given.hold
     serving = server_class(given.transport, given.variant)
     serving.workers = serving.max_children = given.workers
+    if given.hold:
+        logging.getLogger("prefork").setLevel(logging.CRITICAL)  # deaths on purpose are no news
+    if given.most is not None:
+        serving.max_children, serving.min_spare, serving.max_spare = given.most, 1, 2
     address = given.path if given.transport == "unix" else ("127.0.0.1", 0)
-    server = serving(address, Burn if given.burn else Echo)
+    server = serving(address, Burn if given.burn else Hold if given.hold else Echo)
     tell(address=server.server_address, serving=time.monotonic())
     server.serve_forever()
 

@@ -81,7 +81,7 @@ def test_max_lifetime_replaces_workers_at_rest(start: Callable[..., Program]) ->
     address = program.address()
     first = program.wait_workers(2)
     wait_until(lambda: not first & program.workers(), "all first workers replaced")
-    assert recycled(program, "max_lifetime") >= 2
+    wait_until(lambda: recycled(program, "max_lifetime") >= 2, "both exits logged")
     ask(address)
     with board_of(program.pid) as board:
         assert sum(one[SlotField.SPAWNS] for one in board.snapshot().slots) >= 4

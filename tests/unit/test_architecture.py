@@ -21,12 +21,22 @@ if TYPE_CHECKING:
 FLOORS = (
     ("prefork.__main__",),
     ("prefork.cli",),
+    # One module per command; they share what stands beside them in their package.
+    ("prefork.commands",),
     ("prefork",),
+    # The screen of one command, which loads it only when it is asked for: it needs an extra.
+    ("prefork.top",),
+    ("prefork.view",),
     ("prefork.target", "prefork.sources", "prefork.trial", "prefork.logs", "prefork.pidfile"),
+    ("prefork.find", "prefork.figures", "prefork.stopping"),
     ("prefork.servers",),
-    ("prefork.addresses",),
     ("prefork.mixin",),
     ("prefork.master",),
+    # The metrics process: what the master does about it, what its child does, where it listens.
+    ("prefork.observer",),
+    ("prefork.observation", "prefork.endpoint"),
+    ("prefork.addresses", "prefork.socket_file"),
+    ("prefork.about",),
     ("prefork.signals",),
     ("prefork.metrics",),
     ("prefork.workers",),
@@ -35,28 +45,54 @@ FLOORS = (
 """From top to bottom. A module imports from below only: nothing above it, nothing beside it."""
 
 WORKERS = {
-    "cpus": (),
+    "cgroups": (),
     "errors": (),
     "log": (),
     "states": (),
+    "threads": (),
+    "cpus": ("cgroups",),
+    "memory": ("cgroups",),
     "settings": ("cpus", "errors"),
-    "policy": ("settings", "states"),
+    "credentials": ("errors", "settings"),
+    "spares": ("settings",),
+    "views": ("spares", "states"),
+    "deadlines": ("settings", "states", "views"),
+    "policy": ("deadlines", "settings", "spares", "states", "views"),
+    "setbacks": ("states",),
     "scoreboard": ("states",),
     "system": ("states",),
-    "accounting": ("scoreboard",),
-    "listener": ("log",),
-    "source": ("listener", "scoreboard"),
-    "loop": ("accounting", "listener", "log", "scoreboard", "source", "states"),
-    "bootstrap": ("listener", "log", "loop", "scoreboard", "states", "system"),
-    "handle": ("bootstrap", "policy", "states", "system"),
+    # What one request of a worker may touch, from the socket options to the loop.
+    "quiet": (),
+    "clients": ("log",),
+    "waits": ("settings",),
+    "listener": ("log", "settings", "waits"),
+    "limits": ("memory", "scoreboard", "settings", "states"),
+    "access": ("listener", "scoreboard"),
+    "source": ("listener", "quiet", "scoreboard", "waits"),
+    "witness": ("access", "scoreboard", "settings", "source", "waits"),
+    "accounting": ("scoreboard", "source", "witness"),
+    "loop": (
+        *("accounting", "listener", "log", "scoreboard", "settings"),
+        *("source", "states", "waits", "witness"),
+    ),
+    "bootstrap": (
+        *("credentials", "limits", "listener", "log", "loop", "scoreboard"),
+        *("settings", "states", "system", "witness"),
+    ),
+    "reports": ("bootstrap",),
+    "handle": ("bootstrap", "scoreboard", "states", "system", "views"),
     "pool": (
-        *("bootstrap", "errors", "handle", "listener", "log"),
-        *("policy", "scoreboard", "settings", "states", "system"),
+        *("bootstrap", "credentials", "deadlines", "handle", "listener", "log", "memory"),
+        *("reports", "scoreboard", "setbacks", "settings", "states", "system", "views"),
     ),
 }
 """Each module of the ground floor and all that it may import of prefork, in an order without circles."""
 
-OPEN_TO_METRICS = {"scoreboard", "states", "settings"}
+PURE = ("states", "spares", "views", "deadlines", "policy", "setbacks")
+"""The modules that decide."""
+
+# errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
+OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors"}
 """What the readers of the scoreboard may import of the workers."""
 
 PROCESS_CALLS = {
@@ -200,12 +236,12 @@ def test_packages_of_the_lower_floors_are_empty() -> None:
         assert [type(node) for node in SOURCES[name].body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("name", ["prefork.workers.policy", "prefork.workers.states"])
+@pytest.mark.parametrize("name", [f"prefork.workers.{name}" for name in PURE])
 def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
     """The decisions are values in, values out: no clock, process, file or random number can come in."""
     outside = {found.split(".")[0] for found in imports_of(SOURCES[name])} - {"prefork"}
 
-    assert outside <= {"__future__", "collections", "dataclasses", "enum", "signal"}
+    assert outside <= {"__future__", "collections", "dataclasses", "enum", "math", "signal"}
     assert process_calls(SOURCES[name]) == set()
 
 
@@ -227,7 +263,7 @@ def test_system_waits_for_no_stranger() -> None:
 
     assert waits
     for call in waits:
-        assert ast.unparse(call.func) in {"os.waitid", "os.waitpid"}
+        assert ast.unparse(call.func) in {"os.waitid", "os.waitpid", "os.wait4"}
         which = [ast.unparse(argument) for argument in call.args]
         assert not {"-1", "0", "os.P_ALL", "os.P_PGID"} & set(which[: len(which) - 1])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.metrics import names
 from prefork.signals import markdown_table
 from prefork.workers.settings import docs_table
 
@@ -20,6 +21,7 @@ TABLES = {
     ("README.md", "settings"): docs_table,
     ("README.md", "signals"): markdown_table,
     ("docs/SIGNALS.md", "signals"): markdown_table,
+    ("docs/METRICS.md", "metrics"): names.docs_table,
 }
 """File and name of each pair of markers ``<!-- name -->``, ``<!-- /name -->``, and what stands between."""
 

@@ -21,14 +21,16 @@ any_load = st.builds(
     Load,
     idle=st.integers(0, 70),
     starting=st.integers(0, 70),
+    waiting=st.booleans(),
     affordable=st.none() | st.integers(0, 70),
     oom_killed=st.integers(0, 3),
 )
 
 
 def follow(spares: Spares, now: float = NOW, **load: int) -> Spares:
-    """Decide for a load; nobody starts unless said so."""
-    return follow_load(spares, Load(**{"idle": 0, "starting": 0, **load}), FLOOR, SETTINGS, now)
+    """Decide for a load; nobody starts and somebody waits unless said so."""
+    usual = {"idle": 0, "starting": 0, "waiting": True}
+    return follow_load(spares, Load(**{**usual, **load}), FLOOR, SETTINGS, now)
 
 
 def calm(spares: Spares, idle: int, seconds: float, now: float = NOW) -> Spares:
@@ -57,12 +59,29 @@ def test_growth_doubles_from_tick_to_tick() -> None:
     assert spares.at_ceiling
 
 
+def test_reserve_is_filled_up_while_nobody_waits() -> None:
+    """Without a queue as many are added as are missing in the reserve, and no doubling."""
+    doubling = replace(Spares(8), step=8, grown_at=NOW)
+
+    assert follow(doubling, waiting=False).size == 10
+    assert follow(doubling, idle=1, waiting=False).size == 9
+
+
+def test_growth_doubles_through_slow_boots() -> None:
+    """The calm begins when the last step is ready, however long it took to boot."""
+    grown = follow(follow(Spares(FLOOR)), NOW + 0.1)
+    for tick in range(10):
+        grown = follow(grown, NOW + 0.2 + tick * 0.4, starting=2)
+
+    assert follow(grown, NOW + 4.3).step == 4
+
+
 def test_growth_is_never_more_than_the_cap_at_once() -> None:
     """However long the growth lasts, one step adds GROWTH_CAP workers at most."""
     roomy = Settings(workers=2, max_children=1000, min_spare=1)
     spares, steps = Spares(2), []
     for tick in range(12):
-        grown = follow_load(spares, Load(0, 0), 2, roomy, NOW + tick * 0.1)
+        grown = follow_load(spares, Load(0, 0, waiting=True), 2, roomy, NOW + tick * 0.1)
         steps.append(grown.size - spares.size)
         spares = grown
 
@@ -85,13 +104,14 @@ def test_starting_workers_count_as_idle() -> None:
     assert follow(Spares(4), idle=1).size == 5
 
 
-def test_ceiling_is_noted_until_nothing_more_is_wanted() -> None:
-    """at_ceiling says that more were wanted than max_children, and goes when they are not any more."""
+def test_ceiling_is_noted_until_the_pool_has_shrunk() -> None:
+    """at_ceiling says that more were wanted than max_children; a moment's calm at the ceiling does not end it."""
     full = follow(Spares(64))
 
     assert full.at_ceiling
     assert full.size == 64
-    assert not follow(full, NOW + 1, idle=2).at_ceiling
+    assert follow(full, NOW + 1, idle=2).at_ceiling
+    assert not calm(full, idle=9, seconds=WINDOW + 2).at_ceiling
 
 
 def test_memory_bounds_growth() -> None:
