@@ -36,8 +36,9 @@ lint: check-venv $(equipped) ## check style and types
 bench: check-venv $(equipped) ## measure prefork beside the standard library (ARGS=--quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
 
-docs: check-venv $(equipped) ## write the generated tables into README.md
+docs: check-venv $(equipped) ## write the generated tables and plots
 	$(bin)/python tests/unit/test_docs.py
+	$(bin)/python -m docs.images.policy
 
 clean: ## remove the environment and everything that was built
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -34,7 +34,8 @@ SECTIONS = {
     "cores": "What a second core brings: requests per second, on a machine that does nothing else.",
     "pool": "What the pool itself costs.",
     "faults": "How soon a pool follows a burst, and what is lost when its workers are killed all the time. "
-    "A loss is explained when the client had been told that the worker killed under it had its request.",
+    "A loss is explained when its client had been told that the very worker had it which was killed, "
+    "one for each kill; or when it was cut off before that and a kill is left over for it.",
 }
 
 

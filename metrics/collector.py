@@ -179,7 +179,7 @@ class PoolCollector(Collector):
         try:
             of_the_master = [*self._master.collect()]
         except (LookupError, ValueError, NameError):
-            of_the_master = []  # of a zombie there is half of what it expects
+            of_the_master = []  # of a process that is just ending there is half of what it expects
         return [*of_the_master, *self._platform.collect()]
 
 

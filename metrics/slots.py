@@ -23,7 +23,6 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -290,7 +289,7 @@ def _exchange(values: ModuleType) -> None:
     )
 
 
-class _Exchange(MetaPathFinder):
+class _Exchange:
     """Exchanges the class of values right after the application has imported it."""
 
     def find_spec(

@@ -29,7 +29,7 @@ def about(settings: Settings, listeners: list[Listener], metrics: str | None) ->
             "name": settings.name,
             "version": __version__,
             "python": sys.version.split(" ")[0],
-            "listeners": [_described(listener) for listener in listeners],
+            "listeners": [described(listener) for listener in listeners],
             "settings": shown(settings),
             "metrics": metrics,
         }
@@ -37,11 +37,20 @@ def about(settings: Settings, listeners: list[Listener], metrics: str | None) ->
 
 
 def shown(settings: Settings) -> dict[str, str]:
-    """Return all settings as a user would write them."""
-    return {key: row.shown(getattr(settings, key)) for key, row in ROWS.items()}
+    """Return the settings as a user would write them.
+
+    What only the command line has is left out where nobody gave it: a server made in code is
+    bound elsewhere than at the command line's default address.
+    """
+    return {
+        key: row.shown(getattr(settings, key))
+        for key, row in ROWS.items()
+        if row.attribute is not None or getattr(settings, key) != row.default
+    }
 
 
-def _described(listener: Listener) -> dict[str, object]:
+def described(listener: Listener) -> dict[str, object]:
+    """Return what readers of the kernel's tables need to find a listener."""
     return {
         "name": listener.name,
         "kind": listener.kind.name.lower(),

@@ -8,6 +8,7 @@
 ``unix:/path``        Unix stream socket; ``unix:@name`` in the abstract namespace
 ``unixgram:/path``    Unix datagram socket; ``unixgram:@name`` in the abstract namespace
 ``fd://N``            a socket that this process inherited as descriptor N
+``systemd:NAME``      the sockets that systemd has bound and named so (FileDescriptorName=)
 ====================  =========================================================================
 """
 
@@ -24,7 +25,7 @@ from prefork.workers.errors import SettingsError
 from prefork.workers.log import escaped
 from prefork.workers.settings import ROWS
 
-Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd"]
+Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 
 LONGEST_PATH: Final = 107
 """Bytes of a socket's path or of an abstract name; ``sun_path`` has one more, for the zero byte."""
@@ -49,7 +50,7 @@ class Address:
     """Where a server listens. ``str()`` gives the canonical text, which parses to an equal value.
 
     host, port: of tcp and udp; IPv6 without brackets. path: of unix and unixgram; an abstract
-    name starts with a zero byte, as in ``socket.bind()``. fd: of fd.
+    name starts with a zero byte, as in ``socket.bind()``. fd: of fd. name: of systemd.
     """
 
     scheme: Scheme
@@ -57,6 +58,7 @@ class Address:
     port: int = 0
     path: str = ""
     fd: int = -1
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str, source: str = "address") -> Address:
@@ -65,6 +67,8 @@ class Address:
         try:
             if colon and scheme in ("unix", "unixgram"):
                 return cls(scheme, path=_path(rest))  # type: ignore[arg-type]  # narrowed by "in"
+            if colon and scheme == "systemd":
+                return cls("systemd", name=_name(rest))
             if text.startswith("fd://"):
                 return cls("fd", fd=_descriptor(rest.removeprefix("//")))
             if text.startswith(("tcp://", "udp://")):
@@ -90,18 +94,23 @@ class Address:
         return cls(scheme, path=path)  # type: ignore[arg-type]  # a value of the table
 
     @property
+    def is_bound(self) -> bool:
+        """Whether somebody else has bound it and hands the socket over."""
+        return self.scheme in ("fd", "systemd")
+
+    @property
     def sockaddr(self) -> tuple[str, int] | str:
-        """What ``socket.bind()`` takes; ValueError for ``fd://``, which is bound already."""
-        if self.scheme == "fd":
+        """What ``socket.bind()`` takes; ValueError for what is bound already."""
+        if self.is_bound:
             raise ValueError(f"{self} is bound already")
         return (self.host, self.port) if self.scheme in ("tcp", "udp") else self.path
 
     @property
     def family(self) -> socket.AddressFamily | None:
-        """The family as far as the text tells; None for ``fd://`` and for host names."""
+        """The family as far as the text tells; None for what is bound already and for host names."""
         if self.scheme in ("unix", "unixgram"):
             return socket.AF_UNIX
-        if self.scheme == "fd":
+        if self.is_bound:
             return None
         if ":" in self.host:
             return socket.AF_INET6
@@ -110,6 +119,8 @@ class Address:
     def __str__(self) -> str:
         if self.scheme == "fd":
             return f"fd://{self.fd}"
+        if self.scheme == "systemd":
+            return f"systemd:{self.name}"
         if self.scheme in ("tcp", "udp"):
             host = f"[{self.host}]" if ":" in self.host else self.host
             return f"{self.scheme}://{host}:{self.port}"
@@ -173,6 +184,13 @@ def _path(text: str) -> str:
             "a path relative to the working directory may be shorter"
         )
     return "\0" + name if path.startswith("@") else path
+
+
+def _name(text: str) -> str:
+    # What systemd itself takes as a name of a descriptor.
+    if not 0 < len(text) < 256 or not (text.isascii() and text.isprintable()) or ":" in text:
+        raise ValueError("a socket of systemd has a name, such as systemd:web")
+    return text
 
 
 def _descriptor(text: str) -> int:

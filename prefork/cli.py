@@ -23,7 +23,7 @@ import click
 
 from prefork import logs
 from prefork._version import __version__
-from prefork.commands import check, config, dump, run, scale, status, stop, top
+from prefork.commands import check, config, dump, reload, run, scale, status, stop, top
 from prefork.commands.outcome import (
     BIND_FAILED,
     BOOT_FAILED,
@@ -149,5 +149,6 @@ def commands() -> None:
     """Serve socketserver handlers with a bounded pool of pre-forked workers."""
 
 
-for module in (run, check, config, status, top, scale, stop, dump):
+for module in (run, check, config, status, top, scale, reload, stop, dump):
     commands.add_command(module.command)
+commands.add_command(reload.upgrade)

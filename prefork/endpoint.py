@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from prefork.addresses import Address
-from prefork.socket_file import identity_of, remove_stale, unlink_if_still
+from prefork.socket_file import identity_of, one_start_at_a_time, remove_stale, unlink_if_still
 from prefork.workers.errors import BindError, SettingsError
 from prefork.workers.settings import ROWS
 
@@ -79,8 +79,9 @@ def _bound_port(host: str, port: int) -> socket.socket:
 def _bound_path(path: str) -> socket.socket:
     if path.startswith("\0"):
         return _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
-    remove_stale(path, socket.SOCK_STREAM)
-    sock = _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
+    with one_start_at_a_time(path):
+        remove_stale(path, socket.SOCK_STREAM)
+        sock = _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
     os.chmod(path, UNIX_MODE)
     return sock
 

@@ -108,8 +108,26 @@ class RunningPool:
             return True
         try:
             return not os.path.samestat(os.stat(self._link), os.fstat(self.board.fd))
-        except OSError:
+        except FileNotFoundError:
             return True
+        except OSError:
+            return False  # in the middle of an exec in place nobody may look
+
+    def take_turn(self) -> bool:
+        """Try to become the one command that changes this pool; ``end_turn()`` or the process' end gives it up.
+
+        An advisory lock between commands on the memory that they all have open; the pool knows
+        nothing of it.
+        """
+        try:
+            fcntl.flock(self.board.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def end_turn(self) -> None:
+        """Let the next command change the pool."""
+        fcntl.flock(self.board.fd, fcntl.LOCK_UN)
 
     def is_suspended(self) -> bool:
         """Tell whether the master was stopped, by SIGSTOP or a debugger, and takes no orders for now."""
@@ -124,7 +142,7 @@ class RunningPool:
         """
         if self.has_ended():
             return
-        if not _is_caught(self.pid, number):
+        if not _is_taken(self.pid, number):
             raise NoSignalsError(
                 f"the master {self.pid} does not take {number.name}: serve_forever() runs in a thread of "
                 "its program, or is starting or ending; stop or scale it from within"
@@ -198,7 +216,10 @@ def _scoreboards_of(pid: int) -> list[int]:
         path = f"/proc/{pid}/fd/{number}"
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(path) == _LINK:
-                found[os.stat(path).st_ino] = int(number)
+                inode = os.stat(path).st_ino
+                # The lowest is the master's own, which stays over an exec in place; Python's mmap
+                # has a duplicate of it.
+                found[inode] = min(int(number), found.get(inode, int(number)))
     return list(found.values())
 
 
@@ -247,9 +268,11 @@ def _status_word(pid: int, key: str, otherwise: str) -> str:
     return otherwise
 
 
-def _is_caught(pid: int, number: signal.Signals) -> bool:
+def _is_taken(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process handles a signal, or keeps it blocked until it does: over an exec in place."""
     with contextlib.suppress(OSError, ValueError):
-        return bool(int(_status_word(pid, "SigCgt", "0"), 16) >> (number - 1) & 1)
+        caught, blocked = (int(_status_word(pid, key, "0"), 16) for key in ("SigCgt", "SigBlk"))
+        return bool((caught | blocked) >> (number - 1) & 1)
     return False
 
 

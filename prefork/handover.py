@@ -21,11 +21,12 @@ from typing import Final
 
 import msgspec
 
+from prefork.systemd import Notifier
 from prefork.workers import log, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.legacy import PoolLegacy
 from prefork.workers.scoreboard import PoolField, Scoreboard
-from prefork.workers.states import ReloadState
+from prefork.workers.states import Phase, ReloadState
 
 FORMAT: Final = 1
 """Of the memfd's content; a new image that reads another one is refused before the exec."""
@@ -227,14 +228,22 @@ def take_care() -> None:
         "mend the code and send HUP, or TERM to stop",
     )
     _publish_failure(legacy)
+    notifier = Notifier()
+    words = "the new code has ended; the workers of before go on, without replacement"
+    notifier.ready(words)
     # The signals are blocked since before the exec: they are waited for.
     orders = {*CONTROL_SIGNALS} - {signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU}
     while True:
+        # A watchdog that starts the service anew would end the workers, too, and run the same code.
+        notifier.tick(Phase.SERVING, lambda: words)
         order = signal.sigtimedwait(orders, RETRY_LOOK)
         if order is not None and order.si_signo in (signal.SIGHUP, signal.SIGUSR2):
+            notifier.reloading()
             with contextlib.suppress(OSError):
                 hand_over(legacy)
+            notifier.ready(words)
         elif order is not None:
+            notifier.stopping()
             _stop_all(legacy)
             return
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import select
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from prefork import activation
 from prefork.about import about, shown
 from prefork.adoption import Named
 from prefork.handover import (
@@ -31,6 +33,7 @@ from prefork.handover import (
 from prefork.observer import Observer
 from prefork.reload import Reload, Step
 from prefork.signals import Inbox, Wakeup
+from prefork.systemd import Notifier, status_line
 from prefork.workers import log, system
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError
@@ -144,10 +147,12 @@ class Master:
         except BaseException:
             observer.close()
             raise
+        self._notifier = Notifier()
         self._reload = Reload(
             self.pool.board,
             program,
             settings.boot_timeout,
+            self._notifier,
             rolling=legacy is not None,
             wanted_by="" if legacy is None else legacy.again,
         )
@@ -188,6 +193,7 @@ class Master:
 
     def close(self) -> None:
         """Give back descriptors, shared memory and the address of the metrics process."""
+        self._notifier.close()
         self.observer.close()
         self.pool.close()
 
@@ -272,6 +278,7 @@ class Master:
         self.pool.note_truncated()
         if self._is_init:
             self._collect_orphans(now)
+        self._notifier.tick(self._phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
         return _earliest(plan.wake, self.pool.dumps_due, self._watch_load(now), trial)
 
@@ -481,14 +488,17 @@ class Master:
         return [(one.family, one.kind, one.address) for one in named], self._kept()
 
     def _handed_over(self) -> tuple[int, ...]:
-        return tuple(one.fd for one in self._listeners if one.is_socket and not one.is_inherited)
+        kept = self._kept()
+        return tuple(one.fd for one in self._listeners if one.is_socket and one.fd not in kept)
 
     def _kept(self) -> tuple[int, ...]:
-        return tuple(one.fd for one in self._listeners if one.is_inherited)
+        inherited = {one.fd for one in self._listeners if one.is_inherited}
+        return tuple(sorted(inherited.union(activation.still_open())))
 
     def _hand_over(self) -> None:
         """Become the new code; returns only if that cannot be."""
         self.pool.call_hook("on_reload")
+        self._notifier.feed()  # the next sign of life is given when the new code is loaded
         for handler in log.logger.handlers:
             handler.flush()
         try:
@@ -577,6 +587,8 @@ class Master:
         if not self._ready_announced and self.pool.count_ready() >= self._floor:
             self._ready_announced = True
             log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=self._floor)
+            if not self._reload.rolling:  # then the end of the reload is what is waited for
+                self._notifier.ready(f"{self._floor} workers ready")
             self.pool.call_hook("when_ready")
 
     def _publish(self) -> None:
@@ -590,6 +602,14 @@ class Master:
         needed = max(1, self._floor // 2) if self._ready_announced else self._floor
         board.set_pool(PoolField.NEEDED, needed)
         self._publish_pids(self.pool.pids)
+
+    def _status_line(self, view: PoolView) -> str:
+        return status_line(
+            view,
+            self._listeners,
+            reloading=self._reload.under_way,
+            failure=self.pool.board.reload_report(),
+        )
 
     def _collect_orphans(self, now: float) -> None:
         """As PID 1 or subreaper, collect what other processes left behind; the program's own children come first."""
@@ -613,4 +633,5 @@ def _floor_after(legacy: Legacy, settings: Settings) -> int:
 
 def _changes(before: dict[str, str], settings: Settings) -> list[tuple[str, str, str]]:
     now = shown(settings)
-    return [(key, before.get(key, "-"), now[key]) for key in now if before.get(key) != now[key]]
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [(key, before.get(key, "-"), now.get(key, "-")) for key in keys]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import msgspec
 import setproctitle
 
-from prefork import adoption, handover, rehearsal
+from prefork import activation, adoption, handover, rehearsal
 from prefork.master import Master
 from prefork.metrics import slots
 from prefork.signals import Wakeup
@@ -247,6 +247,7 @@ def serve(
     if settings is None:
         settings = from_attributes(leader)
     rehearsal.end_if_on_trial(settings)
+    activation.take()
     runs = [_run_of(server) for server in servers]
     _begin(runs)
     try:

@@ -25,11 +25,14 @@ from prefork.workers.scoreboard import Scoreboard
 
 _NO_SLOT = -1
 
-# Plain numbers: see system.set_handlers(). TERM is among them, for the wake-up fd tells it.
+LEAVE = signal.SIGRTMIN
+"""Asks the metrics process to end. A TERM to the whole group must not: it answers to the end of the drain."""
+
+# Plain numbers: see system.set_handlers(). LEAVE is among them, for the wake-up fd tells it.
 _NOTED = tuple(
     int(number)
     for number in (
-        *(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP),
+        *(signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, LEAVE),
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
     )
 )
@@ -89,7 +92,7 @@ def _prepare_and_serve(equipment: Equipment, mask: set[int], name: str) -> None:
         complain=complain,
         heed={
             crew.life: lambda: True,  # its end is all that it ever tells
-            wakeup_read: lambda: signal.SIGTERM in os.read(wakeup_read, 4096),
+            wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
         },
         beat=lambda: _beat(equipment.beat, crew.master_pid),
     )

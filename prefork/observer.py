@@ -20,7 +20,7 @@ from enum import Enum, auto
 
 from prefork.endpoint import Endpoint
 from prefork.handover import MetricsLegacy
-from prefork.observation import Equipment, live
+from prefork.observation import LEAVE, Equipment, live
 from prefork.workers import log, system
 from prefork.workers.pool import Pool, changing_pools
 from prefork.workers.scoreboard import PoolField
@@ -132,7 +132,7 @@ class Observer:
         self._record = Record(running=True, heard_at=0.0, killed=True)
         self._replacing = True
         self._poll.register(self._child.pidfd, select.POLLIN)
-        system.send(self._child, signal.SIGTERM)
+        system.send(self._child, LEAVE)
 
     def legacy(self) -> MetricsLegacy | None:
         """Return what the next image of the master needs to go on answering."""
@@ -173,7 +173,7 @@ class Observer:
         """End the metrics process and wait for its end; END_BOUND and a moment at most."""
         if self._child is None:
             return
-        system.send(self._child, signal.SIGTERM)
+        system.send(self._child, LEAVE)
         ended = select.poll()
         ended.register(self._child.pidfd, select.POLLIN)
         if not ended.poll(END_BOUND * 1000):

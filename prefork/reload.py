@@ -13,6 +13,7 @@ from typing import Any
 
 from prefork.handover import Program, refuse_other_format
 from prefork.rehearsal import Rehearsal, Report, TrialError
+from prefork.systemd import Notifier
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard
@@ -34,6 +35,7 @@ class Reload:
         board: Scoreboard,
         program: Program,
         timeout: float,
+        notifier: Notifier,
         *,
         rolling: bool,
         wanted_by: str = "",
@@ -41,6 +43,7 @@ class Reload:
         self._board = board
         self._program = program
         self._timeout = timeout
+        self._notifier = notifier
         self.wanted_by = wanted_by
         """The signal that has asked for a reload which has not begun; "" for none."""
         self._trial: Rehearsal | None = None
@@ -97,6 +100,7 @@ class Reload:
         self._board.set_reload_report("\n".join(part for part in (reason, report) if part))
         self._board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
+        self._notifier.ready(f"the reload failed: {reason}")
 
     def succeed(self, generation: int) -> None:
         """End it: all workers are of the new generation."""
@@ -106,11 +110,13 @@ class Reload:
         self._board.count_pool(PoolField.RELOADS)
         self._board.set_pool(PoolField.RELOAD_OK_SECONDS, int(time.time()))
         self._publish(ReloadState.DONE)
+        self._notifier.ready(f"reloaded, generation {generation}")
 
     def _begin(
         self, now: float, sockets: list[tuple[int, int, Any]], kept: tuple[int, ...]
     ) -> None:
         self.wanted_by = ""
+        self._notifier.reloading()
         if reason := self._program.why_not_again():
             raise TrialError(reason)
         self._trial = Rehearsal(self._program, sockets, kept, now, self._timeout)

@@ -10,10 +10,16 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefork import activation
 from prefork.adoption import is_adopted
 from prefork.mixin import PreForkingMixIn
 from prefork.rehearsal import is_on_trial
-from prefork.socket_file import identity_of, remove_stale, unlink_if_still
+from prefork.socket_file import (
+    identity_of,
+    one_start_at_a_time,
+    remove_stale,
+    unlink_if_still,
+)
 from prefork.workers import log, quiet
 from prefork.workers.clients import LostClients, is_clients_doing
 from prefork.workers.errors import BindError
@@ -82,12 +88,15 @@ class _Unix(_Logged):
             if not is_on_trial():
                 self.remember_path()
             return
-        remove_stale(path, self.socket_type)
-        os.fchmod(
-            self.socket.fileno(), self.unix_mode
-        )  # the file is made with this mode, less the umask
-        super().server_bind()
-        os.chmod(path, self.unix_mode)
+        with one_start_at_a_time(path):
+            remove_stale(path, self.socket_type)
+            # The file is made with this mode, less the umask.
+            os.fchmod(self.socket.fileno(), self.unix_mode)
+            super().server_bind()
+            os.chmod(path, self.unix_mode)
+            if self.socket_type == socket.SOCK_STREAM:
+                # At once, and again in server_activate(): bound and not listening it looks stale.
+                self.socket.listen(self.request_queue_size)
         self.remember_path()
 
     def remember_path(self) -> None:
@@ -136,6 +145,8 @@ def server_for(
     address: Address, handler: type[socketserver.BaseRequestHandler], *, backlog: int | None = None
 ) -> PreForkingMixIn:
     """Make the ready-made server that fits the address; raises BindError when it cannot listen there."""
+    if address.scheme == "systemd":
+        return _adopt(_named(address), handler)
     if address.scheme == "fd":
         return _adopt(address, handler)
     server_class = _CLASSES[address.scheme]
@@ -156,15 +167,25 @@ _CLASSES: dict[str, Any] = {
 }
 
 
+def _named(address: Address) -> Address:
+    """Return the one socket of a name; the command line has put several in its place before."""
+    found = activation.addresses_named(address.name)
+    if not found:
+        raise BindError(str(address), activation.why_none())
+    if len(found) > 1:
+        raise BindError(str(address), f"{len(found)} sockets bear that name; give each its own")
+    return found[0]
+
+
 def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> PreForkingMixIn:
     try:
         inherited = socket.socket(fileno=address.fd)
     except OSError as error:
         raise BindError(str(address), f"no socket there: {_reason(error)}") from error
-    stream = inherited.type == socket.SOCK_STREAM
-    if stream and not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if reason := _why_not(inherited):
         inherited.detach()
-        raise BindError(str(address), "that socket does not listen")
+        raise BindError(str(address), reason)
+    stream = inherited.type == socket.SOCK_STREAM
     unix = inherited.family == socket.AF_UNIX
     server_class = _CLASSES[
         ("unix" if stream else "unixgram") if unix else ("tcp" if stream else "udp")
@@ -176,6 +197,19 @@ def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> 
     server.listener_inherited = True
     inherited.set_inheritable(False)
     return server
+
+
+def _why_not(inherited: socket.socket) -> str:
+    """Say why a socket of somebody else's making cannot be served; "" where it can."""
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+    if inherited.family not in families or inherited.type not in kinds:
+        return "that socket is of a kind that is not served"
+    listens = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if inherited.type == socket.SOCK_STREAM and not listens:
+        # Of systemd that is a client: its socket unit says Accept=yes.
+        return "that socket does not listen"
+    return ""
 
 
 def _family_of(address: Any) -> socket.AddressFamily:

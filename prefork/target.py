@@ -214,7 +214,7 @@ def _plan_handler(target: str, handler: type[BaseRequestHandler], wishes: Wishes
     for address in wishes.addresses:
         datagrams = address.scheme in _DATAGRAM_SCHEMES
         wrong = StreamRequestHandler if datagrams else DatagramRequestHandler
-        if address.scheme != "fd" and issubclass(handler, wrong):
+        if not address.is_bound and issubclass(handler, wrong):
             reason = f"{handler.__name__} is a {wrong.__name__} and cannot serve {address}"
             raise TargetError(target, reason)
 
@@ -257,7 +257,7 @@ def _check_call(target: str, cls: type[BaseServer], handler: object) -> None:
 
 def _check_family(target: str, cls: type[BaseServer], address: Address) -> None:
     """Refuse an address of another kind than the sockets of the class."""
-    if address.scheme == "fd":
+    if address.is_bound:
         raise TargetError(
             target,
             f"{cls.__name__} binds its own socket; {address} needs a handler class, or --factory",

@@ -44,12 +44,12 @@ class OneAtATime:
         self._address: Any = None
         self._waited: int | None = None
 
-    def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
+    def taken(self, request: Any, since: int, address: Any, source: Source) -> None:  # noqa: ARG002
         """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
         self._writer.words[REQUEST_NS] = since
         self._since, self._address, self._source = since, address, source
-        was_idle = since - self._ended >= AT_ONCE_NS
-        self._waited = self._witness.begins(request, source, was_idle)
+        self._waited = source.waits.last if source.waits is not None else None
+        self._witness.begins(since - self._ended >= AT_ONCE_NS)
 
     def judge(self, request: Any, outcome: Outcome) -> None:
         """Nothing to note: ``returned()`` is told."""
@@ -139,8 +139,9 @@ class Overlapping:
             self._since[id(request)] = since
             self._publish()
         if self.witness is not None and source is not None:
-            waited = self.witness.begins(request, source, was_idle)
+            waited = source.waits.last if source.waits is not None else None
             self._seen[id(request)] = source, address, waited
+            self.witness.begins(was_idle)
 
     def judge(self, request: Any, outcome: Outcome) -> None:
         """Note how a request goes that no thread has, before the calls that end it."""

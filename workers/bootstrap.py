@@ -94,6 +94,30 @@ class WorkerSide:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """What the master and one worker have in common, made before the fork.
+
+    bell: an eventfd that the master rings when the worker is to look around: at its order, or for
+    a client that nobody took. It reaches a worker whatever that has done to its signals. report:
+    an open file description of its report region, so that the master can set where the next stack
+    dump goes, also while the worker is stuck.
+    """
+
+    bell: int
+    report: int
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Both descriptors."""
+        return self.bell, self.report
+
+    def close(self) -> None:
+        """Close both (master, or a worker that they are not for)."""
+        os.close(self.bell)
+        os.close(self.report)
+
+
+@dataclass(frozen=True, slots=True)
 class ThisWorker(WorkerInfo):
     """The worker that one is in: what ``server.worker`` is, and what the hooks in a worker are given."""
 
@@ -143,12 +167,8 @@ class Crew:
     shed: Callable[[int], None]
 
 
-def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]) -> NoReturn:
-    """Live a worker's whole life; called in the child with all signals blocked.
-
-    bell: an eventfd that the master rings when the worker is to look around: at its order, or
-    for a client that nobody took; and when its report was read.
-    """
+def run_worker(crew: Crew, slot: int, generation: int, lines: Lines, mask: set[int]) -> NoReturn:
+    """Live a worker's whole life; called in the child with all signals blocked."""
     writer = SlotWriter(crew.board, slot)
     info = ThisWorker(slot, generation, os.getpid(), writer)
     call_master = functools.partial(_call_master, crew.wake)
@@ -156,23 +176,21 @@ def run_worker(crew: Crew, slot: int, generation: int, bell: int, mask: set[int]
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
         crew.shed(slot)
-        report, report_at = crew.board.open_report(slot), crew.board.report_at(slot)
         loop = Loop(
             crew.listeners,
             writer,
             str(info),
             master_pid=crew.master_pid,
             life=crew.life,
-            bell=bell,
+            bell=lines.bell,
             wakeup=wakeup_read,
-            when_rung=functools.partial(os.lseek, report, report_at, os.SEEK_SET),
             settings=crew.settings,
             witness=witness_for(
-                crew.settings, writer, (slot, generation), crew.board.watch_words(), call_master
+                crew.settings, (slot, generation), crew.board.watch_words(), call_master
             ),
             checks=limits_for(crew.settings, writer, call_master),
         )
-        _set_dispositions(loop, report)
+        _set_dispositions(loop, lines.report)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         system.set_mask(mask)
         _drop_privileges(crew)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from prefork.workers.bootstrap import WorkerInfo
+from prefork.workers.bootstrap import Lines, WorkerInfo
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
 from prefork.workers.system import Child
@@ -24,8 +24,7 @@ class Handle:
 
     info: WorkerInfo
     child: Child
-    bell: int
-    """An eventfd that wakes the worker whatever it has done to its signals."""
+    lines: Lines
     spawned_at: float
     spread: float = 0.0
     """0 to 1: its share of ``jitter``."""
@@ -51,7 +50,7 @@ class Handle:
     def ring(self) -> None:
         """Have the worker look around."""
         with contextlib.suppress(BlockingIOError):  # it has enough rings to come
-            os.eventfd_write(self.bell, 1)
+            os.eventfd_write(self.lines.bell, 1)
 
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
         """Return what the policy is told of it. now_ns: the monotonic clock."""

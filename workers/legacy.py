@@ -27,5 +27,5 @@ class PoolLegacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to outlive the exec."""
-        of_workers = [fd for one in self.workers for fd in (one.child.pidfd, one.bell)]
+        of_workers = [fd for one in self.workers for fd in (one.child.pidfd, *one.lines.fds)]
         return [self.board, *self.life, *of_workers]

@@ -77,7 +77,6 @@ class Loop:
         life: int,
         bell: int,
         wakeup: int,
-        when_rung: Callable[[], object],
         settings: Settings,
         witness: Witness | None = None,
         checks: Sequence[Callable[[], None]] = (),
@@ -93,7 +92,6 @@ class Loop:
         self._life = life
         self._bell = bell
         self._wakeup = wakeup
-        self._when_rung = when_rung
         self._pressed = False
         self._fruitless = 0
         self._dry = False
@@ -295,7 +293,6 @@ class Loop:
             self.leave(ExitKind.ORPHANED)
         elif fd == self._bell:
             os.eventfd_read(fd)
-            self._when_rung()
         elif signal.SIGTERM in os.read(fd, 4096):
             # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
             self.leave(ExitKind.RETIRED)

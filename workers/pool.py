@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefork.workers import log, system
-from prefork.workers.bootstrap import Crew, WorkerInfo, WorkerSide, run_worker
+from prefork.workers.bootstrap import Crew, Lines, WorkerInfo, WorkerSide, run_worker
 from prefork.workers.credentials import credentials_of
 from prefork.workers.deadlines import DUMP_TIME
 from prefork.workers.handle import Handle
@@ -81,7 +81,7 @@ class Pool:
             self.board = Scoreboard.attach(legacy.board, writable=True)
             self._life_read, self._life_write = legacy.life
         self.handles: dict[int, Handle] = {}
-        self._bells: dict[int, int] = {}
+        self._lines: dict[int, Lines] = {}
         self._let_go = False
         """In a child: whether it has closed what is the master's."""
         self.generation = 0
@@ -121,7 +121,7 @@ class Pool:
         )
         for handle in legacy.workers:
             self.handles[handle.info.slot] = handle
-            self._bells[handle.info.slot] = handle.bell
+            self._lines[handle.info.slot] = handle.lines
             self._exits.register(handle.child.pidfd, select.EPOLLIN)
 
     def legacy(self) -> PoolLegacy:
@@ -201,8 +201,8 @@ class Pool:
         for slot, child, reason in zip(slots, children, starts, strict=True):
             if child is not None:
                 self._adopt(slot, child, reason, now)
-            elif slot in self._bells:
-                os.close(self._bells.pop(slot))
+            elif slot in self._lines:
+                self._lines.pop(slot).close()
         if failure is not None:
             self._note_fork_failure(failure, now)
         elif self.setbacks.forks:
@@ -212,22 +212,30 @@ class Pool:
     def _fork(self, slots: list[int]) -> tuple[list[system.Child | None], OSError | None]:
         try:
             for slot in slots:
-                self._bells[slot] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._lines[slot] = self._make_lines(slot)
         except OSError as error:
             return [None] * len(slots), error
         return system.fork_children(
             [
-                functools.partial(run_worker, self.crew, slot, self.generation, self._bells[slot])
+                functools.partial(run_worker, self.crew, slot, self.generation, self._lines[slot])
                 for slot in slots
             ]
         )
+
+    def _make_lines(self, slot: int) -> Lines:
+        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            return Lines(bell, self.board.open_report(slot))
+        except OSError:
+            os.close(bell)
+            raise
 
     def _adopt(self, slot: int, child: system.Child, reason: StartReason, now: float) -> None:
         info = WorkerInfo(slot, self.generation, child.pid)
         handle = Handle(
             info,
             child,
-            self._bells[slot],
+            self._lines[slot],
             spawned_at=now,
             seen_at=now,
             spread=os.urandom(1)[0] / 255,
@@ -310,6 +318,7 @@ class Pool:
 
     def _ask_dump(self, handle: Handle, now: float) -> None:
         self.board.clear_report(handle.info.slot)
+        self.board.rewind_report(handle.info.slot, handle.lines.report)
         handle.dump_due = now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
 
@@ -319,7 +328,6 @@ class Pool:
         handle.dump_due = None
         state = self.board.state(handle.info.slot).name.lower()
         stacks = self._report(handle.info.slot)
-        handle.ring()
         log.event(
             logging.WARNING, str(handle), "stacks", state=state, report=stacks or "(no answer)"
         )
@@ -344,7 +352,7 @@ class Pool:
             if pidfd in ended and (status := system.collect(handle.child)) is not None:
                 self._exits.unregister(pidfd)
                 os.close(pidfd)
-                os.close(self._bells.pop(slot))
+                self._lines.pop(slot).close()
                 del self.handles[slot]
                 yield handle, status
 
@@ -398,7 +406,9 @@ class Pool:
         for handle in list(self.handles.values()):
             if handle.ready_at is None and self._is_ready(handle, now):
                 self.board.note_ready(handle.info.slot, time.monotonic_ns())
-                log.event(logging.INFO, str(handle), "ready", boot=now - handle.spawned_at)
+                log.event(
+                    logging.INFO, str(handle), "ready", boot=max(0.0, now - handle.spawned_at)
+                )
                 self.setbacks.became_ready()
                 self.call_hook("worker_ready", handle.info)
             elif handle.ready_at is not None and not handle.proven:
@@ -440,9 +450,9 @@ class Pool:
     # --- in a worker just forked
 
     def _shed_in_worker(self, slot: int) -> None:
-        for other_slot, bell in self._bells.items():
+        for other_slot, lines in self._lines.items():
             if other_slot != slot:
-                os.close(bell)
+                lines.close()
         for pool in _pools_here:
             if pool is not self:
                 pool._close_workers_fds()  # noqa: SLF001 - it is of this class
@@ -459,8 +469,10 @@ class Pool:
                 os.close(fd)
 
     def _close_workers_fds(self) -> None:
-        for fd in (self._life_read, self.crew.wake, *self._bells.values()):
+        for fd in (self._life_read, self.crew.wake):
             os.close(fd)
+        for lines in self._lines.values():
+            lines.close()
         self.board.close()
 
 
@@ -468,7 +480,7 @@ def _last_facts(
     handle: Handle, status: ExitStatus, board: Scoreboard, now: float
 ) -> dict[str, object]:
     """Return what is worth knowing of a worker that has ended."""
-    facts: dict[str, object] = {"age": now - handle.spawned_at}
+    facts: dict[str, object] = {"age": max(0.0, now - handle.spawned_at)}
     if request_ns := board.word(handle.info.slot, SlotField.REQUEST_NS):
         facts["request_age"] = max(0.0, (time.monotonic_ns() - request_ns) / 1e9)
     facts["cpu"] = (status.usage.user_ns + status.usage.system_ns) / 1e9

@@ -367,7 +367,9 @@ class Scoreboard:
     def vacate_slot(self, slot: int, kind: ExitKind, now_ns: int) -> None:
         """Publish that nobody works here any more, and why; the counters stay (master)."""
         base, index = self.slot_at(slot), index_of(kind)
-        if self.words[base + SlotField.REQUEST_NS]:
+        if request_ns := self.words[base + SlotField.REQUEST_NS]:
+            lived = now_ns - self.words[base + SlotField.SPAWNED_NS]
+            self.words[base + SlotField.BUSY_NS] += min(max(0, now_ns - request_ns), lived)
             lost = SlotField.TIMEOUTS if kind is ExitKind.REQUEST_TIMEOUT else SlotField.ABORTED
             in_hand = min(max(1, self.words[base + SlotField.IN_PROGRESS]), MOST_IN_PROGRESS)
             self.words[base + lost] += in_hand
@@ -431,10 +433,14 @@ class Scoreboard:
     # --- reports: stack dumps and last words
 
     def open_report(self, slot: int) -> int:
-        """Open the slot's report region for writing from its beginning (worker); a descriptor of its own."""
+        """Open the slot's report region for writing from its beginning (master); a descriptor of its own."""
         fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        os.lseek(fd, self.report_at(slot), os.SEEK_SET)
+        self.rewind_report(slot, fd)
         return fd
+
+    def rewind_report(self, slot: int, fd: int) -> None:
+        """Have what is written through that descriptor go to the region's beginning, whoever writes (master)."""
+        os.lseek(fd, self.report_at(slot), os.SEEK_SET)
 
     def report_at(self, slot: int) -> int:
         """Return the byte at which a slot's report region begins."""

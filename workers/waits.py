@@ -13,18 +13,21 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
 
+from prefork.workers.scoreboard import BOUNDS_NS, SlotField, SlotWriter
 from prefork.workers.settings import Settings
 
 SAMPLE_EVERY = 7
 """Of so many requests of a listener one is measured, when the numbers are for metrics alone.
 
-A measurement costs 1 to 2 µs. Every seventh one is as good as a drawn one: which request is
-the seventh has nothing to do with how long it waited. Seven and not eight: after every eighth a
-worker goes to the tail of the wait queue, and the same period would always meet that one.
-"Measure after a pause" would be cheaper, and see the short waits only.
+A measurement costs 2 to 3 µs, a count 0.1: together less than 1 µs per request. Every seventh one
+is as good as a drawn one, because which request is the seventh has nothing to do with how long it
+waited. Seven and not eight: after every eighth a worker goes to the tail of the wait queue, and
+the same period would always meet that one. To measure only after a pause, or at most so often a
+second, would be cheaper and wrong: it would see the short waits, or those behind long requests.
 """
 
 # The socket module has no names for these.
@@ -35,8 +38,10 @@ _SINCE_LAST_SENT = 44
 STAMP_BYTES = socket.CMSG_SPACE(16)
 """Room for one struct timespec of 64 bits each."""
 
-QueueWait = Callable[[Any], int | None]
-"""Takes the request, returns nanoseconds, None for unknown or not its turn."""
+
+# Plain integers, as in the scoreboard's own hot path.
+_QUEUE_WAIT_NS = int(SlotField.QUEUE_WAIT_NS)
+_QUEUE_WAITS = int(SlotField.QUEUE_WAITS)
 
 
 def sample_every(settings: Settings) -> int:
@@ -49,68 +54,41 @@ def sample_every(settings: Settings) -> int:
     return SAMPLE_EVERY if settings.metrics is not None else 0
 
 
-class Turns:
-    """Says whose turn it is: the first one's, and then every so many."""
+class QueueWaits:
+    """The queue waits of one listener's requests, as this worker measures them.
 
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._left = 1
+    last: of the request taken last, nanoseconds, None for unknown; good only where every one
+    is measured.
+    """
 
-    def is_next(self) -> bool:
-        """Tell whether the next request is to be measured."""
-        return self._left <= 1
+    def __init__(self, writer: SlotWriter) -> None:
+        self.last: int | None = None
+        self._writer = writer
 
-    def passed(self) -> None:
-        """Count one request."""
-        self._left = self._left - 1 or self._every
-
-
-class Measurable(Protocol):
-    """What a connection has to have; one that was wrapped on the way may lack it."""
-
-    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
-        """As a socket's."""
+    def note(self, waited: int | None) -> None:
+        """Publish a measurement."""
+        self.last = waited
+        if waited is not None:
+            words = self._writer.words
+            words[_QUEUE_WAIT_NS] += waited
+            words[_QUEUE_WAITS + bisect_left(BOUNDS_NS, waited)] += 1
 
 
-def tcp_queue_wait(every: int) -> QueueWait:
-    """Return the measurement of TCP connections just accepted."""
-    turns = Turns(every)
-
-    def queue_wait(request: Measurable) -> int | None:
-        its_turn = turns.is_next()
-        turns.passed()
-        if not its_turn:
-            return None
-        try:
-            info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE_LAST_SENT + 4)
-            millis: int = struct.unpack_from("=I", info, _SINCE_LAST_SENT)[0]
-        except (
-            OSError,
-            AttributeError,
-            struct.error,
-        ):  # what get_request() returns is its own affair
-            return None
-        return millis * 1_000_000
-
-    return queue_wait
+def wait_of_connection(request: Any) -> int | None:
+    """Return how long a TCP connection that was just accepted had waited, in nanoseconds."""
+    try:
+        info = request.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SINCE_LAST_SENT + 4)
+        millis: int = struct.unpack_from("=I", info, _SINCE_LAST_SENT)[0]
+    except (OSError, AttributeError, TypeError, struct.error):
+        return None  # what get_request() returns is its own affair
+    return millis * 1_000_000
 
 
-class Stamps:
-    """The kernel's time stamps of datagrams: noted by whoever receives, asked for per request."""
-
-    def __init__(self, every: int) -> None:
-        self.turns = Turns(every)
-        self._arrived: int | None = None
-
-    def note(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
-        """Read when the datagram arrived out of what came with it."""
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
-                seconds, nanos = struct.unpack("@qq", data)
-                self._arrived = seconds * 1_000_000_000 + nanos
-
-    def queue_wait(self, request: object) -> int | None:  # noqa: ARG002 - a datagram does not know it
-        """Return how long the last datagram had waited; None if it was not its turn."""
-        arrived, self._arrived = self._arrived, None
-        # The stamps are of the clock that can be set: a wait below nothing was none.
-        return None if arrived is None else max(0, time.time_ns() - arrived)
+def wait_of_datagram(ancillary: Sequence[tuple[int, int, bytes]]) -> int | None:
+    """Return how long a datagram had waited, by the stamp that came with it, in nanoseconds."""
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
+            seconds, nanos = map(int, struct.unpack("@qq", data))
+            # The stamps are of the clock that can be set: a wait below nothing was none.
+            return max(0, time.time_ns() - seconds * 1_000_000_000 - nanos)
+    return None

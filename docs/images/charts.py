@@ -149,13 +149,14 @@ class Panel:
 
 def chart(title: str, description: str, height: float, panels: Sequence[Panel]) -> str:
     """Return a whole SVG file. description: one sentence for those who cannot see it."""
+    size = f"width='{_WIDTH}' height='{_n(height)}' viewBox='0 0 {_WIDTH} {_n(height)}'"
+    ground = f"width='{_WIDTH - 1}' height='{_n(height - 1)}' rx='6' fill='#fff' stroke='{GRID}'"
     return "\n".join(
         [
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {_n(height)}' width='{_WIDTH}' "
-            f"height='{_n(height)}' role='img' {_FONT} font-size='12'>",
+            f"<svg xmlns='http://www.w3.org/2000/svg' {size} role='img' {_FONT} font-size='12'>",
             f"<title>{escape(title)}</title>",
             f"<desc>{escape(description)}</desc>",
-            f"<rect x='.5' y='.5' width='{_WIDTH - 1}' height='{_n(height - 1)}' rx='6' fill='#fff' stroke='{GRID}'/>",
+            f"<rect x='.5' y='.5' {ground}/>",
             f"<text x='24' y='32' font-size='16' font-weight='600' fill='{INK}'>{escape(title)}</text>",
             *(panel.svg() for panel in panels),
             "</svg>\n",

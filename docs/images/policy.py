@@ -61,18 +61,18 @@ WAVE = Settings(workers=2, max_children=40, min_spare=2, max_spare=4)
 WAVE_RATES, WAVE_HALF, WAVE_END = (4.0, 60.0), 40.0, 160.0
 
 STEADY_BUSY = 10
-STEADY_BEGIN, STEADY_END = 60.0, 360.0
+STEADY_BEGIN, STEADY_END = 40.0, 280.0
 STEADY_BANDS = ((1, 2), (2, 4), (4, 8))
 SHOWN_BAND = (2, 4)
 
-QUEUE_WORKERS, QUEUE_SERVICE, QUEUE_REQUESTS = 8, 0.1, 200_000
+QUEUE_WORKERS, QUEUE_SERVICE, QUEUE_REQUESTS = 8, 0.1, 100_000
 QUEUE_LOADS = (0.7, 0.9)
 SHOWN_PART = 1e-3
 """Of the requests; less is chance, in so short a simulation."""
 WAYS = ("one shared queue", "own queues, in turn", "own queues, by hash")
 SERVICES = {
     "exponential": exponential(QUEUE_SERVICE),
-    "lognormal (σ = 1)": lognormal(QUEUE_SERVICE, 1.0),
+    "lognormal, sigma 1": lognormal(QUEUE_SERVICE, 1.0),
 }
 
 
@@ -93,9 +93,7 @@ def small_burst() -> Record:
 @functools.cache
 def wave() -> Record:
     """Have load jump up and down again."""
-    arrivals = square_wave(
-        random.Random(5), WAVE_RATES, lognormal(0.25, 1.0), WAVE_HALF, WAVE_END
-    )
+    arrivals = square_wave(random.Random(5), WAVE_RATES, lognormal(0.25, 1.0), WAVE_HALF, WAVE_END)
     return Simulator(WAVE, arrivals).run(WAVE_END)
 
 
@@ -143,7 +141,10 @@ def rules() -> str:
 
 def step_table() -> str:
     """Say how long the way up takes."""
-    cells = [_length(step(boot).first(lambda one: one.busy == 32, STEP_AT) - STEP_AT) for boot in STEP_BOOTS]
+    cells = [
+        _length(step(boot).first(lambda one: one.busy == 32, STEP_AT) - STEP_AT)
+        for boot in STEP_BOOTS
+    ]
     boots = [_length(boot) for boot in STEP_BOOTS]
     return _table(["a worker boots in", *boots], [[f"{STEP.max_children} are busy after", *cells]])
 
@@ -165,7 +166,12 @@ def steady_table() -> str:
                 f"{part:.2%}",
             ]
         )
-    head = ["`min_spare`, `max_spare`", "mean size", "changes of size a minute", "requests that waited"]
+    head = [
+        "`min_spare`, `max_spare`",
+        "mean size",
+        "changes of size a minute",
+        "requests that waited",
+    ]
     return _table(head, rows)
 
 
@@ -180,11 +186,21 @@ def queue_table() -> str:
     return _table(["service times", "load", *WAYS], rows)
 
 
+def machine() -> str:
+    """Say what the simulator takes for granted."""
+    usual = Machine()
+    return (
+        f"It assumes that a fork takes {_length(usual.fork)}, that a worker boots in {_length(usual.boot)} unless said otherwise,\n"
+        f"and that the master reacts within {usual.reaction * 1000:g} ms."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rules": rules,
     "step": step_table,
     "steady": steady_table,
     "queues": queue_table,
+    "machine": machine,
 }
 """Name of each pair of markers ``<!-- name -->``, ``<!-- /name -->`` in POLICY.md, and what stands between."""
 
@@ -193,8 +209,7 @@ def document(text: str) -> str:
     """Return the document with everything that is generated brought up to date."""
     for name, table in TABLES.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        content = f"\n{table()}\n\n"
-        text = between.sub(lambda _, new=content: new, text)
+        text = between.sub(f"\n{table()}\n\n".replace("\\", r"\\"), text)
     return text
 
 
@@ -281,7 +296,7 @@ def draw_wave() -> str:
 def draw_steady() -> str:
     """Draw load that does not change."""
     record, length = steady(*SHOWN_BAND), STEADY_END - STEADY_BEGIN
-    x = Axis(0, length, [60.0 * tick for tick in range(6)], lambda x: f"{x / 60:g}", "minutes")
+    x = Axis(0, length, [60.0 * tick for tick in range(5)], lambda x: f"{x / 60:g}", "minutes")
     pool = Panel(56, 78, 680, 240, x, Axis(0, 36, (0, 10, 20, 30)), "workers")
     pool.area(_curve(record, lambda one: one.busy, STEADY_BEGIN), BLUE_FILL)
     pool.steps(_curve(record, lambda one: one.wanted, STEADY_BEGIN), ORANGE)

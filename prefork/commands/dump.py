@@ -10,13 +10,10 @@ import click
 from prefork import logs
 from prefork.commands.options import timeout_option, which_pool
 from prefork.commands.outcome import FAILED, OK
-from prefork.commands.waiting import excuse, wait_until
+from prefork.commands.waiting import Looks, excuse, wait_until
 from prefork.find import RunningPool, find_pool
-from prefork.workers.scoreboard import PoolField, SlotField, Snapshot
+from prefork.workers.scoreboard import SlotField, Snapshot
 from prefork.workers.states import WorkerState
-
-LOOKS: Final = 2
-"""Looks around of the master after the signal until it has surely been taken: one may have been under way."""
 
 ANSWER_TIME: Final = 1.0
 """Seconds that workers have for their answer; 1 ms does, on a machine with something to spare."""
@@ -38,7 +35,7 @@ def command(pool: str | None, name: str | None, timeout: float | None) -> int:
 
 
 def _dump(pool: RunningPool, timeout: float) -> int:
-    looks = _Looks(pool)
+    looks = Looks(pool)
     pool.send(signal.SIGUSR1)
     if not wait_until(looks.enough, lambda: "waits for the master", timeout):
         logs.say(f"prefork: error: the master does not answer{excuse(pool)}")
@@ -52,24 +49,6 @@ def _dump(pool: RunningPool, timeout: float) -> int:
     for slot in _asked(snapshot):
         click.echo(_told(pool, snapshot, slot))
     return OK if answered else FAILED
-
-
-class _Looks:
-    """Counts how often the master has looked around since this was made."""
-
-    def __init__(self, pool: RunningPool) -> None:
-        self._pool = pool
-        self._last = self._tick()
-        self._seen = 0
-
-    def enough(self) -> bool:
-        tick = self._tick()
-        self._seen += tick != self._last
-        self._last = tick
-        return self._seen >= LOOKS
-
-    def _tick(self) -> int:
-        return self._pool.board.pool(PoolField.TICK_NS)
 
 
 def _asked(snapshot: Snapshot) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 
-from prefork import sources
+from prefork import activation, sources
 from prefork.addresses import Address
 from prefork.metrics import slots
 from prefork.target import Plan, Wishes, load, plan
@@ -71,13 +71,20 @@ def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved
     resolved = resolved_with(_attributes_of(found), layers)
     settings, origins = resolved.settings, resolved.origins
     wishes = Wishes(
-        addresses=[Address.parse(text, origins["bind"]) for text in settings.bind],
+        addresses=_addresses(settings.bind, origins["bind"]),
         binds_from=_given(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_given(origins["backlog"]),
     )
     refuse_several_without_workers(resolved, len(wishes.addresses))
     return resolved, plan(target, found, wishes, factory=factory)
+
+
+def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
+    """Return where to listen: where nobody says it, on what systemd has handed over."""
+    if origin == DEFAULT and (handed_over := activation.addresses()):
+        return handed_over
+    return activation.expanded([Address.parse(text, origin) for text in bind])
 
 
 def _attributes_of(found: object) -> list[Layer]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import setproctitle
 
-from prefork import logs
+from prefork import activation, logs
 from prefork.addresses import Address
 from prefork.commands.loading import (
     Given,
@@ -58,6 +58,7 @@ def _run(target: str, given: Given, *, factory: bool) -> int:
     """Load, bind and serve (master); everything that can be refused is refused in this order."""
     for said in misspelt_variables():
         event(logging.WARNING, "master", said)
+    activation.take()  # before the application starts a program
     # Before the application makes its first metric, which would be in no file of ours.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = loaded(target, given.layers, factory=factory)
@@ -71,6 +72,7 @@ def _run(target: str, given: Given, *, factory: bool) -> int:
             servers: list[Any] = planned.build()
             for server in servers:
                 cleanup.callback(server.server_close)
+        activation.tell_of_unused({server.fileno() for server in servers})
         # A server instance may say more than its class did.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))

@@ -44,7 +44,7 @@ class _Signed(click.Command):
 @click.command("scale", cls=_Signed, short_help="Change the number of workers, and wait for them.")
 @click.argument("size", metavar="N|+N|-N")
 @which_pool
-@timeout_option("the pool's boot_timeout or graceful_timeout, and 5s")
+@timeout_option("the longer of the pool's boot_timeout and graceful_timeout, and 5s")
 def command(size: str, pool: str | None, name: str | None, timeout: float | None) -> int:
     """Change the number of workers to keep: to N, by +N more or by -N fewer.
 
@@ -52,15 +52,13 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     and 1 if that is not so within the timeout.
     """
     with find_pool(pool, name) as found:
-        snapshot = found.snapshot()
-        wanted = wanted_size(size, floor_of(snapshot), found.board.slots)
-        if snapshot.phase is not Phase.SERVING:
+        if found.snapshot().phase is not Phase.SERVING:
             logs.say(f"prefork: error: the pool is stopping: {found}")
             return FAILED
         if timeout is None:
-            key = "boot_timeout" if wanted >= floor_of(snapshot) else "graceful_timeout"
-            timeout = seconds_of(found, key) + SPARE_TIME
-        return _scale(found, wanted, timeout)
+            longest = max(seconds_of(found, key) for key in ("boot_timeout", "graceful_timeout"))
+            timeout = longest + SPARE_TIME
+        return _scale(found, size, time.monotonic() + timeout)
 
 
 def wanted_size(size: str, floor: int, most: int) -> int:
@@ -80,37 +78,58 @@ def wanted_size(size: str, floor: int, most: int) -> int:
 
 def floor_of(snapshot: Snapshot) -> int:
     """Return the number of workers to keep, as TTIN and TTOU have moved it."""
-    return snapshot[PoolField.FLOOR] or snapshot[PoolField.TARGET]
+    return snapshot[PoolField.FLOOR]
 
 
-def _scale(pool: RunningPool, wanted: int, timeout: float) -> int:
-    end = time.monotonic() + timeout
+def _scale(pool: RunningPool, size: str, end: float) -> int:
+    # Of several operators who correct each other's signals nobody would arrive: one at a time.
+    if not wait_until(pool.take_turn, lambda: "another command scales this pool", _left(end)):
+        logs.say("prefork: error: another command scales this pool all the time")
+        return FAILED
     before = floor_of(pool.snapshot())
-    if not _move_floor(pool, wanted, end):
-        at = floor_of(pool.snapshot())
-        logs.say(f"prefork: error: the master keeps {at} workers, not {wanted}{excuse(pool)}")
-        return FAILED
-    has_settled = wait_until(
-        lambda: pool.has_stopped() or is_settled(pool.snapshot(), wanted),
+    wanted = wanted_size(size, before, pool.board.slots)
+    is_asked_for = _move_floor(pool, wanted, end)
+    pool.end_turn()
+    if not is_asked_for:
+        return _refused(pool, wanted)
+    in_time = wait_until(
+        lambda: pool.has_stopped() or _is_over(pool.snapshot(), wanted),
         lambda: progress(pool.snapshot(), wanted),
-        max(0.0, end - time.monotonic()),
+        _left(end),
     )
-    if not has_settled or pool.has_stopped():
-        logs.say(f"prefork: error: not yet: {progress(pool.snapshot(), wanted)}{excuse(pool)}")
+    after = pool.snapshot()
+    if floor_of(after) != wanted:
+        return _refused(pool, wanted)
+    if not in_time or pool.has_stopped():
+        logs.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
         return FAILED
-    click.echo(f"{wanted} workers (before: {before}), {pool.snapshot().count(*_READY)} ready")
+    click.echo(f"{wanted} workers (before: {before}), {after.count(*_READY)} ready")
     return OK
+
+
+def _refused(pool: RunningPool, wanted: int) -> int:
+    floor = floor_of(pool.snapshot())
+    logs.say(f"prefork: error: the master keeps {floor} workers, not {wanted}{excuse(pool)}")
+    return FAILED
+
+
+def _is_over(snapshot: Snapshot, wanted: int) -> bool:
+    return floor_of(snapshot) != wanted or is_settled(snapshot, wanted)
+
+
+def _left(end: float) -> float:
+    return max(0.0, end - time.monotonic())
 
 
 def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
     """Send TTIN or TTOU until the scoreboard shows the number, one at a time.
 
     Several that are pending at once are one to the kernel; so each has to show its effect before
-    the next, and where another operator moves it, too, this follows.
+    the next.
     """
     with Progress() as progress:
         while (floor := floor_of(pool.snapshot())) != wanted:
-            if time.monotonic() >= end or pool.has_stopped():
+            if not _left(end) or pool.has_stopped():
                 return False
             progress.show(f"{bar(floor, wanted)} workers asked for")
             pool.send(signal.SIGTTIN if floor < wanted else signal.SIGTTOU)

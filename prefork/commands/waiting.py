@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from prefork import figures
 from prefork.workers.errors import PreforkError
+from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ LOOK_EVERY: Final = 0.01
 
 SPARE_TIME: Final = 5.0
 """Seconds beyond the pool's own timeouts that are waited by default: the master has to notice, too."""
+
+LOOKS: Final = 2
+"""Looks around of the master until all signals of before have surely been taken: one may be under way."""
 
 _QUICK: Final = 0.3
 """Seconds within which no progress is shown: it would only flicker."""
@@ -51,6 +55,25 @@ def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float
             progress.show(tell())
             time.sleep(LOOK_EVERY)
     return True
+
+
+class Looks:
+    """Counts how often the master has looked around since this was made."""
+
+    def __init__(self, pool: RunningPool) -> None:
+        self._pool = pool
+        self._last = self._tick()
+        self._seen = 0
+
+    def enough(self) -> bool:
+        """Tell whether it has taken what was sent before; to be asked again and again."""
+        tick = self._tick()
+        self._seen += tick != self._last
+        self._last = tick
+        return self._seen >= LOOKS
+
+    def _tick(self) -> int:
+        return self._pool.board.pool(PoolField.TICK_NS)
 
 
 class Progress:

@@ -76,13 +76,13 @@ def test_silent_clients_hold_no_worker(
         pid = int(ask(address).split()[0])
         assert watch.seconds < 0.5 + MARGIN
         assert pid in workers
+        wait_until(lambda: errors_of(program) == 2, "both silent clients counted as errors")
     assert program.workers() == workers
     (line, *_) = program.wait_logged("client timed out")
     assert "WARNING worker slot=" in line
     assert "place=" in line
     assert "app.py:" in line
     assert "Traceback" not in program.log
-    wait_until(lambda: errors_of(program) == 2, "both silent clients counted as errors")
 
 
 def test_silence_is_patiently_borne_by_default(start: Callable[..., Program]) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,9 +239,7 @@ def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("serving, ready")
         with suspended(program):
-            watch = Stopwatch()
             assert prefork("status", program.pid).code == 0
-            assert watch.seconds < 8
             terminal.wait_shown(r"HUNG for 1\ds \(serving\)", ceiling=PATIENCE)
             done = prefork("status", program.pid)
             assert done.code == 1
@@ -302,18 +301,18 @@ def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None
 
 
 def test_several_scale_at_once(pool: Callable[..., Program]) -> None:
-    """Each sees its own number reached, although signals of several coalesce; the last one's stays."""
+    """One after the other: changes add up, and each command sees its own effect before the next begins."""
     program = pool(max_children=20)
-    command = [sys.executable, "-m", "prefork", "scale", "--timeout", "20s"]
+    command = [sys.executable, "-m", "prefork", "scale", "+4", str(program.pid)]
     others = [
-        subprocess.Popen(
-            [*command, "15", str(program.pid)], env=environment(), stdout=subprocess.PIPE
-        )
-        for _ in range(3)
+        subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) for _ in range(4)
     ]
     said = [other.communicate(timeout=PATIENCE)[0].decode() for other in others]
-    assert [other.returncode for other in others] == [0, 0, 0], said
-    assert len(program.workers()) == 15
+    assert len(program.workers()) == 18, said
+    assert status_of(program)["workers"]["floor"] == 18
+    codes = {other.returncode for other in others}
+    assert codes <= {0, 1}  # whose number another one has moved on before its workers were ready
+    assert 0 in codes
 
 
 def test_scale_of_workers_that_cannot_boot(start: Callable[..., Program]) -> None:
@@ -383,7 +382,7 @@ def test_stop_that_takes_too_long(pool: Callable[..., Program]) -> None:
         watch = Stopwatch()
         done = prefork("stop", "--now", program.pid)
         assert done.code == 0, done
-        assert watch.seconds < 15
+        assert watch.seconds < 20
     assert program.wait() == 0
 
 
@@ -499,7 +498,10 @@ def test_top_shows_a_pool_under_load(pool: Callable[..., Program], tmp_path: Pat
         terminal.wait_shown("exits +1 killed")
         assert prefork("scale", "4", program.pid).code == 0
         terminal.wait_shown(r"slots  [B_]{4} \+ 2 unused")
-        assert not terminal.modes()[3] & 0o10, "keys are echoed"
+        assert not terminal.modes()[3] & termios.ECHO
+        assert terminal.modes()[6][termios.VSUSP] == b"\0", (
+            "suspended it would leave the other screen"
+        )
         terminal.press("q")
         assert terminal.wait() == 0
         assert_clean(terminal)
@@ -530,11 +532,10 @@ def test_top_sorts_by_keys_and_follows_the_size(
 def test_top_leaves_the_terminal_clean(
     pool: Callable[..., Program], tmp_path: Path, ending: str
 ) -> None:
-    """By Ctrl-C and by TERM, exit code 0, nothing else said; Ctrl-Z does not leave it half drawn."""
+    """By Ctrl-C and by TERM, exit code 0, and nothing else said."""
     program = pool()
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("q quit")
-        terminal.press("\x1a")
         if ending == "ctrl-c":
             terminal.press("\x03")
         else:

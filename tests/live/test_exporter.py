@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.clients import ask, can_bind, connect, send
-from tests.support.processes import fds_of, is_alive, live_children_of, status_of, title_of
+from tests.support.processes import (
+    fds_of,
+    is_alive,
+    live_children_of,
+    process,
+    status_of,
+    title_of,
+)
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
 from tests.support.web import Observed, exchange, fetch, metrics_of, received
@@ -506,12 +513,17 @@ def test_each_serving_has_its_own(start: Callable[..., Program]) -> None:
                     time.sleep(0.01)
                 server.shutdown()
                 thread.join()
+                while not os.path.exists(f"seen{turn}"):
+                    time.sleep(0.01)
     """)
     for turn in range(2):
         found = metrics_of(program, turn)
         assert fetch(found.address, "/livez").status == 200
         program.stderr_path.with_name(f"next{turn}").touch()
-        wait_until(lambda gone=found.pid: not is_alive(gone), "the end of the metrics process")
+        wait_until(
+            lambda gone=found.pid: process(gone) is None, "its end, and that it is collected"
+        )
+        program.stderr_path.with_name(f"seen{turn}").touch()
     assert program.wait() == 0
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import prefork
+from tests.support.app import Echo
 from tests.support.clients import (
     ask,
     can_bind,
@@ -147,8 +149,8 @@ def test_status_that_the_kernel_has_thrown_away_is_unknown(start: Callable[..., 
     assert program.stop() == 0
 
 
-def test_master_is_as_it_was_after_a_thousand_respawns(start: Callable[..., Program]) -> None:
-    """A thousand dead workers leave the master the descriptors of before, and less than 2 MiB more memory."""
+def test_master_is_as_it_was_after_five_hundred_respawns(start: Callable[..., Program]) -> None:
+    """Five hundred dead workers leave the master the descriptors of before, and less than 2 MiB more memory."""
     program = start("""
         from tests.support.app import *
         import logging
@@ -167,7 +169,7 @@ def test_master_is_as_it_was_after_a_thousand_respawns(start: Callable[..., Prog
     victims = program.told("all")
     held = fds_of(program.pid).keys()
     memory = private_bytes(program.pid)
-    for round_ in range(1, 51):
+    for round_ in range(1, 26):
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         victims = program.told("all", round_)
@@ -290,14 +292,16 @@ def test_user_at_the_limit_of_its_processes_degrades_and_recovers(
 @pytest.mark.skipif(why_no_group(*FREEZE) != "", reason=why_no_group(*FREEZE))
 def test_frozen_container_costs_nobody_its_life(start: Callable[..., Program]) -> None:
     """After the whole container was frozen for longer than request_timeout the request in hand is finished and nobody was killed."""
-    program = start(serving("TellingRun", workers=2, request_timeout=0.8))
+    program = start(serving("TellingRun", workers=2, request_timeout=1.6))
     address = program.address()
     workers = program.wait_workers(2)
-    with group_with(*FREEZE) as group, send(address, "time.sleep(0.3) or 7") as client:
+    # Many short sleeps: one long one would be over as soon as the container is thawed.
+    line = "[time.sleep(0.05) for _ in range(16)] and 7"
+    with group_with(*FREEZE) as group, send(address, line) as client:
         program.told("busy")
         group.put([program.pid, *workers])
         group.turn_on()
-        let_pass(2.2)
+        let_pass(2.0)
         group.turn_off()
         assert read_to_the_end(client).endswith(" 7")
         assert ask(address, "1 + 1").endswith(" 2")
@@ -450,6 +454,14 @@ PARALLEL = """
 """
 
 
+def answers(address: str) -> bool:
+    """Whether somebody listens there and answers."""
+    try:
+        return ask(address, "hello").endswith("hello")
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+
+
 @pytest.mark.parametrize("stale", [False, True], ids=["no file", "stale file"])
 @pytest.mark.parametrize("pidfile", [["-p", "pid"], []], ids=["pid file", "no pid file"])
 def test_of_twenty_starts_at_once_one_survives(
@@ -462,11 +474,11 @@ def test_of_twenty_starts_at_once_one_survives(
             dead.bind(path)
     arguments = ["run", "tests.support.app:Echo", "-b", f"unix:{path}", "-w", "1", *pidfile]
     program = start(PARALLEL, arguments=arguments)
-    codes = program.told("refused", ceiling=20)
+    codes = program.told("refused", ceiling=30)
     winner = program.told("winner")
     try:
         assert set(codes) <= {1, 4}
-        assert ask(path, "hello").endswith("hello")
+        wait_until(lambda: answers(path), "the winner serves")
         assert int(ask(path).split()[0]) in {child.pid for child in children_of(winner)}
         if pidfile:
             assert (tmp_path / "pid").read_text().strip() == str(winner)
@@ -476,9 +488,18 @@ def test_of_twenty_starts_at_once_one_survives(
     assert not os.path.exists(path)
 
 
+def test_start_does_not_take_the_path_of_one_that_is_just_starting(tmp_path: Path) -> None:
+    """Also between its bind and its listen a server's Unix socket is its own, with no pid file to guard it."""
+    path = str(tmp_path / "socket")
+    with prefork.PreForkingUnixStreamServer(path, Echo, bind_and_activate=False) as first:
+        first.server_bind()
+        with pytest.raises(OSError, match="somebody listens there"):
+            prefork.PreForkingUnixStreamServer(path, Echo).server_close()
+
+
 # --- what a fork copies
 
-BIRTHS = 200
+BIRTHS = 150
 
 NEWBORN = """
     from tests.support.app import *
@@ -513,7 +534,7 @@ def test_signals_within_a_millisecond_of_birth_end_only_the_newborn(
     program = start(NEWBORN.replace("{births}", str(BIRTHS)))
     address = program.address()
     program.signal(signal.SIGTTIN)
-    program.told("born")
+    program.told("born", ceiling=60)
     program.wait_logged(r"exited cause=exited\(0\)", times=BIRTHS)
     program.wait_workers(4)
     wait_until(lambda: ask(address).endswith("hello"), "service")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 
 FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
 LOOPBACK = {"inet": "127.0.0.1", "inet6": "::1"}
+
+
+NONSENSE: list[Any] = [
+    None,
+    7,
+    "x",
+    [],
+    {},
+    {"inode": "7", "kind": "stream", "family": "inet"},
+    {"inode": [], "kind": "stream", "family": "inet"},
+    {"inode": -1, "kind": "stream", "family": "unix"},
+    {"inode": 2**80, "kind": "stream", "family": "unix"},
+    {"inode": 7, "kind": [], "family": {}},
+    {"inode": 7, "kind": "other", "family": "inet"},
+    {"inode": 1, "kind": "stream", "family": "unix"},
+]
+"""What may stand in a list that was scribbled over."""
 
 
 def about(listener: socket.socket) -> dict[str, Any]:
@@ -49,9 +67,11 @@ def listening(family: str, kind: int, address: object, backlog: int = 0) -> Iter
         listener.bind(address)  # type: ignore[arg-type]
         if kind == socket.SOCK_STREAM:
             listener.listen(backlog)
-        yield listener
-        if family == "unix":
-            os.unlink(str(address))
+        try:
+            yield listener
+        finally:
+            if family == "unix":
+                os.unlink(str(address))
 
 
 @contextlib.contextmanager
@@ -151,7 +171,7 @@ def test_all_at_once_and_others_not(tmp_path: Path) -> None:
         gone = [
             {**about(listener), "inode": 4_000_000_000 + n} for n, listener in enumerate(listeners)
         ]
-        found = queues([*map(about, listeners), *gone])
+        found = queues([*gone, *NONSENSE, *map(about, listeners)])
 
         assert found == {
             about(listener)["inode"]: Queue(bytes=0, drops=0)
@@ -188,22 +208,7 @@ def test_no_privilege_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    "listeners",
-    [
-        [],
-        None,
-        "listeners",
-        [None, 7, "x", []],
-        [{}],
-        [{"inode": "7", "kind": "stream", "family": "inet"}],
-        [{"inode": [], "kind": "stream", "family": "inet"}],
-        [{"inode": -1, "kind": "stream", "family": "unix"}],
-        [{"inode": 2**80, "kind": "stream", "family": "unix"}],
-        [{"inode": 7, "kind": [], "family": {}}],
-        [{"inode": 7, "kind": "other", "family": "inet"}],
-        [{"inode": 1, "kind": "stream", "family": "unix"}],
-    ],
-    ids=repr,
+    "listeners", [None, 7, "listeners", [], NONSENSE, *([one] for one in NONSENSE)], ids=repr
 )
 def test_nonsense_is_passed_over(listeners: Any) -> None:
     """A list of listeners that was scribbled over gives no queue and no error."""
@@ -222,6 +227,14 @@ def test_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert queues([one]) == {}
 
 
+def message(length: int, kind: int, body: bytes = b"") -> bytes:
+    """Pack an answer to the first question: struct nlmsghdr and what follows."""
+    return struct.pack("=IHHII", length, kind, 0, 1, 0) + body
+
+
+DONE = message(16, 3)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -229,13 +242,14 @@ def test_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         b"x",
         bytes(16),
         b"\xff" * 20,
-        (16).to_bytes(4, sys.byteorder) + (20).to_bytes(2, sys.byteorder) + bytes(10),
-        (60).to_bytes(4, sys.byteorder)
-        + (20).to_bytes(2, sys.byteorder)
-        + b"\x01\0\x01\0"
-        + bytes(50),
+        message(16, 20),
+        message(24, 20, bytes(8)) + DONE,
+        message(16 + 80, 20, bytes(80)) + DONE,
+        message(16 + 80, 20, b"\xff" * 80) + DONE,
+        message(5000, 20, bytes(80)),
+        message(16, 2),
     ],
-    ids=range(6),
+    ids=range(10),
 )
 @pytest.mark.parametrize(("family", "kind"), [("inet", "datagram"), ("unix", "stream")])
 def test_answers_of_another_kernel(

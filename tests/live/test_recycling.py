@@ -102,6 +102,6 @@ def test_worker_that_has_grown_too_large_is_replaced(start: Callable[..., Progra
     wait_until(
         lambda: ask(address, "0") and fat not in program.workers(), "the fat worker has left"
     )
-    assert recycled(program, "max_memory") == 1
+    wait_until(lambda: recycled(program, "max_memory") == 1, "its exit is logged")
     let_pass(0.2)
     assert first - {fat} <= program.workers()

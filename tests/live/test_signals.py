@@ -80,21 +80,6 @@ def test_usr1_again_shows_the_present_stack_only(start: Callable[..., Program]) 
     assert len(program.logged("in deep")) == before
 
 
-@pytest.mark.parametrize("name", ["HUP", "USR2"])
-def test_signal_that_is_not_available_yet_is_one_log_line(
-    start: Callable[..., Program], name: str
-) -> None:
-    """HUP and USR2 are logged and change nothing."""
-    program = start(serving(workers=2))
-    address = program.address()
-    workers = program.wait_workers(2)
-    program.signal(getattr(signal, f"SIG{name}"))
-    program.wait_logged(f"SIG{name}")
-    ask(address)
-    assert program.workers() == workers
-    assert len(program.logged(f"SIG{name}")) == 1
-
-
 def test_winch_and_pipe_are_ignored_by_the_master(start: Callable[..., Program]) -> None:
     """Resizing a terminal, or a reader that is gone, neither ends nor changes anything."""
     program = start(serving(workers=2))

@@ -468,7 +468,9 @@ def test_name_of_the_pools_own_is_not_doubled(
 ) -> None:
     """A metric of the application that bears a name of the pool's does not spoil the scrape: the pool's stays."""
     program = start(
-        APPLICATION + "Gauge('prefork_workers_target', 'Mine.').set(99)" + SERVE,
+        APPLICATION
+        + "Gauge('prefork_workers_target', 'Mine.', multiprocess_mode='max').set(99)"
+        + SERVE,
         environ={"DIRECTORY": str(directory)},
     )
     program.address()

@@ -215,9 +215,17 @@ class Worker:
     ready: bool = False
     taken: float | None = None
     leave_by: float | None = None
+    _facts: tuple[object, ...] = ()
+    _view: WorkerView | None = None
 
     def view(self) -> WorkerView:
-        """Return what the policy sees of it."""
+        """Return what the policy sees of it; made anew only when that has changed, ticks are many."""
+        facts = (self.ready, self.taken, self.leave_by)
+        if self._view is None or facts != self._facts:
+            self._facts, self._view = facts, self._seen()
+        return self._view
+
+    def _seen(self) -> WorkerView:
         return WorkerView(
             self.slot,
             ready=self.ready,
@@ -244,7 +252,9 @@ class Simulator:
         self._machine = machine or Machine()
         self._now = 0.0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()  # things of the same instant happen in the order of planning
+        self._order = (
+            itertools.count()
+        )  # things of the same instant happen in the order of planning
         self._arrivals = arrivals
         self._queue: deque[Arrival] = deque()
         self._workers: dict[int, Worker] = {}
@@ -263,18 +273,13 @@ class Simulator:
         if arrivals:
             self._plan(arrivals[0].at, lambda: self._arrive(0))
 
-    def run(self, end: float = math.inf) -> Record:
-        """Go on until an instant, or until everything that came has been served."""
+    def run(self, end: float) -> Record:
+        """Go on until an instant."""
         while self._agenda and self._agenda[0][0] <= end:
-            if end == math.inf and not self._queue and not self._busy and self._all_came():
-                break
             self._now, _, happen = heapq.heappop(self._agenda)
             happen()
             self._take_sample()
         return self.record
-
-    def _all_came(self) -> bool:
-        return not self._arrivals or self._now > self._arrivals[-1].at
 
     def _plan(self, at: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (at, next(self._order), happen))

@@ -64,12 +64,12 @@ WORKERS = {
     # What one request of a worker may touch, from the socket options to the loop.
     "quiet": (),
     "clients": ("log",),
-    "waits": ("settings",),
+    "waits": ("scoreboard", "settings"),
     "listener": ("log", "settings", "waits"),
     "limits": ("memory", "scoreboard", "settings", "states"),
     "access": ("listener", "scoreboard"),
     "source": ("listener", "quiet", "scoreboard", "waits"),
-    "witness": ("access", "scoreboard", "settings", "source", "waits"),
+    "witness": ("access", "scoreboard", "settings", "source"),
     "accounting": ("scoreboard", "source", "witness"),
     "loop": (
         *("accounting", "listener", "log", "scoreboard", "settings"),

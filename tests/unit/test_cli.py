@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
@@ -73,8 +74,9 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
     assert run("--version")[:2] == (0, f"prefork {__version__} (Python {sys.version.split()[0]})\n")
     status, out, _ = run("-h")
     assert status == 0
-    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()[:8]]
-    assert listed == ["run", "check", "config", "status", "top", "scale", "stop", "dump"]
+    listed = re.findall(r"^  ([a-z]+)  ", out.partition("Commands:\n")[2], re.MULTILINE)
+    assert listed[:3] == ["run", "check", "config"]
+    assert {"status", "top", "scale", "stop", "dump"} <= set(listed)
 
 
 @pytest.mark.parametrize("command", cli.commands.list_commands(click.Context(cli.commands)))

@@ -405,6 +405,33 @@ def test_costly_metrics_are_collected_apart(board: Scoreboard) -> None:
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("error", [UnboundLocalError, IndexError, ValueError])
+def test_master_that_is_just_ending(
+    board: Scoreboard, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """prometheus_client stumbles over a process of which /proc has only half: the rest of the scrape is whole."""
+
+    def stumble() -> None:
+        raise error
+
+    pool = PoolCollector(board)
+    monkeypatch.setattr(pool._master, "collect", stumble)
+    names = {name for name, _ in samples(pool.collect())}
+
+    assert {"prefork_build_info", "python_info"} <= names
+    assert not {name for name in names if name.startswith("process_")}
+
+
+def test_requests_in_hand_are_added_up(board: Scoreboard) -> None:
+    """Workers with threads say how many requests they have in hand, the others have one or none."""
+    for slot, (since, many) in enumerate([(5, 0), (5, 4), (0, 0)]):
+        spawn(board, slot)
+        board.words[board.slot_at(slot) + SlotField.REQUEST_NS] = since
+        board.words[board.slot_at(slot) + SlotField.IN_PROGRESS] = many
+
+    assert value(samples(families(reading(board))), "prefork_requests_in_progress") == 5
+
+
 # --- totals
 
 

@@ -73,3 +73,11 @@ def test_no_group_is_missing() -> None:
     found = rows()
     assert tuple(dict.fromkeys(row.group for row in found)) == GROUPS
     assert len({row.fault for row in found}) == len(found)
+
+
+def test_unit_of_the_example_outlives_a_worker() -> None:
+    """The example's systemd unit does not take the kernel's kill of one worker for the end of the service."""
+    units = list((HOME / "examples" / "systemd").glob("*.service"))
+    assert units
+    for unit in units:
+        assert "\nOOMPolicy=continue\n" in unit.read_text(encoding="utf-8")

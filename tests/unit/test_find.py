@@ -317,6 +317,19 @@ def test_signal_that_is_taken_arrives() -> None:
         signal.signal(signal.SIGTTIN, before)
 
 
+def test_signal_that_is_blocked_is_sent() -> None:
+    """A master that is about to exec in place blocks its signals and handles them afterwards."""
+    with scoreboard() as _, pools_of(HERE) as pools:
+        with pytest.raises(NoSignalsError):
+            pools[0].send(signal.SIGURG)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+        try:
+            pools[0].send(signal.SIGURG)
+            assert signal.SIGURG in signal.sigpending()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+
+
 def test_pool_that_was_closed_has_stopped() -> None:
     """The program may go on; its scoreboard is gone, and what was read stays readable."""
     with contextlib.ExitStack() as life:

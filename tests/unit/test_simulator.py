@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
     from tests.support.simulator import Record
 
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2)
 FIXED = Settings(workers=8, max_children=8)
 FOLLOWING = Settings(workers=2, max_children=16, min_spare=1, max_spare=3)
 
 HEAVY = pareto(0.1, alpha=1.5, most=10.0)
 LOADS: dict[str, Callable[[random.Random], list[Arrival]]] = {
-    "poisson": lambda dice: poisson(dice, 40, exponential(0.2), 40),
-    "heavy tail": lambda dice: poisson(dice, 60, HEAVY, 40),
+    "poisson": lambda dice: poisson(dice, 40, exponential(0.3), 24),
+    "heavy tail": lambda dice: poisson(dice, 90, HEAVY, 24),
     "bursts": lambda dice: [
         arrival
-        for at in range(0, 40, 8)
-        for arrival in burst(dice, dice.randint(1, 40), lognormal(0.5, 1.0), at)
+        for at in range(0, 24, 8)
+        for arrival in burst(dice, dice.randint(20, 40), lognormal(0.5, 1.0), at)
     ],
-    "square wave": lambda dice: square_wave(dice, (1, 50), lognormal(0.2, 1.5), 10, 40),
+    "square wave": lambda dice: square_wave(dice, (2, 90), lognormal(0.2, 1.5), 6, 24),
 }
 """All of them too much for the ceiling now and then."""
 
@@ -54,9 +54,7 @@ LOADS: dict[str, Callable[[random.Random], list[Arrival]]] = {
 def followed(load: str, seed: int) -> tuple[int, Record]:
     """Have a pool follow a load to its end and for a while after; return how many came, and what was seen."""
     arrivals = LOADS[load](random.Random(seed))
-    pool = Simulator(FOLLOWING, arrivals)
-    pool.run()
-    return len(arrivals), pool.run(arrivals[-1].at + 30)
+    return len(arrivals), Simulator(FOLLOWING, arrivals).run(arrivals[-1].at + 35)
 
 
 any_load = pytest.mark.parametrize(
@@ -70,8 +68,8 @@ any_load = pytest.mark.parametrize(
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fixed_pool_is_the_textbook_queue(seed: int) -> None:
     """Through master, policy and events a pool of a fixed size gives each request the wait of a few lines of arithmetic."""
-    arrivals = poisson(random.Random(seed), 60, HEAVY, 30)
-    seen = sorted(Simulator(FIXED, arrivals).run().served)
+    arrivals = poisson(random.Random(seed), 75, HEAVY, 30)
+    seen = sorted(Simulator(FIXED, arrivals).run(60).served)
 
     assert [one.wait for one in seen] == pytest.approx(wait_in_one_queue(arrivals, 8))
     assert [one.ended - one.began for one in seen] == pytest.approx([it.service for it in arrivals])
@@ -86,7 +84,7 @@ def test_part_that_waits_is_what_theory_says(load: float) -> None:
     mean = waiting * pictures.QUEUE_SERVICE / (pictures.QUEUE_WORKERS * (1 - load))
 
     assert sum(wait > 0 for wait in shared) / len(shared) == pytest.approx(waiting, rel=0.04)
-    assert sum(shared) / len(shared) == pytest.approx(mean, rel=0.1)
+    assert sum(shared) / len(shared) == pytest.approx(mean, rel=0.15)
     assert sum(wait > 0 for wait in own) / len(own) == pytest.approx(load, rel=0.04)
 
 
@@ -124,6 +122,18 @@ def test_bounds_hold_through_any_load(seen: tuple[str, int]) -> None:
     assert max(one.live for one in record.samples) == most
     assert all(0 <= one.busy <= one.ready <= one.live <= most for one in record.samples)
     assert all(floor <= one.wanted <= most for one in record.samples)
+
+
+def test_workers_that_leave_count_until_they_have_left() -> None:
+    """A burst that comes while workers are slow to leave gets no more than there is room for beside them."""
+    settings = Settings(workers=1, max_children=4, min_spare=1, max_spare=1)
+    dice, again = random.Random(1), 1.0 + WINDOW + 5
+    bursts = [*burst(dice, 8, constant(0.5), 1.0), *burst(dice, 8, constant(0.5), again)]
+    record = Simulator(settings, bursts, Machine(leave=60.0)).run(again + 5)
+
+    assert record.retirements
+    assert record.at(again + 1).wanted == 4
+    assert max(one.live for one in record.samples) == 4
 
 
 @any_load
@@ -206,7 +216,7 @@ def test_square_wave_is_followed_up_at_once_and_down_slowly() -> None:
 def test_steady_load_makes_no_flapping(seed: int) -> None:
     """Under Poisson load of a constant rate the size changes a few times a minute, and next to nobody waits."""
     settings = Settings(workers=2, max_children=64, min_spare=2, max_spare=4)
-    arrivals = poisson(random.Random(seed), 10, exponential(1.0), 160)
+    arrivals = poisson(random.Random(seed), 5, exponential(2.0), 160)
     record = Simulator(settings, arrivals).run(160)
     waited = [one for one in record.served if one.arrived >= 40 and one.wait > 0]
 
@@ -217,9 +227,9 @@ def test_steady_load_makes_no_flapping(seed: int) -> None:
 
 def test_even_load_changes_nothing() -> None:
     """Requests that come evenly keep the size where it is once it fits, for good."""
-    arrivals = [Arrival(number / 20, 0.33) for number in range(20 * 90)]
+    arrivals = [Arrival(number / 20, 0.33) for number in range(20 * 60)]
     settings = Settings(workers=2, max_children=40, min_spare=2, max_spare=4)
-    record = Simulator(settings, arrivals).run(90)
+    record = Simulator(settings, arrivals).run(60)
 
     assert record.resizes(begin=30) == []
     assert 7 + 2 <= record.samples[-1].wanted <= 7 + 4
@@ -242,10 +252,12 @@ def test_ceiling_is_told_once_not_again_and_again(busy: int) -> None:
 @pytest.mark.parametrize("load", pictures.QUEUE_LOADS)
 def test_shared_queue_has_the_short_tail(load: float, service: str) -> None:
     """With one queue for all, the p99 of the wait is a fifth of that with a hashed queue for each, and a third of that in turn."""
-    shared, in_turn, by_hash = (quantile(one, 0.99) for one in pictures.waits(load, service).values())
+    shared, in_turn, by_hash = (
+        quantile(one, 0.99) for one in pictures.waits(load, service).values()
+    )
 
-    assert by_hash > 5 * shared  # 7 to 13 were found
-    assert in_turn > 3 * shared  # 5 to 11
+    assert by_hash > 5 * shared  # 7 to 13 times were found
+    assert in_turn > 3 * shared  # 4 to 11
 
 
 def test_document_is_current() -> None:

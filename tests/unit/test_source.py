@@ -13,6 +13,7 @@ import prefork
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard, SlotWriter
 from prefork.workers.source import Source
+from prefork.workers.waits import SO_TIMESTAMPNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,14 +205,41 @@ def test_queue_wait_is_measured_where_it_is_wanted(base: Any, every: int, known:
     """Without metrics and access log nobody asks; with them TCP and UDP tell."""
     server = base(("127.0.0.1", 0), Handler)
     with source_of(server, sample_every=every) as source:
-        assert (source.queue_wait is not None) is known
+        assert (source.waits is not None) is known
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, "xxxxxxxxx"), (3, "x..x..x.."), (7, "x......x.")]
+)
+@pytest.mark.parametrize("base", STANDARD)
+def test_first_request_is_measured_and_then_every_so_many(
+    base: Any, every: int, expected: str
+) -> None:
+    """A take that finds nothing counts for nothing."""
+    server = base(("127.0.0.1", 0), Handler)
+    seen = ""
+    with source_of(server, sample_every=every) as source:
+        server.socket.setblocking(False)
+        if base is socketserver.UDPServer:
+            server.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        assert source.waits is not None
+        for _ in expected:
+            with suppress(BlockingIOError):
+                source.take()
+            with request_to(server):
+                source.waits.last = None
+                request, _ = source.take()
+            seen += "." if source.waits.last is None else "x"
+            if isinstance(request, socket.socket):
+                request.close()
+    assert seen == expected
 
 
 def test_unix_stream_has_no_queue_wait(tmp_path: Any) -> None:
     """Where the kernel does not tell, nothing is asked."""
     server = socketserver.UnixStreamServer(str(tmp_path / "socket"), Handler)
     with source_of(server, sample_every=1) as source:
-        assert source.queue_wait is None
+        assert source.waits is None
     (tmp_path / "socket").unlink()
 
 

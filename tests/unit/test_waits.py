@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 
 import pytest
 
+from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import Settings
 from prefork.workers.waits import (
     SAMPLE_EVERY,
     SO_TIMESTAMPNS,
     STAMP_BYTES,
-    Stamps,
-    Turns,
+    QueueWaits,
     sample_every,
-    tcp_queue_wait,
+    wait_of_connection,
+    wait_of_datagram,
 )
 from tests.support.waiting import let_pass
 
@@ -38,19 +40,6 @@ def test_what_is_sampled(metrics: str | None, access_log: str, every: int) -> No
     assert sample_every(settings) == every
 
 
-@pytest.mark.parametrize(
-    ("every", "expected"), [(1, "xxxxx"), (3, "x..x..x"), (7, "x......x......x")]
-)
-def test_turns(every: int, expected: str) -> None:
-    """The first request is measured, and then every so many."""
-    turns = Turns(every)
-    seen = ""
-    for _ in expected:
-        seen += "x" if turns.is_next() else "."
-        turns.passed()
-    assert seen == expected
-
-
 def test_connection_tells_since_when_it_could_be_accepted() -> None:
     """The wait is that of the connection, not of what it sent later."""
     with (
@@ -63,30 +52,16 @@ def test_connection_tells_since_when_it_could_be_accepted() -> None:
         let_pass(0.05)
         request, _ = listener.accept()
         with request:
-            waited = tcp_queue_wait(1)(request)
+            waited = wait_of_connection(request)
         most = time.monotonic() - began
     assert waited is not None
     assert 0.2 - 2 * TICK <= waited / 1e9 <= most + 2 * TICK
 
 
-def test_only_every_seventh_is_asked_for() -> None:
-    """Connections between two measurements cost no system call."""
-    left, right = socket.socketpair()
-    with left, right, socket.create_server(("127.0.0.1", 0)) as listener:
-        queue_wait = tcp_queue_wait(7)
-        answers = []
-        for _ in range(15):
-            with socket.create_connection(listener.getsockname()):
-                request, _ = listener.accept()
-                with request:
-                    answers.append(queue_wait(request) is not None)
-    assert [n for n, measured in enumerate(answers) if measured] == [0, 7, 14]
-
-
 @pytest.mark.parametrize("request_object", [b"bytes", None, ("data", "socket")])
 def test_request_that_is_no_connection_is_unknown(request_object: object) -> None:
     """What an overridden get_request() returns may be anything."""
-    assert tcp_queue_wait(1)(request_object) is None
+    assert wait_of_connection(request_object) is None
 
 
 def test_closed_connection_is_unknown() -> None:
@@ -97,12 +72,12 @@ def test_closed_connection_is_unknown() -> None:
     ):
         request, _ = listener.accept()
         request.close()
-        assert tcp_queue_wait(1)(request) is None
+        assert wait_of_connection(request) is None
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_datagram_tells_when_it_arrived(family: socket.AddressFamily) -> None:
-    """The stamp is of its arrival, to well below a millisecond, and is used for one datagram only."""
+    """The stamp is of its arrival, to well below a millisecond."""
     with (
         socket.socket(family, socket.SOCK_DGRAM) as server,
         socket.socket(family, socket.SOCK_DGRAM) as client,
@@ -117,20 +92,40 @@ def test_datagram_tells_when_it_arrived(family: socket.AddressFamily) -> None:
         sent = time.monotonic()
         let_pass(0.1)
         _, ancillary, _, _ = server.recvmsg(10, STAMP_BYTES)
-        stamps = Stamps(1)
-        stamps.note(ancillary)
-        waited = stamps.queue_wait(None)
+        waited = wait_of_datagram(ancillary)
         ended = time.monotonic()
     assert waited is not None
     assert 0.1 <= waited / 1e9 <= ended - began
     assert waited / 1e9 <= ended - sent + 0.02
-    assert stamps.queue_wait(None) is None
+
+
+def test_datagram_without_a_stamp_is_unknown() -> None:
+    """What else comes with a datagram is none of this."""
+    assert wait_of_datagram([]) is None
+    assert wait_of_datagram([(socket.SOL_SOCKET, 1, b"other")]) is None
 
 
 def test_clock_that_was_set_back_gives_no_negative_wait() -> None:
     """A stamp of the future is a wait of nothing."""
-    stamps = Stamps(1)
     later = time.time_ns() + 10**12
-    stamp = (later // 10**9).to_bytes(8, "little") + (later % 10**9).to_bytes(8, "little")
-    stamps.note([(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp), (socket.SOL_SOCKET, 1, b"other")])
-    assert stamps.queue_wait(None) == 0
+    stamp = struct.pack("@qq", *divmod(later, 10**9))
+    assert wait_of_datagram([(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp)]) == 0
+
+
+def test_measured_waits_are_published() -> None:
+    """The sum and the histogram hold the waits that were measured, and no others; the last one can be asked for."""
+    board = Scoreboard.create(1)
+    writer = SlotWriter(board, 0)
+    waits = QueueWaits(writer)
+    last = []
+    for waited in (4_000_000, None, 20_000_000_000):
+        waits.note(waited)
+        last.append(waits.last)
+    slot = board.snapshot().slots[0]
+    writer.detach()
+    board.close()
+    assert last == [4_000_000, None, 20_000_000_000]
+    assert slot[SlotField.QUEUE_WAIT_NS] == 20_004_000_000
+    histogram = slot.histogram(SlotField.QUEUE_WAITS)
+    assert [n for n, count in enumerate(histogram) if count] == [2, 13]
+    assert sum(histogram) == 2

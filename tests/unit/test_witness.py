@@ -21,6 +21,7 @@ from prefork.workers.scoreboard import (
     SlotWriter,
 )
 from prefork.workers.settings import LONGEST, Settings
+from prefork.workers.waits import QueueWaits
 from prefork.workers.witness import Witness, witness_for
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ DAY = 86_400.0
 class Slot:
     """A slot with its pen, a master that counts its calls, and a source that says what was asked of it."""
 
-    queue_wait: Any = None
+    waits: Any = None
     listener: Any = "tcp://here:1"
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class Slot:
     def witness(self, *, spares: bool = False, log: bool = False) -> Witness:
         """Make a witness that writes here."""
         watch = self.watch if spares else None
-        return Witness(self.writer, watch, self.call_master, self if log else None)  # type: ignore[arg-type]
+        return Witness(watch, self.call_master, self if log else None)  # type: ignore[arg-type]
 
     @property
     def seen(self) -> SlotSnapshot:
@@ -81,7 +82,7 @@ def slot() -> Iterator[Slot]:
     [
         ({}, False),
         ({"min_spare": 1}, True),
-        ({"metrics": "127.0.0.1:0"}, True),
+        ({"metrics": "127.0.0.1:0"}, False),
         ({"access_log": "text"}, True),
         ({"max_requests": 5, "client_timeout": 3, "request_timeout": 3}, False),
     ],
@@ -89,10 +90,8 @@ def slot() -> Iterator[Slot]:
 def test_requests_pay_for_what_was_asked_for(
     slot: Slot, settings: dict[str, Any], wanted: bool
 ) -> None:
-    """Without spares, metrics and access log there is no witness, and the loop has nobody to tell."""
-    found = witness_for(
-        Settings(workers=1, **settings), slot.writer, (0, 0), slot.watch, slot.call_master
-    )
+    """Without spares and access log there is no witness, and the loop has nobody to tell."""
+    found = witness_for(Settings(workers=1, **settings), (0, 0), slot.watch, slot.call_master)
     assert (found is not None) is wanted
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         assert (account_for([server], slot.writer, found) is not None) is wanted
@@ -143,19 +142,15 @@ def test_worker_with_threads_leaves_the_idle_once(slot: Slot) -> None:
 # --- what is measured and told
 
 
-def test_measured_waits_are_counted(slot: Slot) -> None:
-    """The sum and the histogram hold the waits that were measured, and no others."""
-    waits = iter([4_000_000, None, 20_000_000_000])
-    slot.queue_wait = lambda _request: next(waits)
+def test_measured_wait_is_told(slot: Slot) -> None:
+    """The line has the wait of its own request, and none where that is not known."""
     account = OneAtATime(slot.writer, slot.witness(log=True))
-    for _ in range(3):
+    slot.waits = QueueWaits(slot.writer)
+    for waited in (4_000_000, None):
+        slot.waits.note(waited)
         account.taken("request", 1, "client", slot)  # type: ignore[arg-type]
         account.returned("request", Outcome.OK)
-    assert slot.seen[SlotField.QUEUE_WAIT_NS] == 20_004_000_000
-    histogram = slot.seen.histogram(SlotField.QUEUE_WAITS)
-    assert [n for n, count in enumerate(histogram) if count] == [2, 13]
-    assert sum(histogram) == 2
-    assert [line[2] for line in slot.lines] == [4_000_000, None, 20_000_000_000]
+    assert [line[2] for line in slot.lines] == [4_000_000, None]
 
 
 @pytest.mark.parametrize("outcome", Outcome)
@@ -178,7 +173,8 @@ def test_end_in_a_thread_is_told(slot: Slot) -> None:
         def handle(self) -> None:
             self.request.recv(1)
 
-    slot.queue_wait = lambda _request: 77
+    slot.waits = QueueWaits(slot.writer)
+    slot.waits.note(77)
     with Threading(("127.0.0.1", 0), Handler) as server:
         account = account_for([server], slot.writer, slot.witness(log=True))
         assert isinstance(account, Overlapping)
