@@ -7,7 +7,6 @@ policy decide, does what it says, and waits for the next event or instant.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -18,32 +17,29 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefork import activation
 from prefork.about import about, shown
-from prefork.adoption import Named
+from prefork.clock import Clock
 from prefork.handover import (
-    CONTROL_SIGNALS,
     FORMAT,
     Legacy,
-    adopted,
-    hand_over,
     kept_pidfile,
     program,
 )
 from prefork.observer import Observer
-from prefork.reload import Reload, Step
+from prefork.orphans import Orphans
+from prefork.reload import Reload
 from prefork.signals import Inbox, Wakeup
+from prefork.sizing import Sizing
+from prefork.succession import Succession, floor_after
 from prefork.systemd import Notifier, status_line
-from prefork.workers import log, system
+from prefork.workers import log
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.listener import Listener
-from prefork.workers.memory import Memory, affordable
-from prefork.workers.policy import decide, load_of
+from prefork.workers.policy import decide
 from prefork.workers.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
-from prefork.workers.spares import Spares, wants_growth
 from prefork.workers.states import Phase
 from prefork.workers.threads import other_threads
 from prefork.workers.views import PoolView
@@ -57,9 +53,6 @@ LOOK_INTERVAL = 0.4
 No client waits more than 0.5 s while a worker is idle, even when the kernel's wake-up was lost.
 """
 
-LOOK_PAUSE = 0.02
-"""Seconds for which workers that leave the idle tell nothing, after one has: what a pool that grows may take."""
-
 FAILURE_PAUSE = 0.02
 """Seconds between two tries of a loop that fails; at the end of ``graceful_timeout`` workers are killed."""
 
@@ -69,12 +62,6 @@ TRIAL_LOOK = 0.05
 SAME_ORDER = 0.05
 """Seconds within which a second TERM or INT is the first once more: ``timeout(1)`` sends it to a
 child and then to its group, a terminal's wrapper may do alike. People take longer."""
-
-LATE = 1.0
-"""Seconds by which a wait may overrun before the master takes it that it did not run (suspend, SIGSTOP)."""
-
-ORPHAN_AGE = 0.5
-"""Seconds an unknown ended child is left to whoever in this program may be waiting for it."""
 
 
 class Master:
@@ -99,8 +86,7 @@ class Master:
     ) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._legacy = legacy
-        self._abandoned = list(abandoned)
+        self._is_successor = legacy is not None
         self._wakeup = wakeup
         self._service_actions = service_actions
         self._publish_pids = publish_pids
@@ -111,19 +97,12 @@ class Master:
         self._stop_signalled_at: float | None = None
         self._phase = Phase.SERVING
         self._dump_first = False
-        self._floor = settings.workers if legacy is None else _floor_after(legacy, settings)
-        self._spares = Spares(self._floor if legacy is None else max(self._floor, legacy.size))
-        self._memory = Memory()
-        self._look_again_at = 0.0
-        self._announced_bound: int | None = None
         self._ready_announced = False
         self._drain_at = 0.0
-        self._roll_at_latest = 0.0
         self._stop_by = 0.0
-        self._lost = 0.0 if legacy is None else legacy.lost_time
-        self._woke_at = self._now()
-        self._orphans: dict[int, float] = {}
-        self._is_init = system.is_init()
+        self._clock = Clock(0.0 if legacy is None else legacy.lost_time)
+        self._now = self._clock.now
+        self._orphans = Orphans()
         self._thread = threading.get_ident()
         self._poll = select.poll()
         self.observer = observer = Observer(
@@ -147,6 +126,9 @@ class Master:
         except BaseException:
             observer.close()
             raise
+        floor = floor_after(legacy, settings)
+        size = floor if legacy is None else max(floor, legacy.size)
+        self._sizing = Sizing(settings, self.pool, floor, size)
         self._notifier = Notifier()
         self._reload = Reload(
             self.pool.board,
@@ -155,6 +137,14 @@ class Master:
             self._notifier,
             rolling=legacy is not None,
             wanted_by="" if legacy is None else legacy.again,
+        )
+        self._succession = Succession(
+            self._reload,
+            self.pool,
+            listeners,
+            before=legacy,
+            abandoned=abandoned,
+            bequeath=self._bequeath,
         )
         self._poll.register(wakeup, select.POLLIN)
         self._poll.register(self.pool, select.POLLIN)
@@ -173,8 +163,7 @@ class Master:
         in_main_thread = threading.current_thread() is threading.main_thread()
         handled = self._inbox.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
-            if self._legacy is not None:
-                self._take_over(self._legacy)
+            self._succession.take_up(self._settings, self._now())
             self._check_threads()
             self._announce_start()
             try:
@@ -200,15 +189,15 @@ class Master:
     def _announce_start(self) -> None:
         board = self.pool.board
         board.set_pool(PoolField.MASTER_PID, os.getpid())
-        if self._legacy is None:
+        if not self._is_successor:
             board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
         board.set_about(about(self._settings, self._listeners, self.observer.address))
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
-            "started" if self._legacy is None else "goes on with new code",
+            "goes on with new code" if self._is_successor else "started",
             listeners=" ".join(map(str, self._listeners)),
-            workers=self._floor,
+            workers=self._sizing.floor,
             max_children=self._settings.max_children,
         )
 
@@ -267,20 +256,20 @@ class Master:
         for listener in self._listeners:
             listener.assert_nonblocking()
         self._step_reload(now)
-        view = self._look_at_memory(self._view(now))
+        view = self._sizing.look_at_memory(self._view(now))
         plan = decide(view, self._settings, now)
         self._enter(plan.phase)
-        self._note_size(plan.spares)
+        self._sizing.follow(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
         self.observer.tick(self.pool, now)
         self.pool.show_dumps(now)
         self.pool.note_truncated()
-        if self._is_init:
-            self._collect_orphans(now)
+        self._orphans.collect(self.pool.pids, now)
         self._notifier.tick(self._phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
-        return _earliest(plan.wake, self.pool.dumps_due, self._watch_load(now), trial)
+        load = self._sizing.watch(now, serving=self._phase <= Phase.NOT_READY)
+        return _earliest(plan.wake, self.pool.dumps_due, load, trial)
 
     def runs_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the master."""
@@ -300,23 +289,8 @@ class Master:
         if wake is not None:
             length = min(length, max(0.0, wake - now))
         if any(fd == self._wakeup.fileno() for fd, _ in self._poll.poll(length * 1000)):
-            self._look_again_at = self._now() + LOOK_PAUSE
-        # From the end of the last wait: it may have been stopped within the tick, too.
-        overrun = self._now() - self._woke_at - length
-        if overrun > LATE:
-            # It did not run: nobody is late for what the master did not look at.
-            self._lost += overrun
-            log.event(
-                logging.WARNING,
-                "master",
-                "did not run for a while; deadlines are moved",
-                seconds=overrun,
-            )
-        self._woke_at = self._now()
-
-    def _now(self) -> float:
-        """Return the master's clock: monotonic seconds without the time in which it did not run."""
-        return time.monotonic() - self._lost
+            self._sizing.was_woken(self._now())
+        self._clock.waited(length)
 
     # --- orders
 
@@ -331,7 +305,7 @@ class Master:
         for number in arrived:
             self._obey(number)
         if change := arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]:
-            self._move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
+            self._sizing.move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
 
     def _obey(self, number: signal.Signals) -> None:
         """Act on a kind of signal that came since the last tick, however often."""
@@ -384,144 +358,44 @@ class Master:
             for listener in self._listeners:
                 listener.close_intake()
 
-    def _move_floor(self, change: int, why: str) -> None:
-        """Keep more or fewer workers from now on, between 1 and ``max_children``."""
-        wanted = self._floor + change
-        floor = max(1, min(wanted, self._settings.max_children))
-        if floor not in (wanted, self._announced_bound):
-            self._announced_bound = floor
-            log.event(logging.WARNING, "master", "is at its bound", workers=floor, why=why)
-        if floor == self._floor:
-            return
-        if floor == wanted:
-            self._announced_bound = None
-        old, self._floor = self._floor, floor
-        self._spares = dataclasses.replace(self._spares, size=max(floor, self._spares.size))
-        by_signal = PoolField.SCALED_UP_BY_SIGNAL if change > 0 else PoolField.SCALED_DOWN_BY_SIGNAL
-        self.pool.board.count_pool(by_signal, abs(floor - old))
-        self._announce_size(old, floor, why)
-
-    def _note_size(self, spares: Spares) -> None:
-        """Follow the policy to the number of workers that load asks for."""
-        before, self._spares = self._spares, spares
-        if self._settings.min_spare is None:
-            return
-        board = self.pool.board
-        board.count_pool(PoolField.GROWTH_REFUSED, spares.refused)
-        if spares.refused and not before.refused:
-            log.event(
-                logging.WARNING, "master", "does not grow for want of memory", workers=spares.size
-            )
-        if spares.at_ceiling and not before.at_ceiling:
-            board.count_pool(PoolField.CEILING_REACHED)
-            log.event(logging.WARNING, "master", "is at max_children", workers=spares.size)
-        change = spares.size - before.size
-        if change:
-            by_load = PoolField.SCALED_UP_BY_LOAD if change > 0 else PoolField.SCALED_DOWN_BY_LOAD
-            board.count_pool(by_load, abs(change))
-            self._announce_size(before.size, spares.size, "load")
-
-    def _announce_size(self, old: int, new: int, why: str) -> None:
-        log.event(logging.INFO, "master", "resized", old=old, new=new, why=why)
-        self.pool.call_hook("pool_resized", old, new, why)
-
     def _report_status(self) -> None:
         log.event(
             logging.INFO,
             "master",
             "status",
             phase=self._phase.name.lower(),
-            target=self._spares.size,
+            target=self._sizing.spares.size,
             pool=self.pool,
         )
         self.pool.ask_dumps(self._now())
 
     # --- reload
 
-    def _take_over(self, legacy: Legacy) -> None:
-        """Have everything in hand again; only now do signals come through (their handlers stand)."""
-        adopted()
-        system.unblock(CONTROL_SIGNALS)
-        self._ready_announced = False
-        for key, old, new in _changes(legacy.settings, self._settings):
-            log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
-        for listener in self._abandoned:
-            log.event(logging.INFO, f"listener {listener}", "is not wanted any more")
-            listener.close_intake()
-        self._roll_at_latest = self._now() + self._settings.graceful_timeout
-
     def _step_reload(self, now: float) -> None:
-        if self._phase is not Phase.SERVING:
+        if self._phase is Phase.SERVING:
+            self._succession.step(now)
+        else:
             self._reload.cancel()
-        elif self._reload.rolling:
-            self._watch_roll(now)
-        elif self._reload.tick(now, *self._heritage()) is Step.HAND_OVER:
-            self._hand_over()
 
-    def _watch_roll(self, now: float) -> None:
-        pool = self.pool
-        fresh = pool.count_ready(pool.generation)
-        if not fresh and pool.setbacks.boots:
-            # Of the code that is here now no worker starts; those of before are left alone.
-            pool.generation -= 1
-            self._reload.fail("the first new worker did not start", pool.setbacks.last_report)
-        elif fresh and not pool.has_older_workers() and self._may_roll(now):
-            self._reload.succeed(pool.generation)
-            self._close_abandoned()
-
-    def _may_roll(self, now: float) -> bool:
-        """Tell whether workers of before may go: what is queued on sockets that are given up is theirs."""
-        if not self._abandoned or not self._reload.rolling:
-            return True
-        waiting = any(listener.needs_draining() for listener in self._abandoned)
-        return not waiting or now >= self._roll_at_latest
-
-    def _close_abandoned(self) -> None:
-        for listener in self._abandoned:
-            listener.remove_path()
-            os.close(listener.fd)
-        self._abandoned = []
-
-    def _heritage(self) -> tuple[list[tuple[int, int, Any]], tuple[int, ...]]:
-        """Return what a trial is told of the sockets, and those that a program knows by their number."""
-        named = [Named.of(fd) for fd in self._handed_over()]
-        return [(one.family, one.kind, one.address) for one in named], self._kept()
-
-    def _handed_over(self) -> tuple[int, ...]:
-        kept = self._kept()
-        return tuple(one.fd for one in self._listeners if one.is_socket and one.fd not in kept)
-
-    def _kept(self) -> tuple[int, ...]:
-        inherited = {one.fd for one in self._listeners if one.is_inherited}
-        return tuple(sorted(inherited.union(activation.still_open())))
-
-    def _hand_over(self) -> None:
-        """Become the new code; returns only if that cannot be."""
-        self.pool.call_hook("on_reload")
+    def _bequeath(self) -> Legacy:
+        """Return what the next image of this master needs to go on."""
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
-        for handler in log.logger.handlers:
-            handler.flush()
-        try:
-            hand_over(
-                Legacy(
-                    format=FORMAT,
-                    pid=os.getpid(),
-                    pool=self.pool.legacy(),
-                    listeners=self._handed_over(),
-                    kept=self._kept(),
-                    wakeup=(self._wakeup.read_fd, self._wakeup.write_fd),
-                    lost_time=self._lost,
-                    floor=self._floor,
-                    floor_set=self._settings.workers,
-                    size=self._spares.size,
-                    settings=shown(self._settings),
-                    again=self._reload.wanted_by,
-                    metrics=self.observer.legacy(),
-                    pidfile=kept_pidfile(),
-                )
-            )
-        except OSError as error:
-            self._reload.fail(f"the program cannot be run again: {error.strerror}")
+        return Legacy(
+            format=FORMAT,
+            pid=os.getpid(),
+            pool=self.pool.legacy(),
+            listeners=self._succession.handed_over,
+            kept=self._succession.kept,
+            wakeup=(self._wakeup.read_fd, self._wakeup.write_fd),
+            lost_time=self._clock.lost,
+            floor=self._sizing.floor,
+            floor_set=self._settings.workers,
+            size=self._sizing.spares.size,
+            settings=shown(self._settings),
+            again=self._reload.wanted_by,
+            metrics=self.observer.legacy(),
+            pidfile=kept_pidfile(),
+        )
 
     # --- looking
 
@@ -529,11 +403,11 @@ class Master:
         pool = self.pool
         return PoolView(
             phase=self._phase,
-            floor=self._floor,
+            floor=self._sizing.floor,
             workers=pool.views(now),
-            spares=self._spares,
+            spares=self._sizing.spares,
             oom_killed=pool.oom_killed,
-            generation=pool.generation if self._may_roll(now) else 0,
+            generation=pool.generation if self._succession.may_roll(now) else 0,
             lost=pool.lost,
             retry_at=pool.setbacks.retry_at,
             probing=pool.setbacks.probing,
@@ -542,26 +416,6 @@ class Master:
             dump_first=self._dump_first,
             work_waiting=self._work_waiting(),
         )
-
-    def _look_at_memory(self, view: PoolView) -> PoolView:
-        """Look how many workers more there is memory for, but only when more are wanted."""
-        load = load_of(view)
-        if not wants_growth(load, self._settings):
-            return view
-        ready = [one.info.pid for one in self.pool.handles.values() if one.ready_at is not None]
-        left = affordable(self._memory, ready, load.starting)
-        return dataclasses.replace(view, affordable=left)
-
-    def _watch_load(self, now: float) -> float | None:
-        """Have workers tell when they leave the idle, but not all the time; return when to look again."""
-        can_grow = (
-            self._settings.min_spare is not None
-            and self._phase <= Phase.NOT_READY
-            and self._spares.size < self._settings.max_children
-        )
-        pausing = now < self._look_again_at
-        self.pool.board.set_pool(PoolField.WATCH, can_grow and not pausing)
-        return self._look_again_at if can_grow and pausing else None
 
     def _work_waiting(self) -> bool:
         if self._phase is Phase.DRAINING:
@@ -584,11 +438,12 @@ class Master:
             )
 
     def _announce_ready(self) -> None:
-        if not self._ready_announced and self.pool.count_ready() >= self._floor:
+        floor = self._sizing.floor
+        if not self._ready_announced and self.pool.count_ready() >= floor:
             self._ready_announced = True
-            log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=self._floor)
+            log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=floor)
             if not self._reload.rolling:  # then the end of the reload is what is waited for
-                self._notifier.ready(f"{self._floor} workers ready")
+                self._notifier.ready(f"{floor} workers ready")
             self.pool.call_hook("when_ready")
 
     def _publish(self) -> None:
@@ -596,11 +451,7 @@ class Master:
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
         board.set_pool(PoolField.PHASE, self._phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
-        board.set_pool(PoolField.FLOOR, self._floor)
-        board.set_pool(PoolField.TARGET, self._spares.size)
-        # All of them at first; later on half a pool still serves, and one that is replaced does not matter.
-        needed = max(1, self._floor // 2) if self._ready_announced else self._floor
-        board.set_pool(PoolField.NEEDED, needed)
+        self._sizing.publish(were_ready=self._ready_announced)
         self._publish_pids(self.pool.pids)
 
     def _status_line(self, view: PoolView) -> str:
@@ -611,27 +462,6 @@ class Master:
             failure=self.pool.board.reload_report(),
         )
 
-    def _collect_orphans(self, now: float) -> None:
-        """As PID 1 or subreaper, collect what other processes left behind; the program's own children come first."""
-        seen = set(system.zombies_except(self.pool.pids))
-        self._orphans = {pid: self._orphans.get(pid, now) for pid in seen}
-        for pid, since in self._orphans.items():
-            if now - since >= ORPHAN_AGE:
-                system.collect_orphan(pid)
-
 
 def _earliest(*instants: float | None) -> float | None:
     return min((instant for instant in instants if instant is not None), default=None)
-
-
-def _floor_after(legacy: Legacy, settings: Settings) -> int:
-    """Return the number of workers to keep: what TTIN and TTOU made of it, unless the setting has changed."""
-    if settings.workers == legacy.floor_set:
-        return min(legacy.floor, settings.max_children)
-    return settings.workers
-
-
-def _changes(before: dict[str, str], settings: Settings) -> list[tuple[str, str, str]]:
-    now = shown(settings)
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return [(key, before.get(key, "-"), now.get(key, "-")) for key in keys]

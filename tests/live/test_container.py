@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import urllib.error
@@ -171,15 +172,35 @@ def test_variables_are_settings(whose: str) -> None:
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 # As a container with a read-only root: every file system is, where files are kept. The user has no
-# name, no home, no right.
+# name, no home, no right. An interpreter in somebody's private folder is put where all may go.
 _GIVE_UP_ALL = """
+private=$1 python=$2
+shift 2
+if test -n "$private"; then
+    mount --bind "$python" /mnt && mount -t tmpfs -o mode=755 none "$private" && mkdir -p "$python" \\
+        && mount --move /mnt "$python" && mount -o remount,ro "$private" || exit 98
+fi
 for place in / /tmp /dev/shm /var/tmp /run; do mount -o remount,bind,ro "$place" 2>/dev/null; done
 for place in / /tmp /dev/shm; do test ! -w "$place" || exit 99; done
 unset HOME
 exec setpriv --reuid 4711 --regid 4711 --clear-groups --inh-caps=-all --bounding-set=-all \\
     --no-new-privs "$@"
 """
+
+
+def private_folder(path: str) -> str:
+    """Return the first folder on the way to a path that only its owner may enter; "" for none."""
+    for folder in reversed(Path(path).parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return str(folder)
+    return ""
+
+
 READ_ONLY = ["unshare", "--mount", *NAMESPACE[1:], "sh", "-c", _GIVE_UP_ALL, "sh"]
+READ_ONLY += [private_folder(sys.base_prefix), sys.base_prefix]
+
+
+_PROBE = "import subprocess, sys, prefork; subprocess.run([sys.executable, '-c', ''], check=True)"
 
 
 @cache
@@ -187,7 +208,7 @@ def why_not(*command: str) -> str:
     """Why such a container cannot be made here; "" when it can."""
     try:
         done = subprocess.run(
-            [*command, sys.executable, "-c", "import prefork"],
+            [*command, sys.executable, "-c", _PROBE],
             env=environment(),
             capture_output=True,
             text=True,

@@ -410,15 +410,17 @@ def test_socket_file_that_somebody_removes_ends_nothing(
 ) -> None:
     """Without its socket file a server serves who is connected, replaces the dead, and stops cleanly."""
     path = str(tmp_path / "socket")
-    program = start(serving(base="PreForkingUnixStreamServer", address=path, workers=2))
+    program = start(
+        serving("TellingEcho", base="PreForkingUnixStreamServer", address=path, workers=2)
+    )
     assert program.address() == path
     with connect(path) as client:
+        busy = program.told("busy")
         os.unlink(path)
-        victim = program.worker()
-        os.kill(victim, signal.SIGKILL)
+        os.kill((program.workers() - {busy}).pop(), signal.SIGKILL)
         program.wait_logged(READY, times=3)
         send_line(client, "hello")
-        assert read_all(client).endswith("hello")
+        assert read_all(client) == f"{busy} hello"
     assert program.stop() == 0
     assert "Traceback" not in program.log
 

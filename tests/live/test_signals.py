@@ -6,8 +6,6 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.support.clients import ask, read_to_the_end, send, server_of
 from tests.support.processes import title_of, zombies_of
 from tests.support.server import serving

@@ -32,9 +32,16 @@ FLOORS = (
     ("prefork.servers",),
     ("prefork.mixin",),
     ("prefork.master",),
-    # The metrics process: what the master does about it, what its child does, where it listens.
-    ("prefork.observer",),
+    # Parts of the master, each with a subject of its own.
+    ("prefork.succession", "prefork.sizing", "prefork.clock", "prefork.orphans"),
+    # A reload as the master goes through it; the metrics process, what the master does about it.
+    ("prefork.reload", "prefork.observer"),
     ("prefork.observation", "prefork.endpoint"),
+    # Sockets that were there before this program: systemd's, and those of an earlier image.
+    ("prefork.activation", "prefork.adoption"),
+    ("prefork.rehearsal",),
+    ("prefork.handover",),
+    ("prefork.systemd",),
     ("prefork.addresses", "prefork.socket_file"),
     ("prefork.about",),
     ("prefork.signals",),
@@ -81,8 +88,9 @@ WORKERS = {
     ),
     "reports": ("bootstrap",),
     "handle": ("bootstrap", "scoreboard", "states", "system", "views"),
+    "legacy": ("handle",),
     "pool": (
-        *("bootstrap", "credentials", "deadlines", "handle", "listener", "log", "memory"),
+        *("bootstrap", "credentials", "deadlines", "handle", "legacy", "listener", "log", "memory"),
         *("reports", "scoreboard", "setbacks", "settings", "states", "system", "views"),
     ),
 }
@@ -113,6 +121,8 @@ PROCESS_MODULES = {"subprocess", "multiprocessing", "concurrent", "pty", "_posix
 ALLOWED_CALLS = {
     # It kills the group of the trial's child, which it has made itself and still has to collect.
     "prefork.trial": {"subprocess", "os.killpg"},
+    # As the trial of `check`, but looked at from tick to tick.
+    "prefork.rehearsal": {"subprocess", "os.killpg"},
     # Inside that child, once the verdict is written: threads of the application would keep it.
     "prefork.cli": {"os._exit"},
 }

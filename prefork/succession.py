@@ -1,0 +1,126 @@
+"""How one image of the master follows another: what is handed over, and how the new one takes it up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefork import activation
+from prefork.about import shown
+from prefork.adoption import Named
+from prefork.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over
+from prefork.reload import Reload, Step
+from prefork.workers import log, system
+from prefork.workers.listener import Listener
+from prefork.workers.pool import Pool
+from prefork.workers.settings import Settings
+
+
+class Succession:
+    """Both ends of a reload in one master (its every tick, while it serves).
+
+    before: what an earlier image has left, None in the first one. abandoned: its sockets that no
+    server of this one has asked for. bequeath: returns what this image would leave.
+    """
+
+    def __init__(
+        self,
+        reload: Reload,
+        pool: Pool,
+        listeners: Sequence[Listener],
+        *,
+        before: Legacy | None,
+        abandoned: Sequence[Listener],
+        bequeath: Callable[[], Legacy],
+    ) -> None:
+        self.reload = reload
+        self._pool = pool
+        self._listeners = listeners
+        self._before = before
+        self._abandoned = list(abandoned)
+        self._bequeath = bequeath
+        self._roll_at_latest = 0.0
+
+    def take_up(self, settings: Settings, now: float) -> None:
+        """Have everything in hand again; only now do signals come through (their handlers stand)."""
+        if self._before is None:
+            return
+        adopted()
+        system.unblock(CONTROL_SIGNALS)
+        for key, old, new in _changes(self._before.settings, shown(settings)):
+            log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
+        for listener in self._abandoned:
+            log.event(logging.INFO, f"listener {listener}", "is not wanted any more")
+            listener.close_intake()
+        self._roll_at_latest = now + settings.graceful_timeout
+
+    def step(self, now: float) -> None:
+        """Go on with a reload that is wanted or under way."""
+        if self.reload.rolling:
+            self._watch_roll(now)
+        elif self.reload.tick(now, self._by_name(), self.kept) is Step.HAND_OVER:
+            self._hand_over()
+
+    def may_roll(self, now: float) -> bool:
+        """Tell whether workers of before may go: what is queued on sockets that are given up is theirs."""
+        if not self._abandoned or not self.reload.rolling:
+            return True
+        waiting = any(listener.needs_draining() for listener in self._abandoned)
+        return not waiting or now >= self._roll_at_latest
+
+    @property
+    def handed_over(self) -> tuple[int, ...]:
+        """The sockets that the next image's servers take by their address."""
+        kept = self.kept
+        return tuple(one.fd for one in self._listeners if one.is_socket and one.fd not in kept)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The sockets that a program knows by their number."""
+        inherited = {one.fd for one in self._listeners if one.is_inherited}
+        return tuple(sorted(inherited.union(activation.still_open())))
+
+    def _by_name(self) -> list[tuple[int, int, Any]]:
+        named = [Named.of(fd) for fd in self.handed_over]
+        return [(one.family, one.kind, one.address) for one in named]
+
+    def _watch_roll(self, now: float) -> None:
+        pool = self._pool
+        fresh = pool.count_ready(pool.generation)
+        if not fresh and pool.setbacks.boots:
+            # Of the code that is here now no worker starts; those of before are left alone.
+            pool.generation -= 1
+            self.reload.fail("the first new worker did not start", pool.setbacks.last_report)
+        elif fresh and not pool.has_older_workers() and self.may_roll(now):
+            self.reload.succeed(pool.generation)
+            self._close_abandoned()
+
+    def _close_abandoned(self) -> None:
+        for listener in self._abandoned:
+            listener.remove_path()
+            os.close(listener.fd)
+        self._abandoned = []
+
+    def _hand_over(self) -> None:
+        """Become the new code; returns only if that cannot be."""
+        self._pool.call_hook("on_reload")
+        for handler in log.logger.handlers:
+            handler.flush()
+        try:
+            hand_over(self._bequeath())
+        except OSError as error:
+            self.reload.fail(f"the program cannot be run again: {error.strerror}")
+
+
+def floor_after(before: Legacy | None, settings: Settings) -> int:
+    """Return the number of workers to keep: what TTIN and TTOU made of it, unless the setting has changed."""
+    if before is not None and settings.workers == before.floor_set:
+        return min(before.floor, settings.max_children)
+    return settings.workers
+
+
+def _changes(before: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [(key, before.get(key, "-"), now.get(key, "-")) for key in keys]
