@@ -106,8 +106,13 @@ class RunningPool:
         """Tell whether the pool is gone: its process may go on, which then has the scoreboard no more."""
         if self.has_ended():
             return True
+        mine = os.fstat(self.board.fd)
         try:
-            return not os.path.samestat(os.stat(self._link), os.fstat(self.board.fd))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self._link), mine):
+                    return False
+            # What was the lowest number may have been that of mmap's duplicate, which an exec closes.
+            return mine.st_ino not in _scoreboards_of(self.pid)
         except FileNotFoundError:
             return True
         except OSError:
@@ -189,7 +194,7 @@ def look_around() -> Survey:
 
 def _look_at(pid: int, survey: Survey) -> None:
     try:
-        numbers = _scoreboards_of(pid)
+        numbers = list(_scoreboards_of(pid).values())
     except PermissionError:
         if _title(pid).startswith(_MASTERS_TITLE):
             survey.forbidden.append(pid)
@@ -209,18 +214,18 @@ def _look_at(pid: int, survey: Survey) -> None:
             survey.pools.append(pool)
 
 
-def _scoreboards_of(pid: int) -> list[int]:
-    """Return the descriptors that look like scoreboards, one for each memory behind them."""
+def _scoreboards_of(pid: int) -> dict[int, int]:
+    """Return the descriptors that look like scoreboards, one for the inode of each memory behind them."""
     found: dict[int, int] = {}
     for number in os.listdir(f"/proc/{pid}/fd"):
         path = f"/proc/{pid}/fd/{number}"
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(path) == _LINK:
                 inode = os.stat(path).st_ino
-                # The lowest is the master's own, which stays over an exec in place; Python's mmap
-                # has a duplicate of it.
+                # Most often the master's own, which stays over an exec in place; Python's mmap has
+                # a duplicate of it.
                 found[inode] = min(int(number), found.get(inode, int(number)))
-    return list(found.values())
+    return found
 
 
 def _attached(pid: int, number: int) -> RunningPool | None:

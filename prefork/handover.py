@@ -81,6 +81,8 @@ class Legacy(msgspec.Struct, frozen=True):
     """The signal that has asked for one reload more meanwhile."""
     metrics: MetricsLegacy | None = None
     pidfile: int | None = None
+    watcher: int | None = None
+    """The pid of the child that watches the source files."""
 
     @property
     def fds(self) -> list[int]:
@@ -135,6 +137,8 @@ program = Program.of_this_process()
 
 def hand_over(legacy: Legacy) -> None:
     """Become the new image of this program; returns only by raising OSError, and then as if never called."""
+    if _Here.watcher is not None:
+        legacy = msgspec.structs.replace(legacy, watcher=_Here.watcher)
     memory = os.memfd_create("prefork-legacy", os.MFD_CLOEXEC)
     try:
         os.write(memory, msgspec.json.encode(legacy))
@@ -155,6 +159,7 @@ class _Here:
 
     legacy: Legacy | None = None
     pidfile: int | None = None
+    watcher: int | None = None
 
 
 def pending() -> Legacy | None:
@@ -163,8 +168,10 @@ def pending() -> Legacy | None:
 
 
 def adopted() -> None:
-    """Note that a master has everything in hand."""
-    _Here.legacy = None
+    """Note that a master has everything in hand; a pid file that the new settings do not name goes."""
+    legacy, _Here.legacy = _Here.legacy, None
+    if legacy is not None and legacy.pidfile is not None and legacy.pidfile != _Here.pidfile:
+        _remove_pidfile(legacy.pidfile)
 
 
 def keep_pidfile(fd: int | None) -> None:
@@ -175,6 +182,19 @@ def keep_pidfile(fd: int | None) -> None:
 def kept_pidfile() -> int | None:
     """Return it; None where there is no pid file."""
     return _Here.pidfile
+
+
+def _remove_pidfile(fd: int) -> None:
+    with contextlib.suppress(OSError):  # it was removed, or may not be
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if os.path.samestat(os.lstat(path), os.fstat(fd)):
+            os.unlink(path)
+    os.close(fd)
+
+
+def keep_watcher(pid: int) -> None:
+    """Note the child that watches the source files, which lives through an exec."""
+    _Here.watcher = pid
 
 
 def accept_legacy() -> None:

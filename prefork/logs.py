@@ -147,6 +147,8 @@ class TextFormatter(logging.Formatter):
         name = escaped(record.name)[:80]
         speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
         start = f"{_time(record)} {record.levelname:<7} {speaker}"
+        if name == "prefork.access" and _message(record).startswith("{"):
+            start = ""  # a line of the access log for machines has its own time, and stands alone
 
         def render(entry: _Entry) -> str:
             below = (_INDENT + _plain(line) for line in entry.report.splitlines())

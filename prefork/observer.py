@@ -158,6 +158,7 @@ class Observer:
     def tick(self, pool: Pool, now: float) -> None:
         """Look after the metrics process, without waiting. now: the master's clock."""
         if self._endpoint is None:
+            self._collect(pool)  # there is one where a reload has switched the metrics off
             return
         self._hear(now)
         self._collect(pool)
@@ -266,9 +267,9 @@ def _cause(status: ExitStatus) -> ExitCause:
 
 def _endpoint(address: str | None, legacy: MetricsLegacy | None) -> Endpoint | None:
     """Return where to answer: the socket of before where it still fits, a new one where it does not."""
-    if legacy is not None and address is not None:
+    if legacy is not None:
         kept = Endpoint(legacy.address, legacy.fd)
-        if kept.serves(address):
+        if address is not None and kept.serves(address):
             return kept
         kept.close()
     return None if address is None else Endpoint(address)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.support.server import Program
 
+pytestmark = pytest.mark.once  # the harness itself
+
 THREADING = """
     import socketserver, signal
     from tests.support.app import Echo, announce, tell

@@ -27,6 +27,8 @@ from tests.support.load import Load
 from tests.support.server import Program, serving
 from tests.support.waiting import CEILING, wait_until
 
+pytestmark = pytest.mark.once  # Prometheus is what is tested
+
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 FOLDER = Path(__file__).parents[2] / "examples" / "monitoring"

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from tests.support.server import Program
 
-pytestmark = pytest.mark.skipif(bool(why_no_browser()), reason=why_no_browser())
+pytestmark = [
+    pytest.mark.once,  # a browser is what is tested
+    pytest.mark.skipif(bool(why_no_browser()), reason=why_no_browser()),
+]
 
 SECOND = 1_000_000_000
 SLOTS = 6

@@ -18,6 +18,8 @@ import prefork
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.once  # the source is the same for every interpreter
+
 FLOORS = (
     ("prefork.__main__",),
     ("prefork.cli",),

@@ -14,6 +14,8 @@ from prefork.metrics import names
 from prefork.signals import markdown_table
 from prefork.workers.settings import docs_table
 
+pytestmark = pytest.mark.once  # documents
+
 HOME = Path(__file__).parents[2]
 DOCUMENTS = sorted([*HOME.glob("*.md"), *HOME.glob("docs/*.md")])
 

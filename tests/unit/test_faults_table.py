@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.once  # a table
+
 HOME = Path(__file__).parents[2]
 PAGE = HOME / "docs" / "FAULTS.md"
 

@@ -12,6 +12,8 @@ from prefork.metrics.names import METRICS, Metric, Type, docs_table
 from prefork.workers.states import ExitKind, StartReason, WorkerState
 from tests.support.server import environment
 
+pytestmark = pytest.mark.once  # a table
+
 ALL = pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
 
 OURS = [metric for metric in METRICS.values() if metric.name.startswith("prefork_")]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.support.simulator import Record
 
+pytestmark = pytest.mark.once  # arithmetic in virtual time
+
 SEEDS = (1, 2)
 FIXED = Settings(workers=8, max_children=8)
 FOLLOWING = Settings(workers=2, max_children=16, min_spare=1, max_spare=3)
