@@ -147,7 +147,7 @@ class RunningPool:
         """
         if self.has_ended():
             return
-        if not _is_taken(self.pid, number):
+        if not is_taken(self.pid, number):
             raise NoSignalsError(
                 f"the master {self.pid} does not take {number.name}: serve_forever() runs in a thread of "
                 "its program, or is starting or ending; stop or scale it from within"
@@ -273,7 +273,7 @@ def _status_word(pid: int, key: str, otherwise: str) -> str:
     return otherwise
 
 
-def _is_taken(pid: int, number: signal.Signals) -> bool:
+def is_taken(pid: int, number: signal.Signals) -> bool:
     """Tell whether a process handles a signal, or keeps it blocked until it does: over an exec in place."""
     with contextlib.suppress(OSError, ValueError):
         caught, blocked = (int(_status_word(pid, key, "0"), 16) for key in ("SigCgt", "SigBlk"))

@@ -73,6 +73,12 @@ def _file_layer(config: str | None, environ: Mapping[str, str]) -> Layer:
     return Layer({}, str)
 
 
+def files(config: str | None, environ: Mapping[str, str]) -> list[str]:
+    """Name the files that decide the settings, also those that are not there (yet)."""
+    given = config or environ.get(CONFIG_VARIABLE)
+    return [given] if given else ["prefork.toml", _PYPROJECT]
+
+
 def _read(path: Path, source: str, *, must_have_table: bool = True) -> Layer:
     content: object = _parse(path, source)
     name = str(path)

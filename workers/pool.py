@@ -116,6 +116,8 @@ class Pool:
     def _take_over(self, legacy: PoolLegacy) -> None:
         """Go on with the workers of an earlier image; those of a new generation follow them."""
         self.generation, self.lost = legacy.generation + 1, legacy.lost
+        # Before the reload is said to roll: whoever counts its new workers must not count the old.
+        self.board.set_pool(PoolField.GENERATION, self.generation)
         self.setbacks.ever_ready = (
             True  # so a first worker that fails ends the reload, not the pool
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import setproctitle
 
-from prefork import activation, logs
+from prefork import activation, logs, sources
 from prefork.addresses import Address
 from prefork.commands.loading import (
     Given,
@@ -27,6 +27,7 @@ from prefork.mixin import serve
 from prefork.pidfile import PidFile
 from prefork.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
 from prefork.target import application_report
+from prefork.watch import folder_of, refuse_where_impossible, watching
 from prefork.workers.errors import BootError, PreforkError
 from prefork.workers.log import event, logger
 from prefork.workers.settings import DEFAULT, Resolved, attributes_layer
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 @click.command("run", short_help="Serve TARGET until TERM or Ctrl-C.")
 @click.argument("target")
 @factory_option
+@click.option("--watch", is_flag=True, help="Reload when a source file changes; for development.")
 @setting_options
-def command(target: str, config: str | None, *, factory: bool, **flags: object) -> int:
+def command(target: str, config: str | None, *, factory: bool, watch: bool, **flags: object) -> int:
     """Serve TARGET until TERM or Ctrl-C.
 
     TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
@@ -49,13 +51,17 @@ def command(target: str, config: str | None, *, factory: bool, **flags: object) 
     log = logs.set_up(given.value("log_level"), given.value("log_format"))
     try:
         with term_unwinds():
-            return _run(target, given, factory=factory)
+            watched = sources.files(config, os.environ) if watch else None
+            return _run(target, given, factory=factory, watched=watched)
     finally:
         log.flush()
 
 
-def _run(target: str, given: Given, *, factory: bool) -> int:
-    """Load, bind and serve (master); everything that can be refused is refused in this order."""
+def _run(target: str, given: Given, *, factory: bool, watched: list[str] | None) -> int:
+    """Load, bind and serve (master); everything that can be refused is refused in this order.
+
+    watched: the settings files, whose changes reload as those of the sources do; None for neither.
+    """
     for said in misspelt_variables():
         event(logging.WARNING, "master", said)
     activation.take()  # before the application starts a program
@@ -63,6 +69,8 @@ def _run(target: str, given: Given, *, factory: bool) -> int:
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = loaded(target, given.layers, factory=factory)
     settings = resolved.settings
+    if watched is not None:
+        refuse_where_impossible(settings.workers)
     if settings.umask is not None:
         os.umask(settings.umask)
     with undisturbed_cleanup() as cleanup:
@@ -79,6 +87,8 @@ def _run(target: str, given: Given, *, factory: bool) -> int:
         if resolved.cpus is not None:
             reason = resolved.cpus.reason
             event(logging.INFO, "master", "counted cpus", cpus=resolved.cpus.count, reason=reason)
+        if watched is not None:
+            cleanup.enter_context(watching(folder_of(target), watched))
         _set_title(resolved.settings.name, servers)
         return _serve(servers, resolved)
 

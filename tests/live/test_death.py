@@ -179,15 +179,6 @@ def test_statuses_taken_by_the_embedding_program_do_no_harm(start: Callable[...,
     assert program.stop() == 0
 
 
-def test_sigchld_ignored_by_the_launcher_does_no_harm(start: Callable[..., Program]) -> None:
-    """Under a launcher that ignores SIGCHLD the kernel reaps the dead; they are replaced nevertheless."""
-    program = start(serving(workers=2), before=["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh"])
-    address = program.address()
-    kill_and_time(program, 2)
-    ask(address)
-    assert program.stop() == 0
-
-
 def test_term_to_a_worker_ends_it_after_its_request(start: Callable[..., Program]) -> None:
     """A worker that somebody sends a TERM finishes the request in hand, leaves, and is replaced."""
     program = start(serving("TellingEcho", workers=2, pause=0.2))

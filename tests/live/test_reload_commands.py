@@ -486,7 +486,7 @@ def test_datagrams_and_streams_of_one_pool(served: Callable[..., Served], tmp_pa
     """TCP, UDP and both Unix kinds in one pool each keep their socket through a reload."""
     server = served(
         target="app.py:Both",
-        bind=["127.0.0.1:0", "udp:127.0.0.1:0", "unix:stream", "unixgram:datagrams"],
+        bind=["127.0.0.1:0", "udp://127.0.0.1:0", "unix:stream", "unixgram:datagrams"],
     )
     with board_of(server.program.pid) as board:
         before = [one["inode"] for one in json.loads(board.about())["listeners"]]
@@ -581,7 +581,7 @@ def with_package(package: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("module", "old"),
-    [("workers/scoreboard.py", "VERSION: Final = "), ("handover.py", "FORMAT: Final = ")],
+    [("workers/scoreboard.py", "\nVERSION = "), ("handover.py", "FORMAT: Final = ")],
 )
 def test_upgrade_that_cannot_go_on_is_refused(
     served: Callable[..., Served], package: Path, module: str, old: str

@@ -362,7 +362,8 @@ for fd in fds.split(","):
     os.close(int(fd))
 for number, fd in enumerate(given, 3):
     os.dup2(fd, number)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=names)
+os.environ.update(LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=names)
+os.environ.setdefault("LISTEN_PID", str(os.getpid()))
 os.execv(command[0], command)
 """
 
@@ -525,13 +526,16 @@ def test_script_takes_one_itself(activated: Starting, listener: socket.socket) -
 
 
 def test_sockets_for_another_process_are_not_touched(
-    start: Starting, listener: socket.socket
+    activated: Starting, listener: socket.socket
 ) -> None:
-    """LISTEN_PID of somebody else: the program binds its own address, and the variables stay."""
-    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-    arguments = ["-m", "prefork", "run", RUN, "-w", "1", "-b", "127.0.0.1:0"]
-    program = ready(start(None, arguments=arguments, environ=environ))
-    assert ask(address_of(program), ENVIRON).endswith(" ['LISTEN_FDS', 'LISTEN_PID']")
+    """LISTEN_PID of somebody else: the sockets have no names here, and the variables stay."""
+    given, environ = {"web": listener}, {"LISTEN_PID": str(os.getpid())}
+    program = activated(given, RUN, "-b", "systemd:web", environ=environ)
+    assert program.wait() == 4
+    assert "no socket was handed over to this process" in program.log
+    program = ready(activated(given, RUN, "-b", "127.0.0.1:0", "-w", "1", environ=environ))
+    variables = ["LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID"]
+    assert ask(address_of(program), ENVIRON).endswith(f" {variables}")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ FLOORS = (
     ("prefork.top",),
     ("prefork.view",),
     ("prefork.target", "prefork.sources", "prefork.trial", "prefork.logs", "prefork.pidfile"),
+    # The watcher of source files asks like a command whether a master takes signals.
+    ("prefork.watch",),
     ("prefork.find", "prefork.figures", "prefork.stopping"),
     ("prefork.servers",),
     ("prefork.mixin",),
@@ -125,6 +127,8 @@ ALLOWED_CALLS = {
     "prefork.trial": {"subprocess", "os.killpg"},
     # As the trial of `check`, but looked at from tick to tick.
     "prefork.rehearsal": {"subprocess", "os.killpg"},
+    # It starts the watcher of `run --watch` as a program: its library has a thread.
+    "prefork.watch": {"subprocess"},
     # Inside that child, once the verdict is written: threads of the application would keep it.
     "prefork.cli": {"os._exit"},
 }
