@@ -129,7 +129,7 @@ class Master:
         floor = floor_after(legacy, settings)
         size = floor if legacy is None else max(floor, legacy.size)
         self._sizing = Sizing(settings, self.pool, floor, size)
-        self._notifier = Notifier()
+        self._notifier = Notifier(was_ready=legacy is not None)
         self._reload = Reload(
             self.pool.board,
             program,

@@ -100,7 +100,7 @@ class Reload:
         self._board.set_reload_report("\n".join(part for part in (reason, report) if part))
         self._board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
-        self._notifier.ready(f"the reload failed: {reason}")
+        self._notifier.ready_as_before(f"the reload failed: {reason}")
 
     def succeed(self, generation: int) -> None:
         """End it: all workers are of the new generation."""

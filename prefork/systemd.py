@@ -44,15 +44,18 @@ class Notifier:
 
     Never blocks and never raises. What systemd waits for (ready, reloading, stopping) is owed
     until it could be sent, tried again at each tick; status and signs of life are sent or dropped.
+
+    was_ready: whether an earlier image of the master has told that the pool is ready.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, was_ready: bool = False) -> None:
         names = (SOCKET, WATCHDOG, WATCHDOG_PID)
         self._taken = {name: os.environ.pop(name) for name in names if name in os.environ}
         self._address = address_of(self._taken)
         self._feed_every = feed_interval(self._taken, os.getpid())
         self._feed_at = self._status_at = 0.0
         self._status = ""
+        self._was_ready = was_ready
         self._stopping = False
         self._failed = False
         self._owed: deque[str] = deque(maxlen=_MOST_OWED)
@@ -64,8 +67,14 @@ class Notifier:
         self._address = None
 
     def ready(self, status: str) -> None:
-        """Tell that the pool serves: at first, or after a reload, whichever way that ended."""
+        """Tell that the pool serves: at first, or when all workers are new after a reload."""
+        self._was_ready = True
         self._tell("READY=1", status)
+
+    def ready_as_before(self, status: str) -> None:
+        """Tell that a reload has failed: the pool is what it was, which at its start is not ready yet."""
+        if self._was_ready:
+            self.ready(status)
 
     def reloading(self) -> None:
         """Tell that a reload begins; without the clock ``Type=notify-reload`` does not believe it."""

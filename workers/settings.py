@@ -12,7 +12,6 @@ import difflib
 import functools
 import grp
 import pwd
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
 
@@ -21,6 +20,20 @@ from msgspec import Meta
 
 from prefork.workers.cpus import Usable, usable_cpus
 from prefork.workers.errors import SettingsError
+from prefork.workers.units import (
+    account,
+    lower,
+    octal,
+    ratio,
+    same,
+    seconds,
+    shown_octal,
+    shown_ratio,
+    shown_seconds,
+    shown_size,
+    size,
+    words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,105 +46,11 @@ MOST_CHILDREN: Final = 4096
 LONGEST: Final = 7 * 86_400.0
 """Seconds; a timeout of more than a week is a mistyped unit, and every wait stays within epoll's range."""
 
-_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h|)", re.ASCII)
-
 
 class Automatic(int):
     """A number of workers that nobody asked for, so that ``max_children`` may lower it silently."""
 
     __slots__ = ()
-
-
-# --- how raw values of one kind are read and shown -------------------------------------------
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _seconds(raw: object) -> object:
-    """Read ``30``, ``30s``, ``500ms``, ``5m`` as seconds; numbers stay as they are."""
-    if not isinstance(raw, str):
-        return raw
-    match = _DURATION.fullmatch(raw.strip())
-    if match is None:
-        raise ValueError(raw)
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _show_seconds(value: float) -> str:
-    return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:.10g}s"
-
-
-_SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
-
-
-def _bytes(raw: object) -> object:
-    """Read ``256M``, ``1.5G``, ``65536`` as bytes; numbers stay as they are."""
-    if not isinstance(raw, str):
-        return raw
-    match = _SIZE.fullmatch(raw.strip())
-    if match is None:
-        raise ValueError(raw)
-    return int(float(match[1]) * _SIZES[match[2].lower()])
-
-
-def _show_bytes(value: int) -> str:
-    for unit in ("G", "M", "K"):
-        if value and value % _SIZES[unit.lower()] == 0:
-            return f"{value // _SIZES[unit.lower()]}{unit}"
-    return str(value)
-
-
-def _ratio(raw: object) -> object:
-    """Read ``10%`` and ``0.1`` as a ratio; numbers stay as they are."""
-    if not isinstance(raw, str):
-        return raw
-    text = raw.strip()
-    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-
-
-def _show_ratio(value: float) -> str:
-    return f"{value * 100:g}%"
-
-
-def _octal(raw: object) -> object:
-    """Read text as an octal file mode mask (``022``, ``0o22``); an integer is taken as it is."""
-    if not isinstance(raw, str):
-        return raw
-    return int(raw.strip().lower().removeprefix("0o"), 8)
-
-
-def _show_octal(value: int) -> str:
-    return f"{value:03o}"
-
-
-def _account(exists: Callable[[str], object]) -> Callable[[object], object]:
-    """Read a user or group: a name that this machine knows, or a number that it need not know."""
-
-    def read(raw: object) -> object:
-        if not isinstance(raw, str):
-            return raw
-        if raw.isascii() and raw.isdigit():
-            return int(raw)
-        try:
-            exists(raw)
-        except KeyError:
-            raise ValueError(raw) from None
-        return raw
-
-    return read
-
-
-def _list(raw: object) -> object:
-    """Read one text as a list separated by spaces or commas; a list stays as it is."""
-    return raw.replace(",", " ").split() if isinstance(raw, str) else raw
-
-
-def _lower(raw: object) -> object:
-    return raw.lower() if isinstance(raw, str) else raw
 
 
 # --- the table ---------------------------------------------------------------------------------
@@ -155,11 +74,26 @@ class About:
     metavar: str
     short: str | None = None
     attribute: str | None = None
-    read: Callable[[object], object] = _same
+    read: Callable[[object], object] = same
     show: Callable[[Any], str] = str
 
 
 _DURATION_ALLOWED = "a duration such as 30, 30s, 500ms or 5m, at most 7 days"
+
+
+def _duration(text: str, *, positive: bool = False, short: str | None = None) -> About:
+    """Return what is to be said of a duration that a class attribute of its name may give."""
+    allowed = f"{_DURATION_ALLOWED}, more than 0" if positive else _DURATION_ALLOWED
+    return About(
+        help=text,
+        allowed=allowed,
+        metavar="DURATION",
+        short=short,
+        attribute=SAME,
+        read=seconds,
+        show=shown_seconds,
+    )
+
 
 _Duration = Annotated[float, Meta(ge=0, le=LONGEST)]
 _PositiveDuration = Annotated[float, Meta(gt=0, le=LONGEST)]
@@ -224,14 +158,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     max_lifetime: Annotated[
         _PositiveDuration | None,
-        About(
-            help="Recycle a worker after this long.",
-            allowed=f"{_DURATION_ALLOWED}, more than 0",
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
-        ),
+        _duration("Recycle a worker after this long.", positive=True),
     ] = None
     max_memory: Annotated[
         Annotated[int, Meta(ge=2**20, le=2**50)] | None,
@@ -240,8 +167,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="a size such as 256M or 2G, at least 1M",
             metavar="SIZE",
             attribute=SAME,
-            read=_bytes,
-            show=_show_bytes,
+            read=size,
+            show=shown_size,
         ),
     ] = None
     jitter: Annotated[
@@ -251,43 +178,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="a ratio from 0% to 100%, such as 10% or 0.1",
             metavar="RATIO",
             attribute=SAME,
-            read=_ratio,
-            show=_show_ratio,
+            read=ratio,
+            show=shown_ratio,
         ),
     ] = 0.1
     request_timeout: Annotated[
         _PositiveDuration | None,
-        About(
-            help="How long one request may take: then its worker's stacks are logged and it is killed.",
-            allowed=f"{_DURATION_ALLOWED}, more than 0",
-            metavar="DURATION",
+        _duration(
+            "How long one request may take: then its worker's stacks are logged and it is killed.",
+            positive=True,
             short="-t",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
         ),
     ] = None
     slow_request: Annotated[
         _PositiveDuration | None,
-        About(
-            help="Log the stacks of a worker whose request takes longer, once; it goes on.",
-            allowed=f"{_DURATION_ALLOWED}, more than 0",
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
+        _duration(
+            "Log the stacks of a worker whose request takes longer, once; it goes on.",
+            positive=True,
         ),
     ] = None
     client_timeout: Annotated[
         _Duration | None,
-        About(
-            help="How long a handler waits for its client to send or to take something, 0 for ever; "
-            "the command line's own default is 30s.",
-            allowed=_DURATION_ALLOWED,
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
+        _duration(
+            "How long a handler waits for its client to send or to take something, 0 for ever; "
+            "the command line's own default is 30s."
         ),
     ] = None
     defer_accept: Annotated[
@@ -298,8 +212,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="a duration of more than 0, at most 1h",
             metavar="DURATION",
             attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
+            read=seconds,
+            show=shown_seconds,
         ),
     ] = None
     crash_loop: Annotated[
@@ -309,7 +223,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="one of retry, exit",
             metavar="WORD",
             attribute=SAME,
-            read=_lower,
+            read=lower,
         ),
     ] = "retry"
     fork_check: Annotated[
@@ -320,41 +234,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="one of warn, error, off",
             metavar="WORD",
             attribute=SAME,
-            read=_lower,
+            read=lower,
         ),
     ] = "warn"
     boot_timeout: Annotated[
         _PositiveDuration,
-        About(
-            help="How long a worker may take from its fork until it is ready.",
-            allowed=f"{_DURATION_ALLOWED}, more than 0",
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
-        ),
+        _duration("How long a worker may take from its fork until it is ready.", positive=True),
     ] = 60.0
     graceful_timeout: Annotated[
         _Duration,
-        About(
-            help="How long a retiring worker may go on with its request before it is killed.",
-            allowed=_DURATION_ALLOWED,
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
-        ),
+        _duration("How long a retiring worker may go on with its request before it is killed."),
     ] = 25.0
     drain_delay: Annotated[
         _Duration,
-        About(
-            help="How long to go on accepting after TERM, while load balancers take notice.",
-            allowed=_DURATION_ALLOWED,
-            metavar="DURATION",
-            attribute=SAME,
-            read=_seconds,
-            show=_show_seconds,
-        ),
+        _duration("How long to go on accepting after TERM, while load balancers take notice."),
     ] = 0.0
     metrics: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
@@ -382,7 +275,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             allowed="one of off, text, json",
             metavar="FORMAT",
             attribute=SAME,
-            read=_lower,
+            read=lower,
         ),
     ] = "off"
     user: Annotated[
@@ -393,7 +286,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             metavar="USER",
             short="-u",
             attribute="run_as_user",
-            read=_account(pwd.getpwnam),
+            read=account(pwd.getpwnam),
         ),
     ] = None
     group: Annotated[
@@ -404,7 +297,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             metavar="GROUP",
             short="-g",
             attribute="run_as_group",
-            read=_account(grp.getgrnam),
+            read=account(grp.getgrnam),
         ),
     ] = None
     umask: Annotated[
@@ -415,8 +308,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             metavar="MASK",
             short="-m",
             attribute=SAME,
-            read=_octal,
-            show=_show_octal,
+            read=octal,
+            show=shown_octal,
         ),
     ] = None
     name: Annotated[
@@ -437,7 +330,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "udp://127.0.0.1:8000, unix:/path, unixgram:/path or fd://3",
             metavar="ADDRESS",
             short="-b",
-            read=_list,
+            read=words,
             show=" ".join,
         ),
     ] = ("127.0.0.1:8000",)
@@ -456,7 +349,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             help="The least severe events that are logged.",
             allowed="one of debug, info, warning, error, critical",
             metavar="LEVEL",
-            read=_lower,
+            read=lower,
         ),
     ] = "info"
     log_format: Annotated[
@@ -465,7 +358,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             help="Log lines for people (text) or for machines (json).",
             allowed="one of text, json",
             metavar="FORMAT",
-            read=_lower,
+            read=lower,
         ),
     ] = "text"
     pidfile: Annotated[

@@ -205,6 +205,28 @@ def test_ready_is_not_told_before_the_new_workers_are(
     manager.hear("READY", "RELOADING", "READY")
 
 
+def test_reload_that_fails_while_the_pool_starts(
+    start: Starting, manager: Manager, tmp_path: Path
+) -> None:
+    """A reload that fails before the pool was ready does not make it ready; its workers do."""
+    source = "import sys\nexec(open('first').read())\n" + serving(workers=1).replace(
+        "serve(Echo, prefork.PreForkingTCPServer",
+        "def worker_init(self, worker):\n"
+        "    while not os.path.exists('go'): time.sleep(0.01)\n"
+        "serve(Echo, worker_init=worker_init",
+    )
+    (tmp_path / "first").write_text("")
+    program = start(source, environ={"NOTIFY_SOCKET": manager.path})
+    program.wait_logged("master pid=.* started")
+    (tmp_path / "first").write_text("sys.exit('no licence')\n")
+    program.signal(signal.SIGHUP)
+    program.wait_logged("did not reload")
+    manager.listen(0.3)
+    manager.hear("RELOADING")
+    (tmp_path / "go").touch()
+    manager.hear("RELOADING", "READY")
+
+
 def test_new_code_that_ends_after_its_trial(
     start: Starting, manager: Manager, tmp_path: Path
 ) -> None:

@@ -117,6 +117,18 @@ def test_life_of_a_pool_in_messages(manager: Manager, clock: Clock) -> None:
     ]
 
 
+def test_reload_that_fails_makes_no_pool_ready(manager: Manager) -> None:
+    """A pool that was not ready before a reload is not ready after it has failed; one that was, is."""
+    for was_ready in (False, True):
+        notifier = Notifier(was_ready=was_ready)
+        notifier.ready_as_before("the reload failed")
+        assert len(manager.heard()) == was_ready
+        notifier.ready("2 workers ready")
+        notifier.ready_as_before("the reload failed")
+        assert len(manager.heard()) == 2
+        notifier.close()
+
+
 def test_abstract_socket(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name after @ is one in the abstract namespace."""
     name = f"prefork-notify-{os.getpid()}"
