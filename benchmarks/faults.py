@@ -64,7 +64,7 @@ def _burst_rows(bursts: int) -> list[list[str]]:
 def _burst() -> float:
     """Return the seconds from the first of many clients until each has a worker of its own."""
     with running("tcp", "prefork", "--workers", 1, "--most", CEILING, "--hold", 60) as server:
-        with _scoreboard(server.pid) as board:
+        with scoreboard_of(server.pid) as board:
             _wait(lambda: board.snapshot().count(WorkerState.IDLE) == 1)
         began = time.monotonic_ns()
         with contextlib.ExitStack() as clients:
@@ -105,7 +105,7 @@ class Losses:
 def _storm_rows(kills: int) -> list[list[str]]:
     with (
         running("tcp", "prefork", "--workers", WORKERS, "--hold", HOLD) as server,
-        _scoreboard(server.pid) as board,
+        scoreboard_of(server.pid) as board,
     ):
         _wait(lambda: board.snapshot().count(WorkerState.IDLE) == WORKERS)
         fds, memory = _descriptors(server.pid), _private(server.pid)
@@ -281,7 +281,7 @@ def _counters(board: Scoreboard) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _scoreboard(master: int) -> Iterator[Scoreboard]:
+def scoreboard_of(master: int) -> Iterator[Scoreboard]:
     """Attach to the scoreboard of a running master, for reading, once it has one."""
     found = _wait(lambda: _scoreboard_link(master))
     board = Scoreboard.attach(os.open(found, os.O_RDONLY | os.O_CLOEXEC))

@@ -22,6 +22,7 @@ except ImportError:  # a plain checkout: the package lies beside this folder
 import cores
 import faults
 import pool
+import reload
 import requests_cost
 import table
 
@@ -36,6 +37,8 @@ SECTIONS = {
     "faults": "How soon a pool follows a burst, and what is lost when its workers are killed all the time. "
     "A loss is explained when its client had been told that the very worker had it which was killed, "
     "one for each kill; or when it was cut off before that and a kill is left over for it.",
+    "reload": "What reloads cost those who ask meanwhile: handlers of 5 ms on TCP, UDP and a Unix socket, broken code "
+    "in between, and TTIN, TTOU and USR1 raining on every second reload.",
 }
 
 
@@ -74,6 +77,12 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
         return pool.report(kills=20 if quick else 100, idle_seconds=1.0 if quick else 10.0)
     if section == "faults":
         return faults.report(kills=100 if quick else 1000, bursts=3 if quick else 15)
+    if section == "reload":
+        return reload.report(
+            reloads=4 if quick else 20,
+            requests=5_000 if quick else 100_000,
+            idle_reloads=5 if quick else 100,
+        )
     effort = requests_cost.Effort(rounds=3 if quick else 25, seconds=0.06 if quick else 0.1)
     with own_core() as server_cpu:
         return requests_cost.report(effort, server_cpu, transports or ["tcp", "udp", "unix"])

@@ -121,7 +121,7 @@ def estate_of_this_process() -> Estate | None:
     if (legacy := handover.pending()) is not None:
         return Estate([Named.of(fd) for fd in legacy.listeners])
     if (script := rehearsal.script_of_this_process()) is not None:
-        return Estate([Named(*one) for one in script.sockets], on_trial=True)
+        return Estate([Named(*one) for one in script.heritage.sockets], on_trial=True)
     return None
 
 

@@ -33,18 +33,18 @@ class Endpoint:
         """Such as ``127.0.0.1:9100``, with the real port, or ``unix:/path``."""
         self.fd = sock.detach()
 
-    def serves(self, text: str) -> bool:
-        """Tell whether this is what a setting asks for; with port 0 any port is."""
-        asked, mine = _parsed(text), _parsed(self.address)
-        return (asked.scheme, asked.path, asked.host) == (mine.scheme, mine.path, mine.host) and (
-            asked.port in (0, mine.port)
-        )
-
     def close(self) -> None:
         """Give the address back (master); a path only if it is still ours."""
         os.close(self.fd)
         if self._path is not None:
             unlink_if_still(*self._path)
+
+
+def is_same_place(text: str, address: str) -> bool:
+    """Tell whether an endpoint at this address is what a setting asks for; with port 0 any port is."""
+    asked, has = _parsed(text), _parsed(address)
+    same = (asked.scheme, asked.path, asked.host) == (has.scheme, has.path, has.host)
+    return same and asked.port in (0, has.port)
 
 
 def _parsed(text: str) -> Address:

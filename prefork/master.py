@@ -111,6 +111,7 @@ class Master:
             let_go=let_go,
             directory=metrics_dir,
             legacy=None if legacy is None else legacy.metrics,
+            now=self._now(),
         )
         try:
             self.pool = Pool(
@@ -144,6 +145,7 @@ class Master:
             listeners,
             before=legacy,
             abandoned=abandoned,
+            metrics=observer.address,
             bequeath=self._bequeath,
         )
         self._poll.register(wakeup, select.POLLIN)

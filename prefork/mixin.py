@@ -14,6 +14,7 @@ import msgspec
 import setproctitle
 
 from prefork import activation, adoption, handover, rehearsal
+from prefork.endpoint import Endpoint, is_same_place
 from prefork.master import Master
 from prefork.metrics import slots
 from prefork.signals import Wakeup
@@ -246,7 +247,9 @@ def serve(
     leader = servers[0]
     if settings is None:
         settings = from_attributes(leader)
-    rehearsal.end_if_on_trial(settings)
+    if (heritage := rehearsal.heritage()) is not None:
+        _try_to_be_seen(settings, heritage)
+        rehearsal.end_of_trial(settings)
     activation.take()
     runs = [_run_of(server) for server in servers]
     _begin(runs)
@@ -389,6 +392,13 @@ def _lease(settings: Settings) -> slots.Lease:
             metrics=" ".join(early),
         )
     return user_metrics
+
+
+def _try_to_be_seen(settings: Settings, heritage: rehearsal.Heritage) -> None:
+    """In a trial, make sure of the address for the metrics, unless it is the one that the master has."""
+    wanted, has = settings.metrics, heritage.metrics
+    if wanted is not None and (has is None or not is_same_place(wanted, has)):
+        Endpoint(wanted).close()
 
 
 def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:

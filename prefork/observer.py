@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from prefork.endpoint import Endpoint
+from prefork.endpoint import Endpoint, is_same_place
 from prefork.handover import MetricsLegacy
 from prefork.observation import LEAVE, Equipment, live
 from prefork.workers import log, system
@@ -108,6 +108,7 @@ class Observer:
         let_go: Callable[[], None],
         directory: str | None,
         legacy: MetricsLegacy | None = None,
+        now: float = 0.0,
     ) -> None:
         self._poll = poll
         self._let_go = let_go
@@ -124,12 +125,13 @@ class Observer:
         )
 
         if legacy is not None:
-            self._replace(legacy)
+            self._replace(legacy, now)
 
-    def _replace(self, legacy: MetricsLegacy) -> None:
+    def _replace(self, legacy: MetricsLegacy, now: float) -> None:
         """Have the metrics process of an earlier image leave; clients wait in the queue meanwhile."""
         self._child = system.Child(legacy.pid, legacy.pidfd)
-        self._record = Record(running=True, heard_at=0.0, killed=True)
+        # Silent from now on; one that hangs is killed END_BOUND later.
+        self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
         self._replacing = True
         self._poll.register(self._child.pidfd, select.POLLIN)
         system.send(self._child, LEAVE)
@@ -269,7 +271,7 @@ def _endpoint(address: str | None, legacy: MetricsLegacy | None) -> Endpoint | N
     """Return where to answer: the socket of before where it still fits, a new one where it does not."""
     if legacy is not None:
         kept = Endpoint(legacy.address, legacy.fd)
-        if address is not None and kept.serves(address):
+        if address is not None and is_same_place(address, kept.address):
             return kept
         kept.close()
     return None if address is None else Endpoint(address)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from prefork.handover import keep_pidfile, pending
-from prefork.rehearsal import is_on_trial
+from prefork.rehearsal import heritage
 from prefork.workers.errors import PreforkError, SettingsError
 
 if TYPE_CHECKING:
@@ -41,8 +41,15 @@ class PidFile:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        if is_on_trial():
-            return self  # the file is the master's, who is not this process
+        tried = heritage()
+        if tried is None:
+            self._hold()
+        elif not _is_masters(self.path, tried.pidfile):
+            self._hold()  # a trial makes sure that it can
+            self.__exit__(None, None, None)
+        return self
+
+    def _hold(self) -> None:
         legacy = pending()
         if legacy is not None and legacy.pidfile is not None and _is_at(self.path, legacy.pidfile):
             self._fd = legacy.pidfile  # with its lock, through the exec
@@ -61,7 +68,6 @@ class PidFile:
                     os.close(fd)
         _held.add(self._fd)
         keep_pidfile(self._fd)
-        return self
 
     def __exit__(
         self,
@@ -129,6 +135,15 @@ def _is_at(path: Path, fd: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(fd))
     except FileNotFoundError:
         return False
+
+
+def _is_masters(path: Path, pidfile: tuple[int, int] | None) -> bool:
+    """Tell whether that is the pid file of the master for which a trial is made."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == pidfile
 
 
 def _let_go_in_child() -> None:

@@ -32,11 +32,24 @@ NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LONGEST_REPORT: Final = 60_000
 
 
+class Heritage(msgspec.Struct, frozen=True):
+    """What the new code would be handed over, by name: a trial has to do without, and may not take it.
+
+    sockets: family, type and address of each. kept: sockets that the program knows by their number.
+    metrics: where the metrics process listens. pidfile: device and inode of the pid file.
+    """
+
+    sockets: tuple[tuple[int, int, Any], ...]
+    kept: tuple[int, ...] = ()
+    metrics: str | None = None
+    pidfile: tuple[int, int] | None = None
+
+
 class Script(msgspec.Struct, frozen=True):
-    """What a trial is told. sockets: family, type and address of each that is handed over."""
+    """What a trial is told."""
 
     report_to: int
-    sockets: tuple[tuple[int, int, Any], ...]
+    heritage: Heritage
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -59,23 +72,15 @@ class TrialError(PreforkError):
 class Rehearsal:
     """One trial, from its start to its verdict (master).
 
-    Raises OSError when it cannot be started. sockets: what is handed over, by name. kept: sockets
-    that the program knows by their number. timeout: seconds of the master's clock.
+    Raises OSError when it cannot be started. timeout: seconds of the master's clock.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        sockets: list[tuple[int, int, Any]],
-        kept: tuple[int, ...],
-        now: float,
-        timeout: float,
-    ) -> None:
+    def __init__(self, program: Program, heritage: Heritage, now: float, timeout: float) -> None:
         self._give_up_at = now + timeout
         self._timeout = timeout
         self._words = os.memfd_create("prefork-trial", os.MFD_CLOEXEC)
         self._report = os.memfd_create("prefork-trial-report", os.MFD_CLOEXEC)
-        script = msgspec.json.encode(Script(self._report, tuple(sockets))).decode()
+        script = msgspec.json.encode(Script(self._report, heritage)).decode()
         environment = {k: v for k, v in program.environment.items() if k not in NOT_FOR_A_TRIAL}
         try:
             self._child = subprocess.Popen(  # noqa: S603 - our own program, no shell
@@ -85,7 +90,7 @@ class Rehearsal:
                 stdin=subprocess.DEVNULL,
                 stdout=self._words,
                 stderr=self._words,
-                pass_fds=[self._report, *kept],
+                pass_fds=[self._report, *heritage.kept],
                 start_new_session=True,
             )
         except BaseException:
@@ -133,7 +138,12 @@ def is_on_trial() -> bool:
     return _Here.script is not None
 
 
-def end_if_on_trial(settings: Settings) -> None:
+def heritage() -> Heritage | None:
+    """Return what a master has that this process tries the program for; None in a process that is no trial."""
+    return None if _Here.script is None else _Here.script.heritage
+
+
+def end_of_trial(settings: Settings) -> None:
     """Report that the program came up to serving, and end (trial); does nothing in other processes."""
     if _Here.script is None:
         return

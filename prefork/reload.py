@@ -9,10 +9,10 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from typing import Any
+from collections.abc import Callable
 
 from prefork.handover import Program, refuse_other_format
-from prefork.rehearsal import Rehearsal, Report, TrialError
+from prefork.rehearsal import Heritage, Rehearsal, Report, TrialError
 from prefork.systemd import Notifier
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
@@ -67,13 +67,13 @@ class Reload:
         """Whether one is being tried or rolled."""
         return self.rolling or self._trial is not None
 
-    def tick(self, now: float, sockets: list[tuple[int, int, Any]], kept: tuple[int, ...]) -> Step:
-        """Go on with it; sockets and kept are what would be handed over."""
+    def tick(self, now: float, heritage: Callable[[], Heritage]) -> Step:
+        """Go on with it. heritage: returns what would be handed over."""
         try:
             if self._trial is not None:
                 return self._look_at_trial(self._trial, now)
             if self.wanted_by and not self.rolling:
-                self._begin(now, sockets, kept)
+                self._begin(now, heritage())
         except PreforkError as error:
             self._end_trial()
             self.fail(str(error), getattr(error, "report", ""))
@@ -112,14 +112,12 @@ class Reload:
         self._publish(ReloadState.DONE)
         self._notifier.ready(f"reloaded, generation {generation}")
 
-    def _begin(
-        self, now: float, sockets: list[tuple[int, int, Any]], kept: tuple[int, ...]
-    ) -> None:
+    def _begin(self, now: float, heritage: Heritage) -> None:
         self.wanted_by = ""
         self._notifier.reloading()
         if reason := self._program.why_not_again():
             raise TrialError(reason)
-        self._trial = Rehearsal(self._program, sockets, kept, now, self._timeout)
+        self._trial = Rehearsal(self._program, heritage, now, self._timeout)
         self._publish(ReloadState.TRYING)
 
     def _look_at_trial(self, trial: Rehearsal, now: float) -> Step:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from prefork import activation
 from prefork.about import shown
 from prefork.adoption import Named
-from prefork.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over
+from prefork.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over, kept_pidfile
+from prefork.rehearsal import Heritage
 from prefork.reload import Reload, Step
 from prefork.workers import log, system
 from prefork.workers.listener import Listener
@@ -22,7 +22,7 @@ class Succession:
     """Both ends of a reload in one master (its every tick, while it serves).
 
     before: what an earlier image has left, None in the first one. abandoned: its sockets that no
-    server of this one has asked for. bequeath: returns what this image would leave.
+    server of this one has asked for. metrics: where the metrics process listens. bequeath: returns what this image would leave.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Succession:
         *,
         before: Legacy | None,
         abandoned: Sequence[Listener],
+        metrics: str | None,
         bequeath: Callable[[], Legacy],
     ) -> None:
         self.reload = reload
@@ -40,6 +41,7 @@ class Succession:
         self._listeners = listeners
         self._before = before
         self._abandoned = list(abandoned)
+        self._metrics = metrics
         self._bequeath = bequeath
         self._roll_at_latest = 0.0
 
@@ -60,7 +62,7 @@ class Succession:
         """Go on with a reload that is wanted or under way."""
         if self.reload.rolling:
             self._watch_roll(now)
-        elif self.reload.tick(now, self._by_name(), self.kept) is Step.HAND_OVER:
+        elif self.reload.tick(now, self._heritage) is Step.HAND_OVER:
             self._hand_over()
 
     def may_roll(self, now: float) -> bool:
@@ -82,9 +84,16 @@ class Succession:
         inherited = {one.fd for one in self._listeners if one.is_inherited}
         return tuple(sorted(inherited.union(activation.still_open())))
 
-    def _by_name(self) -> list[tuple[int, int, Any]]:
+    def _heritage(self) -> Heritage:
         named = [Named.of(fd) for fd in self.handed_over]
-        return [(one.family, one.kind, one.address) for one in named]
+        pidfile = kept_pidfile()
+        found = None if pidfile is None else os.fstat(pidfile)
+        return Heritage(
+            sockets=tuple((one.family, one.kind, one.address) for one in named),
+            kept=self.kept,
+            metrics=self._metrics,
+            pidfile=None if found is None else (found.st_dev, found.st_ino),
+        )
 
     def _watch_roll(self, now: float) -> None:
         pool = self._pool
