@@ -327,7 +327,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         About(
             help="An address to listen on; may be given several times.",
             allowed="one or several addresses such as 127.0.0.1:8000, [::]:8000, "
-            "udp://127.0.0.1:8000, unix:/path, unixgram:/path or fd://3",
+            "udp://127.0.0.1:8000, unix:/path, unixgram:/path, fd://3 or systemd:NAME",
             metavar="ADDRESS",
             short="-b",
             read=words,
