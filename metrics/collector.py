@@ -205,7 +205,7 @@ def families(reading: Reading) -> list[Family]:
     """Return the families of the scoreboard, the queues and the workers' processes, in order."""
     found = {
         **_pool(reading),
-        **_workers(reading.snapshot, reading.about),
+        **_workers(reading.snapshot),
         **_changes(reading.snapshot),
         **_queues(reading),
         **_requests(reading),
@@ -248,7 +248,7 @@ def _pool(reading: Reading) -> Found:
 _STATES = (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.RETIRING)
 
 
-def _workers(pool: Snapshot, about: Mapping[str, Any]) -> Found:
+def _workers(pool: Snapshot) -> Found:
     states = Counter(one.state for one in pool.slots)
     busy = states[WorkerState.BUSY]
     taking = busy + states[WorkerState.IDLE]
@@ -256,17 +256,9 @@ def _workers(pool: Snapshot, about: Mapping[str, Any]) -> Found:
         "prefork_workers": [(state.name.lower(), states[state]) for state in _STATES],
         "prefork_workers_target": _one(_count(pool[PoolField.TARGET])),
         "prefork_workers_min": _one(_count(pool[PoolField.FLOOR])),
-        "prefork_workers_max": _one(_ceiling(pool, about)),
+        "prefork_workers_max": _one(len(pool.slots)),
         "prefork_pool_utilization_ratio": _one(busy / taking if taking else 0),
     }
-
-
-def _ceiling(pool: Snapshot, about: Mapping[str, Any]) -> int:
-    """Return max_children: after a reload it may be less than the slots that were made at first."""
-    settings = about.get("settings")
-    shown = settings.get("max_children") if isinstance(settings, Mapping) else None
-    known = isinstance(shown, str) and shown.isascii() and shown.isdigit() and len(shown) < 10
-    return min(int(str(shown)), len(pool.slots)) if known else len(pool.slots)
 
 
 def _changes(pool: Snapshot) -> Found:

@@ -10,9 +10,7 @@ is never kept waiting by clients that say nothing.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import re
 import select
 import socket
@@ -301,10 +299,3 @@ class Server:
             client.stage = _Stage.LEAVING
             client.sock.shutdown(socket.SHUT_WR)
             self._epoll.modify(client.sock.fileno(), select.EPOLLIN)
-
-
-def drained(fd: int) -> bytes:
-    """Return what a non-blocking descriptor holds, b"" for nothing."""
-    with contextlib.suppress(BlockingIOError):
-        return os.read(fd, 4096)
-    return b""

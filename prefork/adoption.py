@@ -67,6 +67,17 @@ class Named:
         finally:
             sock.detach()
 
+    @property
+    def told(self) -> Any:
+        """The address in a form that JSON can hold: the path of a Unix socket need not be UTF-8."""
+        return os.fsencode(self.address).hex() if self.family == socket.AF_UNIX else self.address
+
+    @classmethod
+    def retold(cls, family: int, kind: int, told: Any) -> Named:
+        """Read that again."""
+        unix = family == socket.AF_UNIX
+        return cls(family, kind, os.fsdecode(bytes.fromhex(told)) if unix else told)
+
     def fits(self, family: int, kind: int, asked: Any) -> bool:
         """Tell whether this is the socket for an address as a program asks for it."""
         if (self.family, self.kind) != (family, kind):
@@ -121,7 +132,7 @@ def estate_of_this_process() -> Estate | None:
     if (legacy := handover.pending()) is not None:
         return Estate([Named.of(fd) for fd in legacy.listeners])
     if (script := rehearsal.script_of_this_process()) is not None:
-        return Estate([Named(*one) for one in script.heritage.sockets], on_trial=True)
+        return Estate([Named.retold(*one) for one in script.heritage.sockets], on_trial=True)
     return None
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -251,7 +252,9 @@ def take_care() -> None:
     notifier = Notifier()
     words = "the new code has ended; the workers of before go on, without replacement"
     notifier.ready(words)
-    # The signals are blocked since before the exec: they are waited for.
+    # The signals are blocked since before the exec: they are waited for. While they are, the kernel
+    # shows them as not blocked; a handler that never runs shows `prefork reload` that they are taken.
+    system.set_handlers(dict.fromkeys(CONTROL_SIGNALS, lambda _number, _frame: None))
     orders = {*CONTROL_SIGNALS} - {signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU}
     while True:
         # A watchdog that starts the service anew would end the workers, too, and run the same code.
@@ -264,7 +267,7 @@ def take_care() -> None:
             notifier.ready(words)
         elif order is not None:
             notifier.stopping()
-            _stop_all(legacy)
+            _stop_all(legacy, at_once=order.si_signo == signal.SIGQUIT)
             return
 
 
@@ -277,11 +280,15 @@ def _publish_failure(legacy: Legacy) -> None:
         board.close()
 
 
-def _stop_all(legacy: Legacy) -> None:
+def _stop_all(legacy: Legacy, *, at_once: bool) -> None:
+    """End the workers; a second order to stop does not wait for their requests."""
     children = [one.child for one in legacy.pool.workers]
     for child in children:
         system.send(child, signal.SIGTERM)
-    system.wait_for_all(children, STOP_TIME)
+    end = time.monotonic() + (0.0 if at_once else STOP_TIME)
+    while time.monotonic() < end and not system.wait_for_all(children, RETRY_LOOK):
+        if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}, 0) is not None:
+            break
     for child in children:
         system.send(child, signal.SIGKILL)
 

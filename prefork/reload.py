@@ -77,9 +77,9 @@ class Reload:
         except PreforkError as error:
             self._end_trial()
             self.fail(str(error), getattr(error, "report", ""))
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the reload and not the pool
             self._end_trial()
-            self.fail(f"the new code cannot be tried: {error.strerror}")
+            self.fail(f"the new code cannot be tried: {error}")
         return Step.NOTHING
 
     def cancel(self) -> None:

@@ -89,7 +89,7 @@ class Succession:
         pidfile = kept_pidfile()
         found = None if pidfile is None else os.fstat(pidfile)
         return Heritage(
-            sockets=tuple((one.family, one.kind, one.address) for one in named),
+            sockets=tuple((one.family, one.kind, one.told) for one in named),
             kept=self.kept,
             metrics=self._metrics,
             pidfile=None if found is None else (found.st_dev, found.st_ino),

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import setproctitle
+
 from prefork import handover, rehearsal
 from prefork.find import is_taken
 from prefork.workers import log, system
@@ -70,7 +72,9 @@ def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _end(pid)
+        # New code that has ended before it served is tried again when it is mended: so it watches on.
+        if handover.pending() is None:
+            _end(pid)
 
 
 def _of_before() -> int | None:
@@ -118,7 +122,6 @@ def _own_child(pid: int) -> system.Child | None:
 
 def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
     """Send the master HUP when something has changed, until it has ended (the watcher)."""
-    import setproctitle  # noqa: PLC0415 - only here
     import watchfiles  # noqa: PLC0415 - an extra, and its thread is not for a master
 
     pidfd = system.hold_process(master)

@@ -282,8 +282,8 @@ def become(
     raise AssertionError("exec has returned")
 
 
-def wait_for_all(children: Sequence[Child], seconds: float) -> None:
-    """Wait until these children have ended, so long at most, without collecting them."""
+def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
+    """Wait until these children have ended, so long at most, without collecting them; tell whether they have."""
     poll = select.poll()
     alive = {child.pidfd for child in children}
     for pidfd in alive:
@@ -293,6 +293,7 @@ def wait_for_all(children: Sequence[Child], seconds: float) -> None:
         for pidfd, _ in poll.poll(left * 1000):
             poll.unregister(pidfd)
             alive.discard(pidfd)
+    return not alive
 
 
 def unblock(numbers: Collection[int]) -> None:

@@ -316,6 +316,31 @@ class Server(prefork.PreForkingTCPServer):
 """
 
 
+def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
+    served: Callable[..., Served],
+) -> None:
+    """When the trial was good and the run is not, ``--wait`` says so with 1; once mended, it reloads with 0."""
+    server = served()
+    server.code(first="from prefork import handover\nassert handover.pending() is None")
+    done = server.run("reload", "--wait")
+    assert done.code == 1
+    assert "the new code ended before it served" in done.err
+    assert server.version() == "1 0"
+    server.code(version="2")
+    assert server.reload().code == 0
+    assert server.version() == "2 1"
+
+
+def test_master_without_an_application_is_stopped_by_command(served: Callable[..., Served]) -> None:
+    """``prefork stop`` ends a master whose new code has failed after the exec, and its workers with it."""
+    server = served()
+    server.code(first="from prefork import handover\nassert handover.pending() is None")
+    assert server.run("reload", "--wait").code == 1
+    assert server.run("stop").code == 0
+    server.program.wait()
+    server.program.wait_silent(ceiling=2)
+
+
 def test_progress_on_a_terminal(served: Callable[..., Served], tmp_path: Path) -> None:
     """On a terminal the line says that the code is tried, then how many workers are new, then the outcome."""
     server = served(

@@ -95,6 +95,13 @@ class Manager:
         """Return what is more than a status or a sign of life."""
         return [one for one in self.messages if one.what not in ("STATUS", "WATCHDOG")]
 
+    def hear_all(self, silence: float = 0.3) -> None:
+        """Take what comes, until nothing has come for a while."""
+        before = -1
+        while len(self.messages) > before:
+            before = len(self.messages)
+            self.listen(silence)
+
     def close(self) -> None:
         """Stop listening."""
         self._socket.close()
@@ -199,7 +206,7 @@ def test_ready_is_not_told_before_the_new_workers_are(
     assert program.told("init", 2) == 1
     program.wait_logged("goes on with new code")
     program.wait_logged(r"master pid=\d+ ready", times=2)
-    manager.listen(0.3)
+    manager.hear_all()
     manager.hear("READY", "RELOADING")
     (tmp_path / "go").touch()
     manager.hear("READY", "RELOADING", "READY")
@@ -221,7 +228,7 @@ def test_reload_that_fails_while_the_pool_starts(
     (tmp_path / "first").write_text("sys.exit('no licence')\n")
     program.signal(signal.SIGHUP)
     program.wait_logged("did not reload")
-    manager.listen(0.3)
+    manager.hear_all()
     manager.hear("RELOADING")
     (tmp_path / "go").touch()
     manager.hear("RELOADING", "READY")

@@ -125,6 +125,18 @@ def test_syntax_error_is_survived(watched: Callable[..., Watched]) -> None:
     assert not {"refused", "reset", "late"} & set(load.verdicts)  # it is no echo: "wrong" or "cut"
 
 
+def test_code_that_fails_only_after_the_exec_is_watched_on(watched: Callable[..., Watched]) -> None:
+    """When the trial was good and the run is not, the old workers serve, and mending the file is enough."""
+    server = watched()
+    source = "from prefork import handover\nWORD = 'bad'\nassert handover.pending() is None\n"
+    (server.folder / "words.py").write_text(source)
+    server.program.wait_logged("has ended before it served")
+    assert ask(server.address) == "one 0"
+    server.say("mended")
+    server.wait_served("mended 1")
+    assert len(server.program.wait_workers(1 + 1)) == 2
+
+
 def test_settings_file_is_watched(watched: Callable[..., Watched], tmp_path: Path) -> None:
     """A settings file that appears, is replaced as editors do it, or goes, is followed."""
     server = watched("--graceful-timeout", "5s")

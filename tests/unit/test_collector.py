@@ -262,18 +262,6 @@ def test_workers_by_state(board: Scoreboard) -> None:
     assert [value(one, ratio) for one in (empty, two_idle, one_retires)] == [0, 1 / 3, 1 / 2]
 
 
-@pytest.mark.parametrize(
-    ("settings", "shown"),
-    [({"max_children": "2"}, 2), ({}, 3), (None, 3), ({"max_children": "9"}, 3)]
-    + [({"max_children": word}, 3) for word in ("-", "-1", "1e9", "²", 2, None, "9" * 5000)],
-)
-def test_ceiling(board: Scoreboard, settings: object, shown: int) -> None:
-    """The most workers are what the setting says, as far as there are slots; nonsense is no setting."""
-    found = samples(families(reading(board, {"settings": settings})))
-
-    assert value(found, "prefork_workers_max") == shown
-
-
 def test_build_info(board: Scoreboard) -> None:
     """Both versions are labels of a 1; before the master has told them they are empty."""
     told = samples(families(reading(board, {"version": "0.1.0", "python": "3.11.7"})))
