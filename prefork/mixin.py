@@ -248,7 +248,7 @@ def serve(
     if settings is None:
         settings = from_attributes(leader)
     if (heritage := rehearsal.heritage()) is not None:
-        _try_to_be_seen(settings, heritage)
+        _refuse_what_cannot_follow(settings, heritage)
         rehearsal.end_of_trial(settings)
     activation.take()
     runs = [_run_of(server) for server in servers]
@@ -394,8 +394,11 @@ def _lease(settings: Settings) -> slots.Lease:
     return user_metrics
 
 
-def _try_to_be_seen(settings: Settings, heritage: rehearsal.Heritage) -> None:
-    """In a trial, make sure of the address for the metrics, unless it is the one that the master has."""
+def _refuse_what_cannot_follow(settings: Settings, heritage: rehearsal.Heritage) -> None:
+    """In a trial, refuse settings with which the new code could not go on with what the master has."""
+    if settings.workers == 0:
+        allowed = "a pool that runs cannot go on without workers; restart it"
+        raise SettingsError("workers", 0, "settings", allowed)
     wanted, has = settings.metrics, heritage.metrics
     if wanted is not None and (has is None or not is_same_place(wanted, has)):
         Endpoint(wanted).close()

@@ -238,6 +238,37 @@ def test_broken_code_leaves_everything_as_it_is(reloadable: Callable[..., Reload
     assert server.version() == ("2", 1)
 
 
+def test_settings_that_cannot_follow_are_refused(reloadable: Callable[..., Reloadable]) -> None:
+    """No workers, or an address for the metrics that somebody has: refused by the trial, everything goes on."""
+    server = reloadable()
+    with board_of(server.program.pid) as board, socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for settings, reason in (
+            ({"workers": 0}, "cannot go on without workers"),
+            ({"metrics_address": taken}, "in use"),
+            ({"metrics_address": "nowhere at all"}, "metrics"),
+        ):
+            server.write(settings=repr(settings))
+            server.reload(board, fails=True)
+            assert reason in board.reload_report()
+    assert server.version() == ("1", 0)
+
+
+def test_socket_path_that_is_no_text_is_handed_over(
+    reloadable: Callable[..., Reloadable], tmp_path: Path
+) -> None:
+    """A Unix path is bytes: one that is no UTF-8 is reloaded as any other."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/s\xff")
+    server = reloadable(base="PreForkingUnixStreamServer", address=path)
+    server.address = path
+    with board_of(server.program.pid) as board:
+        server.write(version="2")
+        server.reload(board)
+    assert server.version() == ("2", 1)
+
+
 def test_new_code_whose_workers_do_not_boot_leaves_the_old_ones(
     reloadable: Callable[..., Reloadable],
 ) -> None:
