@@ -139,7 +139,7 @@ def ready_verdict(snapshot: Snapshot) -> Response:
 
 def about_of(board: Scoreboard) -> dict[str, Any]:
     """Return what the master says of the pool; {} before it has said it, or if it cannot be read."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):  # a worker may have scribbled there
         found = json.loads(board.about() or "{}")
         if isinstance(found, dict):
             return found

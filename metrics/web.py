@@ -36,6 +36,9 @@ CLIENT_TIME = 5.0
 BEAT = 1.0
 """Seconds between two signs of life at most."""
 
+LAST_ANSWERS = 0.3
+"""Seconds in which clients that are here get their answers when it is time to leave; it is killed after 1."""
+
 TEXT = "text/plain; charset=utf-8"
 
 _ALWAYS = (
@@ -168,7 +171,7 @@ class Server:
     """Answers on a listening socket until it is told to leave.
 
     respond: computes an answer; an exception becomes a 500 and goes to ``complain``.
-    wakeup: a descriptor; once it is readable, ``heed`` is called, which says whether to leave.
+    heed: descriptors, and what is called once one is readable; it says whether to leave.
     beat: called at least every BEAT seconds while all is well; it says whether to leave.
     """
 
@@ -209,10 +212,21 @@ class Server:
             for fd, _ in self._epoll.poll(max(0.0, until - now)):
                 if fd in self._heed:
                     if self._heed[fd]():
+                        self._finish()
                         return
                 elif fd == self._listener.fileno():
                     self._admit()
                 elif fd in self._clients:
+                    self._go_on(self._clients[fd])
+
+    def _finish(self) -> None:
+        """Answer who is here; those who come now are the next process's, after a reload."""
+        for fd in (self._listener.fileno(), *self._heed):
+            self._epoll.unregister(fd)
+        end = time.monotonic() + LAST_ANSWERS
+        while self._clients and (left := end - time.monotonic()) > 0:
+            for fd, _ in self._epoll.poll(left):
+                if fd in self._clients:
                     self._go_on(self._clients[fd])
 
     # --- connections

@@ -9,6 +9,7 @@ trial there are no sockets: what was handed over is known by name, and stands in
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import socket
@@ -96,6 +97,7 @@ class Estate:
     def __init__(self, sockets: list[Named], *, on_trial: bool = False) -> None:
         self.left = sockets
         self._on_trial = on_trial
+        self._spare: list[int] = []
 
     def prepare(self, server: Any) -> None:
         """Have a server that is being made take its socket from here, if there is one for it."""
@@ -106,6 +108,12 @@ class Estate:
         """Return the descriptors of the sockets that nobody has asked for; once."""
         left, self.left = self.left, []
         return [named.fd for named in left if named.fd is not None]
+
+    def settle(self) -> None:
+        """Close what was kept for another try: the servers have everything in hand."""
+        spare, self._spare = self._spare, []
+        for fd in spare:
+            os.close(fd)
 
     def _bind(self, server: Any) -> None:
         del server.server_bind  # its class's own from now on
@@ -124,7 +132,11 @@ class Estate:
             stand_in = _StandIn(named.family, named.kind)
             stand_in.bound = named.address
             return stand_in
-        return _Heir(fileno=named.fd)
+        assert named.fd is not None  # noqa: S101
+        # A duplicate: if the new code fails before it serves and closes its server, as a with
+        # block does, the socket itself is still there for the next try.
+        self._spare.append(named.fd)
+        return _Heir(fileno=fcntl.fcntl(named.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def estate_of_this_process() -> Estate | None:

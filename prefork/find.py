@@ -327,6 +327,9 @@ def _chosen(survey: Survey, which: str | None, name: str | None) -> RunningPool:
         for pool in survey.pools
         if pid in (None, pool.pid) and wanted_name in (None, pool.name)
     ]
+    if pid is None and wanted_name is None:
+        # Root sees everybody's: a bare `prefork stop` must not end another user's lone pool.
+        found = [pool for pool in found if not _is_anothers(pool.pid)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -336,6 +339,12 @@ def _chosen(survey: Survey, which: str | None, name: str | None) -> RunningPool:
     if pid is not None:
         raise NoPoolError(_why_not(pid, survey))
     raise NoPoolError(_why_none(survey, wanted_name))
+
+
+def _is_anothers(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}").st_uid != os.geteuid()
+    return False
 
 
 def _is_pid(text: str) -> bool:

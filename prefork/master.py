@@ -41,7 +41,7 @@ from prefork.workers.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
-from prefork.workers.threads import other_threads
+from prefork.workers.threads import refuse_threads
 from prefork.workers.views import PoolView
 
 BOOT_TRIES = 3
@@ -83,6 +83,7 @@ class Master:
         metrics_dir: str | None,
         legacy: Legacy | None = None,
         abandoned: Sequence[Listener] = (),
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
@@ -145,6 +146,7 @@ class Master:
             listeners,
             before=legacy,
             abandoned=abandoned,
+            settle=settle,
             metrics=observer.address,
             bequeath=self._bequeath,
         )
@@ -165,8 +167,8 @@ class Master:
         in_main_thread = threading.current_thread() is threading.main_thread()
         handled = self._inbox.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
-            self._succession.take_up(self._settings, self._now())
             self._check_threads()
+            self._succession.take_up(self._settings, self._now())
             self._announce_start()
             try:
                 for listener in self._listeners:
@@ -205,20 +207,14 @@ class Master:
 
     def _check_threads(self) -> None:
         """Say in plain words what a master with threads means for its workers, or refuse it."""
-        if self._settings.fork_check == "off" or not (threads := other_threads()):
-            return
-        if self._settings.fork_check == "error":
-            raise BootError(
-                "the master has other threads, which its workers would lack (fork_check = error): "
-                + ", ".join(threads)
+        if threads := refuse_threads(self._settings):
+            log.event(
+                logging.WARNING,
+                "master",
+                "has other threads; they do not exist in the workers, and a lock that one of them holds "
+                "at a fork stays locked there: start threads in worker_init()",
+                threads=", ".join(threads),
             )
-        log.event(
-            logging.WARNING,
-            "master",
-            "has other threads; they do not exist in the workers, and a lock that one of them holds "
-            "at a fork stays locked there: start threads in worker_init()",
-            threads=", ".join(threads),
-        )
 
     def _run_until_stopped(self) -> None:
         service_actions = self._service_actions

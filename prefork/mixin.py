@@ -22,6 +22,7 @@ from prefork.workers import log, pool
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
 from prefork.workers.settings import Settings, from_attributes
+from prefork.workers.threads import refuse_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -333,9 +334,11 @@ def _serve_with_pool(
                 metrics_dir=user_metrics.directory,
                 legacy=legacy,
                 abandoned=_abandoned(),
+                settle=_settle,
             )
         except BaseException:
-            wakeup.close()
+            if handover.pending() is None:
+                wakeup.close()
             raise
     try:
         for run in runs:
@@ -347,8 +350,10 @@ def _serve_with_pool(
         for run in runs:
             with run.lock:
                 run.master = None
-        master.close()
-        wakeup.close()
+        # Where the new code has failed before it had everything in hand, the legacy stays whole.
+        if handover.pending() is None:
+            master.close()
+            wakeup.close()
 
 
 def _entrance_to(
@@ -399,6 +404,7 @@ def _refuse_what_cannot_follow(settings: Settings, heritage: rehearsal.Heritage)
     if settings.workers == 0:
         allowed = "a pool that runs cannot go on without workers; restart it"
         raise SettingsError("workers", 0, "settings", allowed)
+    refuse_threads(settings)
     wanted, has = settings.metrics, heritage.metrics
     if wanted is not None and (has is None or not is_same_place(wanted, has)):
         Endpoint(wanted).close()
@@ -426,6 +432,11 @@ def _abandoned() -> list[Listener]:
     """Return the sockets of before that no server has asked for."""
     left = [] if _estate is None else _estate.give_up()
     return [Listener(adoption.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
+
+
+def _settle() -> None:
+    if _estate is not None:
+        _estate.settle()
 
 
 def _let_go_of_others(servers: tuple[PreForkingMixIn, ...]) -> None:

@@ -269,9 +269,12 @@ def _cause(status: ExitStatus) -> ExitCause:
 
 def _endpoint(address: str | None, legacy: MetricsLegacy | None) -> Endpoint | None:
     """Return where to answer: the socket of before where it still fits, a new one where it does not."""
-    if legacy is not None:
-        kept = Endpoint(legacy.address, legacy.fd)
-        if address is not None and is_same_place(address, kept.address):
-            return kept
-        kept.close()
-    return None if address is None else Endpoint(address)
+    if legacy is None:
+        return None if address is None else Endpoint(address)
+    kept = Endpoint(legacy.address, legacy.fd)
+    if address is not None and is_same_place(address, kept.address):
+        return kept
+    # The new one first: if it cannot be had, the old one is still there for the next try.
+    new = None if address is None else Endpoint(address)
+    kept.close()
+    return new

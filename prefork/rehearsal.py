@@ -79,7 +79,11 @@ class Rehearsal:
         self._give_up_at = now + timeout
         self._timeout = timeout
         self._words = os.memfd_create("prefork-trial", os.MFD_CLOEXEC)
-        self._report = os.memfd_create("prefork-trial-report", os.MFD_CLOEXEC)
+        try:
+            self._report = os.memfd_create("prefork-trial-report", os.MFD_CLOEXEC)
+        except OSError:
+            os.close(self._words)
+            raise
         script = msgspec.json.encode(Script(self._report, heritage)).decode()
         environment = {k: v for k, v in program.environment.items() if k not in NOT_FOR_A_TRIAL}
         try:
@@ -99,27 +103,28 @@ class Rehearsal:
 
     def verdict(self, now: float) -> Report | None:
         """Return the report of a good trial, None while it runs; TrialError when the code is no good."""
-        status = self._child.poll()
-        if status is None:
+        if not system.has_ended(self._child.pid):
             if now < self._give_up_at:
                 return None
             self.end()
             raise TrialError(f"the new code was not loaded within {self._timeout:g} s")
         report, words = _content(self._report), _content(self._words)
-        self.end()
+        status = self.end()
         if status == 0 and report:
             with contextlib.suppress(msgspec.MsgspecError):
                 return msgspec.json.decode(report, type=Report)
         raise TrialError(_reason(status), words.decode("utf-8", "replace"))
 
-    def end(self) -> None:
-        """Kill it and what it has started, and collect it; may be called again."""
+    def end(self) -> int:
+        """Kill it and what it has started, and collect it; may be called again. Returns its exit status."""
         if self._words < 0:
-            return
+            return self._child.returncode
+        # Before it is collected: until then its pid is the group's, and nobody else's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
+        status = self._child.wait()
         self._close()
+        return status
 
     def _close(self) -> None:
         os.close(self._words)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork import activation
 from prefork.adoption import is_adopted
+from prefork.handover import pending
 from prefork.mixin import PreForkingMixIn
 from prefork.rehearsal import is_on_trial
 from prefork.socket_file import (
@@ -108,7 +109,8 @@ class _Unix(_Logged):
         """Close, and remove the path if it is still ours."""
         super().server_close()
         bound, self._bound = self._bound, None
-        if bound is not None and bound[0] == os.getpid():
+        # New code that fails before it serves leaves the path to the next try.
+        if bound is not None and bound[0] == os.getpid() and pending() is None:
             unlink_if_still(bound[1], bound[2])
 
 

@@ -22,7 +22,8 @@ class Succession:
     """Both ends of a reload in one master (its every tick, while it serves).
 
     before: what an earlier image has left, None in the first one. abandoned: its sockets that no
-    server of this one has asked for. metrics: where the metrics process listens. bequeath: returns what this image would leave.
+    server of this one has asked for. settle: gives up what was kept for the case that this one fails.
+    metrics: where the metrics process listens. bequeath: returns what this image would leave.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Succession:
         *,
         before: Legacy | None,
         abandoned: Sequence[Listener],
+        settle: Callable[[], None],
         metrics: str | None,
         bequeath: Callable[[], Legacy],
     ) -> None:
@@ -41,6 +43,7 @@ class Succession:
         self._listeners = listeners
         self._before = before
         self._abandoned = list(abandoned)
+        self._settle = settle
         self._metrics = metrics
         self._bequeath = bequeath
         self._roll_at_latest = 0.0
@@ -50,6 +53,7 @@ class Succession:
         if self._before is None:
             return
         adopted()
+        self._settle()
         system.unblock(CONTROL_SIGNALS)
         for key, old, new in _changes(self._before.settings, shown(settings)):
             log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)

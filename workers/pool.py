@@ -407,10 +407,9 @@ class Pool:
         """Find the workers that have become ready since the last tick, and those that proved sound."""
         for handle in list(self.handles.values()):
             if handle.ready_at is None and self._is_ready(handle, now):
-                self.board.note_ready(handle.info.slot, time.monotonic_ns())
-                log.event(
-                    logging.INFO, str(handle), "ready", boot=max(0.0, now - handle.spawned_at)
-                )
+                boot = max(0.0, now - handle.spawned_at)
+                self.board.note_ready(handle.info.slot, time.monotonic_ns(), int(boot * 1e9))
+                log.event(logging.INFO, str(handle), "ready", boot=boot)
                 self.setbacks.became_ready()
                 self.call_hook("worker_ready", handle.info)
             elif handle.ready_at is not None and not handle.proven:

@@ -44,6 +44,8 @@ BOUNDS_NS = tuple(
 
 BUCKETS = len(BOUNDS_NS) + 1
 
+_MOST = 2**63 - 1
+
 MOST_IN_PROGRESS = 100_000
 """Requests of one worker that died that are believed to have been in hand: a word of its own making."""
 
@@ -323,7 +325,12 @@ class Scoreboard:
 
     def count_pool(self, field: int, amount: int = 1) -> None:
         """Add to a total of the pool (master)."""
-        self.words[_POOL_AT + field] += amount
+        self._add(_POOL_AT + field, amount)
+
+    def _add(self, index: int, amount: int) -> None:
+        # Within the word's bounds, whatever a worker has scribbled there: an overflow would be an
+        # exception in the master.
+        self.words[index] = min(max(0, self.words[index] + amount), _MOST)
 
     def pool(self, field: int) -> int:
         """Return one number of the pool."""
@@ -353,14 +360,12 @@ class Scoreboard:
         """Publish whose slot it is now (master)."""
         base = self.slot_at(slot)
         self.words[base + SlotField.PID] = pid
-        self.words[base + SlotField.SPAWNS] += 1
+        self._add(base + SlotField.SPAWNS, 1)
         self.count_pool(PoolField.STARTS + list(StartReason).index(reason))
 
-    def note_ready(self, slot: int, now_ns: int) -> None:
+    def note_ready(self, slot: int, now_ns: int, boot_ns: int) -> None:
         """Publish that a worker has become ready, and how long that took (master)."""
-        base = self.slot_at(slot)
-        boot_ns = now_ns - self.words[base + SlotField.SPAWNED_NS]
-        self.words[base + SlotField.READY_NS] = now_ns
+        self.words[self.slot_at(slot) + SlotField.READY_NS] = now_ns
         self.count_pool(PoolField.BOOT_NS, boot_ns)
         self.count_pool(PoolField.BOOTS + bisect_left(BOUNDS_NS, boot_ns))
 
@@ -369,10 +374,10 @@ class Scoreboard:
         base, index = self.slot_at(slot), index_of(kind)
         if request_ns := self.words[base + SlotField.REQUEST_NS]:
             lived = now_ns - self.words[base + SlotField.SPAWNED_NS]
-            self.words[base + SlotField.BUSY_NS] += min(max(0, now_ns - request_ns), lived)
+            self._add(base + SlotField.BUSY_NS, min(max(0, now_ns - request_ns), max(0, lived)))
             lost = SlotField.TIMEOUTS if kind is ExitKind.REQUEST_TIMEOUT else SlotField.ABORTED
             in_hand = min(max(1, self.words[base + SlotField.IN_PROGRESS]), MOST_IN_PROGRESS)
-            self.words[base + lost] += in_hand
+            self._add(base + lost, in_hand)
         self.words[base + SlotField.REQUEST_NS] = 0
         self.words[base + SlotField.IN_PROGRESS] = 0
         self.words[base + SlotField.LAST_EXIT] = index + 1
@@ -382,7 +387,7 @@ class Scoreboard:
 
     def count_slot(self, slot: int, field: SlotField, amount: int = 1) -> None:
         """Add to one of the master's counters of a slot (master)."""
-        self.words[self.slot_at(slot) + field] += amount
+        self._add(self.slot_at(slot) + field, amount)
 
     def word(self, slot: int, field: SlotField) -> int:
         """Return one word of a slot."""

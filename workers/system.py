@@ -201,11 +201,12 @@ def zombies_except(pids: set[int]) -> Iterator[int]:
         except OSError:
             continue  # that thread has just ended
         for pid in children:
-            if pid not in pids and _has_ended(pid):
+            if pid not in pids and has_ended(pid):
                 yield pid
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
+    """Tell whether a child of this process has ended and waits to be collected."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:

@@ -7,6 +7,22 @@ import sys
 import threading
 from types import FrameType
 
+from prefork.workers.errors import BootError
+from prefork.workers.settings import Settings
+
+
+def refuse_threads(settings: Settings) -> list[str]:
+    """Describe the threads that workers would lack; BootError when ``fork_check`` refuses them, none when it is off."""
+    if settings.fork_check == "off":
+        return []
+    threads = other_threads()
+    if threads and settings.fork_check == "error":
+        raise BootError(
+            "the master has other threads, which its workers would lack (fork_check = error): "
+            + ", ".join(threads)
+        )
+    return threads
+
 
 def other_threads() -> list[str]:
     """Describe the threads of this process beside its main one and the calling one.

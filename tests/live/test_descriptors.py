@@ -38,6 +38,7 @@ def test_workers_hold_nothing_of_the_masters(start: Callable[..., Program]) -> N
         victim = program.worker()
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda gone=victim: gone not in program.workers(), "the death")
+    program.wait_logged(" ready boot=", times=6)  # one that is just forked still has them
     workers = program.wait_workers(3)
     ask(address)
     stdout = fds_of(program.pid)[1]

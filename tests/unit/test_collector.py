@@ -281,7 +281,7 @@ def test_histograms_are_cumulative(board: Scoreboard) -> None:
         other.account(Outcome.ERROR, BOUNDS_NS[3])
         other.words[SlotField.QUEUE_WAITS + 1] = 4
         other.words[SlotField.QUEUE_WAIT_NS] = 8_000_000
-    board.note_ready(0, BOUNDS_NS[5])
+    board.note_ready(0, BOUNDS_NS[5], BOUNDS_NS[5])
     found = samples(families(reading(board)))
 
     def histogram(name: str) -> list[float]:

@@ -145,6 +145,26 @@ def test_words_do_not_overlap(board: Scoreboard) -> None:
     assert max(Header) < header
 
 
+@pytest.mark.parametrize("word", [2**63 - 1, -(2**63), -1])
+def test_no_word_whatever_makes_the_master_fail(board: Scoreboard, word: int) -> None:
+    """What a worker has scribbled everywhere spoils numbers: none of the master's steps raises."""
+    for index in range(board.slot_at(SLOTS)):
+        board.words[index] = word
+    for _ in range(2):
+        board.prepare_slot(0, 1, 5)
+        board.occupy_slot(0, 7, StartReason.STARTED)
+        board.words[board.slot_at(0) + SlotField.REQUEST_NS] = word
+        board.words[board.slot_at(0) + SlotField.IN_PROGRESS] = word
+        board.words[board.slot_at(0) + SlotField.SPAWNED_NS] = word
+        board.note_ready(0, 9, 4)
+        for field in SlotField:
+            board.count_slot(0, field, 3)
+        board.vacate_slot(0, ExitKind.KILLED, 11)
+    for field in PoolField:
+        board.count_pool(field, 2)
+    assert board.state(0) is WorkerState.GONE
+
+
 # --- attaching
 
 
@@ -285,7 +305,7 @@ def test_new_worker_begins_afresh(board: Scoreboard) -> None:
         writer.words[SlotField.REQUEST_NS] = 5
         writer.words[SlotField.IN_PROGRESS] = 2
         writer.words[SlotField.WISH] = 1
-    board.note_ready(0, 3)
+    board.note_ready(0, 3, 2)
     board.give_order(0, Order.DRAIN)
     os.pwrite(board.fd, b"last words", board.report_at(0))
     board.prepare_slot(0, 1, 9)
@@ -375,7 +395,7 @@ def test_boots_are_measured(durations: list[int]) -> None:
     with scoreboard(1) as board:
         for duration in durations:
             board.prepare_slot(0, 0, 1000)
-            board.note_ready(0, 1000 + duration)
+            board.note_ready(0, 1000 + duration, duration)
         seen = board.snapshot()
         edges = [-1, *BOUNDS_NS, 2**63]
 
