@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -180,18 +181,20 @@ def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
     """Return what a terminal gets of a progress that takes so long."""
     reader, writer = os.openpty()
     try:
-        os.set_blocking(reader, False)
         with Progress(writer) as line:
             let_pass(seconds)
             for text in texts:
                 line.show(text)
-        try:
-            return os.read(reader, 4096).decode()
-        except BlockingIOError:
-            return ""
+    finally:
+        os.close(writer)
+    said = b""
+    try:
+        with contextlib.suppress(OSError):  # EIO is the end: nobody has the other side any more
+            while block := os.read(reader, 4096):
+                said += block
     finally:
         os.close(reader)
-        os.close(writer)
+    return said.decode()
 
 
 def test_progress_is_one_line_that_goes() -> None:
