@@ -16,7 +16,9 @@ CROWD = 64
 BASELINE = "handwritten"
 SHOWN = {
     "handwritten": "hand-written loop",
+    "accounted": "the same, with a worker's scoreboard",
     "prefork": "PreForking…Server, 1 worker",
+    "seen": "PreForking…Server with metrics",
     "threading": "ThreadingMixIn",
     "forking": "ForkingMixIn",
 }

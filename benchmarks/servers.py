@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import prefork
+from prefork.workers.scoreboard import REQUEST_NS, Outcome, Scoreboard, SlotWriter
 
 STREAM_OF = {"tcp": socketserver.TCPServer, "unix": socketserver.UnixStreamServer}
 DATAGRAM_OF = {"udp": socketserver.UDPServer}
@@ -100,6 +101,39 @@ class HandWritten:
             handler((data, listener), client_address, self)
 
 
+class Accounted(HandWritten):
+    """The same loop, which also keeps the books of a worker: what they cost is the difference."""
+
+    def serve_forever(self: Any) -> None:
+        """Serve until killed."""
+        self.writer = SlotWriter(Scoreboard.create(1), 0)
+        super().serve_forever()
+
+    def answer_connections(self: Any) -> None:
+        """Accept, serve, say goodbye, account."""
+        handler, listener, writer = self.RequestHandlerClass, self.socket, self.writer
+        now = time.monotonic_ns()
+        while True:
+            request, client_address = listener.accept()
+            writer.words[REQUEST_NS] = now
+            handler(request, client_address, self)
+            request.shutdown(socket.SHUT_WR)
+            request.close()
+            since, now = now, time.monotonic_ns()
+            writer.account(Outcome.OK, now - since)
+
+    def answer_datagrams(self: Any) -> None:
+        """Receive, serve, account."""
+        handler, listener, writer = self.RequestHandlerClass, self.socket, self.writer
+        size, now = self.max_packet_size, time.monotonic_ns()
+        while True:
+            data, client_address = listener.recvfrom(size)
+            writer.words[REQUEST_NS] = now
+            handler((data, listener), client_address, self)
+            since, now = now, time.monotonic_ns()
+            writer.account(Outcome.OK, now - since)
+
+
 class Threading(socketserver.ThreadingMixIn):
     """The standard library's thread per request, with the backlog of the others."""
 
@@ -110,6 +144,12 @@ class Forking(socketserver.ForkingMixIn):
     """The standard library's process per request, with the backlog of the others."""
 
     request_queue_size = BACKLOG
+
+
+class Seen:
+    """With a metrics process beside, for which the worker measures queue waits."""
+
+    metrics_address = "127.0.0.1:0"
 
 
 class Told:
@@ -126,7 +166,9 @@ def server_class(transport: str, variant: str) -> type[Any]:
     plain = STREAM_OF.get(transport) or DATAGRAM_OF[transport]
     bases = {
         "handwritten": (HandWritten, plain),
+        "accounted": (Accounted, plain),
         "prefork": (POOL_OF[transport],),
+        "seen": (Seen, POOL_OF[transport]),
         "pool": (Told, POOL_OF[transport]),
         "threading": (Threading, plain),
         "forking": (Forking, plain),

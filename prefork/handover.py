@@ -27,7 +27,7 @@ from prefork.workers import log, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.legacy import PoolLegacy
 from prefork.workers.scoreboard import PoolField, Scoreboard
-from prefork.workers.states import Phase, ReloadState
+from prefork.workers.states import ExitKind, Phase, ReloadState
 
 FORMAT: Final = 1
 """Of the memfd's content; a new image that reads another one is refused before the exec."""
@@ -248,7 +248,8 @@ def take_care() -> None:
         "the new code has ended before it served; the workers of before go on, without replacement: "
         "mend the code and send HUP, or TERM to stop",
     )
-    _publish_failure(legacy)
+    board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
+    _publish_failure(board)
     notifier = Notifier()
     words = "the new code has ended; the workers of before go on, without replacement"
     notifier.ready(words)
@@ -259,6 +260,8 @@ def take_care() -> None:
     while True:
         # A watchdog that starts the service anew would end the workers, too, and run the same code.
         notifier.tick(Phase.SERVING, lambda: words)
+        board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
+        legacy = _without_the_dead(legacy, board)
         order = signal.sigtimedwait(orders, RETRY_LOOK)
         if order is not None and order.si_signo in (signal.SIGHUP, signal.SIGUSR2):
             notifier.reloading()
@@ -271,13 +274,29 @@ def take_care() -> None:
             return
 
 
-def _publish_failure(legacy: Legacy) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
-        board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
-        board.count_pool(PoolField.RELOADS_FAILED)
-        board.set_reload_report("the new code ended before it served, although its trial was good")
-        board.close()
+def _publish_failure(board: Scoreboard) -> None:
+    board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
+    board.count_pool(PoolField.RELOADS_FAILED)
+    board.set_reload_report("the new code ended before it served, although its trial was good")
+
+
+def _without_the_dead(legacy: Legacy, board: Scoreboard) -> Legacy:
+    """Collect the workers that have ended, so that readers do not take them for alive."""
+    alive = []
+    for handle in legacy.pool.workers:
+        status = system.collect(handle.child)
+        if status is None:
+            alive.append(handle)
+            continue
+        kind = ExitKind.EXITED if status.signal is None else ExitKind.KILLED
+        board.vacate_slot(handle.info.slot, kind, time.monotonic_ns())
+        for fd in (handle.child.pidfd, *handle.lines.fds):
+            os.close(fd)
+    if len(alive) == len(legacy.pool.workers):
+        return legacy
+    lost = legacy.pool.lost + len(legacy.pool.workers) - len(alive)
+    pool = msgspec.structs.replace(legacy.pool, workers=tuple(alive), lost=lost)
+    return msgspec.structs.replace(legacy, pool=pool)
 
 
 def _stop_all(legacy: Legacy, *, at_once: bool) -> None:

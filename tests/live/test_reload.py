@@ -325,6 +325,22 @@ def test_stop_at_any_moment_of_a_reload(reloadable: Callable[..., Reloadable], t
     server.program.wait_silent()
 
 
+def test_storm_of_terms_during_an_exec(reloadable: Callable[..., Reloadable]) -> None:
+    """TERM upon TERM through trial, exec and start of the new code kills nobody by default: the pool stops in order."""
+    server = reloadable()
+    program = server.program
+    server.write(first="time.sleep(0.3)")
+    program.signal(signal.SIGHUP)
+    program.wait_logged("has tried the new code")
+    storm = Stopwatch()
+    while not program.logged("master stops gracefully"):
+        assert storm.seconds < 10
+        program.terminate()
+        time.sleep(0.001)  # hundreds, not millions
+    assert program.wait() == 0
+    program.wait_silent()
+
+
 def test_storm_of_signals_during_reloads(reloadable: Callable[..., Reloadable]) -> None:
     """Signals that rain through trial and exec kill nobody, and those that scale count as ever."""
     server = reloadable()
@@ -502,6 +518,12 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
         program.wait_logged("has ended before it served")
         assert board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED
         assert board.pool(PoolField.RELOADS_FAILED) == 1
+        victim = min(workers)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(
+            lambda: victim not in {one[SlotField.PID] for one in board.snapshot().slots},
+            "the dead is off the board",
+        )
         with Load(server.address, clients=2) as load:
             wait_until(lambda: load.answered > 50, "they serve on")
             server.write(first="", version="2")

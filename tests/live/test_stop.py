@@ -72,6 +72,19 @@ def test_everything_queued_is_served(start: Callable[..., Program]) -> None:
     assert can_bind(address)
 
 
+def test_five_hundred_that_are_queued_are_served(start: Callable[..., Program]) -> None:
+    """Five hundred connections wait in the queue when TERM comes: five hundred get their answers."""
+    program = start(serving("TellingEcho", workers=2, pause=0.005))
+    address = program.address()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(send(address, str(number))) for number in range(500)]
+        program.told("busy")
+        program.terminate()
+        answers = [read_to_the_end(client).split()[-1:] for client in clients]
+    assert answers == [[str(number)] for number in range(500)]
+    assert program.wait() == 0
+
+
 @pytest.mark.parametrize("kind", ["unix", "abstract", "inet6"])
 def test_everything_queued_is_served_on_other_listeners(
     start: Callable[..., Program], tmp_path: Path, kind: str
