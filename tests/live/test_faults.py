@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
     from tests.support.server import Program
 
+ENDED = (0, 120)
+"""Exit statuses of a program whose standard error cannot be written: 120 is Python's own word for that."""
+
 READY = r"worker slot=\d+ gen=\d+ pid=\d+ ready"
 
 COMMAND = """
@@ -331,7 +334,7 @@ def test_full_disk_stops_nothing_that_runs(start: Callable[..., Program]) -> Non
         assert ask(address, "'served'").endswith("'served'")
     program.signal(signal.SIGUSR1)
     assert ask(address, "'served'").endswith("'served'")
-    assert program.stop() == 0
+    assert program.stop() in ENDED
 
 
 FULL_DISK = """
@@ -741,4 +744,4 @@ def test_terminal_that_is_closed_ends_nothing(start: Callable[..., Program]) -> 
     wait_until(lambda: len(program.workers() - {min(workers)}) >= 2, "the dead replaced")
     stays(lambda: program.popen.poll() is None, "it ended with its terminal", span=0.2)
     assert ask(address, "1 + 1").endswith(" 2")
-    assert program.stop() == 0
+    assert program.stop() in ENDED

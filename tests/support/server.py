@@ -36,9 +36,15 @@ def environment(**more: str) -> dict[str, str]:
     kept = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("PREFORK_", "WEB_CONC"))
+        if not key.startswith(("PREFORK_", "WEB_CONC")) and key != "PYTHONUNBUFFERED"
     }
-    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(homes)), **more}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(homes)),
+        # A source that a test changes within a second, to the same length, would not be read again.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **more,
+    }
 
 
 def serving(handler: str = "Echo", *, base: str = "PreForkingTCPServer", **members: object) -> str:
