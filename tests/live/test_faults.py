@@ -33,7 +33,7 @@ from tests.support.clients import (
 from tests.support.groups import FREEZE, NO_MORE_PROCESSES, group_with, why_no_group
 from tests.support.load import Load
 from tests.support.processes import children_of, fds_of, is_alive, private_bytes, zombies_of
-from tests.support.server import serving
+from tests.support.server import ENDED, serving
 from tests.support.tracing import why_no_strace
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.server import Program
-
-ENDED = (0, 120)
-"""Exit statuses of a program whose standard error cannot be written: 120 is Python's own word for that."""
 
 READY = r"worker slot=\d+ gen=\d+ pid=\d+ ready"
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from tests.support.clients import Address
 
+ENDED = (0, 120)
+"""Exit statuses of a program that stopped in order but cannot flush its streams: 120 is Python's own word for that."""
+
 _REPOSITORY = Path(__file__).parents[2]
 
 
