@@ -161,6 +161,9 @@ class Told:
         tell(ready=time.monotonic(), slot=worker.slot, pid=worker.pid)
 
 
+VARIANTS = ("handwritten", "accounted", "prefork", "seen", "pool", "threading", "forking")
+
+
 def server_class(transport: str, variant: str) -> type[Any]:
     """Make the class to measure; ``pool`` is ``prefork`` that also tells of its workers."""
     plain = STREAM_OF.get(transport) or DATAGRAM_OF[transport]
@@ -185,9 +188,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("transport", choices=[*STREAM_OF, *DATAGRAM_OF])
-    parser.add_argument(
-        "variant", choices=["handwritten", "prefork", "pool", "threading", "forking"]
-    )
+    parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--path", help="the Unix socket")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--burn", type=int, default=0, help="compute so many rounds, do not echo")

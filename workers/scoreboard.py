@@ -44,6 +44,8 @@ BOUNDS_NS = tuple(
 
 BUCKETS = len(BOUNDS_NS) + 1
 
+_SHORTEST_NS = BOUNDS_NS[0]
+
 _MOST = 2**63 - 1
 
 MOST_IN_PROGRESS = 100_000
@@ -512,7 +514,10 @@ class SlotWriter:
         words = self.words
         words[REQUEST_NS] = 0
         words[_BUSY_NS] += duration_ns
-        words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
+        if duration_ns <= _SHORTEST_NS:  # most requests of a server for which a microsecond matters
+            words[_DURATIONS] += 1
+        else:
+            words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
         if outcome:
             words[outcome] += 1
 
