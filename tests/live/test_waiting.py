@@ -177,13 +177,19 @@ def test_low_load_is_spread_over_the_workers(start: Callable[..., Program]) -> N
     assert most <= 2 * 1600 / 8
 
 
-def test_idle_pool_costs_next_to_nothing(start: Callable[..., Program]) -> None:
-    """Master and eight idle workers together use less than 0.5 % of one core."""
-    program = start(serving(workers=8))
+@pytest.mark.parametrize("metrics", [None, "127.0.0.1:0"], ids=["alone", "with metrics"])
+def test_idle_pool_costs_next_to_nothing(
+    start: Callable[..., Program], metrics: str | None
+) -> None:
+    """Master, eight idle workers and, where there is one, the metrics process use less than 0.5 % of one core."""
+    program = start(serving(workers=8, metrics_address=metrics))
     address = program.address()
     for _ in range(32):
         ask(address)
-    pids = [program.pid, *program.wait_workers(8)]
+    if metrics is not None:
+        program.wait_logged(r"metrics pid=\d+ ready")
+    children = 8 if metrics is None else 9
+    pids = [program.pid, *program.wait_workers(children)]
     before = sum(map(cpu_seconds, pids))
     watch = Stopwatch()
     let_pass(3.0)
