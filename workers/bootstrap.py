@@ -141,6 +141,7 @@ class ThisWorker(WorkerInfo):
         # The length first: the master reads it only when the other word names the request in hand.
         words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
         words[SlotField.EXTENDED_FOR_NS] = request
+        self._writer.round_over = True  # or it would be for the next datagrams of the round, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ BOUNDS_NS = tuple(
 
 BUCKETS = len(BOUNDS_NS) + 1
 
-_SHORTEST_NS = BOUNDS_NS[0]
+SHORTEST_NS = BOUNDS_NS[0]
+"""What is not longer is counted in the first bucket."""
 
 _MOST = 2**63 - 1
 
@@ -493,6 +494,8 @@ class SlotWriter:
     """A worker's pen: the words of its own slot."""
 
     def __init__(self, board: Scoreboard, slot: int) -> None:
+        self.round_over = False
+        """Whether the next request must not share the round of the one in hand."""
         start = board.slot_at(slot)
         # A view of its own slot only: no arithmetic per write, and no way to hit a neighbour.
         self.words = board.words[start : start + _SLOT_WORDS]
@@ -514,15 +517,23 @@ class SlotWriter:
         words = self.words
         words[REQUEST_NS] = 0
         words[_BUSY_NS] += duration_ns
-        if duration_ns <= _SHORTEST_NS:  # most requests of a server for which a microsecond matters
+        if duration_ns <= SHORTEST_NS:  # most requests of a server for which a microsecond matters
             words[_DURATIONS] += 1
         else:
             words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
         if outcome:
             words[outcome] += 1
 
+    def account_short(self, requests: int, duration_ns: int) -> None:
+        """Count good requests of SHORTEST_NS at most, which took so long together: none is in hand any more."""
+        words = self.words
+        words[REQUEST_NS] = 0
+        words[_BUSY_NS] += duration_ns
+        words[_DURATIONS] += requests
+
     def detach(self) -> None:
         """Write into the void from now on: this process is a fork of the worker, not the worker."""
+        self.round_over = True
         self.words = memoryview(bytearray(_SLOT_WORDS * 8)).cast("q")
 
 

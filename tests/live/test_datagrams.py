@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.board import board_of
 from tests.support.clients import ask_datagram, datagram_client
+from tests.support.processes import live_children_of
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, wait_until
 
@@ -194,6 +196,38 @@ def test_killed_worker_costs_only_its_datagram(start: Callable[..., Program]) ->
             while answered < 10 and client.recv(100):
                 answered += 1
     assert answered >= 9
+
+
+def test_process_that_a_handler_forks_takes_none_of_the_queue(
+    start: Callable[..., Program],
+) -> None:
+    """A handler that forks in the middle of a queue and returns twice: the copy ends, the worker serves the rest."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Forking(EchoDatagram):
+            def handle(self):
+                if self.packet == b"20" and os.fork() == 0:
+                    tell("copy", os.getpid())
+                    return
+                super().handle()
+
+        serve(Forking, base=prefork.PreForkingUDPServer, workers=1)
+    """)
+    with datagram_client(program.address()) as client:
+        worker = program.worker()
+        os.kill(worker, signal.SIGSTOP)
+        for number in range(100):
+            client.send(str(number).encode())
+        os.kill(worker, signal.SIGCONT)
+        answers = [client.recv(100).decode().split() for _ in range(100)]
+    assert answers == [[str(worker), str(number)] for number in range(100)]
+    assert program.told("copy")
+    wait_until(lambda: not live_children_of(worker), "the copy has ended")
+    with board_of(program.pid) as board:
+        wait_until(lambda: board.snapshot().slots[0].ok == 100, "each is counted once")
+    assert program.workers() == {worker}
 
 
 def test_readable_socket_that_a_sibling_has_emptied_holds_nobody(

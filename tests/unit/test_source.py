@@ -159,6 +159,70 @@ def test_who_sends_an_empty_reply(base: Any, empty_replies: int, overridden: boo
     assert replies == empty_replies
 
 
+# --- how a connection is accepted
+
+
+class Wrapped(socket.socket):
+    """A socket that gives its connections something, as that of ssl does."""
+
+    def accept(self) -> Any:
+        """Accept, and mark the connection."""
+        request, address = super().accept()
+        request.settimeout(3)
+        return request, address
+
+
+def test_connection_is_as_accept_makes_it() -> None:
+    """However it is accepted: family, type and protocol, its address, blocking, not for programs that a handler starts."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+    with source_of(server) as source, request_to(server) as first, request_to(server) as second:
+        server.socket.setblocking(False)
+        taken, expected = source.take(), server.socket.accept()
+        with taken[0] as ours, expected[0] as theirs:
+            assert {taken[1], expected[1]} == {first.getsockname(), second.getsockname()}
+            for one in (ours, theirs):
+                assert type(one) is socket.socket
+                assert one.family is socket.AF_INET
+                assert one.type is socket.SOCK_STREAM
+                assert (one.proto, one.gettimeout(), one.get_inheritable()) == (
+                    server.socket.proto,
+                    None,
+                    False,
+                )
+
+
+def test_default_timeout_is_given_to_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What socket.setdefaulttimeout() says holds, as with the standard library's accept()."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+    with source_of(server) as source, request_to(server):
+        socket.setdefaulttimeout(7)
+        try:
+            request, _ = source.take()
+        finally:
+            socket.setdefaulttimeout(None)
+        with request:
+            assert request.gettimeout() == 7
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_accept_of_another_kind_of_socket_is_called(late: bool) -> None:
+    """A wrapped listening socket makes its connections itself, also when worker_init() has wrapped it."""
+    server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+
+    def wrap() -> None:
+        server.socket = Wrapped(fileno=server.socket.detach())
+
+    if not late:
+        wrap()
+    with source_of(server) as source, request_to(server):
+        if late:
+            wrap()
+        source.settle_steps()
+        request, _ = source.take()
+        with request:
+            assert request.gettimeout() == 3
+
+
 # --- what is set on a connection
 
 

@@ -1,0 +1,277 @@
+"""Rounds: what is queued for a plain datagram server is served and accounted for as if one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import socketserver
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import prefork
+from prefork.workers.bootstrap import ThisWorker
+from prefork.workers.datagrams import ROUND, Datagrams
+from prefork.workers.listener import Listener
+from prefork.workers.loop import Loop
+from prefork.workers.scoreboard import (
+    BOUNDS_NS,
+    BUCKETS,
+    SHORTEST_NS,
+    Scoreboard,
+    SlotField,
+    SlotWriter,
+)
+from prefork.workers.settings import Settings
+from prefork.workers.states import ExitKind, Order
+from prefork.workers.waits import SAMPLE_EVERY
+from tests.support.waiting import CEILING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SLOW_NS = 3 * SHORTEST_NS
+
+BASES = [socketserver.UDPServer, prefork.PreForkingUDPServer]
+
+
+class Bench:
+    """A worker's loop in this process, with a socket in whose queue a test puts datagrams."""
+
+    def __init__(self, base: Any, metrics: str | None) -> None:
+        self.handled: list[bytes] = []
+        self.actions: dict[bytes, Callable[[Any], object]] = {
+            b"last": lambda _: self.loop.leave(ExitKind.RETIRED)
+        }
+        bench = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                data = self.request[0]
+                bench.handled.append(data)
+                bench.actions.get(data, bool)(self)
+
+        self.fds = [*os.pipe(), *os.pipe(), os.eventfd(0)]
+        self.server = base(("127.0.0.1", 0), Handler)
+        self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.client.connect(self.server.server_address)
+        self.board = Scoreboard.create(1)
+        self.writer = SlotWriter(self.board, 0)
+        settings = Settings(workers=1, metrics=metrics)
+        listener = Listener(self.server)
+        listener.prepare(settings)
+        self.loop = Loop(
+            [listener],
+            self.writer,
+            "worker",
+            master_pid=os.getppid(),
+            life=self.fds[0],
+            bell=self.fds[4],
+            wakeup=self.fds[2],
+            settings=settings,
+        )
+
+    def serve(self, *datagrams: bytes) -> list[bytes]:
+        """Have the loop serve what is queued, up to ``last``; return what the handlers were given."""
+        for data in [*datagrams, b"last"]:
+            self.client.send(data)
+        rescue = threading.Timer(CEILING, self._end)
+        rescue.start()
+        try:
+            assert self.loop.run() is ExitKind.RETIRED
+        finally:
+            rescue.cancel()
+            rescue.join()
+        return self.handled
+
+    def _end(self) -> None:
+        self.loop.leave(ExitKind.ORPHANED)
+        os.eventfd_write(self.fds[4], 1)
+
+    def word(self, field: SlotField) -> int:
+        """Return a word of the worker's slot."""
+        return self.board.word(0, field)
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The histogram of the durations."""
+        start = SlotField.DURATIONS
+        return tuple(self.board.snapshot().slots[0].words[start : start + BUCKETS])
+
+    def close(self) -> None:
+        """Take everything down."""
+        self.server.server_close()
+        self.client.close()
+        self.loop._epoll.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.writer.detach()
+        self.board.close()
+
+
+@pytest.fixture(params=BASES)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Give a loop for the standard library's server, and one for ours."""
+    made = Bench(request.param, None)
+    yield made
+    made.close()
+
+
+def numbered(count: int) -> list[bytes]:
+    """Return so many datagrams that differ."""
+    return [b"%d" % number for number in range(count)]
+
+
+def slow(_: Any) -> None:
+    """Take longer than a round."""
+    end = time.monotonic_ns() + SLOW_NS
+    while time.monotonic_ns() < end:
+        pass
+
+
+def fail(_: Any) -> None:
+    """Raise."""
+    raise RuntimeError("on purpose")
+
+
+def test_queue_is_served_in_order_and_counted(bench: Bench) -> None:
+    """A hundred datagrams, among them one that is slow, two that fail and one too long: all are handled and booked."""
+    errors: list[object] = []
+    bench.server.handle_error = lambda request, _: errors.append(request[0])
+    bench.server.max_packet_size = 10
+    bench.actions |= {b"7": slow, b"40": fail, b"41": fail}
+    sent = numbered(99)
+    sent[60] = b"y" * 11
+    began = time.monotonic_ns()
+    handled = bench.serve(*sent)
+    elapsed = time.monotonic_ns() - began
+    assert handled == [*sent[:60], b"y" * 10, *sent[61:], b"last"]
+    assert errors == [b"40", b"41"]
+    assert bench.word(SlotField.ERRORS) == 2
+    assert bench.word(SlotField.TRUNCATED) == 1
+    assert sum(bench.buckets) == 100
+    longer = sum(bench.buckets[1:])
+    assert 1 <= longer <= 1 + elapsed // SHORTEST_NS, "the slow one is none of the short ones"
+    assert sum(bench.buckets[: BOUNDS_NS.index(5_000_000)]) < 100
+    assert SLOW_NS <= bench.word(SlotField.BUSY_NS) <= elapsed
+    assert bench.word(SlotField.REQUEST_NS) == 0
+
+
+def test_many_are_served_in_a_round(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few waits that were none a round has more than one turn: this file tests what it is about."""
+    rounds = []
+    monkeypatch.setattr(Datagrams, "end_round", lambda _, received: rounds.append(received))
+    bench.serve(*numbered(200))
+    assert max(rounds) == len(ROUND)
+    assert sum(rounds) <= 200
+
+
+def test_request_is_as_old_as_its_round_at_most(bench: Bench) -> None:
+    """REQUEST_NS, from which a deadline counts, is not more than a millisecond before the end of the one before."""
+    seen = []
+
+    def note(_: Any) -> None:
+        seen.append(bench.word(SlotField.REQUEST_NS))
+        ended.append(time.monotonic_ns())
+
+    ended = [0]
+    sent = numbered(200)
+    bench.actions |= dict.fromkeys(sent, note)
+    bench.actions[b"100"] = lambda handler: (slow(handler), note(handler))
+    bench.serve(*sent)
+    assert len(seen) == 200
+    ages = [before - since for before, since in zip(ended, seen, strict=False)]
+    assert max(ages) <= SHORTEST_NS
+    assert len(set(seen)) < 100, "most share a round"
+
+
+def test_extension_is_for_the_request_that_asked(bench: Bench) -> None:
+    """A deadline that a datagram's handler has extended is not that of the next datagrams."""
+    info = ThisWorker(0, 0, os.getpid(), bench.writer)
+    extended = []
+
+    def look(_: Any) -> None:
+        extended.append(bench.word(SlotField.EXTENDED_FOR_NS) == bench.word(SlotField.REQUEST_NS))
+
+    def extend(handler: Any) -> None:
+        info.extend_deadline(60)
+        look(handler)
+
+    sent = numbered(60)
+    bench.actions |= {**dict.fromkeys(sent, look), b"30": extend, b"31": extend}
+    bench.serve(*sent)
+    assert [number for number, is_extended in enumerate(extended) if is_extended] == [30, 31]
+
+
+def test_end_of_the_worker_in_a_round(bench: Bench) -> None:
+    """SystemExit of a handler goes through; what was served before it is counted, and it itself as an error."""
+    bench.actions[b"33"] = lambda _: (_ for _ in ()).throw(SystemExit(7))
+    with pytest.raises(SystemExit):
+        bench.serve(*numbered(50))
+    assert sum(bench.buckets) == 34
+    assert bench.word(SlotField.ERRORS) == 1
+    assert bench.word(SlotField.REQUEST_NS) == 0
+
+
+def test_order_is_obeyed_after_a_round(bench: Bench) -> None:
+    """A worker that is told to retire leaves the rest of the queue to others, after one round at most."""
+    order = bench.board.slot_at(0) + SlotField.ORDER
+    bench.actions[b"20"] = lambda _: bench.board.words.__setitem__(order, int(Order.RETIRE))
+    handled = bench.serve(*numbered(100))
+    assert 21 <= len(handled) <= 21 + len(ROUND)
+
+
+def test_fork_takes_nothing_more(bench: Bench) -> None:
+    """A process that a handler has forked ends with that very request, in the middle of a round."""
+
+    def become_a_fork(_: Any) -> None:
+        bench.loop.leave(ExitKind.RETIRED)
+        bench.writer.detach()
+
+    bench.actions[b"20"] = become_a_fork
+    assert bench.serve(*numbered(100)) == numbered(21)
+
+
+def test_another_handler_class_counts_from_the_next_round(bench: Bench) -> None:
+    """A handler that puts another class in its place is obeyed after one round at most."""
+    others: list[bytes] = []
+
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            others.append(self.request[0])
+            if self.request[0] == b"last":
+                bench.loop.leave(ExitKind.RETIRED)
+
+    bench.actions[b"20"] = lambda handler: setattr(handler.server, "RequestHandlerClass", Other)
+    sent = numbered(100)
+    assert bench.serve(*sent) + others == [*sent, b"last"]
+    assert len(others) >= 100 - 20 - len(ROUND)
+
+
+@pytest.mark.parametrize("name", ["verify_request", "process_request", "close_request"])
+def test_server_with_a_step_of_its_own_has_no_rounds(name: str) -> None:
+    """Where something stands between the socket and the handler, each datagram goes the whole way."""
+    calls = []
+
+    def step(self: Any, *arguments: Any) -> Any:
+        calls.append(name)
+        return getattr(super(type(self), self), name)(*arguments)
+
+    bench = Bench(type("Own", (socketserver.UDPServer,), {name: step}), None)
+    with contextlib.closing(bench):
+        bench.serve(*numbered(50))
+    assert len(calls) == 51
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_seventh_is_measured(base: Any) -> None:
+    """With metrics the queue wait of the first datagram is published, and then of every seventh, by rounds or not."""
+    bench = Bench(base, "127.0.0.1:0")
+    with contextlib.closing(bench):
+        bench.serve(*numbered(99))
+        start = SlotField.QUEUE_WAITS
+        words = bench.board.snapshot().slots[0].words
+    assert sum(words[start : start + BUCKETS]) == -(-100 // SAMPLE_EVERY)

@@ -1,0 +1,96 @@
+"""Datagrams as one worker receives them from a plain server's socket, without ever blocking in it (worker)."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+from socketserver import UDPServer
+from typing import Any
+
+from prefork.workers.scoreboard import SlotField, SlotWriter
+from prefork.workers.waits import STAMP_BYTES, QueueWaits, wait_of_datagram
+
+ROUND = range(16)
+"""Turns of one round at most: what is done once a round costs each datagram next to nothing."""
+
+Receive = Callable[[], tuple[bytes, Any]]
+"""Receives a datagram, which may have to be cut, and its sender's address."""
+
+
+class Datagrams:
+    """The socket of a server that receives as ``UDPServer`` does.
+
+    It is not set non-blocking: handlers reply through it, and those sends have to be able to
+    wait. One byte more than allowed tells a datagram that was cut.
+    """
+
+    def __init__(self, server: UDPServer, writer: SlotWriter) -> None:
+        self.socket = server.socket
+        self.size = server.max_packet_size
+        self._writer = writer
+        flags = int(socket.MSG_DONTWAIT)
+        self._receive = functools.partial(self.socket.recvfrom, self.size + 1, flags)
+
+    def take(self) -> tuple[Any, Any]:
+        """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
+        if self.socket.gettimeout():
+            self.socket.settimeout(None)
+        data, address = self._receive()
+        return (data if len(data) <= self.size else self.cut(data), self.socket), address
+
+    def next_round(self) -> tuple[Receive, range]:
+        """Return what to receive with, and for how many turns."""
+        # A handler may have set a timeout on its worker's object: receiving would poll for it.
+        if self.socket.gettimeout():
+            self.socket.settimeout(None)
+        return self._receive, ROUND
+
+    def end_round(self, received: int) -> None:
+        """Be told how many turns of the round have brought something."""
+
+    def cut(self, data: bytes) -> bytes:
+        """Cut a datagram that is too long, and count it."""
+        self._writer.count(SlotField.TRUNCATED)
+        return data[: self.size]
+
+
+class MeasuredDatagrams(Datagrams):
+    """The same, which publishes the queue wait of the first datagram, and then of every so many."""
+
+    def __init__(
+        self, server: UDPServer, writer: SlotWriter, waits: QueueWaits, every: int
+    ) -> None:
+        super().__init__(server, writer)
+        self._waits = waits
+        self._every = every
+        self._left = 0
+        """How many may come before one has to be measured."""
+        flags = int(socket.MSG_DONTWAIT)
+        self._receive_stamped = functools.partial(
+            self.socket.recvmsg, self.size + 1, STAMP_BYTES, flags
+        )
+
+    def take(self) -> tuple[Any, Any]:
+        """Do what ``get_request()`` does; a try that finds nothing counts for nothing."""
+        receive, _ = self.next_round()
+        data, address = receive()
+        self.end_round(1)
+        return (data if len(data) <= self.size else self.cut(data), self.socket), address
+
+    def next_round(self) -> tuple[Receive, range]:
+        """Return what to receive with: the measured one comes alone."""
+        receive, turns = super().next_round()
+        if self._left:
+            return receive, turns[: self._left]
+        return self._receive_measured, turns[:1]
+
+    def end_round(self, received: int) -> None:
+        """Take off what has come."""
+        self._left -= received
+
+    def _receive_measured(self) -> tuple[bytes, Any]:
+        data, ancillary, _, address = self._receive_stamped()
+        self._waits.note(wait_of_datagram(ancillary))
+        self._left = self._every
+        return data, address
