@@ -360,6 +360,8 @@ def _entrance_to(
     servers: tuple[PreForkingMixIn, ...], user_metrics: slots.Lease
 ) -> Callable[[WorkerSide], None]:
     """Return what a worker does to know itself as one, before anything of the program runs in it."""
+    own_init = getattr(servers[0].worker_init, "__func__", None)
+    may_change_steps = own_init is not PreForkingMixIn.worker_init
 
     def enter(side: WorkerSide) -> None:
         user_metrics.enter(side.info.slot)
@@ -369,6 +371,8 @@ def _entrance_to(
             # ForkingMixIn behind: its children are the worker's to collect.
             if hasattr(super(PreForkingMixIn, server), "collect_children"):
                 side.add_chore(server.collect_children)
+        if may_change_steps:
+            side.look_again()
         _let_go_of_others(servers)
 
     return enter
@@ -445,9 +449,9 @@ def _let_go_of_others(servers: tuple[PreForkingMixIn, ...]) -> None:
     Their Python objects live on and would later close a stranger's descriptor, so the numbers
     stay taken, by /dev/null.
     """
+    if len(_servers_here) == len(servers):
+        return  # the usual case, in which the look below would copy some pages for each worker
     others = [server for server in _servers_here.values() if server not in servers]
-    if not others:
-        return
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for other in others:
         with contextlib.suppress(Exception):  # not bound, closed, or without a descriptor

@@ -28,7 +28,9 @@ from prefork.workers.listener import Listener
 from prefork.workers.loop import Loop
 from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import LONGEST, Settings
+from prefork.workers.source import Source
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
+from prefork.workers.waits import sample_every
 from prefork.workers.witness import witness_for
 
 BOOT_FAILED = 3
@@ -84,6 +86,10 @@ class WorkerSide:
     def add_chore(self, chore: Callable[[], None]) -> None:
         """Have something done between requests."""
         self._loop.chores.append(chore)
+
+    def look_again(self) -> None:
+        """Have the servers' steps looked at after ``worker_init()``, which may change some."""
+        self._loop.unsettled = True
 
     def ask_shutdown(self) -> None:
         """Ask the master for a ``shutdown()`` of the pool."""
@@ -168,9 +174,31 @@ class Crew:
     shed: Callable[[int], None]
 
 
-def run_worker(crew: Crew, slot: int, generation: int, lines: Lines, mask: set[int]) -> NoReturn:
+class Tools:
+    """What a worker takes with it through the fork.
+
+    Made by the master, just before: what a worker executes and makes for itself costs it copied
+    pages, and this as much as 150 KiB.
+    """
+
+    def __init__(self, crew: Crew, slot: int, lines: Lines) -> None:
+        self.slot = slot
+        self.lines = lines
+        self.writer = SlotWriter(crew.board, slot)
+        self.sources = [
+            Source(
+                listener,
+                self.writer,
+                client_timeout=crew.settings.client_timeout,
+                sample_every=sample_every(crew.settings),
+            )
+            for listener in crew.listeners
+        ]
+
+
+def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoReturn:
     """Live a worker's whole life; called in the child with all signals blocked."""
-    writer = SlotWriter(crew.board, slot)
+    slot, lines, writer = tools.slot, tools.lines, tools.writer
     info = ThisWorker(slot, generation, os.getpid(), writer)
     call_master = functools.partial(_call_master, crew.wake)
     try:
@@ -178,17 +206,14 @@ def run_worker(crew: Crew, slot: int, generation: int, lines: Lines, mask: set[i
         signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
         crew.shed(slot)
         loop = Loop(
-            crew.listeners,
+            tools.sources,
             writer,
             str(info),
             master_pid=crew.master_pid,
             life=crew.life,
             bell=lines.bell,
             wakeup=wakeup_read,
-            settings=crew.settings,
-            witness=witness_for(
-                crew.settings, (slot, generation), crew.board.watch_words(), call_master
-            ),
+            witness=witness_for(crew.settings, (slot, generation), crew.board, call_master),
             checks=limits_for(crew.settings, writer, call_master),
         )
         _set_dispositions(loop, lines.report)
@@ -199,6 +224,8 @@ def run_worker(crew: Crew, slot: int, generation: int, lines: Lines, mask: set[i
         crew.enter(WorkerSide(info, loop, crew.wake))
         _mark_forks(loop, writer)
         crew.hooks("worker_init", info)
+        if loop.unsettled:
+            loop.settle_steps()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
         _leave_last_words(crew.board, slot, error)
         system.exit_now(BOOT_FAILED)

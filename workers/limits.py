@@ -38,6 +38,8 @@ def limits_for(settings: Settings, writer: SlotWriter, ask: Callable[[], object]
 
     ask: tells the master that the slot has a wish.
     """
+    if settings.max_requests is None and settings.max_memory is None:
+        return []  # what follows would cost every worker 60 KiB of copied pages
     # Not from the random module: its state is the same in every worker.
     spread = int.from_bytes(os.urandom(4), "little") / 2**32
     reached: list[tuple[ExitKind, Callable[[], bool]]] = []

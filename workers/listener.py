@@ -51,7 +51,7 @@ class Listener:
     def __init__(self, server: BaseServer) -> None:
         self.server = server
         self.fd: int = server.fileno()  # type: ignore[attr-defined]  # typeshed leaves it out of BaseServer
-        self.kind, self.family, self.name = _describe(self.fd)
+        self.kind, self.family, self.socket_type, self.name = _describe(self.fd)
         self._was_blocking = True
         self._receive_timeout = b""
         self._changed: list[tuple[int, int, int]] = []
@@ -253,16 +253,16 @@ def _drop_what_arrives(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def _describe(fd: int) -> tuple[Kind, int, str]:
+def _describe(fd: int) -> tuple[Kind, int, int, str]:
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        return Kind.OTHER, -1, f"fd://{fd}"
+        return Kind.OTHER, -1, -1, f"fd://{fd}"
     sock = socket.socket(fileno=fd)
     try:
         stream = sock.type == socket.SOCK_STREAM
         kind = Kind.DATAGRAM if sock.type == socket.SOCK_DGRAM else Kind.OTHER
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             kind = Kind.STREAM
-        return kind, sock.family, _name(sock.family, stream, sock.getsockname())
+        return kind, sock.family, sock.type, _name(sock.family, stream, sock.getsockname())
     finally:
         sock.detach()
 

@@ -24,7 +24,7 @@ from typing import Any
 from prefork.workers import log
 from prefork.workers.accounting import AT_ONCE_NS, account_for
 from prefork.workers.datagrams import Datagrams
-from prefork.workers.listener import BROKEN, PRESSURE, Listener
+from prefork.workers.listener import BROKEN, PRESSURE
 from prefork.workers.scoreboard import (
     ORDER,
     REQUEST_NS,
@@ -33,10 +33,8 @@ from prefork.workers.scoreboard import (
     SlotField,
     SlotWriter,
 )
-from prefork.workers.settings import Settings
 from prefork.workers.source import Source
 from prefork.workers.states import ExitKind, Order
-from prefork.workers.waits import sample_every
 from prefork.workers.witness import Witness
 
 WAIT_BOUND = 5.0
@@ -83,7 +81,7 @@ class Loop:
 
     def __init__(
         self,
-        listeners: list[Listener],
+        sources: list[Source],
         writer: SlotWriter,
         identity: str,
         *,
@@ -91,7 +89,6 @@ class Loop:
         life: int,
         bell: int,
         wakeup: int,
-        settings: Settings,
         witness: Witness | None = None,
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
@@ -99,6 +96,8 @@ class Loop:
         """What a server class behind the mix-in wants done between requests."""
         self.terminated: dict[int, object] = {}
         """Holds TERM when it came: its ``setdefault`` is the handler, a function of C that notes it."""
+        self.unsettled = False
+        """Whether somebody may have changed which steps the servers leave as they are."""
         self._reason: ExitKind | None = None
         self._writer = writer
         self._identity = identity
@@ -111,17 +110,8 @@ class Loop:
         self._dry = False
         """Whether the last take said that nothing is queued."""
         self._checks = checks
-        self._account = account_for([listener.server for listener in listeners], writer, witness)
-        self._sources = {
-            listener.fd: Source(
-                listener,
-                writer,
-                client_timeout=settings.client_timeout,
-                sample_every=sample_every(settings),
-                in_rounds=self._account is None,
-            )
-            for listener in listeners
-        }
+        self._account = account_for([source.server for source in sources], writer, witness)
+        self._sources = {source.listener.fd: source for source in sources}
         self._epoll = select.epoll()
         self._control = select.poll()
         for fd in (life, bell, wakeup):
@@ -132,8 +122,6 @@ class Loop:
 
     def run(self) -> ExitKind:
         """Serve; return why it is time to leave. SystemExit of a handler goes through."""
-        for each in self._sources.values():
-            each.settle_steps()
         poll, sources, writer = self._epoll.poll, self._sources, self._writer
         burst = BURST_NS if len(sources) == 1 else 0  # a busy listener must not starve the others
         bound = CHORES_BOUND if self.chores else WAIT_BOUND
@@ -152,7 +140,7 @@ class Loop:
                 loaded = at_once == LOADED_AFTER
                 if loaded:
                     at_once = 0
-                if loaded and source.datagrams is not None:
+                if loaded and source.datagrams is not None and self._account is None:
                     ended = self._serve_rounds(source, source.datagrams, now, now + burst)
                 else:
                     ended = self._serve(source, now, now + burst if loaded else now)
@@ -175,6 +163,11 @@ class Loop:
                 self._serve(source, now, now)
                 self._look_around()
         return self._reason or ExitKind.RETIRED
+
+    def settle_steps(self) -> None:
+        """Look again which steps the servers leave as they are."""
+        for source in self._sources.values():
+            source.settle_steps()
 
     def leave(self, reason: ExitKind) -> None:
         """Have ``run()`` return after the request in hand (also from a signal handler)."""

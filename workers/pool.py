@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefork.workers import log, system
-from prefork.workers.bootstrap import Crew, Lines, WorkerInfo, WorkerSide, run_worker
+from prefork.workers.bootstrap import (
+    Crew,
+    Lines,
+    Tools,
+    WorkerInfo,
+    WorkerSide,
+    run_worker,
+)
 from prefork.workers.credentials import credentials_of
 from prefork.workers.deadlines import DUMP_TIME
 from prefork.workers.handle import Handle
@@ -219,7 +226,12 @@ class Pool:
             return [None] * len(slots), error
         return system.fork_children(
             [
-                functools.partial(run_worker, self.crew, slot, self.generation, self._lines[slot])
+                functools.partial(
+                    run_worker,
+                    self.crew,
+                    self.generation,
+                    Tools(self.crew, slot, self._lines[slot]),
+                )
                 for slot in slots
             ]
         )

@@ -21,8 +21,7 @@ class Source:
     """Where requests come from, and the server they are for.
 
     client_timeout: seconds that is set on every connection taken; None or 0 for none.
-    sample_every: of how many requests one's queue wait is measured; 0 for none. in_rounds:
-    whether plain datagrams may be served in rounds, because nobody is told of each.
+    sample_every: of how many requests one's queue wait is measured; 0 for none.
 
     take: returns the next request and its client's address. Raises what ``get_request()``
     raises; BlockingIOError is the usual way to say that a sibling was faster.
@@ -36,21 +35,19 @@ class Source:
         *,
         client_timeout: float | None = None,
         sample_every: int = 0,
-        in_rounds: bool = False,
     ) -> None:
         self.listener = listener
         self.server = listener.server
         self._writer = writer
         self._client_timeout = client_timeout
         self._sample_every = sample_every
-        self._in_rounds = in_rounds
         self.settle_steps()
         self.assert_nonblocking()
 
     def settle_steps(self) -> None:
         """Look once which steps of a request the server leaves as the standard library has them.
 
-        Again after ``worker_init()``, which may have given the object methods of its own, or
+        Again after a ``worker_init()``, which may have given the object methods of its own, or
         wrapped its socket.
 
         verify: ``verify_request()``, None where that is the one which lets everybody in.
@@ -68,7 +65,7 @@ class Source:
         self.verify = None if everybody else server.verify_request
         self.process = _process_for(server)
         one_call = self.process != server.process_request
-        self.datagrams = datagrams if self._in_rounds and everybody and one_call else None
+        self.datagrams = datagrams if everybody and one_call else None
 
     def handler_class(self) -> Any:
         """Return what is called with a request, its client's address and the server to handle it."""
@@ -103,15 +100,15 @@ class Source:
     def _stream_or_other_take(self) -> Take:
         if self.listener.kind is not Kind.STREAM or self._socket is None:
             return _take_when_ready(self.server, self.listener)
-        take = _stream_take(self.server, self._socket)
+        take = _stream_take(self.server, self._socket, self.listener)
         if self.waits is not None:
             take = _measured_take(take, self.waits, self._sample_every)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
 
 
-def _stream_take(server: BaseServer, sock: socket.socket) -> Take:
+def _stream_take(server: BaseServer, sock: socket.socket, listener: Listener) -> Take:
     plain = _has(server, "get_request", TCPServer) and type(sock) is socket.socket
-    accept: Take = _plain_accept(sock) if plain else server.get_request
+    accept: Take = _plain_accept(sock, listener) if plain else server.get_request
     timeout, set_blocking = sock.gettimeout, sock.setblocking
 
     def take() -> tuple[Any, Any]:
@@ -123,14 +120,15 @@ def _stream_take(server: BaseServer, sock: socket.socket) -> Take:
     return take
 
 
-def _plain_accept(sock: socket.socket) -> Take:
+def _plain_accept(sock: socket.socket, listener: Listener) -> Take:
     """Return what does the same as ``sock.accept()``.
 
-    That makes enumeration members of family and type for each connection: 1 µs of the 14 that a
-    connection costs.
+    That looks up the enumeration members of family and type for each connection: 1 µs of the 14
+    that a connection costs. The listener knows them since before the fork: here the look-up would
+    copy 100 KiB of pages for each worker.
     """
     accept, new = sock._accept, socket.socket  # type: ignore[attr-defined]  # noqa: SLF001 - accept() without the object
-    family, kind, protocol = int(sock.family), int(sock.type), sock.proto
+    family, kind, protocol = listener.family, listener.socket_type, sock.proto
 
     def plain_accept() -> tuple[Any, Any]:
         fd, address = accept()

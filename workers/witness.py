@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefork.workers.access import AccessLog
-from prefork.workers.scoreboard import Outcome
+from prefork.workers.scoreboard import Outcome, Scoreboard
 from prefork.workers.settings import Settings
 from prefork.workers.source import Source
 
@@ -14,19 +14,19 @@ from prefork.workers.source import Source
 def witness_for(
     settings: Settings,
     worker: tuple[int, int],
-    watch: memoryview,
+    board: Scoreboard,
     call_master: Callable[[], object],
 ) -> Witness | None:
     """Return what the settings ask for, None when that is nothing: then no request pays for it.
 
-    worker: its slot and generation. watch: the one word by which the master says that few workers
-    are idle. call_master: wakes it.
+    worker: its slot and generation. board: where the master says that few workers are idle.
+    call_master: wakes it.
     """
     log = AccessLog(settings.access_log, *worker) if settings.access_log != "off" else None
-    watched = watch if settings.min_spare is not None else None
-    if log is None and watched is None:
+    watch = board.watch_words() if settings.min_spare is not None else None
+    if log is None and watch is None:
         return None
-    return Witness(watched, call_master, log)
+    return Witness(watch, call_master, log)
 
 
 class Witness:

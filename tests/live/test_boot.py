@@ -181,3 +181,38 @@ def test_dead_before_ready_does_not_delay_the_replacement_of_others(
     program.told("failed", 2)
     broken.unlink()
     wait_until(lambda: len(program.workers()) == 3, "three workers", ceiling=3)
+
+
+@pytest.mark.parametrize("where", ["class", "object"])
+def test_worker_init_may_change_how_requests_are_served(
+    start: Callable[..., Program], where: str
+) -> None:
+    """A step that worker_init() puts on the server, or a socket that it wraps, is used from the first request on."""
+    program = start(f"""
+        from tests.support.app import *
+        import prefork
+
+        class Wrapped(socket.socket):
+            def accept(self):
+                request, address = super().accept()
+                request.sendall(b"wrapped ")
+                return request, address
+
+        def worker_init(self, worker):
+            self.socket = Wrapped(fileno=self.socket.detach())
+            self.verify_request = lambda request, address: not request.sendall(b"verified ")
+
+        class Server(prefork.PreForkingTCPServer):
+            pass
+
+        if "{where}" == "class":
+            Server.worker_init = worker_init
+            serve(Echo, base=Server, workers=1)
+        else:
+            log_to_stderr()
+            with Server(LOOPBACK, Echo) as server:
+                server.worker_init = worker_init.__get__(server)
+                server.workers, server.when_ready = 1, lambda: announce(server)
+                server.serve_forever()
+    """)
+    assert ask(program.address()) == f"wrapped verified {program.worker()} hello"

@@ -26,8 +26,9 @@ from prefork.workers.scoreboard import (
     SlotWriter,
 )
 from prefork.workers.settings import Settings
+from prefork.workers.source import Source
 from prefork.workers.states import ExitKind, Order
-from prefork.workers.waits import SAMPLE_EVERY
+from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from tests.support.waiting import CEILING
 
 if TYPE_CHECKING:
@@ -63,15 +64,15 @@ class Bench:
         settings = Settings(workers=1, metrics=metrics)
         listener = Listener(self.server)
         listener.prepare(settings)
+        self.source = Source(listener, self.writer, sample_every=sample_every(settings))
         self.loop = Loop(
-            [listener],
+            [self.source],
             self.writer,
             "worker",
             master_pid=os.getppid(),
             life=self.fds[0],
             bell=self.fds[4],
             wakeup=self.fds[2],
-            settings=settings,
         )
 
     def serve(self, *datagrams: bytes) -> list[bytes]:
@@ -142,6 +143,7 @@ def test_queue_is_served_in_order_and_counted(bench: Bench) -> None:
     errors: list[object] = []
     bench.server.handle_error = lambda request, _: errors.append(request[0])
     bench.server.max_packet_size = 10
+    bench.source.settle_steps()
     bench.actions |= {b"7": slow, b"40": fail, b"41": fail}
     sent = numbered(99)
     sent[60] = b"y" * 11

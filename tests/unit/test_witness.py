@@ -91,7 +91,7 @@ def test_requests_pay_for_what_was_asked_for(
     slot: Slot, settings: dict[str, Any], wanted: bool
 ) -> None:
     """Without spares and access log there is no witness, and the loop has nobody to tell."""
-    found = witness_for(Settings(workers=1, **settings), (0, 0), slot.watch, slot.call_master)
+    found = witness_for(Settings(workers=1, **settings), (0, 0), slot.board, slot.call_master)
     assert (found is not None) is wanted
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         assert (account_for([server], slot.writer, found) is not None) is wanted
