@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
 def measure(section: str, quick: bool, transports: list[str] | None) -> str:
     """One section as a Markdown table."""
     if section == "cores":
-        return cores.report(rounds=3 if quick else 12, seconds=0.4)
+        return cores.report(rounds=3 if quick else 30, seconds=0.4)
     if section == "pool":
         return pool.report(kills=20 if quick else 100, idle_seconds=1.0 if quick else 10.0)
     if section == "faults":

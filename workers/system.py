@@ -68,7 +68,8 @@ def fork_children(
                     _run_to_the_end(run, mask)
                 pids.append(pid)
     except OSError as error:
-        failure = error
+        # Its traceback would hold this frame, and with it what the children were to be made of.
+        failure = error.with_traceback(None)
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     children: list[Child | None] = [None] * len(runs)
@@ -76,7 +77,7 @@ def fork_children(
         try:
             children[number] = Child(pid, os.pidfd_open(pid))
         except OSError as error:
-            failure = error
+            failure = error.with_traceback(None)
             _abandon(pid)
     return children, failure
 

@@ -23,6 +23,8 @@ from prefork.workers.views import Kill, Plan, PoolView, Retirement, WorkerView
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.once  # arithmetic: values in, values out
+
 NOW = 1000.0
 RETIRED = ExitCause(ExitKind.RETIRED)
 SCALED_DOWN = ExitCause(ExitKind.SCALED_DOWN)

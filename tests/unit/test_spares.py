@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from prefork.workers.settings import Settings
 from prefork.workers.spares import GROWTH_CALM, GROWTH_CAP, WINDOW, Load, Spares, follow_load
 
+pytestmark = pytest.mark.once  # arithmetic: values in, values out
+
 NOW = 1000.0
 SETTINGS = Settings(workers=2, max_children=64, min_spare=2, max_spare=4)
 FLOOR = 2
