@@ -242,14 +242,14 @@ def take_care() -> None:
     legacy = pending()
     if legacy is None:
         return
+    board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
+    _publish_failure(board)  # first: whoever reads the line finds it there
     log.event(
         logging.CRITICAL,
         "master",
         "the new code has ended before it served; the workers of before go on, without replacement: "
         "mend the code and send HUP, or TERM to stop",
     )
-    board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
-    _publish_failure(board)
     notifier = Notifier()
     words = "the new code has ended; the workers of before go on, without replacement"
     notifier.ready(words)
