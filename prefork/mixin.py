@@ -360,8 +360,6 @@ def _entrance_to(
     servers: tuple[PreForkingMixIn, ...], user_metrics: slots.Lease
 ) -> Callable[[WorkerSide], None]:
     """Return what a worker does to know itself as one, before anything of the program runs in it."""
-    own_init = getattr(servers[0].worker_init, "__func__", None)
-    may_change_steps = own_init is not PreForkingMixIn.worker_init
 
     def enter(side: WorkerSide) -> None:
         user_metrics.enter(side.info.slot)
@@ -371,20 +369,20 @@ def _entrance_to(
             # ForkingMixIn behind: its children are the worker's to collect.
             if hasattr(super(PreForkingMixIn, server), "collect_children"):
                 side.add_chore(server.collect_children)
-        if may_change_steps:
-            side.look_again()
         _let_go_of_others(servers)
 
     return enter
 
 
-def _hooks_of(leader: PreForkingMixIn, user_metrics: slots.Lease) -> Callable[..., None]:
-    """Return what calls the hooks of the leading server, by name."""
+def _hooks_of(leader: PreForkingMixIn, user_metrics: slots.Lease) -> Callable[..., bool]:
+    """Return what calls the hooks of the leading server, by name, and tells whether it is a hook of its own."""
 
-    def call(name: str, *arguments: Any) -> None:
+    def call(name: str, *arguments: Any) -> bool:
         if name == "worker_died":
             user_metrics.vacate(arguments[0].slot)  # before the next worker has that slot
-        getattr(leader, name)(*arguments)
+        hook = getattr(leader, name)
+        hook(*arguments)
+        return getattr(hook, "__func__", None) is not vars(PreForkingMixIn)[name]
 
     return call
 

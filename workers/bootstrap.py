@@ -87,10 +87,6 @@ class WorkerSide:
         """Have something done between requests."""
         self._loop.chores.append(chore)
 
-    def look_again(self) -> None:
-        """Have the servers' steps looked at after ``worker_init()``, which may change some."""
-        self._loop.unsettled = True
-
     def ask_shutdown(self) -> None:
         """Ask the master for a ``shutdown()`` of the pool."""
         with contextlib.suppress(
@@ -155,7 +151,8 @@ class Crew:
     """What every worker of a pool is made from; the same for all of them.
 
     title: what stands before and after the slot in the process title.
-    hooks: the leading server's, called as ``hooks(name, *arguments)``. enter: tells the server
+    hooks: the leading server's, called as ``hooks(name, *arguments)``; returns whether the hook is
+    the program's own. enter: tells the server
     objects that they are in a worker now. shed: called with the slot, closes what belongs to
     other workers and to other pools of the process.
     """
@@ -175,25 +172,32 @@ class Crew:
 
 
 class Tools:
-    """What a worker takes with it through the fork.
+    """What a worker takes with it through the fork, made by the master just before.
 
-    Made by the master, just before: what a worker executes and makes for itself costs it copied
-    pages, and this as much as 150 KiB.
+    What a worker executes and makes for itself costs it copied pages: its sources 150 KiB.
     """
 
     def __init__(self, crew: Crew, slot: int, lines: Lines) -> None:
         self.slot = slot
         self.lines = lines
         self.writer = SlotWriter(crew.board, slot)
-        self.sources = [
-            Source(
-                listener,
-                self.writer,
-                client_timeout=crew.settings.client_timeout,
-                sample_every=sample_every(crew.settings),
-            )
-            for listener in crew.listeners
-        ]
+        self.sources: list[Source] = []
+        # Where a server's own code raises, the worker will meet it, too, and report it.
+        with contextlib.suppress(Exception):
+            self.sources = sources_of(crew, self.writer)
+
+
+def sources_of(crew: Crew, writer: SlotWriter) -> list[Source]:
+    """Return where a worker's requests come from."""
+    return [
+        Source(
+            listener,
+            writer,
+            client_timeout=crew.settings.client_timeout,
+            sample_every=sample_every(crew.settings),
+        )
+        for listener in crew.listeners
+    ]
 
 
 def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoReturn:
@@ -206,7 +210,7 @@ def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoR
         signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
         crew.shed(slot)
         loop = Loop(
-            tools.sources,
+            tools.sources or sources_of(crew, writer),
             writer,
             str(info),
             master_pid=crew.master_pid,
@@ -223,8 +227,7 @@ def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoR
         _set_title(f"{crew.title[0]}{slot}{crew.title[1]}")
         crew.enter(WorkerSide(info, loop, crew.wake))
         _mark_forks(loop, writer)
-        crew.hooks("worker_init", info)
-        if loop.unsettled:
+        if crew.hooks("worker_init", info):
             loop.settle_steps()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
         _leave_last_words(crew.board, slot, error)
@@ -244,15 +247,16 @@ def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWrite
     status = 0
     try:
         reason = loop.run()
-        if os.getpid() != info.pid:
-            system.exit_now(0)  # a process that a handler forked
+        _leave_as_copy(info, 0)
         loop.wait_finished()
     except SystemExit as stop:
         reason, status = ExitKind.EXITED, _status_of(stop)
+        _leave_as_copy(info, status)
         log.event(logging.ERROR, str(info), "handler called sys.exit()", status=status)
     except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, GeneratorExit, a bug of ours
         reason, status = ExitKind.EXITED, 1
         log.failure(logging.ERROR, str(info), "ended by an exception", error)
+        _leave_as_copy(info, status)
     writer.become(WorkerState.RETIRING)
     try:
         crew.hooks(
@@ -261,6 +265,12 @@ def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWrite
     except BaseException as error:  # noqa: BLE001 - it leaves either way
         log.failure(logging.ERROR, str(info), "worker_exit() raised", error)
     system.exit_now(status)
+
+
+def _leave_as_copy(info: WorkerInfo, status: int) -> None:
+    """End a process that a handler has forked: it is no worker, and its end is no news."""
+    if os.getpid() != info.pid:
+        system.exit_now(status)
 
 
 def _set_dispositions(loop: Loop, report: int) -> None:

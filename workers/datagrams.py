@@ -1,4 +1,7 @@
-"""Datagrams as one worker receives them from a plain server's socket, without ever blocking in it (worker)."""
+"""Datagrams as one worker receives them from a plain server's socket, without ever blocking in it.
+
+Made by the master just before the fork, used in the worker.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from prefork.workers.scoreboard import SlotField, SlotWriter
 from prefork.workers.waits import STAMP_BYTES, QueueWaits, wait_of_datagram
 
 ROUND = range(16)
-"""Turns of one round at most: what is done once a round costs each datagram next to nothing."""
+"""Room for the datagrams of one round: what is done once a round costs each next to nothing."""
 
 Receive = Callable[[], tuple[bytes, Any]]
 """Receives a datagram, which may have to be cut, and its sender's address."""
@@ -40,14 +43,14 @@ class Datagrams:
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
     def next_round(self) -> tuple[Receive, range]:
-        """Return what to receive with, and for how many turns."""
+        """Return what to receive with, and a range as long as it may be used; then ``count()``."""
         # A handler may have set a timeout on its worker's object: receiving would poll for it.
         if self.socket.gettimeout():
             self.socket.settimeout(None)
         return self._receive, ROUND
 
-    def end_round(self, received: int) -> None:
-        """Be told how many turns of the round have brought something."""
+    def count(self, received: int) -> None:
+        """Be told how many have come; a try that found nothing counts for nothing."""
 
     def cut(self, data: bytes) -> bytes:
         """Cut a datagram that is too long, and count it."""
@@ -72,20 +75,20 @@ class MeasuredDatagrams(Datagrams):
         )
 
     def take(self) -> tuple[Any, Any]:
-        """Do what ``get_request()`` does; a try that finds nothing counts for nothing."""
+        """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
         receive, _ = self.next_round()
         data, address = receive()
-        self.end_round(1)
+        self.count(1)
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
     def next_round(self) -> tuple[Receive, range]:
         """Return what to receive with: the measured one comes alone."""
-        receive, turns = super().next_round()
+        receive, room = super().next_round()
         if self._left:
-            return receive, turns[: self._left]
-        return self._receive_measured, turns[:1]
+            return receive, room[: self._left]
+        return self._receive_measured, room[:1]
 
-    def end_round(self, received: int) -> None:
+    def count(self, received: int) -> None:
         """Take off what has come."""
         self._left -= received
 

@@ -22,7 +22,7 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
-from prefork.workers.accounting import AT_ONCE_NS, account_for
+from prefork.workers.accounting import AT_ONCE_NS, Overlapping, account_for
 from prefork.workers.datagrams import Datagrams
 from prefork.workers.listener import BROKEN, PRESSURE
 from prefork.workers.scoreboard import (
@@ -96,8 +96,6 @@ class Loop:
         """What a server class behind the mix-in wants done between requests."""
         self.terminated: dict[int, object] = {}
         """Holds TERM when it came: its ``setdefault`` is the handler, a function of C that notes it."""
-        self.unsettled = False
-        """Whether somebody may have changed which steps the servers leave as they are."""
         self._reason: ExitKind | None = None
         self._writer = writer
         self._identity = identity
@@ -110,8 +108,10 @@ class Loop:
         self._dry = False
         """Whether the last take said that nothing is queued."""
         self._checks = checks
-        self._account = account_for([source.server for source in sources], writer, witness)
         self._sources = {source.listener.fd: source for source in sources}
+        self._account = account_for([source.server for source in sources], writer, witness)
+        if isinstance(self._account, Overlapping):
+            self.settle_steps()  # it watches some of them
         self._epoll = select.epoll()
         self._control = select.poll()
         for fd in (life, bell, wakeup):
@@ -123,7 +123,8 @@ class Loop:
     def run(self) -> ExitKind:
         """Serve; return why it is time to leave. SystemExit of a handler goes through."""
         poll, sources, writer = self._epoll.poll, self._sources, self._writer
-        burst = BURST_NS if len(sources) == 1 else 0  # a busy listener must not starve the others
+        # A busy listener must not starve the others: one request of each, or one round.
+        burst = BURST_NS if len(sources) == 1 else 0
         bound = CHORES_BOUND if self.chores else WAIT_BOUND
         turns, at_once, ended = 0, 0, monotonic_ns()
         chores = [*self.chores, *self._checks]
@@ -230,49 +231,64 @@ class Loop:
         """Do the same where handling is all there is to a datagram.
 
         All of a datagram's way is 5 µs. What need not be done for each of them is done for a
-        round of a few, which ends early when a millisecond is over. REQUEST_NS is the beginning
-        of the round: a deadline comes that much early at most. A worker that is killed takes the
-        counts of one round with it.
+        round of a few; once a millisecond is over, the datagram in hand is its last. REQUEST_NS
+        is the beginning of the round, so that a deadline comes that much early at most. The books
+        are kept at the end of the round, or when one of it fails.
         """
         server, writer, account_short = source.server, self._writer, self._writer.account_short
-        sock, size = datagrams.socket, datagrams.size
+        sock, size, timeout = datagrams.socket, datagrams.size, datagrams.socket.gettimeout
         while True:
-            receive, turns = datagrams.next_round()
+            receive, room = datagrams.next_round()
             handler = source.handler_class()
-            writer.round_over, outcome, done = False, GOOD, 0
+            writer.round_over, done = False, 0
             writer.words[REQUEST_NS] = begun = since = now
             limit = now + SHORTEST_NS
-            for done in turns:
+            for done in room:
                 try:
                     data, address = receive()
                 except Exception as error:  # noqa: BLE001 - as in _serve()
-                    datagrams.end_round(done)
-                    account_short(done, now - begun)
+                    self._end_round(source, datagrams, done, now - begun)
                     self._nothing_taken(source, error)
                     return now
                 request = (data if len(data) <= size else datagrams.cut(data)), sock
                 try:
                     handler(request, address, server)
                 except Exception:  # noqa: BLE001 - as in _serve()
-                    outcome, writer.round_over = Outcome.ERROR, True
-                    self._settle(server, request, address)
+                    self._end_round(source, datagrams, done, now - begun)
+                    datagrams.count(1)
+                    return self._fail(server, request, address, now)
                 except BaseException:
                     account_short(done, now - begun)
                     self._abandon(server, request, now)
                     raise
                 since, now = now, monotonic_ns()
-                if now > limit or writer.round_over:
+                # With a timeout, which a handler may have set, to receive would be to wait.
+                if now > limit or writer.round_over or timeout():
                     break
-            datagrams.end_round(done + 1)
-            if outcome or now - since > SHORTEST_NS:
-                account_short(done, since - begun)
-                writer.account(outcome, now - since)
+            if now - since <= SHORTEST_NS:
+                self._end_round(source, datagrams, done + 1, now - begun)
             else:
-                account_short(done + 1, now - begun)
-            if self._fruitless:
-                self._fruitful(source)
+                self._end_round(source, datagrams, done, since - begun)
+                datagrams.count(1)
+                writer.account(GOOD, now - since)
             if now >= until or writer.words[ORDER] or self._reason is not None:
                 return now
+
+    def _end_round(
+        self, source: Source, datagrams: Datagrams, requests: int, duration_ns: int
+    ) -> None:
+        self._writer.account_short(requests, duration_ns)
+        datagrams.count(requests)
+        if requests and self._fruitless:
+            self._fruitful(source)
+
+    def _fail(self, server: socketserver.BaseServer, request: Any, address: Any, since: int) -> int:
+        """End a request whose handler raised, and account for it; return the instant of its end."""
+        self._writer.words[REQUEST_NS] = since
+        self._settle(server, request, address)
+        now = monotonic_ns()
+        self._writer.account(Outcome.ERROR, now - since)
+        return now
 
     def _nothing_taken(self, source: Source, error: Exception) -> None:
         """Pause when it was not just a sibling that was faster, or one client that went wrong."""

@@ -19,6 +19,8 @@ def finish_request(self: socketserver.BaseServer, request: Any, client_address: 
 
 def quiet_class(handler: Any) -> Any:
     """Return the handler class with a ``finish()`` that sends nothing when nothing was written."""
+    if not isinstance(handler, type):
+        return handler  # what makes handlers otherwise need not even be hashable
     return _quiet_classes.get(handler) or _make_quiet(handler)
 
 

@@ -13,6 +13,7 @@ The master reads here what it publishes, and never takes a pid, a size or an ind
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -317,8 +318,9 @@ class Scoreboard:
         """Unmap and close; the memory itself lives as long as any process has it."""
         self.words.release()
         self._bytes.release()
-        self._map.close()
         os.close(self.fd)
+        with contextlib.suppress(BufferError):  # a view that somebody holds yet keeps the memory
+            self._map.close()
 
     # --- the master's words
 

@@ -1,4 +1,7 @@
-"""One listener as one worker takes requests from it, without ever blocking in it (worker)."""
+"""One listener as one worker takes requests from it, without ever blocking in it.
+
+Made by the master just before the fork, used in the worker.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ class Source:
     def settle_steps(self) -> None:
         """Look once which steps of a request the server leaves as the standard library has them.
 
-        Again after a ``worker_init()``, which may have given the object methods of its own, or
-        wrapped its socket.
+        Again in a worker where they may have changed: ``worker_init()`` may have given the object
+        methods of its own, or wrapped its socket.
 
         verify: ``verify_request()``, None where that is the one which lets everybody in.
         datagrams: where to receive from in rounds, because to handle a request is to call the
@@ -63,9 +66,9 @@ class Source:
         self.take = datagrams.take if datagrams is not None else self._stream_or_other_take()
         everybody = _has(server, "verify_request", BaseServer)
         self.verify = None if everybody else server.verify_request
-        self.process = _process_for(server)
-        one_call = self.process != server.process_request
-        self.datagrams = datagrams if everybody and one_call else None
+        one_call = _one_call_for(server)
+        self.process = one_call or server.process_request
+        self.datagrams = datagrams if everybody and one_call is not None else None
 
     def handler_class(self) -> Any:
         """Return what is called with a request, its client's address and the server to handle it."""
@@ -179,8 +182,8 @@ def _take_when_ready(server: BaseServer, listener: Listener) -> Take:
     return take
 
 
-def _process_for(server: BaseServer) -> Process:
-    """Return ``process_request()``, or what comes to the same in one call for a datagram.
+def _one_call_for(server: BaseServer) -> Process | None:
+    """Return what comes to the same as ``process_request()`` in one call; None for all but plain datagrams.
 
     A call of Python costs 0.1 µs after a system call, all of a datagram's way is 6.5 µs, and after
     its handler nothing is left to do. Whatever a class overrides is called as ever. For connections
@@ -193,7 +196,7 @@ def _process_for(server: BaseServer) -> Process:
         return _run(server)
     if plain and _is_quiet(server):
         return _run_quietly(server)
-    return server.process_request
+    return None
 
 
 def _run(server: BaseServer) -> Process:
@@ -209,8 +212,8 @@ def _run_quietly(server: BaseServer) -> Process:
     def process(request: Any, address: Any) -> None:
         nonlocal given, used
         if given is not server.RequestHandlerClass:
+            used = quiet.quiet_class(server.RequestHandlerClass)
             given = server.RequestHandlerClass
-            used = quiet.quiet_class(given)
         used(request, address, server)
 
     return process

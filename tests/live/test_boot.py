@@ -216,3 +216,23 @@ def test_worker_init_may_change_how_requests_are_served(
                 server.serve_forever()
     """)
     assert ask(program.address()) == f"wrapped verified {program.worker()} hello"
+
+
+def test_server_whose_own_code_raises_is_reported(start: Callable[..., Program]) -> None:
+    """What a look at the server raises is a boot failure with its traceback, and not the master's end."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            @property
+            def verify_request(self):
+                raise LookupError("no list of friends")
+
+        try:
+            serve(Echo, base=Server, workers=2)
+        except prefork.BootError as error:
+            tell("refused", error.report)
+    """)
+    assert "LookupError: no list of friends" in program.told("refused")
+    assert program.wait() == 0

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.workers.states import WorkerState
+from tests.support.board import board_of
 from tests.support.clients import ask, ask_datagram, can_bind, hangs_up, server_of
 from tests.support.processes import fds_of, is_alive
 from tests.support.server import serving
@@ -413,3 +415,34 @@ def test_exception_in_service_actions_leaves_no_worker(start: Callable[..., Prog
     assert program.told("active") == []
     program.told("no children")
     assert program.wait() == 0
+
+
+def test_threads_and_plain_datagrams_in_one_pool(start: Callable[..., Program]) -> None:
+    """Beside a server with threads a plain datagram server's requests are begun, ended and counted."""
+    program = start("""
+        import socketserver
+        from tests.support.app import *
+        import prefork
+
+        class Threads(prefork.PreForkingMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
+            workers = 1
+
+            def when_ready(self):
+                announce(self, datagrams)
+
+        log_to_stderr()
+        with Threads(LOOPBACK, Echo) as threads:
+            with prefork.PreForkingUDPServer(LOOPBACK, EchoDatagram) as datagrams:
+                prefork.serve(threads, datagrams)
+    """)
+    stream, datagrams = program.address(0), program.address(1)
+    worker = program.worker()
+    for _ in range(20):
+        assert ask(stream) == f"{worker} hello"
+        assert ask_datagram(datagrams, "hello") == f"{worker} hello"
+    with board_of(program.pid) as board:
+        wait_until(lambda: board.snapshot().slots[0].ok == 40, "each is counted once")
+        wait_until(lambda: board.state(0) is WorkerState.IDLE, "nothing is in hand")
+    watch = Stopwatch()
+    assert program.stop() == 0
+    assert watch.seconds < 2.0

@@ -54,6 +54,29 @@ def test_exception_costs_that_request_only(
     assert server_of_run(address) == worker
 
 
+def test_exit_of_a_process_that_a_handler_forked_is_no_workers(
+    start: Callable[..., Program],
+) -> None:
+    """A copy of the worker that leaves by sys.exit() runs no worker_exit() and is not in the log."""
+    program = start("""
+        from tests.support.app import *
+
+        def worker_exit(self, worker, cause):
+            tell("exit", str(cause))
+
+        serve(Run, workers=1, worker_exit=worker_exit)
+    """)
+    address = program.address()
+    worker = program.worker()
+    copy = int(ask(address, "os.fork() or sys.exit(3)").split()[1])
+    wait_until(lambda: not is_alive(copy), "the copy has ended")
+    assert server_of_run(address) == worker
+    assert program.logged("sys.exit") == []
+    assert program.all_told("exit") == []
+    assert program.stop() == 0
+    assert program.told("exit") == "retired"
+
+
 def server_of_run(address: object) -> int:
     """Return the pid of the worker that serves one request of a ``Run``."""
     return int(ask(address, "0").split()[0])

@@ -16,7 +16,7 @@ import prefork
 from prefork.workers.bootstrap import ThisWorker
 from prefork.workers.datagrams import ROUND, Datagrams
 from prefork.workers.listener import Listener
-from prefork.workers.loop import Loop
+from prefork.workers.loop import FRUITLESS_TRY, Loop
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
@@ -29,7 +29,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.source import Source
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
-from tests.support.waiting import CEILING
+from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +165,7 @@ def test_queue_is_served_in_order_and_counted(bench: Bench) -> None:
 def test_many_are_served_in_a_round(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a few waits that were none a round has more than one turn: this file tests what it is about."""
     rounds = []
-    monkeypatch.setattr(Datagrams, "end_round", lambda _, received: rounds.append(received))
+    monkeypatch.setattr(Datagrams, "count", lambda _, received: rounds.append(received))
     bench.serve(*numbered(200))
     assert max(rounds) == len(ROUND)
     assert sum(rounds) <= 200
@@ -216,6 +216,53 @@ def test_end_of_the_worker_in_a_round(bench: Bench) -> None:
     assert sum(bench.buckets) == 34
     assert bench.word(SlotField.ERRORS) == 1
     assert bench.word(SlotField.REQUEST_NS) == 0
+
+
+def test_error_that_ends_the_worker_in_a_round(bench: Bench) -> None:
+    """When handle_error() ends the worker, what was served before is counted all the same."""
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(7)
+
+    bench.server.handle_error = leave
+    bench.actions[b"33"] = fail
+    with pytest.raises(SystemExit):
+        bench.serve(*numbered(50))
+    assert sum(bench.buckets) == 33
+    assert bench.word(SlotField.REQUEST_NS) != 0, (
+        "the one in hand is counted by who finds the worker dead"
+    )
+
+
+def test_timeout_that_a_handler_has_set_holds_nobody(bench: Bench) -> None:
+    """A worker whose handler has set a timeout on the socket does not wait in it when its queue is empty."""
+
+    def retire() -> None:
+        bench.board.give_order(0, Order.RETIRE)
+        os.eventfd_write(bench.fds[4], 1)
+
+    def set_timeout(handler: Any) -> None:
+        handler.request[1].settimeout(2 * CEILING)
+        timer.start()
+
+    timer = threading.Timer(0.05, retire)
+    bench.actions[b"last"] = set_timeout
+    watch = Stopwatch()
+    bench.serve(*numbered(24))
+    timer.join()
+    assert watch.seconds < CEILING / 2
+
+
+def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> None:
+    """A worker to which datagrams come one by one, each taken from an empty queue, does not pause for it."""
+    datagrams = bench.source.datagrams
+    assert datagrams is not None
+    for number in range(100):
+        bench.client.send(b"%d" % number)
+        now = time.monotonic_ns()
+        bench.loop._serve_rounds(bench.source, datagrams, now, now + 10**9)
+        assert bench.loop._fruitless == FRUITLESS_TRY
+    assert len(bench.handled) == 100
 
 
 def test_order_is_obeyed_after_a_round(bench: Bench) -> None:

@@ -159,6 +159,23 @@ def test_who_sends_an_empty_reply(base: Any, empty_replies: int, overridden: boo
     assert replies == empty_replies
 
 
+def test_handlers_may_be_made_by_anything() -> None:
+    """What makes handlers need not be a class, nor be hashable: it is called as it is."""
+
+    class Maker:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, *arguments: Any) -> Any:
+            return Silent(*arguments)
+
+    maker: Any = Maker()
+    server = prefork.PreForkingUDPServer(("127.0.0.1", 0), maker)
+    with source_of(server) as source, request_to(server) as client:
+        source.process(*source.take())
+        assert client.recv(10) == b"", "a standard handler's empty reply"
+        assert source.handler_class() is maker
+
+
 # --- how a connection is accepted
 
 
