@@ -25,6 +25,7 @@ def report(rounds: int, seconds: float) -> str:
         return "Skipped: needs two usable CPUs."
     work = calibrated()
     pool: list[tuple[float, float]] = []
+    busy: list[tuple[float, float]] = []
     bare: list[tuple[float, float]] = []
     with contextlib.ExitStack() as stack:
         one, two = (
@@ -34,10 +35,13 @@ def report(rounds: int, seconds: float) -> str:
         for server in (one, two):
             ask(server, CLIENTS, 0.2)
         for _ in range(rounds):
-            pool.append((_rate(one, seconds), _rate(two, seconds)))
+            turns = [_turn(server, seconds) for server in (one, two)]
+            pool.append((turns[0][0], turns[1][0]))
+            busy.append((turns[0][1], turns[1][1]))
             bare.append((_bare_rate(1, work, seconds), _bare_rate(2, work, seconds)))
     rows = [
         _row("two workers : one worker", pool),
+        _row("the same, CPU time that they got per second", busy),
         _row("two bare processes : one (no server)", bare),
     ]
     work_shown = f"{WORK_SECONDS * 1000:g} ms of computing per request"
@@ -61,10 +65,15 @@ def calibrated() -> int:
     return round(rounds * WORK_SECONDS / best)
 
 
-def _rate(server: Server, seconds: float) -> float:
-    start = time.monotonic()
+def _turn(server: Server, seconds: float) -> tuple[float, float]:
+    """Return requests per second, and the CPU time that the server used per second.
+
+    The latter is what the pool can be blamed for: the former also follows the speed of the cores.
+    """
+    start, used = time.monotonic(), server.cpu_seconds()
     answered = ask(server, CLIENTS, seconds)
-    return answered / (time.monotonic() - start)
+    took = time.monotonic() - start
+    return answered / took, (server.cpu_seconds() - used) / took
 
 
 def _bare_rate(processes: int, work: int, seconds: float) -> float:

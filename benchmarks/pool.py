@@ -25,15 +25,17 @@ def report(kills: int, idle_seconds: float) -> str:
 def _idle_rows(seconds: float) -> list[list[str]]:
     with running("tcp", "pool", "--workers", IDLE_WORKERS) as server:
         _wait_ready(server, IDLE_WORKERS)
+        newborn = _private_of_workers(server)
         for _ in range(10 * IDLE_WORKERS):
             ask_once(server)
-        private = [_private_mib(pid) for pid in server.workers()]
+        served = _private_of_workers(server)
         master = _private_mib(server.pid)
         before = server.cpu_seconds()
         time.sleep(seconds)
         share = (server.cpu_seconds() - before) / seconds
     return [
-        ["private memory (USS) of an idle worker", f"{statistics.median(private):.2f} MiB"],
+        ["private memory (USS) of an idle worker", f"{newborn:.2f} MiB"],
+        ["the same, when it has served ten requests", f"{served:.2f} MiB"],
         ["private memory (USS) of the master", f"{master:.2f} MiB"],
         [f"CPU of an idle pool of {IDLE_WORKERS}", f"{share:.3%} of a core"],
     ]
@@ -65,6 +67,10 @@ def _start_row() -> list[str]:
 def _wait_ready(server: Server, workers: int) -> float:
     """Wait for that many readings of "ready"; return the instant of the last."""
     return max(server.next_told()["ready"] for _ in range(workers))
+
+
+def _private_of_workers(server: Server) -> float:
+    return statistics.median(_private_mib(pid) for pid in server.workers())
 
 
 def _private_mib(pid: int) -> float:

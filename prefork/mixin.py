@@ -360,15 +360,20 @@ def _entrance_to(
     servers: tuple[PreForkingMixIn, ...], user_metrics: slots.Lease
 ) -> Callable[[WorkerSide], None]:
     """Return what a worker does to know itself as one, before anything of the program runs in it."""
+    # ForkingMixIn behind: its children are the worker's to collect.
+    chores = [
+        server.collect_children
+        for server in servers
+        if hasattr(super(PreForkingMixIn, server), "collect_children")
+    ]
 
     def enter(side: WorkerSide) -> None:
         user_metrics.enter(side.info.slot)
         for server in servers:
             server._prefork_side = side  # type: ignore[misc]  # noqa: SLF001 - the mix-in's own
             server.active_children = None
-            # ForkingMixIn behind: its children are the worker's to collect.
-            if hasattr(super(PreForkingMixIn, server), "collect_children"):
-                side.add_chore(server.collect_children)
+        for chore in chores:
+            side.add_chore(chore)
         _let_go_of_others(servers)
 
     return enter
