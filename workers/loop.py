@@ -148,7 +148,8 @@ class Loop:
                 turns += 1
             elif events:
                 self._heed(events[0][0])
-            if source is None or turns % TURNS_IN_PLACE == 0:
+            # A process that a handler has forked shares the epoll with its worker: hands off.
+            if self._reason is None and (source is None or turns % TURNS_IN_PLACE == 0):
                 self._take_fresh_place()
             for chore in chores:
                 chore()
@@ -228,7 +229,7 @@ class Loop:
                 return now
 
     def _serve_rounds(self, source: Source, datagrams: Datagrams, now: int, until: int) -> int:
-        """Do the same where handling is all there is to a datagram.
+        """Do as ``_serve()`` does, where handling is all there is to a datagram.
 
         All of a datagram's way is 5 µs. What need not be done for each of them is done for a
         round of a few; once a millisecond is over, the datagram in hand is its last. REQUEST_NS
@@ -247,15 +248,14 @@ class Loop:
                 try:
                     data, address = receive()
                 except Exception as error:  # noqa: BLE001 - as in _serve()
-                    self._end_round(source, datagrams, done, now - begun)
+                    self._end_round(source, datagrams, done, done, now - begun)
                     self._nothing_taken(source, error)
                     return now
                 request = (data if len(data) <= size else datagrams.cut(data)), sock
                 try:
                     handler(request, address, server)
                 except Exception:  # noqa: BLE001 - as in _serve()
-                    self._end_round(source, datagrams, done, now - begun)
-                    datagrams.count(1)
+                    self._end_round(source, datagrams, done + 1, done, now - begun)
                     return self._fail(server, request, address, now)
                 except BaseException:
                     account_short(done, now - begun)
@@ -266,20 +266,20 @@ class Loop:
                 if now > limit or writer.round_over or timeout():
                     break
             if now - since <= SHORTEST_NS:
-                self._end_round(source, datagrams, done + 1, now - begun)
+                self._end_round(source, datagrams, done + 1, done + 1, now - begun)
             else:
-                self._end_round(source, datagrams, done, since - begun)
-                datagrams.count(1)
+                self._end_round(source, datagrams, done + 1, done, since - begun)
                 writer.account(GOOD, now - since)
             if now >= until or writer.words[ORDER] or self._reason is not None:
                 return now
 
     def _end_round(
-        self, source: Source, datagrams: Datagrams, requests: int, duration_ns: int
+        self, source: Source, datagrams: Datagrams, taken: int, short: int, duration_ns: int
     ) -> None:
-        self._writer.account_short(requests, duration_ns)
-        datagrams.count(requests)
-        if requests and self._fruitless:
+        """Keep the books of a round. short: those that are accounted for here, all in so long."""
+        self._writer.account_short(short, duration_ns)
+        datagrams.count(taken)
+        if taken and self._fruitless:
             self._fruitful(source)
 
     def _fail(self, server: socketserver.BaseServer, request: Any, address: Any, since: int) -> int:

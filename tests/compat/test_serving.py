@@ -483,6 +483,8 @@ with serving(two):
     ask(two.server_address)
     with serving(one):
         ask(one.server_address)
+        for pool in (one, two):
+            wait_until(lambda: len(pool.active_children or ()) == 2, "the master knows its workers")
         mine = set(one.active_children)
         wait_until(lambda: len(live_children_of(os.getpid())) == 4, "four workers")
         # replace workers of both, so that each pool has forked after the other
