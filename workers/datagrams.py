@@ -37,6 +37,7 @@ class Datagrams:
 
     def take(self) -> tuple[Any, Any]:
         """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
+        # As in next_round(), written out: for a lone datagram another call shows.
         if self.socket.gettimeout():
             self.socket.settimeout(None)
         data, address = self._receive()

@@ -190,8 +190,9 @@ class Loop:
 
         now, until: monotonic nanoseconds; ``now`` is returned when there was nothing to take.
 
-        Below is the hot path: whatever Python does there costs two or three times what it does in
-        a tight loop, because the caches are cold after each system call.
+        Does for each what ``BaseServer`` does, in its order, and accounts for it. The hot path:
+        whatever Python does in it costs two or three times what it does in a tight loop, because
+        the caches are cold after each system call.
         """
         server, take, writer, account = source.server, source.take, self._writer, self._account
         verify, process = source.verify, source.process
