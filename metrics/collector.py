@@ -13,9 +13,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from prometheus_client import PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
@@ -40,8 +40,7 @@ Rows = Sequence[tuple[Any, ...]]
 """The samples of one metric: the values of its labels in the order of the table, and the number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(msgspec.Struct, frozen=True):
     """What fell into each bucket alone, and the sum of all in seconds."""
 
     counts: tuple[int, ...]
@@ -80,8 +79,7 @@ class Columns:
         return sum(max(0, finished - errors - rejected) for finished, errors, rejected in rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """All that one scrape shows, read at nearly one moment.
 
     words: the snapshot's slots. about: the object of ``Scoreboard.about()``. queues: by inode.

@@ -15,8 +15,9 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
+
+import msgspec
 
 LONGEST: Final = 0.05
 """Seconds that all questions together may take; what was not answered by then is not known.
@@ -28,8 +29,7 @@ MOST_LISTENERS: Final = 100
 """Listeners that are asked about: their list is read from memory that a worker may have scribbled in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(msgspec.Struct, frozen=True):
     """One listener's queue; None where the kernel does not tell, or where it makes no sense.
 
     depth, limit: connections that wait to be accepted, and how many may (the backlog).

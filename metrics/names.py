@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 
 class Type(enum.StrEnum):
@@ -21,8 +22,7 @@ class Type(enum.StrEnum):
     """A gauge of 1 whose labels say something."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """One line of the table.
 
     name: as a query writes it, ``_total`` and ``_info`` included. unit: the base unit in which it

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
 
+import msgspec
 import psutil
 
 from prefork.workers.scoreboard import PoolField, SlotField, SlotSnapshot, Snapshot
@@ -17,8 +17,7 @@ from prefork.workers.scoreboard import PoolField, SlotField, SlotSnapshot, Snaps
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """One slot's processes. Totals are of all workers it ever had, the rest is of the live one.
 
     user, system: CPU seconds. voluntary, involuntary: context switches. resident: bytes.

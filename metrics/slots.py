@@ -22,9 +22,10 @@ import importlib.util
 import os
 import re
 import sys
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from prefork.workers.errors import SettingsError
 
@@ -56,8 +57,7 @@ _ALLOWED = (
 )
 
 
-@dataclass(slots=True)
-class _Here:
+class _Here(msgspec.Struct):
     """What this process is to the directory; one for each process.
 
     directory: an absolute path, None while ``enable()`` was not called. owner: the pid of another

@@ -16,11 +16,12 @@ import select
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from enum import IntEnum
 from http import HTTPStatus
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
 
 MOST_CLIENTS = 16
 """Connections at once; one more takes the place of the oldest."""
@@ -65,8 +66,7 @@ class RefusedError(Exception):
         self.response = failure(status, **headers)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a client asks: path and query decoded, header names in lower case."""
 
     method: str
@@ -75,14 +75,13 @@ class Request:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What it is answered. headers: further ones, by name. policy: the Content-Security-Policy."""
 
     body: bytes
     content_type: str = TEXT
     status: HTTPStatus = HTTPStatus.OK
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     policy: str = _NOTHING_ALLOWED
 
 

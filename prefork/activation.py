@@ -11,8 +11,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from prefork import rehearsal
 from prefork.addresses import Address
@@ -31,8 +32,7 @@ UNNAMED: Final = "unknown"
 """What systemd calls a socket that it was told no name of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Handed:
+class Handed(msgspec.Struct, frozen=True):
     """A descriptor that was handed over. identity: device and inode, for its number may be another's later."""
 
     fd: int

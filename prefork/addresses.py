@@ -18,8 +18,9 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.log import escaped
@@ -45,8 +46,7 @@ _SCHEME_OF = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where a server listens. ``str()`` gives the canonical text, which parses to an equal value.
 
     host, port: of tcp and udp; IPv6 without brackets. path: of unix and unixgram; an abstract

@@ -13,8 +13,9 @@ import fcntl
 import functools
 import os
 import socket
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from prefork import handover, rehearsal
 
@@ -47,8 +48,7 @@ class _StandIn(socket.socket):
         return self.bound
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(msgspec.Struct, frozen=True):
     """A listening socket that was handed over. fd: None in a trial, which has not got it."""
 
     family: int

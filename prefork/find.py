@@ -15,8 +15,9 @@ import os
 import pwd
 import select
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
 
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
@@ -161,8 +162,7 @@ class RunningPool:
             raise NoPoolError(f"process {self.pid} may not be signalled by this user") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(msgspec.Struct, frozen=True):
     """What a look around has found.
 
     pools: to be closed by whoever has them. forbidden: masters (by their title) of other users.

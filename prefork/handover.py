@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -100,8 +99,7 @@ class Legacy(msgspec.Struct, frozen=True):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(msgspec.Struct, frozen=True):
     """How this program was started, so that it can be started again: noted when prefork is imported."""
 
     arguments: tuple[str, ...]

@@ -20,9 +20,10 @@ import socket
 import stat
 import time
 import traceback
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
 
 from prefork.workers.log import escaped
 
@@ -42,8 +43,7 @@ _CUT = "... {} lines cut ..."
 # --- what a record says --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     """A log record in parts: one line, a report (traceback, stack dump) and facts for machines."""
 
     line: str

@@ -14,9 +14,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NoReturn
 
+import msgspec
 import setproctitle
 
 from prefork.workers import log, system
@@ -39,8 +39,7 @@ _NOTED = tuple(
 _CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
 
 
-@dataclass(frozen=True, slots=True)
-class Equipment:
+class Equipment(msgspec.Struct, frozen=True):
     """What the metrics process is made from.
 
     listener: the listening socket. beat: an eventfd for its signs of life. let_go: drops the

@@ -7,7 +7,6 @@ itself, through an eventfd: one that hangs or was stopped is as useless as one t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -15,8 +14,9 @@ import select
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 from prefork.endpoint import Endpoint, is_same_place
 from prefork.handover import MetricsLegacy
@@ -52,8 +52,7 @@ class Act(Enum):
     KILL = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What the master knows of the metrics process. Instants are seconds on the master's clock.
 
     heard_at: its last sign of life, None before the first. failures: how many in a row ended
@@ -72,7 +71,7 @@ class Record:
 
     def heard(self, now: float) -> Record:
         """Return the record of one that has given a sign of life."""
-        return dataclasses.replace(self, heard_at=now, failures=0)
+        return msgspec.structs.replace(self, heard_at=now, failures=0)
 
     def ended(self) -> Record:
         """Return the record of one that has ended, or that could not be forked."""
@@ -249,7 +248,7 @@ class Observer:
         if self._child is not None:
             log.event(logging.ERROR, str(self), "gives no sign of life, killed")
             system.send(self._child, signal.SIGKILL)
-            self._record = dataclasses.replace(self._record, killed=True)
+            self._record = msgspec.structs.replace(self._record, killed=True)
 
     def _forget_child(self) -> None:
         if self._child is not None:

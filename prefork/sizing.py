@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+
+import msgspec
 
 from prefork.workers import log
 from prefork.workers.memory import Memory, affordable
@@ -42,7 +43,7 @@ class Sizing:
         if floor == wanted:
             self._announced_bound = None
         old, self.floor = self.floor, floor
-        self.spares = dataclasses.replace(self.spares, size=max(floor, self.spares.size))
+        self.spares = msgspec.structs.replace(self.spares, size=max(floor, self.spares.size))
         by_signal = PoolField.SCALED_UP_BY_SIGNAL if change > 0 else PoolField.SCALED_DOWN_BY_SIGNAL
         self._pool.board.count_pool(by_signal, abs(floor - old))
         self._announce(old, floor, why)
@@ -74,7 +75,7 @@ class Sizing:
             return view
         ready = [one.info.pid for one in self._pool.handles.values() if one.ready_at is not None]
         left = affordable(self._memory, ready, load.starting)
-        return dataclasses.replace(view, affordable=left)
+        return msgspec.structs.replace(view, affordable=left)
 
     def was_woken(self, now: float) -> None:
         """Note that somebody has woken the master; a worker that left the idle, perhaps."""

@@ -24,7 +24,6 @@ import re
 import socket
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from socketserver import (
     BaseRequestHandler,
@@ -34,6 +33,8 @@ from socketserver import (
     TCPServer,
 )
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgspec
 
 from prefork.mixin import PreForkingMixIn
 from prefork.servers import server_for
@@ -164,8 +165,7 @@ def _is_servable(value: object) -> bool:
 # --- planning: everything is checked, nothing is bound -------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What will be served. text: one line for people. build: makes the servers, which binds them.
 
     build raises BindError, and BootError for whatever else the application raises; either way
@@ -176,8 +176,7 @@ class Plan:
     build: Callable[[], list[BaseServer]]
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(msgspec.Struct, frozen=True):
     """What the settings ask of the servers.
 
     addresses: where to listen. binds_from, backlog_from: who asked for them, None for nobody.

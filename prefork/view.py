@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from prefork import figures
 
@@ -11,25 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What the kernel says of one worker. cpu: processor seconds so far; memory: bytes; None where it does not."""
 
     cpu: float | None = None
     memory: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """One look at a pool. at: monotonic seconds. status: as of ``metrics.status``. usage: by pid."""
 
     at: float
     status: Mapping[str, Any]
-    usage: Mapping[int, Usage] = field(default_factory=dict)
+    usage: Mapping[int, Usage] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One slot. Rates and shares are those between the two looks, None where there is only one.
 
     busy: the share of the time in which a request was in hand. cpu: processors in use.
@@ -50,8 +48,7 @@ class Row:
     last_exit: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """The whole screen. Rates, shares and latencies are those between the two looks.
 
     Without a first look the latencies are those since the start, and busy is that of the moment.
@@ -186,8 +183,7 @@ def _utilization(before: Look | None, status: Mapping[str, Any], rows: Sequence[
 # --- columns -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """One column of the table. largest_first: how it is sorted. text: how a row is shown there.
 
     width: the least number of characters.
@@ -241,8 +237,7 @@ COLUMNS: Final = (
 """The table of slots, in its order; a key is what ``--sort`` takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """By which column the rows are sorted, and whether the other way round."""
 
     key: str = "slot"

@@ -16,9 +16,9 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import msgspec
 import setproctitle
 
 from prefork.workers import log, system
@@ -58,8 +58,7 @@ SHUTDOWN = b"\xff"
 """What a worker writes there when its handler called ``shutdown()``."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
+class WorkerInfo(msgspec.Struct, frozen=True):
     """Which worker: its numbered place, the generation of the code it runs, its process."""
 
     slot: int
@@ -95,8 +94,7 @@ class WorkerSide:
             os.write(self._wake, SHUTDOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(msgspec.Struct, frozen=True):
     """What the master and one worker have in common, made before the fork.
 
     bell: an eventfd that the master rings when the worker is to look around: at its order, or for
@@ -119,11 +117,13 @@ class Lines:
         os.close(self.report)
 
 
-@dataclass(frozen=True, slots=True)
-class ThisWorker(WorkerInfo):
+class ThisWorker(WorkerInfo, frozen=True):
     """The worker that one is in: what ``server.worker`` is, and what the hooks in a worker are given."""
 
-    _writer: SlotWriter = field(repr=False, compare=False)
+    _writer: SlotWriter
+
+    def __repr__(self) -> str:
+        return f"ThisWorker(slot={self.slot}, generation={self.generation}, pid={self.pid})"
 
     def extend_deadline(self, seconds: float) -> None:
         """Give the request in hand so many seconds more than ``request_timeout`` (worker, any thread).
@@ -146,8 +146,7 @@ class ThisWorker(WorkerInfo):
         self._writer.round_over = True  # or it would be for the next datagrams of the round, too
 
 
-@dataclass(frozen=True, slots=True)
-class Crew:
+class Crew(msgspec.Struct, frozen=True):
     """What every worker of a pool is made from; the same for all of them.
 
     title: what stands before and after the slot in the process title.

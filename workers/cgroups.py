@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+import msgspec
 
 PROC = Path("/proc")
 MOUNT = Path("/sys/fs/cgroup")
@@ -15,8 +16,7 @@ _MOUNTS: dict[int, dict[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """One directory that bounds this process, itself or an ancestor. version: 1 or 2."""
 
     version: int

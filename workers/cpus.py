@@ -7,14 +7,14 @@ throttle each other; ``os.process_cpu_count()`` does not look at quotas.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from prefork.workers.cgroups import MOUNT, PROC, Group, groups
 
 
-@dataclass(frozen=True, slots=True)
-class Usable:
+class Usable(msgspec.Struct, frozen=True):
     """count: CPUs to plan for, at least 1. reason: what bounds it, in words for one log line."""
 
     count: int

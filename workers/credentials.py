@@ -5,14 +5,14 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from dataclasses import dataclass
+
+import msgspec
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True):
     """Numbers, so that a worker has nothing to look up."""
 
     uid: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 from prefork.workers.bootstrap import Lines, WorkerInfo
 from prefork.workers.scoreboard import Scoreboard, SlotField
@@ -18,8 +19,7 @@ LONGEST_EXTENSION = 7 * 86_400.0
 _WISHES = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
 
 
-@dataclass(slots=True)
-class Handle:
+class Handle(msgspec.Struct):
     """One live worker. Instants are seconds on the master's clock; escalation is state, not waiting."""
 
     info: WorkerInfo

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
+
+import msgspec
 
 from prefork.workers.memory import Memory
 from prefork.workers.scoreboard import BUCKETS, SlotField, SlotWriter
@@ -70,8 +71,7 @@ class RequestLimit:
         return sum(finished) + words[SlotField.IN_PROGRESS]
 
 
-@dataclass
-class MemoryLimit:
+class MemoryLimit(msgspec.Struct):
     """So much memory of its own; what it shares with the master would not come back with it."""
 
     most: int

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from prefork.workers.cgroups import MOUNT, PROC, Group, groups, read
 
@@ -16,8 +17,7 @@ _UNLIMITED = 1 << 60
 """Version 1 writes a number near 2**63 for no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """This machine's memory, or the part of it that the process's cgroups allow.
 
     proc, mount: where to look (tests give captured trees).

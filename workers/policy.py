@@ -7,7 +7,7 @@ who is asked to leave and who is woken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from prefork.workers.deadlines import DUMP_TIME, escalations, instants, slow_requests
 from prefork.workers.settings import Settings
@@ -21,8 +21,7 @@ SPAWN_BATCH = 32
 _NEVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class _Outlook:
+class _Outlook(msgspec.Struct, frozen=True):
     """What has been decided on the way to a plan.
 
     size: workers wanted. staying: those that were not asked to leave. replacing: those of them to

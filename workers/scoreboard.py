@@ -18,8 +18,9 @@ import fcntl
 import mmap
 import os
 from bisect import bisect_left
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from prefork.workers.states import (
     ExitKind,
@@ -180,8 +181,7 @@ class Outcome(IntEnum):
     REJECTED = SlotField.REJECTED
 
 
-@dataclass(frozen=True, slots=True)
-class SlotSnapshot:
+class SlotSnapshot(msgspec.Struct, frozen=True):
     """One slot as it was read. Most words are of a worker's own making: good for showing only."""
 
     slot: int
@@ -213,8 +213,7 @@ class SlotSnapshot:
         return kind_at(self[SlotField.LAST_EXIT] - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The whole scoreboard at (nearly) one moment."""
 
     words: tuple[int, ...]

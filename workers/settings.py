@@ -12,8 +12,7 @@ import difflib
 import functools
 import grp
 import pwd
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -59,8 +58,7 @@ SAME: Final = ""
 """As a class attribute: bears the name of the setting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class About:
+class About(msgspec.Struct, frozen=True, kw_only=True):
     """What the surfaces say about a setting beside its name, type and default.
 
     help: one sentence. allowed: what may stand there, for errors and help.
@@ -395,8 +393,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return 2 * self.min_spare if self.max_spare is None else self.max_spare
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One line of the table: a setting with everything that its surfaces need."""
 
     key: str
@@ -437,13 +434,12 @@ class Row:
 
 
 def _rows() -> dict[str, Row]:
-    hints = get_type_hints(Settings, include_extras=True)
     rows = {}
     for field in msgspec.structs.fields(Settings):
-        about = next(extra for extra in hints[field.name].__metadata__ if isinstance(extra, About))
+        about = next(extra for extra in field.type.__metadata__ if isinstance(extra, About))
         # A default that is computed has a word of its own in every surface.
         default = AUTO if field.default is msgspec.NODEFAULT else field.default
-        rows[field.name] = Row(field.name, hints[field.name], default, about)
+        rows[field.name] = Row(field.name, field.type, default, about)
     return rows
 
 
@@ -454,8 +450,7 @@ ROWS: Final[Mapping[str, Row]] = _rows()
 # --- layers and their resolution -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(msgspec.Struct, frozen=True):
     """Raw values from one place. source: key to the words for where its value came from."""
 
     values: Mapping[str, object]
@@ -464,8 +459,7 @@ class Layer:
     """All values are text, as in flags and environment variables."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """settings: what holds. origins: key to where its value came from (DEFAULT if nobody gave it).
 
     cpus: what ``auto`` was counted from, None if the number of workers was given.

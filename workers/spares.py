@@ -7,9 +7,9 @@ the kernel hands clients to all workers in turn, so that no single one is idle f
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from prefork.workers.settings import Settings
 
@@ -23,8 +23,7 @@ WINDOW = 15
 """Whole seconds that a surplus of idle workers has to last: 5 meant four times as many forks under steady load."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What the policy sees of the load.
 
     idle: workers that are ready, stay and have no request. starting: those that are not ready yet.
@@ -40,8 +39,7 @@ class Load:
     oom_killed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Spares:
+class Spares(msgspec.Struct, frozen=True):
     """What the policy remembers of the load from one decision to the next.
 
     size: workers wanted. step: how many were added the last time. grown_at: when that was.
@@ -66,15 +64,15 @@ def follow_load(spares: Spares, load: Load, floor: int, settings: Settings, now:
         return Spares(floor)
     if load.starting and now - spares.grown_at < GROWTH_CALM:
         # A step that boots is not over: with boots of a second growth would not double.
-        spares = dataclasses.replace(spares, grown_at=now)
+        spares = msgspec.structs.replace(spares, grown_at=now)
     spares = _watch(spares, load, now)
     # What the kernel had to kill for want of memory is not put back: it would be killed again.
     size = max(floor, spares.size - load.oom_killed)
-    spares = dataclasses.replace(spares, size=size, refused=0)
+    spares = msgspec.structs.replace(spares, size=size, refused=0)
     if wants_growth(load, settings):
         return _grow(spares, load, settings, now)
     at_ceiling = spares.at_ceiling and spares.size >= settings.max_children
-    spares = dataclasses.replace(spares, at_ceiling=at_ceiling)
+    spares = msgspec.structs.replace(spares, at_ceiling=at_ceiling)
     return _shrink(spares, floor, settings)
 
 
@@ -86,9 +84,9 @@ def wants_growth(load: Load, settings: Settings) -> bool:
 def _watch(spares: Spares, load: Load, now: float) -> Spares:
     """Keep the least number of idle workers of each second."""
     if now < spares.second + 1.0:
-        return dataclasses.replace(spares, least=min(spares.least, load.idle))
+        return msgspec.structs.replace(spares, least=min(spares.least, load.idle))
     minima = (*spares.minima, spares.least)[-WINDOW:] if spares.second > -math.inf else ()
-    return dataclasses.replace(spares, minima=minima, least=load.idle, second=now)
+    return msgspec.structs.replace(spares, minima=minima, least=load.idle, second=now)
 
 
 def _grow(spares: Spares, load: Load, settings: Settings, now: float) -> Spares:
@@ -99,12 +97,12 @@ def _grow(spares: Spares, load: Load, settings: Settings, now: float) -> Spares:
         step = min(GROWTH_CAP, (settings.min_spare or 0) - load.idle - load.starting)
     wanted = min(max(1, step), room)
     if wanted <= 0:
-        return dataclasses.replace(spares, at_ceiling=True)
+        return msgspec.structs.replace(spares, at_ceiling=True)
     affordable = wanted if load.affordable is None else min(wanted, load.affordable)
-    grown = dataclasses.replace(spares, refused=wanted - affordable, at_ceiling=False)
+    grown = msgspec.structs.replace(spares, refused=wanted - affordable, at_ceiling=False)
     if affordable == 0:
         return grown
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         grown, size=spares.size + affordable, step=affordable, grown_at=now, minima=()
     )
 
@@ -116,6 +114,6 @@ def _shrink(spares: Spares, floor: int, settings: Settings) -> Spares:
         return spares
     # One less of them is idle from now on, in the seconds that were counted before, too.
     minima = tuple(least - 1 for least in spares.minima)[1:]
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         spares, size=spares.size - 1, minima=minima, least=spares.least - 1, at_ceiling=False
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+
+import msgspec
 
 
 class WorkerState(enum.IntEnum):
@@ -109,8 +110,7 @@ class ReloadState(enum.IntEnum):
     FAILED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class ExitCause:
+class ExitCause(msgspec.Struct, frozen=True):
     """Why one worker ended, and the exit status or signal number where that says more.
 
     status: the exit status of ``exited`` and ``boot_error``, the signal number of ``killed``;
@@ -128,8 +128,7 @@ class ExitCause:
         return self.kind.value
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a child has used in its life, as the kernel counted it; peak_bytes: most resident memory."""
 
     user_ns: int = 0
@@ -139,8 +138,7 @@ class Usage:
     peak_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(msgspec.Struct, frozen=True):
     """How the kernel says a child ended; both None when somebody else collected it."""
 
     code: int | None = None

@@ -18,8 +18,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
+
+import msgspec
 
 from prefork.workers.states import ExitStatus, Usage
 
@@ -34,8 +35,7 @@ FLUSH_TIME = 0.5
 """Seconds a leaving worker may spend on flushing its standard streams: their reader may be gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(msgspec.Struct, frozen=True):
     """A process that this one forked and has not collected yet."""
 
     pid: int

@@ -6,14 +6,13 @@ run, so that no worker is punished for a time in which nobody looked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from prefork.workers.spares import Spares
 from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerView:
+class WorkerView(msgspec.Struct, frozen=True):
     """One live worker as the policy sees it. Instants are None where the thing has not happened."""
 
     slot: int
@@ -37,8 +36,7 @@ class WorkerView:
     killed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PoolView:
+class PoolView(msgspec.Struct, frozen=True):
     """The pool as the policy sees it.
 
     floor: the number of workers to keep, whatever the load. spares: what was decided of the load
@@ -72,8 +70,7 @@ class PoolView:
         return [one for one in self.workers if one.leave_by is None and not one.killed]
 
 
-@dataclass(frozen=True, slots=True)
-class Retirement:
+class Retirement(msgspec.Struct, frozen=True):
     """Ask this worker to leave, for this cause, until this instant."""
 
     slot: int
@@ -81,16 +78,14 @@ class Retirement:
     leave_by: float
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(msgspec.Struct, frozen=True):
     """Kill this worker. cause: None keeps the cause of its retirement."""
 
     slot: int
     cause: ExitCause | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What to do now, and the instant at which to think again at the latest (None: only on events)."""
 
     phase: Phase

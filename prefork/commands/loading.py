@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from prefork import activation, sources
 from prefork.addresses import Address
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """What flags, environment and file say, each value checked on its own; the target's word is not known yet."""
 
     layers: list[Layer]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Final
 
 import click
+import msgspec
 
 from prefork.workers.settings import ROWS
 
@@ -47,7 +47,7 @@ def which_pool(command: Callable[..., int]) -> Callable[..., int]:
     return click.argument("pool", required=False, metavar="[NAME|PID]")(command)
 
 
-_TIMEOUT: Final = dataclasses.replace(ROWS["graceful_timeout"], key="timeout")
+_TIMEOUT: Final = msgspec.structs.replace(ROWS["graceful_timeout"], key="timeout")
 
 
 def timeout_option(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:

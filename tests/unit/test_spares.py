@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prefork.workers.settings import Settings
 from prefork.workers.spares import GROWTH_CALM, GROWTH_CAP, WINDOW, Load, Spares, follow_load

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prefork.metrics.exporter import live_verdict, ready_verdict
 from prefork.metrics.web import LONGEST_HEAD, RefusedError, Response, head_of, parse, rendered
