@@ -154,6 +154,10 @@ class Listener:
             for _, events in self._poll.poll(0)
         )
 
+    def is_empty(self) -> bool:
+        """Tell whether surely nothing waits in the kernel's queue; False, too, where nobody can tell."""
+        return not self._poll.poll(0)
+
     def needs_draining(self) -> bool:
         """Tell whether something is left of what was queued when the intake was closed (master)."""
         return self._intake_closed and self.has_work()

@@ -296,16 +296,19 @@ class Loop:
         code = error.errno if isinstance(error, OSError) else 0
         if code in BROKEN:
             raise error
-        closed = code == errno.EINVAL and self._writer.order() == Order.DRAIN
+        draining = self._writer.order() == Order.DRAIN
+        closed = draining and code == errno.EINVAL
         self._dry = isinstance(error, BlockingIOError) or closed
         if closed:
             return  # a Unix socket whose intake is closed says so when its queue is empty
+        if draining and code in PRESSURE:
+            self._dry = source.listener.is_empty()  # accept() lacks something before it looks
         self._fruitless += FRUITLESS_TRY if self._dry else 1
         bound_reached = self._fruitless >= FRUITLESS_BOUND
         if code in PRESSURE or code == 0 or (bound_reached and not self._dry):
             self._under_pressure(source, error)
         if self._pressed or bound_reached:
-            self._dry = bound_reached
+            self._dry = self._dry or bound_reached
             for fd, _ in self._control.poll(PRESSURE_PAUSE * 1000):
                 self._heed(fd)
 

@@ -65,10 +65,10 @@ def test_hung_request_ends_with_its_worker(start: Callable[..., Program], how: s
 
 def test_stopped_worker_is_replaced_at_its_deadline(start: Callable[..., Program]) -> None:
     """A worker that is stopped while it serves is killed at request_timeout; the others never notice."""
-    program = start(serving("TellingRun", workers=2, request_timeout=TIMEOUT))
+    program = start(serving("Run", workers=2, request_timeout=TIMEOUT))
     address = program.address()
     with connect(address) as client:
-        send_line(client, "time.sleep(0.2)")
+        send_line(client, "[tell('busy', os.getpid()), time.sleep(0.2)]")
         held = program.told("busy")
         os.kill(held, signal.SIGSTOP)
         with Load(address, clients=2, text="1 #") as load:

@@ -94,7 +94,7 @@ def test_worker_without_descriptors_can_be_stopped(start: Callable[..., Program]
 
 
 def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Program]) -> None:
-    """One worker in want of descriptors keeps no client from the others."""
+    """One worker in want of descriptors keeps no client from the others, and no stop from its end."""
     program = start(serving(workers=3))
     address = program.address()
     poor = program.worker()
@@ -103,6 +103,9 @@ def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Pr
         wait_until(lambda: load.answered > 200, "requests go on")
     assert load.lost == {}
     assert max(done.seconds for done in load.requests) < 1.0
+    took = Stopwatch()
+    program.stop()
+    assert took.seconds < 2.0
 
 
 @needs_strace

@@ -232,10 +232,20 @@ class Program:
 
     def wait(self, ceiling: float = CEILING) -> int:
         """Return the exit status, once it has ended."""
+        assert self._ends_within(ceiling), f"{self.name} runs on after {ceiling:g} s"
+        return self.popen.wait()
+
+    def _ends_within(self, ceiling: float) -> bool:
+        """Tell whether it ends in time; ``Popen.wait()`` with a timeout would look every 50 ms only."""
+        if self.popen.poll() is not None:
+            return True
+        pidfd = os.pidfd_open(self.pid)
         try:
-            return self.popen.wait(ceiling)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} runs on after {ceiling:g} s") from None
+            ended = select.poll()
+            ended.register(pidfd, select.POLLIN)
+            return bool(ended.poll(ceiling * 1000))
+        finally:
+            os.close(pidfd)
 
     def stop(self, ceiling: float = CEILING) -> int:
         """Stop it gracefully and return its exit status."""
@@ -243,17 +253,18 @@ class Program:
         return self.wait(ceiling)
 
     def end(self) -> None:
-        """End it by the shortest way that leaves nothing: TERM, then KILL for all of its session."""
+        """End it by the shortest way that leaves nothing; a program that TERM does not end is a failure."""
+        in_time = True
         if self.popen.poll() is None:
             self.signal(signal.SIGCONT)
             self.terminate()
-            try:
-                self.popen.wait(CEILING)
-            except subprocess.TimeoutExpired:
+            in_time = self._ends_within(CEILING)
+            if not in_time:
                 self.popen.kill()
-                self.popen.wait()
+            self.popen.wait()
         self._stdout.close()
         reap_adopted()
+        assert in_time, f"TERM has not ended {self.name} within {CEILING:g} s"
 
     def leftovers(self) -> list[str]:
         """Return the live processes of its session, orphans that this process has adopted."""
