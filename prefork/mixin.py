@@ -245,6 +245,12 @@ def serve(
     """
     if not servers:
         raise TypeError("serve() needs at least one server")
+    for server in servers:
+        if not isinstance(server, PreForkingMixIn):
+            raise TypeError(
+                f"serve() cannot serve {server!r}: give it servers whose classes have "
+                "PreForkingMixIn, as in serve(first, second)"
+            )
     leader = servers[0]
     if settings is None:
         settings = from_attributes(leader)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import prefork
 from prefork.workers.states import WorkerState
 from tests.support.board import board_of
 from tests.support.clients import ask, ask_datagram, can_bind, hangs_up, server_of
@@ -328,6 +329,16 @@ def test_one_pool_for_several_listeners(start: Callable[..., Program], tmp_path:
         assert server_of_run(unix) in workers
     assert program.stop() == 0
     assert program.told("left") is None
+
+
+@pytest.mark.parametrize(
+    ("servers", "said"),
+    [((), "at least one server"), (([],), r"cannot serve \[\]"), ((1,), "serve.first, second.")],
+)
+def test_serve_says_what_it_takes(servers: tuple[object, ...], said: str) -> None:
+    """Whatever else than servers is refused with a TypeError that names it and the way to write it."""
+    with pytest.raises(TypeError, match=said):
+        prefork.serve(*servers)
 
 
 def test_busy_listener_does_not_starve_the_others(start: Callable[..., Program]) -> None:
