@@ -6,13 +6,12 @@ attributes, file, environment, flags); ``resolve`` lets the last layer win, refu
 wrong by naming key, value, source and what is allowed, and remembers where each value came from.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import grp
 import pwd
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -34,8 +33,8 @@ from prefork.workers.units import (
     words,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+# No annotations as text (from __future__ …): here they are the data of the table, and to evaluate
+# them would take some ms of each start.
 
 AUTO: Final = "auto"
 DEFAULT: Final = "default"

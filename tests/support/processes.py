@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """One line of ``/proc/PID/stat``; pid and started (clock ticks since boot) identify it for ever."""
 
     pid: int
@@ -39,12 +38,11 @@ class Process:
 
 def process(pid: int) -> Process | None:
     """Return the process with this pid, also as a zombie; None when there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    text = _read(f"/proc/{pid}/stat").decode(errors="replace")
+    if not text:
         return None
     name, _, rest = text.partition("(")[2].rpartition(")")
-    fields = rest.split()
+    fields = rest.split(None, 20)
     cpu = (int(fields[11]) + int(fields[12])) / _TICK
     return Process(
         pid,
@@ -88,19 +86,32 @@ def is_alive(pid: int) -> bool:
 def _listed_children(pid: int) -> set[int]:
     listed: set[int] = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # or only that thread
-                listed.update(map(int, (thread / "children").read_text().split()))
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            listed.update(map(int, _read(f"/proc/{pid}/task/{thread}/children").split()))
     return listed
+
+
+def _read(path: str) -> bytes:
+    """Return what the kernel tells in a file, nothing when its process is gone; some tests ask all the time."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+    try:
+        return os.read(fd, 1 << 16)
+    except ProcessLookupError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def fds_of(pid: int | None = None) -> dict[int, str]:
     """Return the open descriptors of a process (this one by default) and what each is: ``{3: "socket:[4711]"}``."""
-    folder = Path("/proc", "self" if pid is None else str(pid), "fd")
+    folder = f"/proc/{'self' if pid is None else pid}/fd"
     held: dict[int, str] = {}
-    for entry in folder.iterdir():
+    for number in os.listdir(folder):
         try:
-            held[int(entry.name)] = str(entry.readlink())
+            held[int(number)] = os.readlink(f"{folder}/{number}")
         except FileNotFoundError:
             continue  # closed meanwhile, such as the one that lists this folder
     return held
