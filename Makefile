@@ -9,9 +9,11 @@ ARGS ?=
 bin := $(VENV)/bin
 needs_python := 3.11
 
-# What the stamps stand for: an environment with pip, with the package, with the tools of the tests.
+# What the stamps stand for: an environment with pip, with the package, with what the tests need, with
+# all tools.
 made := $(VENV)/.stamp-made
 installed := $(VENV)/.stamp-installed
+testable := $(VENV)/.stamp-testable
 equipped := $(VENV)/.stamp-equipped
 
 .PHONY: help demo test lint bench docs clean check-python check-venv
@@ -25,7 +27,7 @@ help: ## show this list
 demo: check-venv $(installed) ## serve the Mandelbrot set with one worker, then with one per core
 	@$(bin)/python examples/demo.py $(ARGS)
 
-test: check-venv $(equipped) ## run all tests (ARGS="-k upper" chooses some)
+test: check-venv $(testable) ## run all tests (ARGS="-k upper" chooses some)
 	$(bin)/python -m pytest $(ARGS)
 
 lint: check-venv $(equipped) ## check style and types
@@ -33,10 +35,10 @@ lint: check-venv $(equipped) ## check style and types
 	$(bin)/python -m ruff format --check .
 	$(bin)/python -m mypy
 
-bench: check-venv $(equipped) ## measure prefork beside the standard library (ARGS=--quick)
+bench: check-venv $(installed) ## measure prefork beside the standard library (ARGS=--quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
 
-docs: check-venv $(equipped) ## write the generated tables and plots
+docs: check-venv $(testable) ## write the generated tables and plots
 	$(bin)/python tests/unit/test_docs.py
 	$(bin)/python -m docs.images.policy
 
@@ -57,8 +59,13 @@ $(installed): $(made) pyproject.toml prefork/_version.py
 	@$(bin)/python -m pip install -qq --editable .
 	@touch $@
 
-$(equipped): $(installed) pyproject.toml
-	@echo "Installing the tools of the tests into $(VENV) ..."
+$(testable): $(installed) pyproject.toml
+	@echo "Installing what the tests need into $(VENV) ..."
+	@$(bin)/python -m pip install -qq --group test
+	@touch $@
+
+$(equipped): $(testable) pyproject.toml
+	@echo "Installing the other tools into $(VENV) ..."
 	@$(bin)/python -m pip install -qq --group dev
 	@touch $@
 
