@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tests.support.clients import Address
     from tests.support.server import Program
 
+pytestmark = pytest.mark.once  # a protocol: sockets and the environment
+
 ECHO = "tests.support.app:Echo"
 RUN = "tests.support.app:Run"
 UNITS = Path(__file__).parents[2] / "examples" / "systemd"

@@ -37,6 +37,8 @@ class Handler(prefork.StreamRequestHandler):
             self.wfile.write(b"%s %d" % (WORD.encode(), self.server.worker.generation))
 """
 
+pytestmark = pytest.mark.once  # who looks at files; the reloads are test_reload's
+
 ECHO = "tests.support.app:Echo"
 
 
