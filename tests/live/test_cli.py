@@ -19,6 +19,7 @@ from tests.support.clients import (
     ask_datagram,
     can_bind,
     connect,
+    listens,
     read_to_the_end,
     send,
     server_of,
@@ -180,7 +181,7 @@ def test_server_instance_and_factory(serving: Callable[..., Program], tmp_path: 
 def test_no_workers_serve_in_the_master(command: Callable[..., Program], tmp_path: Path) -> None:
     """For debuggers: the handler runs in the process that was started, and TERM still cleans up."""
     program = command("run", ECHO, "-w", "0", "-b", "unix:socket")
-    wait_until((tmp_path / "socket").exists, lambda: program.log)
+    wait_until(lambda: listens(tmp_path / "socket"), lambda: program.log)
     assert server_of(str(tmp_path / "socket")) == program.pid
     assert program.stop() == 0
     assert not (tmp_path / "socket").exists()
@@ -473,7 +474,7 @@ def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) 
         os.set_blocking(writer, True)
         arguments = ["run", RUN, "-b", "unix:socket", "-w", "1"]
         program = command(*arguments, stderr=writer)
-        wait_until((tmp_path / "socket").exists, "a server that listens")
+        wait_until(lambda: listens(tmp_path / "socket"), "a server that listens")
         for _ in range(50):
             assert ask(str(tmp_path / "socket"), "logging.getLogger().error('x' * 3000)")
         os.set_blocking(reader, False)
@@ -497,7 +498,7 @@ def test_closed_standard_streams(command: Callable[..., Program], tmp_path: Path
     """With 0, 1 and 2 closed, no listener and no scoreboard gets one of those numbers."""
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     program = command("run", RUN, "-b", "unix:socket", "-w", "1", before=closing)
-    wait_until((tmp_path / "socket").exists, "a server that listens")
+    wait_until(lambda: listens(tmp_path / "socket"), "a server that listens")
     links = "[os.readlink(f'/proc/self/fd/{n}') for n in range(3)]"
     assert ask(str(tmp_path / "socket"), links).count("/dev/null") == 3
     assert program.stop() == 0

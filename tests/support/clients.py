@@ -108,6 +108,15 @@ def reset_on_close(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+def listens(path: object) -> bool:
+    """Whether a server listens on the Unix socket with that path; its file is there a little sooner."""
+    try:
+        connect(str(path)).close()
+    except OSError:
+        return False
+    return True
+
+
 def can_bind(address: tuple[str, int]) -> bool:
     """Whether a new server (which sets SO_REUSEADDR, as servers do) can have this TCP address now."""
     with socket.socket(family_of(address), socket.SOCK_STREAM) as probe:
