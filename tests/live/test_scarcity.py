@@ -93,6 +93,24 @@ def test_worker_without_descriptors_can_be_stopped(start: Callable[..., Program]
         assert watch.seconds < 2.0
 
 
+def test_client_is_served_when_descriptors_come_back_during_a_stop(
+    start: Callable[..., Program],
+) -> None:
+    """A worker in want of descriptors goes at a stop only when nobody waits for it."""
+    program = start(serving(workers=1))
+    address = program.address()
+    worker = program.worker()
+    starve(worker)
+    with send(address, "patient") as client:
+        program.wait_logged(NO_DESCRIPTORS)
+        program.terminate()
+        program.wait_logged(f"pid={worker} asked to leave")
+        stays(lambda: worker in program.workers(), "it has left its client", span=0.3)
+        limit_descriptors(worker, 1024)
+        assert read_to_the_end(client) == f"{worker} patient"
+    assert program.wait() == 0
+
+
 def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Program]) -> None:
     """One worker in want of descriptors keeps no client from the others, and no stop from its end."""
     program = start(serving(workers=3))
