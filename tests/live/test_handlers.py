@@ -22,7 +22,7 @@ from tests.support.clients import (
     send,
     server_of,
 )
-from tests.support.processes import children_of, cpu_seconds, is_alive, process
+from tests.support.processes import cpu_seconds, is_alive, process
 from tests.support.sampling import ChildrenWatch
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, wait_until
@@ -344,7 +344,7 @@ def test_no_process_is_left_after_misbehaviour(start: Callable[..., Program]) ->
     assert program.stop() == 0
     program.wait_silent(ceiling=2)
     assert process(program.pid) is None
-    assert [child for child in children_of(os.getpid()) if not child.is_zombie] == []
+    assert program.leftovers() == []
 
 
 def test_handler_that_closes_the_server_harms_only_its_worker(

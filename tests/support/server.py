@@ -267,7 +267,13 @@ class Program:
         assert in_time, f"TERM has not ended {self.name} within {CEILING:g} s"
 
     def leftovers(self) -> list[str]:
-        """Return the live processes of its session, orphans that this process has adopted."""
+        """Return the live processes of its session, orphans that this process has adopted, that stay."""
+        end = time.monotonic() + 1  # who has closed its standard output has a moment yet to go
+        while (left := self._orphans()) and time.monotonic() < end:
+            time.sleep(0.005)
+        return left
+
+    def _orphans(self) -> list[str]:
         return [
             str(child)
             for child in children_of(os.getpid())
