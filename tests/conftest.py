@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,15 +53,16 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[.
     A process that a program leaves behind makes the test fail.
     """
     programs = request.node.stash.setdefault(_PROGRAMS, [])
+    ends = ExitStack()
 
     def start_program(source: str | Path | None, **options: object) -> Program:
         name = "program" if not programs else f"program{len(programs) + 1}"
         programs.append(Program(source, tmp_path, **{"name": name, **options}))
+        ends.callback(programs[-1].end)
         return programs[-1]
 
-    yield start_program
-    for program in programs:
-        program.end()
+    with ends:
+        yield start_program
 
 
 @pytest.hookimpl(wrapper=True)

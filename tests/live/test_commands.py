@@ -235,7 +235,7 @@ def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None
     assert done.out.splitlines()[0] in ("prefork: draining", "prefork: not ready")
 
 
-@pytest.mark.once  # ten seconds of its silence
+@pytest.mark.once  # a clock that is read, and ten seconds long
 def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None:
     """Status and top need nothing of it; after ten seconds without a look around they say it hangs, exit code 1."""
     program = pool()

@@ -92,17 +92,15 @@ def _listed_children(pid: int) -> set[int]:
 
 
 def _read(path: str) -> bytes:
-    """Return what the kernel tells in a file, nothing when its process is gone; some tests ask all the time."""
+    """Return a file of the kernel's, nothing when its process is gone.
+
+    Some tests ask thousands of times; pathlib would take three times as long.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY)
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-    try:
-        return os.read(fd, 1 << 16)
-    except ProcessLookupError:
-        return b""
-    finally:
-        os.close(fd)
 
 
 def fds_of(pid: int | None = None) -> dict[int, str]:
