@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import reprlib
 import threading
 import weakref
 from socketserver import BaseServer
@@ -248,7 +249,7 @@ def serve(
     for server in servers:
         if not isinstance(server, PreForkingMixIn):
             raise TypeError(
-                f"serve() cannot serve {server!r}: give it servers whose classes have "
+                f"serve() cannot serve {reprlib.repr(server)}: give it servers whose classes have "
                 "PreForkingMixIn, as in serve(first, second)"
             )
     leader = servers[0]
