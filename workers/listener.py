@@ -147,15 +147,18 @@ class Listener:
 
     def has_work(self) -> bool:
         """Tell whether something waits in the kernel's queue (any process)."""
-        # After shutdown() a Unix socket is readable for ever: nobody can tell from outside whether
-        # its queue is empty, but then nothing can have come late either.
+        # After shutdown() a Unix socket is readable for ever: poll() does not tell whether its
+        # queue is empty, but then nothing can have come late either.
         return any(
             events & select.POLLIN and not events & select.POLLRDHUP
             for _, events in self._poll.poll(0)
         )
 
     def is_empty(self) -> bool:
-        """Tell whether surely nothing waits in the kernel's queue; False, too, where nobody can tell."""
+        """Tell whether surely nothing waits in the kernel's queue.
+
+        False, too, for a Unix socket after shutdown(), which is readable for ever.
+        """
         return not self._poll.poll(0)
 
     def needs_draining(self) -> bool:

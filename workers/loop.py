@@ -103,7 +103,8 @@ class Loop:
         self._life = life
         self._bell = bell
         self._wakeup = wakeup
-        self._pressed = False
+        self._pressed: set[Source] = set()
+        """Those that cannot be taken from, for want of descriptors or memory."""
         self._fruitless = 0
         self._dry = False
         """Whether the last take said that nothing is queued."""
@@ -157,14 +158,24 @@ class Loop:
 
     def _drain(self) -> ExitKind:
         """Serve what the kernel has queued, then leave: nobody comes in any more."""
-        for source in self._sources.values():
-            # What is in an inherited socket's queue is for its other holder.
-            self._dry = source.listener.is_inherited
-            while not self._dry and self._reason is None:
-                now = monotonic_ns()
-                self._serve(source, now, now)
-                self._look_around()
+        # Nobody waits in it any more, and a worker at its limit has a descriptor to accept with.
+        self._epoll.close()
+        # What is in an inherited socket's queue is for its other holder.
+        left = [one for one in self._sources.values() if not one.listener.is_inherited]
+        while left and self._reason is None:
+            left = [source for source in left if not self._serve_queued(source)]
         return self._reason or ExitKind.RETIRED
+
+    def _serve_queued(self, source: Source) -> bool:
+        """Serve as long as something is queued and can be taken; tell whether nothing is left."""
+        self._dry = False
+        while not self._dry and self._reason is None:
+            now = monotonic_ns()
+            self._serve(source, now, now)
+            self._look_around()
+            if source in self._pressed:
+                break
+        return self._dry
 
     def settle_steps(self) -> None:
         """Look again which steps the servers leave as they are."""
@@ -296,26 +307,27 @@ class Loop:
         code = error.errno if isinstance(error, OSError) else 0
         if code in BROKEN:
             raise error
-        draining = self._writer.order() == Order.DRAIN
-        closed = draining and code == errno.EINVAL
-        self._dry = isinstance(error, BlockingIOError) or closed
-        if closed:
-            return  # a Unix socket whose intake is closed says so when its queue is empty
-        if draining and code in PRESSURE:
-            self._dry = source.listener.is_empty()  # accept() lacks something before it looks
+        # A Unix socket whose intake is closed says EINVAL when its queue is empty. The others ask
+        # for a descriptor and memory before they look whether there is somebody to accept.
+        if self._writer.order() == Order.DRAIN and (
+            code == errno.EINVAL or (code in PRESSURE and source.listener.is_empty())
+        ):
+            self._dry = True
+            return
+        self._dry = isinstance(error, BlockingIOError)
         self._fruitless += FRUITLESS_TRY if self._dry else 1
         bound_reached = self._fruitless >= FRUITLESS_BOUND
         if code in PRESSURE or code == 0 or (bound_reached and not self._dry):
             self._under_pressure(source, error)
-        if self._pressed or bound_reached:
+        if source in self._pressed or bound_reached:
             self._dry = self._dry or bound_reached
             for fd, _ in self._control.poll(PRESSURE_PAUSE * 1000):
                 self._heed(fd)
 
     def _under_pressure(self, source: Source, error: Exception) -> None:
         self._writer.count(SlotField.ACCEPT_FAILURES)
-        if not self._pressed:
-            self._pressed = True
+        if source not in self._pressed:
+            self._pressed.add(source)
             what = "cannot take requests, goes on trying"
             if isinstance(error, OSError):
                 log.event(
@@ -325,12 +337,12 @@ class Loop:
                 log.failure(logging.ERROR, self._identity, what, error, listener=source.listener)
 
     def _fruitful(self, source: Source) -> None:
-        self._fruitless = 0
-        if self._pressed:
-            self._pressed = False
+        if source in self._pressed:
+            self._pressed.remove(source)
             log.event(
                 logging.WARNING, self._identity, "takes requests again", listener=source.listener
             )
+        self._fruitless = len(self._pressed)  # so that the others are asked for, too
 
     def _reject(self, server: socketserver.BaseServer, request: Any) -> None:
         if self._account is not None:

@@ -7,11 +7,20 @@ import os
 import resource
 import signal
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.clients import ask, hangs_up, read_to_the_end, send
+from tests.support.clients import (
+    ask,
+    ask_datagram,
+    datagram_client,
+    hangs_up,
+    listens,
+    read_to_the_end,
+    send,
+)
 from tests.support.load import Load
 from tests.support.processes import cpu_seconds, fds_of
 from tests.support.server import ENDED, serving
@@ -80,33 +89,103 @@ def test_worker_without_descriptors_waits_and_recovers(start: Callable[..., Prog
     assert len(warnings_in(program)) <= 4, "more than one line per transition"
 
 
-def test_worker_without_descriptors_can_be_stopped(start: Callable[..., Program]) -> None:
-    """A worker in want of descriptors obeys a stop in time, though a client waits for it."""
-    program = start(serving(workers=1, graceful_timeout=1))
+@pytest.mark.parametrize("base", ["PreForkingTCPServer", "PreForkingUnixStreamServer"])
+def test_worker_without_descriptors_serves_who_waits_before_it_leaves(
+    start: Callable[..., Program], tmp_path: Path, base: str
+) -> None:
+    """A worker that is to leave has a descriptor for clients: the one that it waited with."""
+    where = {"address": str(tmp_path / "socket")} if "Unix" in base else {}
+    program = start(serving(workers=1, base=base, **where))
     address = program.address()
     worker = program.worker()
     starve(worker)
-    with send(address, "in vain"):
+    with send(address, "patient") as first, send(address, "patient") as second:
         program.wait_logged(NO_DESCRIPTORS)
-        watch = Stopwatch()
-        assert program.stop() == 0
-        assert watch.seconds < 2.0
+        took = Stopwatch()
+        program.terminate()
+        assert read_to_the_end(first) == read_to_the_end(second) == f"{worker} patient"
+    assert program.wait() == 0
+    assert took.seconds < 2.0
 
 
-def test_client_is_served_when_descriptors_come_back_during_a_stop(
-    start: Callable[..., Program],
+@needs_strace
+def test_worker_without_descriptors_leaves_when_nobody_waits(
+    start: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """A worker in want of descriptors goes at a stop only when nobody waits for it."""
+    """accept() fails before it looks into the queue: with an empty one, that is nobody's concern at a stop."""
+    program = start(serving(workers=1))
+    program.address()
+    with injected(program.worker(), "accept,accept4:error=ENFILE", log=tmp_path / "strace"):
+        took = Stopwatch()
+        assert program.stop() == 0
+        assert took.seconds < 2.0
+    assert warnings_in(program) == []
+
+
+@needs_strace
+def test_worker_without_descriptors_leaves_nobody_who_waits(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """At a stop, too, it goes on trying while a client waits, and serves it when there are descriptors again."""
     program = start(serving(workers=1))
     address = program.address()
     worker = program.worker()
-    starve(worker)
-    with send(address, "patient") as client:
-        program.wait_logged(NO_DESCRIPTORS)
-        program.terminate()
-        program.wait_logged(f"pid={worker} asked to leave")
-        stays(lambda: worker in program.workers(), "it has left its client", span=0.3)
-        limit_descriptors(worker, 1024)
+    with ExitStack() as clients:
+        with injected(worker, "accept,accept4:error=ENFILE", log=tmp_path / "strace"):
+            client = clients.enter_context(send(address, "patient"))
+            program.wait_logged("ENFILE")
+            program.terminate()
+            program.wait_logged(f"pid={worker} asked to leave")
+            stays(lambda: worker in program.workers(), "it has left its client", span=0.3)
+        assert read_to_the_end(client) == f"{worker} patient"
+    assert program.wait() == 0
+
+
+@needs_strace
+def test_shortage_at_one_listener_keeps_nobody_from_the_others(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """Datagrams need no descriptor: they are served, at a stop, too, and one line tells when connections are again."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Leader(prefork.PreForkingTCPServer):
+            workers = 1
+
+            def when_ready(self):
+                announce(*servers)
+
+        class Datagrams(prefork.PreForkingUDPServer):
+            pause = 0.1
+
+        log_to_stderr()
+        servers = [Leader(LOOPBACK, Echo), Datagrams(LOOPBACK, EchoDatagram)]
+        prefork.serve(*servers)
+        for server in servers:
+            server.server_close()
+    """)
+    tcp, udp = program.address(0), program.address(1)
+    worker = program.worker()
+    shortage = (worker, "accept,accept4:error=ENFILE")
+    with ExitStack() as clients:
+        with injected(*shortage, log=tmp_path / "strace"):
+            client = clients.enter_context(send(tcp, "patient"))
+            program.wait_logged("ENFILE")
+            for _ in range(3):
+                assert ask_datagram(udp) == f"{worker} hello"
+            assert len(warnings_in(program)) == 1
+        assert read_to_the_end(client) == f"{worker} patient"
+        program.wait_logged("takes requests again listener=tcp")
+        with injected(*shortage, log=tmp_path / "strace"):
+            client = clients.enter_context(send(tcp, "patient"))
+            program.wait_logged("ENFILE", times=2)
+            datagrams = [clients.enter_context(datagram_client(udp)) for _ in range(5)]
+            for one in datagrams:
+                one.send(b"queued")
+            program.terminate()
+            for one in datagrams:
+                assert one.recv(100) == b"%d queued" % worker
         assert read_to_the_end(client) == f"{worker} patient"
     assert program.wait() == 0
 
@@ -122,7 +201,7 @@ def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Pr
     assert load.lost == {}
     assert max(done.seconds for done in load.requests) < 1.0
     took = Stopwatch()
-    program.stop()
+    assert program.stop() == 0
     assert took.seconds < 2.0
 
 
@@ -328,7 +407,7 @@ def test_standard_streams_that_are_closed_or_full(
             server.serve_forever()
     """
     program = start(source, before=["sh", "-c", f'exec "$@" {closed}', "sh"])
-    wait_until(lambda: os.path.exists(path), "the socket file")
+    wait_until(lambda: listens(path), "a server that listens")
     wait_until(lambda: len(program.workers()) == 2, "two workers")
     for _ in range(5):
         hangs_up(path, "1 / 0")
