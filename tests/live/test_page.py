@@ -208,7 +208,7 @@ def test_every_state_is_told_by_letter_word_and_colour(site: Site, browser: Brow
         *("slot 1, starting", "slot 2, idle", "slot 3, busy", "slot 4, retiring", "slot 5, empty")
     ]
     assert browser.run(STATES)[3] == "busy"
-    assert "7s" in browser.texts("#grid button em")[3]
+    assert 7 <= int(browser.texts("#grid button em")[3].removesuffix("s")) < 60
     assert browser.text("#legend").split() == [
         *(
             "B",

@@ -122,14 +122,8 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 def title_of(pid: int) -> str:
-    """Return the process title as ``ps`` shows it."""
-    return (
-        Path(f"/proc/{pid}/cmdline")
-        .read_bytes()
-        .replace(b"\0", b" ")
-        .decode(errors="replace")
-        .strip()
-    )
+    """Return the process title as ``ps`` shows it, "" when the process is gone."""
+    return _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
 
 
 def cpu_seconds(pid: int) -> float:
