@@ -51,6 +51,9 @@ _IGNORED = tuple(
 _CHLD, _TERM, _USR1 = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGUSR1)
 _DEFAULT = int(signal.SIG_DFL)
 
+DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
+"""Asks for a stack dump that needs no bytecode to run: for a worker that has not answered USR1."""
+
 WAKE = b"\0"
 """What a worker writes into the master's wake-up pipe when the scoreboard has news. Never a signal number."""
 
@@ -280,12 +283,24 @@ def _set_dispositions(loop: Loop, report: int) -> None:
         {
             **dict.fromkeys(_IGNORED, operator.is_),
             _TERM: loop.terminated.setdefault,
+            _USR1: _stack_writer(report),
             _CHLD: _DEFAULT,
         }
     )
-    # Written in C by the signal handler, also while a C call holds the interpreter lock.
-    faulthandler.register(_USR1, file=report, all_threads=True)
+    # Written in C by the signal handler, also while a C call holds the interpreter lock. The frames
+    # of a worker that computes change meanwhile: of some hundred such dumps one killed its worker.
+    faulthandler.register(DUMP_AT_ONCE, file=report, all_threads=True)
     system.enlarge_signal_stack()
+
+
+def _stack_writer(report: int) -> Callable[[int, object], None]:
+    """Return a handler that writes the stacks of all threads between two bytecodes, when they hold still."""
+
+    def write_stacks(_number: int, _frame: object) -> None:
+        with contextlib.suppress(RecursionError):  # handlers nest when more of the signal comes
+            faulthandler.dump_traceback(report, all_threads=True)
+
+    return write_stacks
 
 
 def _set_title(title: str) -> None:

@@ -15,6 +15,9 @@ from prefork.workers.views import Kill, PoolView, WorkerView
 DUMP_TIME = 0.25
 """Seconds between a stack dump and the kill: faulthandler needs about 1 ms, a loaded machine more."""
 
+INSIST_TIME = 0.15
+"""Seconds after which a worker that has not answered is asked once more, in a way that needs no bytecode."""
+
 _NEVER = float("inf")
 
 

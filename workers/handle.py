@@ -43,6 +43,8 @@ class Handle(msgspec.Struct):
     dumped_at: float | None = None
     dump_due: float | None = None
     """When to show the stack dump that was asked for; None when the last one is in the log."""
+    insist_at: float | None = None
+    """When to insist on it; None when that was done, or was not needed."""
 
     def __str__(self) -> str:
         return str(self.info)

@@ -16,6 +16,7 @@ from typing import Any
 
 from prefork.workers import log, system
 from prefork.workers.bootstrap import (
+    DUMP_AT_ONCE,
     Crew,
     Lines,
     Tools,
@@ -24,7 +25,7 @@ from prefork.workers.bootstrap import (
     run_worker,
 )
 from prefork.workers.credentials import credentials_of
-from prefork.workers.deadlines import DUMP_TIME
+from prefork.workers.deadlines import DUMP_TIME, INSIST_TIME
 from prefork.workers.handle import Handle
 from prefork.workers.legacy import PoolLegacy
 from prefork.workers.listener import Listener
@@ -307,16 +308,18 @@ class Pool:
                 self._ask_dump(handle, now)
 
     def show_dumps(self, now: float) -> None:
-        """Log the stack dumps that were asked for a moment ago."""
+        """Log the stack dumps that were asked for a moment ago; insist on those that did not come."""
         for handle in self.handles.values():
+            if handle.insist_at is not None and now >= handle.insist_at:
+                self._insist_on_dump(handle)
             if handle.dump_due is not None and now >= handle.dump_due:
                 self._show_dump(handle)
 
     @property
     def dumps_due(self) -> float | None:
-        """The next instant at which there are dumps to show."""
-        due = [one.dump_due for one in self.handles.values() if one.dump_due is not None]
-        return min(due, default=None)
+        """The next instant at which there are dumps to insist on, or to show."""
+        instants = [(one.insist_at, one.dump_due) for one in self.handles.values()]
+        return min((at for pair in instants for at in pair if at is not None), default=None)
 
     def _dump_before_kill(self, handle: Handle, now: float) -> None:
         handle.dumped_at = now
@@ -331,15 +334,23 @@ class Pool:
         self._ask_dump(handle, now)
 
     def _ask_dump(self, handle: Handle, now: float) -> None:
+        if handle.dump_due is not None:
+            return  # one is on its way
         self.board.clear_report(handle.info.slot)
         self.board.rewind_report(handle.info.slot, handle.lines.report)
-        handle.dump_due = now + DUMP_TIME
+        handle.insist_at, handle.dump_due = now + INSIST_TIME, now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
+
+    def _insist_on_dump(self, handle: Handle) -> None:
+        """Ask the worker that has not answered once more: it is in a call of C, where its frames hold still."""
+        handle.insist_at = None
+        if not self.board.report(handle.info.slot):
+            system.send(handle.child, DUMP_AT_ONCE)
 
     def _show_dump(self, handle: Handle) -> None:
         if handle.dump_due is None:
             return
-        handle.dump_due = None
+        handle.insist_at = handle.dump_due = None
         state = self.board.state(handle.info.slot).name.lower()
         stacks = self._report(handle.info.slot)
         log.event(

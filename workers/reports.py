@@ -13,7 +13,12 @@ def printable(report: str) -> str:
 
 
 def without_masters_frames(report: str) -> str:
-    """Cut what lies below the worker's first frame in a stack dump; the traceback of a boot stays whole."""
+    """Cut what lies below the worker's first frame in a stack dump; the traceback of a boot stays whole.
+
+    So is the frame of what wrote the dump.
+    """
+    lines = report.splitlines()
+    report = "\n".join(line for line in lines if not line.endswith(" in write_stacks"))
     end = report.find(f" in {run_worker.__name__}\n")
     if end < 0 or "(most recent call first)" not in report[:end]:
         return report

@@ -126,7 +126,7 @@ def wait_for_end(child: Child) -> None:
         os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
 
 
-def send(child: Child, number: signal.Signals) -> None:
+def send(child: Child, number: int) -> None:
     """Signal the child; one that has ended already is no error."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(child.pidfd, number)

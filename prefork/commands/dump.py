@@ -21,6 +21,9 @@ ANSWER_TIME: Final = 1.0
 _MASTERS_FRAMES: Final = " in run_worker"
 """Where the frames of a worker end and those of the program that forked it begin."""
 
+_WRITER: Final = " in write_stacks"
+"""The frame of what has written the dump."""
+
 
 @click.command("dump", short_help="Print the stacks of every worker.")
 @which_pool
@@ -75,7 +78,7 @@ def readable(report: str) -> list[str]:
     for line in report.splitlines():
         if not line.startswith("  "):  # the next thread
             is_below = False
-        if not is_below:
+        if not is_below and not line.endswith(_WRITER):
             lines.append("    " + "".join(c if c.isprintable() else "\ufffd" for c in line))
         is_below = is_below or line.endswith(_MASTERS_FRAMES)
     return lines

@@ -7,6 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from tests.support.clients import ask, read_to_the_end, send, server_of
+from tests.support.load import Load
 from tests.support.processes import title_of, zombies_of
 from tests.support.server import serving
 from tests.support.waiting import let_pass, stays, wait_until
@@ -46,6 +47,20 @@ def test_usr1_writes_every_stack_to_the_log_and_disturbs_nobody(
         program.wait_logged("master.* status")
         assert read_to_the_end(client) == f"{busy} unharmed"
     assert program.workers() == workers
+
+
+def test_dumps_do_no_harm_to_a_worker_that_computes(start: Callable[..., Program]) -> None:
+    """Thousands of dumps of a worker under load cost nobody anything: none is of frames that change."""
+    program = start(serving(workers=1))
+    address = program.address()
+    worker = program.worker()
+    with Load(address, clients=3) as load:
+        for _ in range(3000):
+            os.kill(worker, signal.SIGUSR1)
+            let_pass(0.0002)
+    assert load.lost == {}
+    assert load.answered > 100
+    assert program.workers() == {worker}
 
 
 def test_usr1_again_shows_the_present_stack_only(start: Callable[..., Program]) -> None:
