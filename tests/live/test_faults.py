@@ -592,7 +592,10 @@ def held_by(pid: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for fd, link in fds_of(pid).items():
         if fd > 2:
-            info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+            try:
+                info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+            except FileNotFoundError:
+                continue  # a connection that was just closed
             flags = int(next(one for one in info.splitlines() if "flags" in one).split()[1], 8)
             kind = re.sub(r":\[\d+\]| \(deleted\)", "", link)
             found[f"pipe {'rw'[flags & os.O_ACCMODE]}" if kind == "pipe" else kind] += 1

@@ -229,7 +229,10 @@ def test_broken_code_leaves_everything_as_it_is(reloadable: Callable[..., Reload
             server.reload(board, fails=True)
             assert reason in board.reload_report()
             assert reason in program.log
-            assert board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED
+            wait_until(
+                lambda: board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED,
+                "the state says so",
+            )
         assert program.workers() == workers
         server.write(first="", version="2", settings="{}")
         server.reload(board)
