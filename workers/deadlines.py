@@ -13,7 +13,7 @@ from prefork.workers.states import ExitCause, ExitKind, Phase
 from prefork.workers.views import Kill, PoolView, WorkerView
 
 DUMP_TIME = 0.25
-"""Seconds between a stack dump and the kill: faulthandler needs about 1 ms, a loaded machine more."""
+"""Seconds between asking for a stack dump and the kill; some ms do, unless the worker has to be asked twice."""
 
 INSIST_TIME = 0.15
 """Seconds after which a worker that has not answered is asked once more, in a way that needs no bytecode."""

@@ -46,6 +46,7 @@ def test_usr1_writes_every_stack_to_the_log_and_disturbs_nobody(
             program.wait_logged(rf"pid={pid} stacks", ceiling=2)
         program.wait_logged("master.* status")
         assert read_to_the_end(client) == f"{busy} unharmed"
+    assert program.logged("write_stacks") == [], "what writes the dump is no part of it"
     assert program.workers() == workers
 
 
