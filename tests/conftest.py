@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "leaves_socket: the test means to leave a socket file behind"
     )
     config.addinivalue_line(
-        "markers", "once: has nothing to do with the interpreter; the CI runs it on one of them"
+        "markers", "once: the interpreter makes no difference to it; the CI runs it on one of them"
     )
     become_subreaper()
     # The time limit of a CI sends TERM: end in order then, so that no program under test is left.

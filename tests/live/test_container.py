@@ -297,8 +297,10 @@ def test_orphans_are_reaped_after_a_reload(contain: Contain) -> None:
     address = program.address()
     master = master_of(program)
     # One is there while the master becomes another image, and ends under the new one.
-    ask(address, "subprocess.run(['sh', '-c', 'sleep 4 &'])")
+    lingering = "(until [ -e reloaded ]; do sleep 0.02; done) &"
+    ask(address, f"subprocess.run(['sh', '-c', {lingering!r}])")
     reload(program, master)
+    program.stderr_path.with_name("reloaded").touch()
     for _ in range(10):
         ask(address, "subprocess.run(['sh', '-c', 'sleep 0.02 &'])")
     workers = {pid for pid in live_children_of(master) if "prefork" in title(pid)}

@@ -327,6 +327,7 @@ def test_demo_says_what_is_wrong(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.once  # one program and its signals
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_demo_interrupted(tmp_path: Path, number: int) -> None:
     """Ctrl-C, TERM and a closed terminal end the demo, its server and its workers, without a traceback."""

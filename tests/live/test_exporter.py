@@ -214,6 +214,7 @@ def test_silent_clients_keep_nobody_waiting(served: Observed) -> None:
             client.close()
 
 
+@pytest.mark.once  # a clock that is read, and five seconds long
 def test_client_has_five_seconds(served: Observed) -> None:
     """A client that sends its request byte by byte is cut off after five seconds, and keeps nobody waiting meanwhile."""
     before = len(sockets_of(served.pid))
@@ -288,6 +289,7 @@ def burners(start: Callable[..., Program], count: int) -> Iterator[None]:
             program.popen.wait()
 
 
+@pytest.mark.once  # how quick it is
 @pytest.mark.parametrize("path", ["/metrics", "/readyz", "/status"])
 def test_answers_when_all_is_busy(start: Callable[..., Program], path: str) -> None:
     """With every worker in a request that burns its core, and more processes than cores, it answers promptly."""
@@ -319,6 +321,7 @@ def test_answers_when_the_master_is_stopped(start: Callable[..., Program]) -> No
         program.signal(signal.SIGCONT)
 
 
+@pytest.mark.once  # a clock that is read, and four seconds long
 def test_master_that_stood_still_does_not_blame_it(start: Callable[..., Program]) -> None:
     """A master that was stopped for longer than the metrics process may be silent does not replace it."""
     program = start("import prefork.observer\nprefork.observer.SILENCE = 1.5\n" + observed())
@@ -402,6 +405,7 @@ def test_stopped_process_is_replaced(start: Callable[..., Program]) -> None:
     assert len(program.logged("gives no sign of life, killed")) == 1
 
 
+@pytest.mark.once  # a clock that is read, and three seconds long
 def test_process_that_cannot_boot_is_tried_seldom(start: Callable[..., Program]) -> None:
     """One that dies at once is started once a second at most, told once, and the pool serves on."""
     program = start("""

@@ -77,7 +77,7 @@ def test_last_idle_worker_that_becomes_busy_grows_the_pool(start: Callable[..., 
     assert program.logged("resized old=2 new=3 why=load")
 
 
-@pytest.mark.once
+@pytest.mark.once  # the pace of the policy, which is arithmetic
 def test_pool_shrinks_to_its_floor_and_loses_no_request(start: Callable[..., Program]) -> None:
     """When load ends workers leave one at a time, oldest first, while a client goes on being served."""
     program = start(serving("Echo", workers=2, max_children=8, min_spare=1, max_spare=2, pause=0.3))
@@ -136,6 +136,7 @@ def test_slow_boots_cause_no_storm_of_forks(start: Callable[..., Program]) -> No
         wait_until(lambda: busy(board) == 12, "all clients have a worker")
 
 
+@pytest.mark.once  # what it costs
 def test_pool_that_follows_load_idles_for_next_to_nothing(start: Callable[..., Program]) -> None:
     """Watching load costs an idle pool nothing: under 0.5 % of a core."""
     program = start(serving(workers=4, max_children=16, min_spare=2))

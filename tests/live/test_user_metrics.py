@@ -215,7 +215,7 @@ def test_totals_survive_a_storm_of_kills(shop: Program, directory: Path) -> None
     client.start()
     try:
         watch = Stopwatch()
-        while watch.seconds < 4:
+        while watch.seconds < 2:
             for victim in sorted(live_children_of(shop.pid) - {observer})[:1]:
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
@@ -227,7 +227,7 @@ def test_totals_survive_a_storm_of_kills(shop: Program, directory: Path) -> None
     wait_until(lambda: len(workers_of(shop)) == 2, "two workers")
 
     totals.append(seen(fetch(address)))
-    assert kills > 20
+    assert kills > 10
     assert totals == sorted(totals)
     assert answered[0] > 20
     assert totals[-1] >= answered[0]

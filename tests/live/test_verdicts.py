@@ -63,6 +63,7 @@ def test_crash_loop_is_retried_by_default(start: Callable[..., Program]) -> None
     assert program.stop() == 0
 
 
+@pytest.mark.once  # one number
 def test_command_line_exits_with_5(start: Callable[..., Program], tmp_path: object) -> None:
     """The command line's exit code of a crash loop is 5."""
     application = f"{tmp_path}/fragile.py"

@@ -177,6 +177,7 @@ def test_low_load_is_spread_over_the_workers(start: Callable[..., Program]) -> N
     assert most <= 2 * 1600 / 8
 
 
+@pytest.mark.once  # what it costs
 @pytest.mark.parametrize("metrics", [None, "127.0.0.1:0"], ids=["alone", "with metrics"])
 def test_idle_pool_costs_next_to_nothing(
     start: Callable[..., Program], metrics: str | None
