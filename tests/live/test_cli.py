@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 ECHO = "tests.support.app:Echo"
 RUN = "tests.support.app:Run"
+
+HANGS = "while True:\n    time.sleep(0.01)\n"
+"""Goes on until a signal ends it. An Event's wait() could begin just after the signal, and never end."""
 
 
 @pytest.fixture
@@ -281,7 +285,7 @@ def test_term_while_the_application_is_imported(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
     """A start can be stopped at any moment, without a traceback."""
-    write(tmp_path, "tell('importing')\nthreading.Event().wait()\n")
+    write(tmp_path, "tell('importing')\n" + HANGS)
     program = command("app.py:Echo")
     program.told("importing")
     assert program.stop() == 0
@@ -318,8 +322,7 @@ def test_second_term_does_not_wait_for_a_constructor(
         "        signal.set_wakeup_fd(writer)\n"
         "        tell('hangs')\n"
         "        os.read(reader, 1)\n"
-        "        tell('noted')\n"
-        "        threading.Event().wait()\n",
+        "        tell('noted')\n" + textwrap.indent(HANGS, " " * 8),
     )
     program = command("app.py:Hanging", "-p", "pid")
     program.told("hangs")
