@@ -246,7 +246,7 @@ def test_stuck_handler_is_killed_at_the_graceful_timeout(start: Callable[..., Pr
     """A request that never ends holds a stop for graceful_timeout; its stack is logged, then it is killed."""
     program = start(serving("TellingRun", workers=2, graceful_timeout=0.5))
     with send(
-        program.address(), "signal.pthread_sigmask(signal.SIG_BLOCK, [15]) or time.sleep(1000)"
+        program.address(), "[signal.pthread_sigmask(signal.SIG_BLOCK, [15]), time.sleep(1000)]"
     ):
         busy = program.told("busy")
         watch = Stopwatch()

@@ -57,16 +57,9 @@ class Browser:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
-        # A session of its own: what it leaves behind is told from the programs of the tests.
-        self._process = subprocess.Popen(
-            [str(_driver()), "--port=0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=self._folder.name,
-            start_new_session=True,
-        )
+        self._process, port = _start_driver(self._folder.name)
+        self._base = f"http://127.0.0.1:{port}"
         try:
-            self._base = f"http://127.0.0.1:{self._port()}"
             self._session = (
                 "/session/" + self._call("POST", "/session", self._wishes())["sessionId"]
             )
@@ -176,13 +169,6 @@ class Browser:
         }
         return {"capabilities": {"alwaysMatch": wishes}}
 
-    def _port(self) -> int:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if found := re.search(rb"started successfully on port (\d+)", line):
-                return int(found[1])
-        raise AssertionError("chromedriver ended and told no port")
-
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
         request = urllib.request.Request(self._base + path, data, method=method)
@@ -207,3 +193,24 @@ def wait_text(browser: Browser, selector: str, part: str, ceiling: float = SLOW)
         ceiling,
         poll=0.05,
     )
+
+
+def _start_driver(folder: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Return chromedriver and its port; it ends where the port that it got for IPv4 is taken for IPv6."""
+    told: list[bytes] = []
+    for _ in range(5):
+        # A session of its own: what it leaves behind is told from the programs of the tests.
+        process = subprocess.Popen(
+            [str(_driver()), "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            told.append(line)
+            if found := re.search(rb"started successfully on port (\d+)", line):
+                return process, int(found[1])
+        process.communicate()
+    raise AssertionError(f"chromedriver ended and told no port: {b''.join(told)!r}")
