@@ -604,6 +604,7 @@ def with_package(package: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(package), environment()["PYTHONPATH"]])}
 
 
+@pytest.mark.once  # numbers that are compared
 @pytest.mark.parametrize(
     ("module", "old"),
     [("workers/scoreboard.py", "\nVERSION = "), ("handover.py", "FORMAT: Final = ")],

@@ -25,6 +25,8 @@ from prefork.metrics.names import METRICS, Type
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.once  # text
+
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FORMATS = pytest.mark.parametrize(
     ("accept", "read"),
