@@ -5,7 +5,6 @@ Made by the master just before the fork, used in the worker.
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Callable
 from socketserver import UDPServer
@@ -17,30 +16,34 @@ from prefork.workers.waits import STAMP_BYTES, QueueWaits, wait_of_datagram
 ROUND = range(16)
 """Room for the datagrams of one round: what is done once a round costs each next to nothing."""
 
-Receive = Callable[[], tuple[bytes, Any]]
-"""Receives a datagram, which may have to be cut, and its sender's address."""
+MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
+
+Receive = Callable[[int, int], tuple[bytes, Any]]
+"""Receives a datagram and its sender's address, as ``socket.recvfrom()``: of so many bytes, with these flags."""
 
 
 class Datagrams:
     """The socket of a server that receives as ``UDPServer`` does.
 
     It is not set non-blocking: handlers reply through it, and those sends have to be able to
-    wait. One byte more than allowed tells a datagram that was cut.
+    wait.
+
+    size: the longest datagram. most: what is to be received: the byte more tells one that was cut.
     """
 
     def __init__(self, server: UDPServer, writer: SlotWriter) -> None:
         self.socket = server.socket
         self.size = server.max_packet_size
+        self.most = self.size + 1
         self._writer = writer
-        flags = int(socket.MSG_DONTWAIT)
-        self._receive = functools.partial(self.socket.recvfrom, self.size + 1, flags)
+        self._receive = self.socket.recvfrom
 
     def take(self) -> tuple[Any, Any]:
         """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
         # As in next_round(), written out: for a lone datagram another call shows.
         if self.socket.gettimeout():
             self.socket.settimeout(None)
-        data, address = self._receive()
+        data, address = self._receive(self.most, MSG_DONTWAIT)
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
     def next_round(self) -> tuple[Receive, range]:
@@ -70,15 +73,11 @@ class MeasuredDatagrams(Datagrams):
         self._every = every
         self._left = 0
         """How many may come before one has to be measured."""
-        flags = int(socket.MSG_DONTWAIT)
-        self._receive_stamped = functools.partial(
-            self.socket.recvmsg, self.size + 1, STAMP_BYTES, flags
-        )
 
     def take(self) -> tuple[Any, Any]:
         """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
         receive, _ = self.next_round()
-        data, address = receive()
+        data, address = receive(self.most, MSG_DONTWAIT)
         self.count(1)
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
@@ -93,8 +92,8 @@ class MeasuredDatagrams(Datagrams):
         """Take off what has come."""
         self._left -= received
 
-    def _receive_measured(self) -> tuple[bytes, Any]:
-        data, ancillary, _, address = self._receive_stamped()
+    def _receive_measured(self, most: int, flags: int) -> tuple[bytes, Any]:
+        data, ancillary, _, address = self.socket.recvmsg(most, STAMP_BYTES, flags)
         self._waits.note(wait_of_datagram(ancillary))
         self._left = self._every
         return data, address

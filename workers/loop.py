@@ -23,7 +23,7 @@ from typing import Any
 
 from prefork.workers import log
 from prefork.workers.accounting import AT_ONCE_NS, Overlapping, account_for
-from prefork.workers.datagrams import Datagrams
+from prefork.workers.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.listener import BROKEN, PRESSURE
 from prefork.workers.scoreboard import (
     ORDER,
@@ -33,7 +33,7 @@ from prefork.workers.scoreboard import (
     SlotField,
     SlotWriter,
 )
-from prefork.workers.source import Source
+from prefork.workers.source import Source, is_made_plainly
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.witness import Witness
 
@@ -250,22 +250,34 @@ class Loop:
         """
         server, writer, account_short = source.server, self._writer, self._writer.account_short
         sock, size, timeout = datagrams.socket, datagrams.size, datagrams.socket.gettimeout
+        most, new = datagrams.most, object.__new__
         while True:
             receive, room = datagrams.next_round()
-            handler = source.handler_class()
+            handler_class = source.handler_class()
+            plain = is_made_plainly(handler_class)
             writer.round_over, done = False, 0
             writer.words[REQUEST_NS] = begun = since = now
             limit = now + SHORTEST_NS
             for done in room:
                 try:
-                    data, address = receive()
+                    data, address = receive(most, MSG_DONTWAIT)
                 except Exception as error:  # noqa: BLE001 - as in _serve()
                     self._end_round(source, datagrams, done, done, now - begun)
                     self._nothing_taken(source, error)
                     return now
                 request = (data if len(data) <= size else datagrams.cut(data)), sock
                 try:
-                    handler(request, address, server)
+                    if plain:  # what calling the class does, in three calls of five: 0.2 µs less
+                        handler = new(handler_class)
+                        handler.request = request
+                        handler.client_address = address
+                        handler.server = server
+                        try:
+                            handler.handle()
+                        finally:
+                            handler.finish()
+                    else:
+                        handler_class(request, address, server)
                 except Exception:  # noqa: BLE001 - as in _serve()
                     self._end_round(source, datagrams, done + 1, done, now - begun)
                     return self._fail(server, request, address, now)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from socketserver import BaseServer, TCPServer, UDPServer
+from socketserver import BaseRequestHandler, BaseServer, TCPServer, UDPServer
 from typing import Any, TypeGuard
 
 from prefork.workers import quiet
@@ -107,6 +107,21 @@ class Source:
         if self.waits is not None:
             take = _measured_take(take, self.waits, self._sample_every)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
+
+
+def is_made_plainly(handler_class: Any) -> bool:
+    """Tell whether to call it is to set three attributes, to ``handle()`` and to ``finish()``.
+
+    With an ``__init__()``, a ``__new__()``, a ``setup()`` or a metaclass's ``__call__()`` of its own,
+    or as something else than a class, it may be anything. ``finish()`` may be the object's own,
+    which ``handle()`` has given it.
+    """
+    return (
+        type(handler_class).__call__ is type.__call__
+        and handler_class.__new__ is object.__new__
+        and getattr(handler_class, "__init__", None) is BaseRequestHandler.__init__
+        and getattr(handler_class, "setup", None) is BaseRequestHandler.setup
+    )
 
 
 def _stream_take(server: BaseServer, sock: socket.socket, listener: Listener) -> Take:

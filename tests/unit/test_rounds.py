@@ -9,7 +9,8 @@ import socket
 import socketserver
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -34,6 +35,7 @@ from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
 SLOW_NS = 3 * SHORTEST_NS
 
@@ -312,6 +314,101 @@ def test_another_handler_class_counts_from_the_next_round(bench: Bench) -> None:
     sent = numbered(100)
     assert bench.serve(*sent) + others == [*sent, b"last"]
     assert len(others) >= 100 - 20 - len(ROUND)
+
+
+class _Made(socketserver.BaseRequestHandler):
+    """Writes into its class's journal what is done to it; a subclass is made in a way of its own."""
+
+    journal: ClassVar[list[str]] = []
+    react: ClassVar[Callable[[Any], object]] = bool
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self.journal.append(f"{name} set")
+        super().__setattr__(name, value)
+
+    def handle(self) -> None:
+        self.journal.append("handle")
+        type(self).react(self)
+
+    def finish(self) -> None:
+        self.journal.append("finish")
+
+
+class _SetUp(_Made):
+    def setup(self) -> None:
+        self.journal.append("setup")
+
+
+class _Initialised(_Made):
+    def __init__(self, *arguments: Any) -> None:
+        self.journal.append("init")
+        super().__init__(*arguments)
+
+
+class _New(_Made):
+    def __new__(cls, *_arguments: Any) -> Self:
+        cls.journal.append("new")
+        return super().__new__(cls)
+
+
+class _Calling(type):
+    def __call__(cls, *arguments: Any) -> object:
+        vars(_Made)["journal"].append("call")
+        return super().__call__(*arguments)
+
+
+class _Called(_Made, metaclass=_Calling):
+    pass
+
+
+class _OwnFinish(_Made):
+    def handle(self) -> None:
+        self.finish = lambda: self.journal.append("own finish")  # type: ignore[method-assign]
+        super().handle()
+
+
+class _Raises(_Made):
+    def handle(self) -> None:
+        super().handle()
+        raise RuntimeError("on purpose")
+
+
+class _RaisesLate(_Made):
+    def finish(self) -> None:
+        super().finish()
+        raise RuntimeError("on purpose")
+
+
+def function(request: Any, _client_address: Any, _server: Any) -> None:
+    """Handle without a class."""
+    _Made.journal.append("function")
+    _Made.react(SimpleNamespace(request=request))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [_Made, _SetUp, _Initialised, _New, _Called, _OwnFinish, _Raises, _RaisesLate, function],
+    ids=lambda given: given.__name__.strip("_"),
+)
+def test_handler_is_made_as_by_calling_it(
+    bench: Bench, given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is given as the handler class, in a round happens to it what happens when it is called."""
+    called: list[str] = []
+    monkeypatch.setattr(_Made, "journal", called)
+    with contextlib.suppress(RuntimeError):
+        given((b"", None), None, bench.server)
+
+    served: list[str] = []
+    monkeypatch.setattr(_Made, "journal", served)
+    monkeypatch.setattr(
+        _Made, "react", lambda handler: bench.actions.get(handler.request[0], bool)(handler)
+    )
+    bench.server.RequestHandlerClass = given
+    bench.server.handle_error = lambda *_: None
+    bench.serve(*numbered(50))
+    assert called
+    assert served == called * 51
 
 
 @pytest.mark.parametrize("name", ["verify_request", "process_request", "close_request"])
