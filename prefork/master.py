@@ -254,6 +254,7 @@ class Master:
         for listener in self._listeners:
             listener.assert_nonblocking()
         self._step_reload(now)
+        self.pool.insist_on_dumps(now)
         view = self._sizing.look_at_memory(self._view(now))
         plan = decide(view, self._settings, now)
         self._enter(plan.phase)

@@ -287,8 +287,8 @@ def _set_dispositions(loop: Loop, report: int) -> None:
             _CHLD: _DEFAULT,
         }
     )
-    # Written in C by the signal handler, also while a C call holds the interpreter lock. The frames
-    # of a worker that computes change meanwhile: of some hundred such dumps one killed its worker.
+    # Written in C by the signal handler, also while a C call holds the interpreter lock. Where a
+    # thread computes, frames change meanwhile: of some hundred such dumps one killed its worker.
     faulthandler.register(DUMP_AT_ONCE, file=report, all_threads=True)
     system.enlarge_signal_stack()
 
@@ -297,8 +297,10 @@ def _stack_writer(report: int) -> Callable[[int, object], None]:
     """Return a handler that writes the stacks of all threads between two bytecodes, when they hold still."""
 
     def write_stacks(_number: int, _frame: object) -> None:
-        with contextlib.suppress(RecursionError):  # handlers nest when more of the signal comes
+        try:  # noqa: SIM105 - suppress() needs more frames than what it protects
             faulthandler.dump_traceback(report, all_threads=True)
+        except RecursionError:  # handlers nest when more of the signal comes
+            pass
 
     return write_stacks
 

@@ -45,6 +45,8 @@ class Handle(msgspec.Struct):
     """When to show the stack dump that was asked for; None when the last one is in the log."""
     insist_at: float | None = None
     """When to insist on it; None when that was done, or was not needed."""
+    doomed: bool = False
+    """Whether it is to be killed after that dump."""
 
     def __str__(self) -> str:
         return str(self.info)

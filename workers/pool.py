@@ -304,14 +304,20 @@ class Pool:
     def ask_dumps(self, now: float) -> None:
         """Have every worker write its stacks; ``show_dumps`` puts them into the log a moment later."""
         for handle in self.handles.values():
-            if handle.ready_at is not None:
+            if handle.ready_at is not None and handle.dump_due is None:
                 self._ask_dump(handle, now)
 
-    def show_dumps(self, now: float) -> None:
-        """Log the stack dumps that were asked for a moment ago; insist on those that did not come."""
+    def insist_on_dumps(self, now: float) -> None:
+        """Ask those once more that have not answered; before it is decided who is killed."""
         for handle in self.handles.values():
             if handle.insist_at is not None and now >= handle.insist_at:
-                self._insist_on_dump(handle)
+                handle.insist_at = None
+                if not self.board.report(handle.info.slot):
+                    self._insist_on_dump(handle, now)
+
+    def show_dumps(self, now: float) -> None:
+        """Log the stack dumps that were asked for a moment ago."""
+        for handle in self.handles.values():
             if handle.dump_due is not None and now >= handle.dump_due:
                 self._show_dump(handle)
 
@@ -322,7 +328,7 @@ class Pool:
         return min((at for pair in instants for at in pair if at is not None), default=None)
 
     def _dump_before_kill(self, handle: Handle, now: float) -> None:
-        handle.dumped_at = now
+        handle.dumped_at, handle.doomed = now, True
         self._ask_dump(handle, now)
 
     def _note_slow(self, handle: Handle, now: float) -> None:
@@ -334,23 +340,29 @@ class Pool:
         self._ask_dump(handle, now)
 
     def _ask_dump(self, handle: Handle, now: float) -> None:
-        if handle.dump_due is not None:
-            return  # one is on its way
+        # One that is on its way is asked for anew: it may be of the moment before the request.
         self.board.clear_report(handle.info.slot)
         self.board.rewind_report(handle.info.slot, handle.lines.report)
         handle.insist_at, handle.dump_due = now + INSIST_TIME, now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
 
-    def _insist_on_dump(self, handle: Handle) -> None:
-        """Ask the worker that has not answered once more: it is in a call of C, where its frames hold still."""
-        handle.insist_at = None
-        if not self.board.report(handle.info.slot):
-            system.send(handle.child, DUMP_AT_ONCE)
+    def _insist_on_dump(self, handle: Handle, now: float) -> None:
+        """Have the signal handler itself write the stacks, which kills a worker whose frames change meanwhile.
+
+        Those of one that is to be killed anyway, or whose only thread is in a call of C.
+        """
+        if handle.doomed:
+            handle.dumped_at = now - INSIST_TIME  # the kill waits for it, too
+        elif not system.is_busy_alone(handle.child, signal.SIGUSR1):
+            return
+        handle.dump_due = now + DUMP_TIME - INSIST_TIME
+        system.send(handle.child, DUMP_AT_ONCE)
 
     def _show_dump(self, handle: Handle) -> None:
         if handle.dump_due is None:
             return
         handle.insist_at = handle.dump_due = None
+        handle.doomed = False
         state = self.board.state(handle.info.slot).name.lower()
         stacks = self._report(handle.info.slot)
         log.event(

@@ -6,16 +6,16 @@ from prefork.workers.bootstrap import run_worker
 
 
 def printable(report: str) -> str:
-    """Escape a report line by line: its bytes are a worker's."""
+    """Replace what a terminal would obey, line by line: a report's bytes are a worker's."""
     return "\n".join(
         "".join(c if c.isprintable() else "\ufffd" for c in line) for line in report.splitlines()
     )
 
 
 def without_masters_frames(report: str) -> str:
-    """Cut what lies below the worker's first frame in a stack dump; the traceback of a boot stays whole.
+    """Cut what lies below the worker's first frame in a stack dump, and the frame of what wrote it.
 
-    So is the frame of what wrote the dump.
+    The traceback of a boot stays whole.
     """
     lines = report.splitlines()
     report = "\n".join(line for line in lines if not line.endswith(" in write_stacks"))

@@ -132,6 +132,20 @@ def send(child: Child, number: int) -> None:
         signal.pidfd_send_signal(child.pidfd, number)
 
 
+def is_busy_alone(child: Child, number: int) -> bool:
+    """Tell whether the child has one thread, and whether that has received a signal of this number.
+
+    A stopped one has not, nor one that gets no processor.
+    """
+    try:
+        with open(f"/proc/{child.pid}/status", encoding="ascii", errors="replace") as status:
+            facts = {name: value for name, _, value in (line.partition(":\t") for line in status)}
+    except OSError:  # it has ended, or this process has no descriptor left
+        return False
+    pending = int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
+    return int(facts["Threads"]) == 1 and not pending >> (number - 1) & 1
+
+
 def hold_process(pid: int) -> int:
     """Return a pidfd of a process that is no child of this one (the command line and a running master).
 

@@ -12,7 +12,7 @@ import pytest
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import ExitKind
 from tests.support.board import board_of
-from tests.support.clients import ask, connect, read_to_the_end, send_line
+from tests.support.clients import ask, connect, read_to_the_end, send, send_line
 from tests.support.load import Load
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
@@ -122,6 +122,35 @@ def test_slow_request_is_reported_once_and_goes_on(start: Callable[..., Program]
         assert board.pool(PoolField.SLOW_REQUESTS) == 1
     assert ask(address, "time.sleep(0.4) or 8").endswith(" 8")
     wait_until(lambda: len(program.logged("has a slow request")) == 2, "the second one, too")
+
+
+def test_slow_request_gets_a_dump_of_its_own(start: Callable[..., Program]) -> None:
+    """A dump that was asked for just before, of an idle worker, is not taken for the slow request's."""
+    program = start(serving("Run", workers=1, slow_request=0.1))
+    address = program.address()
+    with board_of(program.pid) as board:
+        program.signal(signal.SIGUSR1)
+        wait_until(lambda: board.report(0), "the stacks of the idle worker")
+    assert ask(address, "time.sleep(0.6) or 7").endswith(" 7")
+    program.wait_logged(" stacks .*")
+    assert "in handle" in program.log
+
+
+def test_master_that_is_slow_insists_before_it_kills(start: Callable[..., Program]) -> None:
+    """However seldom the master looks, a worker in a call of C has its stacks in the log before it is killed."""
+    program = start("""
+        from tests.support.app import *
+
+        def service_actions(self):
+            time.sleep(0.4)
+            self.collect_children()
+
+        serve(Run, workers=1, request_timeout=0.5, service_actions=service_actions)
+    """)
+    with send(program.address(), "sum(range(10**12))"):
+        program.wait_logged("killed cause=request_timeout")
+    assert "in handle" in program.log
+    assert "(no answer)" not in program.log
 
 
 def test_requests_add_up(start: Callable[..., Program]) -> None:

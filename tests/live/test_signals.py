@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.clients import ask, read_to_the_end, send, server_of
 from tests.support.load import Load
-from tests.support.processes import title_of, zombies_of
+from tests.support.processes import cpu_seconds, title_of, zombies_of
 from tests.support.server import serving
 from tests.support.waiting import let_pass, stays, wait_until
 
@@ -128,6 +128,21 @@ def test_stopped_master_goes_on_where_it_was(start: Callable[..., Program]) -> N
     program.signal(signal.SIGCONT)
     wait_until(lambda: program.workers() - workers, "the dead worker replaced", ceiling=1)
     assert program.workers() > workers - {min(workers)}
+
+
+def test_nobody_is_insisted_on_whose_threads_go_on(start: Callable[..., Program]) -> None:
+    """A worker with threads that is in a call of C gives no stacks for USR1, and finishes its request."""
+    program = start(serving("TellingRun", workers=1))
+    thread = "threading.Thread(target=time.sleep, args=(2,)).start()"
+    long_call = "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 5_000_000)"
+    with send(program.address(), f"[{thread}, {long_call}, 7][-1]") as client:
+        worker = program.told("busy")
+        wait_until(lambda: cpu_seconds(worker) > 0.2, "a worker in its long call")
+        program.signal(signal.SIGUSR1)
+        program.wait_logged(" stacks state=busy")
+        wait_until(lambda: "(no answer)" in program.log, "the whole entry")
+        assert read_to_the_end(client).endswith(" 7")
+    assert program.logged("exited cause=") == []
 
 
 def test_deadlines_stand_still_while_the_master_is_stopped(start: Callable[..., Program]) -> None:
