@@ -353,7 +353,7 @@ class Pool:
         """
         if handle.doomed:
             handle.dumped_at = now - INSIST_TIME  # the kill waits for it, too
-        elif not system.is_busy_alone(handle.child, signal.SIGUSR1):
+        elif not system.has_received_alone(handle.child, signal.SIGUSR1):
             return
         handle.dump_due = now + DUMP_TIME - INSIST_TIME
         system.send(handle.child, DUMP_AT_ONCE)

@@ -117,10 +117,12 @@ def is_made_plainly(handler_class: Any) -> bool:
     which ``handle()`` has given it.
     """
     return (
-        type(handler_class).__call__ is type.__call__
+        isinstance(handler_class, type)
+        and issubclass(handler_class, BaseRequestHandler)
+        and type(handler_class).__call__ is type.__call__
         and handler_class.__new__ is object.__new__
-        and getattr(handler_class, "__init__", None) is BaseRequestHandler.__init__
-        and getattr(handler_class, "setup", None) is BaseRequestHandler.setup
+        and handler_class.__init__ is BaseRequestHandler.__init__
+        and handler_class.setup is BaseRequestHandler.setup
     )
 
 

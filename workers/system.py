@@ -132,7 +132,7 @@ def send(child: Child, number: int) -> None:
         signal.pidfd_send_signal(child.pidfd, number)
 
 
-def is_busy_alone(child: Child, number: int) -> bool:
+def has_received_alone(child: Child, number: int) -> bool:
     """Tell whether the child has one thread, and whether that has received a signal of this number.
 
     A stopped one has not, nor one that gets no processor.

@@ -203,7 +203,7 @@ def _start_driver(folder: str) -> tuple[subprocess.Popen[bytes], int]:
         process = subprocess.Popen(
             [str(_driver()), "--port=0"],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.DEVNULL,  # the browser's chatter would fill a pipe that nobody reads
             cwd=folder,
             start_new_session=True,
         )

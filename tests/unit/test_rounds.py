@@ -411,6 +411,21 @@ def test_handler_is_made_as_by_calling_it(
     assert served == called * 51
 
 
+def test_handler_class_that_is_none_costs_requests_not_the_worker(bench: Bench) -> None:
+    """Where a handler has put something in its class's place that cannot be called, each request fails by itself."""
+    errors: list[bytes] = []
+
+    def note(request: Any, _: Any) -> None:
+        errors.append(request[0])
+        if request[0] == b"last":
+            bench.loop.leave(ExitKind.RETIRED)
+
+    bench.server.handle_error = note
+    bench.server.RequestHandlerClass = None
+    bench.serve(*numbered(50))
+    assert errors == [*numbered(50), b"last"]
+
+
 @pytest.mark.parametrize("name", ["verify_request", "process_request", "close_request"])
 def test_server_with_a_step_of_its_own_has_no_rounds(name: str) -> None:
     """Where something stands between the socket and the handler, each datagram goes the whole way."""
