@@ -69,11 +69,21 @@ class Source:
         one_call = _one_call_for(server)
         self.process = one_call or server.process_request
         self.datagrams = datagrams if everybody and one_call is not None else None
+        self._given: object = None
+        """The class that ``handler_class()`` has last looked at."""
+        self._handler_class: tuple[Any, bool] = None, False
 
-    def handler_class(self) -> Any:
-        """Return what is called with a request, its client's address and the server to handle it."""
+    def handler_class(self) -> tuple[Any, bool]:
+        """Return what is called with a request, its client's address and the server to handle it.
+
+        And whether it is made plainly, so need not be called. Looked for anew when the server has
+        another class.
+        """
         given = self.server.RequestHandlerClass
-        return quiet.quiet_class(given) if _is_quiet(self.server) else given
+        if given is not self._given:
+            used = quiet.quiet_class(given) if _is_quiet(self.server) else given
+            self._given, self._handler_class = given, (used, is_made_plainly(used))
+        return self._handler_class
 
     @property
     def is_closed(self) -> bool:

@@ -9,6 +9,7 @@ import socket
 import socketserver
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -277,6 +278,27 @@ def test_order_is_obeyed_after_a_round(bench: Bench) -> None:
     bench.actions[b"20"] = lambda _: bench.board.words.__setitem__(order, int(Order.RETIRE))
     handled = bench.serve(*numbered(100))
     assert 21 <= len(handled) <= 21 + len(ROUND)
+
+
+def test_round_needs_no_place_in_the_wait_queue(bench: Bench) -> None:
+    """While rounds are served the socket is out of the worker's epoll; it is in it before and afterwards."""
+    seen: list[bool] = []
+
+    def look(_: Any = None) -> None:
+        entries = Path(f"/proc/self/fdinfo/{bench.loop._epoll.fileno()}").read_text().splitlines()
+        watched = {int(entry.split()[1]) for entry in entries if entry.startswith("tfd:")}
+        seen.append(bench.server.fileno() in watched)
+
+    datagrams = bench.source.datagrams
+    assert datagrams is not None
+    bench.actions[b"look"] = look
+    for data in [b"look"] * 20:
+        bench.client.send(data)
+    look()
+    now = time.monotonic_ns()
+    bench.loop._serve_rounds(bench.source, datagrams, now, now + 10**10)
+    look()
+    assert seen == [True, *[False] * 20, True]
 
 
 def test_fork_takes_nothing_more(bench: Bench) -> None:
