@@ -21,16 +21,20 @@ import msgspec
 
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
-from prefork.workers import system
+from prefork.workers import reports, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.log import escaped
-from prefork.workers.scoreboard import PoolField, Scoreboard, Snapshot
+from prefork.workers.scoreboard import NAME, PoolField, Scoreboard, Snapshot
 from prefork.workers.settings import MOST_CHILDREN
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Iterator
 
-_LINK: Final = "/memfd:prefork-scoreboard (deleted)"
+_MEMORY: Final = "/memfd:"
+_DELETED: Final = " (deleted)"
+"""How /proc shows a memfd, before and after its name."""
+
 _MASTERS_TITLE: Final = b"prefork: master"
 
 
@@ -92,6 +96,16 @@ class RunningPool:
     def snapshot(self) -> Snapshot:
         """Read all words."""
         return self.board.snapshot()
+
+    def reports(self) -> dict[int, str]:
+        """Return what the live workers have written of themselves, by slot, not yet escaped."""
+        names = {reports.name_of(self.board.fd, slot): slot for slot in range(self.board.slots)}
+        found: dict[int, str] = {}
+        with contextlib.suppress(OSError):  # the master has ended, or is in the middle of an exec
+            for number, name in _memories_of(self.pid):
+                if name in names:
+                    found[names[name]] = _report(self.pid, number)
+        return found
 
     def status(self) -> dict[str, Any]:
         """Describe the pool as it is now: the status of ``prefork.metrics.status``."""
@@ -218,15 +232,34 @@ def _look_at(pid: int, survey: Survey) -> None:
 def _scoreboards_of(pid: int) -> dict[int, int]:
     """Return the descriptors that look like scoreboards, one for the inode of each memory behind them."""
     found: dict[int, int] = {}
-    for number in os.listdir(f"/proc/{pid}/fd"):
-        path = f"/proc/{pid}/fd/{number}"
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(path) == _LINK:
-                inode = os.stat(path).st_ino
+    for number, name in _memories_of(pid):
+        if name == NAME:
+            with contextlib.suppress(FileNotFoundError):
+                inode = os.stat(f"/proc/{pid}/fd/{number}").st_ino
                 # Most often the master's own, which stays over an exec in place; Python's mmap has
                 # a duplicate of it.
-                found[inode] = min(int(number), found.get(inode, int(number)))
+                found[inode] = min(number, found.get(inode, number))
     return found
+
+
+def _memories_of(pid: int) -> Iterator[tuple[int, str]]:
+    """Yield the descriptors that are a memfd, each with its name."""
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            link = os.readlink(f"/proc/{pid}/fd/{number}")
+            if link.startswith(_MEMORY) and link.endswith(_DELETED):
+                yield int(number), link[len(_MEMORY) : -len(_DELETED)]
+
+
+def _report(pid: int, number: int) -> str:
+    try:
+        fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return ""  # its worker has ended meanwhile
+    try:
+        return reports.read(fd)
+    finally:
+        os.close(fd)
 
 
 def _attached(pid: int, number: int) -> RunningPool | None:

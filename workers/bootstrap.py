@@ -26,6 +26,7 @@ from prefork.workers.credentials import Credentials
 from prefork.workers.limits import limits_for
 from prefork.workers.listener import Listener
 from prefork.workers.loop import Loop
+from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import LONGEST, Settings
 from prefork.workers.source import Source
@@ -102,8 +103,8 @@ class Lines(msgspec.Struct, frozen=True):
 
     bell: an eventfd that the master rings when the worker is to look around: at its order, or for
     a client that nobody took. It reaches a worker whatever that has done to its signals. report:
-    an open file description of its report region, so that the master can set where the next stack
-    dump goes, also while the worker is stuck.
+    memory for its stack dumps and last words, with one position for both: the master sets where
+    the next dump goes, also while the worker is stuck.
     """
 
     bell: int
@@ -232,7 +233,7 @@ def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoR
         if crew.hooks("worker_init", info):
             loop.settle_steps()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
-        _leave_last_words(crew.board, slot, error)
+        _leave_last_words(lines.report, error)
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
     call_master()
@@ -329,10 +330,10 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
     os.register_at_fork(after_in_child=enter_fork)
 
 
-def _leave_last_words(board: Scoreboard, slot: int, error: BaseException) -> None:
-    words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")[-60_000:]
+def _leave_last_words(report: int, error: BaseException) -> None:
+    words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):
-        os.pwrite(board.fd, words, board.report_at(slot))
+        os.pwrite(report, words[-REPORT_BYTES:], 0)
 
 
 def _status_of(stop: SystemExit) -> int:

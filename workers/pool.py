@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prefork.workers import log, system
+from prefork.workers import log, reports, system
 from prefork.workers.bootstrap import (
     DUMP_AT_ONCE,
     Crew,
@@ -30,7 +30,6 @@ from prefork.workers.handle import Handle
 from prefork.workers.legacy import PoolLegacy
 from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomWitness
-from prefork.workers.reports import printable, without_masters_frames
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.setbacks import PROVEN, Setbacks, is_crash
 from prefork.workers.settings import Settings
@@ -240,7 +239,7 @@ class Pool:
     def _make_lines(self, slot: int) -> Lines:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            return Lines(bell, self.board.open_report(slot))
+            return Lines(bell, reports.create(reports.name_of(self.board.fd, slot)))
         except OSError:
             os.close(bell)
             raise
@@ -312,7 +311,7 @@ class Pool:
         for handle in self.handles.values():
             if handle.insist_at is not None and now >= handle.insist_at:
                 handle.insist_at = None
-                if not self.board.report(handle.info.slot):
+                if not reports.read(handle.lines.report):
                     self._insist_on_dump(handle, now)
 
     def show_dumps(self, now: float) -> None:
@@ -341,8 +340,7 @@ class Pool:
 
     def _ask_dump(self, handle: Handle, now: float) -> None:
         # One that is on its way is asked for anew: it may be of the moment before the request.
-        self.board.clear_report(handle.info.slot)
-        self.board.rewind_report(handle.info.slot, handle.lines.report)
+        reports.clear(handle.lines.report)
         handle.insist_at, handle.dump_due = now + INSIST_TIME, now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
 
@@ -364,13 +362,10 @@ class Pool:
         handle.insist_at = handle.dump_due = None
         handle.doomed = False
         state = self.board.state(handle.info.slot).name.lower()
-        stacks = self._report(handle.info.slot)
+        stacks = reports.shown(reports.read(handle.lines.report))
         log.event(
             logging.WARNING, str(handle), "stacks", state=state, report=stacks or "(no answer)"
         )
-
-    def _report(self, slot: int) -> str:
-        return without_masters_frames(printable(self.board.report(slot)))
 
     # --- watching
 
@@ -380,18 +375,20 @@ class Pool:
         if not ended:
             return
         # All are taken off the table before the first hook runs, which may call this again.
-        for handle, status in [*self._take_off_the_table(ended)]:
-            self._bury(handle, status, self._judge(handle, status, now), now)
+        for handle, status, last_words in [*self._take_off_the_table(ended)]:
+            self._bury(handle, status, self._judge(handle, status, now), last_words, now)
 
-    def _take_off_the_table(self, ended: set[int]) -> Iterator[tuple[Handle, ExitStatus]]:
+    def _take_off_the_table(self, ended: set[int]) -> Iterator[tuple[Handle, ExitStatus, str]]:
         for slot, handle in list(self.handles.items()):
             pidfd = handle.child.pidfd
             if pidfd in ended and (status := system.collect(handle.child)) is not None:
                 self._exits.unregister(pidfd)
                 os.close(pidfd)
+                was_ready = handle.ready_at is not None
+                last_words = "" if was_ready else reports.shown(reports.read(handle.lines.report))
                 self._lines.pop(slot).close()
                 del self.handles[slot]
-                yield handle, status
+                yield handle, status, last_words
 
     def _judge(self, handle: Handle, status: ExitStatus, now: float) -> ExitCause:
         killed_by_others = status.signal == signal.SIGKILL and handle.killed_for is None
@@ -403,17 +400,18 @@ class Pool:
             out_of_memory=killed_by_others and self._oom.accuses(now),
         )
 
-    def _bury(self, handle: Handle, status: ExitStatus, cause: ExitCause, now: float) -> None:
+    def _bury(
+        self, handle: Handle, status: ExitStatus, cause: ExitCause, last_words: str, now: float
+    ) -> None:
         slot, expected = handle.info.slot, handle.asked_for is not None
-        report = "" if handle.ready_at is not None else self._report(slot)
         facts = _last_facts(handle, status, self.board, now)
         self._carry_over(slot, status)
         self.board.vacate_slot(slot, cause.kind, time.monotonic_ns())
         level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
-        log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
+        log.event(level, str(handle), "exited", cause=cause, report=last_words, **facts)
         if not expected:
             self.lost += 1
-            self._note_setback(handle, cause, report, now)
+            self._note_setback(handle, cause, last_words, now)
         self.call_hook("worker_died", handle.info, cause)
 
     def _carry_over(self, slot: int, status: ExitStatus) -> None:

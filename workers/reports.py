@@ -1,25 +1,83 @@
-"""What workers leave behind in words: stack dumps and last words, made fit for the log (pure)."""
+"""What workers leave behind in words, stack dumps and last words: where they write it, and how it is shown.
+
+Each worker has memory of its own for it, of a fixed size, so that the kernel cuts a dump that is too
+long: ``faulthandler`` writes on and on, and in the scoreboard that would go over what is another's.
+The master has all of them open, so whoever may read its scoreboard may read them, too.
+"""
 
 from __future__ import annotations
 
-from prefork.workers.bootstrap import run_worker
+import errno
+import fcntl
+import os
+import re
+
+REPORT_BYTES = 64 * 1024
+"""A hundred frames of a dozen threads; pages are allocated only when written."""
+
+_FRAME_OF_OURS = re.compile(r'/workers/bootstrap\.py", line \d+ in (run_worker|write_stacks)$')
 
 
-def printable(report: str) -> str:
-    """Replace what a terminal would obey, line by line: a report's bytes are a worker's."""
-    return "\n".join(
-        "".join(c if c.isprintable() else "\ufffd" for c in line) for line in report.splitlines()
-    )
+def name_of(board: int, slot: int) -> str:
+    """Return the name that /proc shows for the report of a slot's worker. board: a descriptor of the scoreboard."""
+    return f"prefork-report-{os.fstat(board).st_ino}-{slot}"
 
 
-def without_masters_frames(report: str) -> str:
-    """Cut what lies below the worker's first frame in a stack dump, and the frame of what wrote it.
+def create(name: str) -> int:
+    """Make an empty one (master); what is written through the descriptor is appended.
 
-    The traceback of a boot stays whole.
+    Where files may not be so long (RLIMIT_FSIZE) what is written is lost: a worker without a report
+    is better than none.
     """
-    lines = report.splitlines()
-    report = "\n".join(line for line in lines if not line.endswith(" in write_stacks"))
-    end = report.find(f" in {run_worker.__name__}\n")
-    if end < 0 or "(most recent call first)" not in report[:end]:
-        return report
-    return report[: end + len(run_worker.__name__) + 4]
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, REPORT_BYTES)
+        fcntl.fcntl(
+            fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+    except OSError as error:
+        os.close(fd)
+        if error.errno != errno.EFBIG:
+            raise
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return fd
+
+
+def clear(fd: int) -> None:
+    """Empty it: what is written next goes to its beginning, whoever writes (master)."""
+    # Written over as far as it was used. To punch a hole takes a mapping, thus one more descriptor.
+    used = os.lseek(fd, 0, os.SEEK_CUR)
+    os.pwrite(fd, bytes(min(used, REPORT_BYTES)), 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+
+
+def read(fd: int) -> str:
+    """Return its text: bytes of a worker's choosing, not yet escaped."""
+    return os.pread(fd, REPORT_BYTES, 0).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def shown(report: str) -> str:
+    """Return a report as it may be shown: without what a terminal would obey (pure).
+
+    A stack dump also without the frames of the program that has forked the worker, which are below
+    its first one, and without that of the dump's writer. The traceback of a boot stays whole.
+    """
+    lines = [
+        "".join(c if c.isprintable() else "\ufffd" for c in line) for line in report.splitlines()
+    ]
+    if lines and "(most recent call first)" in lines[0]:
+        lines = _of_the_worker(lines)
+    return "\n".join(lines)
+
+
+def _of_the_worker(dump: list[str]) -> list[str]:
+    lines = []
+    is_below = False
+    for line in dump:
+        if not line.startswith("  "):  # the next thread
+            is_below = False
+        ours = _FRAME_OF_OURS.search(line)
+        if not is_below and (ours is None or ours[1] == "run_worker"):
+            lines.append(line)
+        is_below = is_below or (ours is not None and ours[1] == "run_worker")
+    return lines

@@ -1,11 +1,10 @@
 """The scoreboard: one sealed memfd in which the pool publishes everything it knows.
 
-Layout, in 8-byte words: a header, the pool's part (written by the master), one record per slot
-(each word with one writer), and after them page-aligned report regions: one per slot, into which
-a worker's stack dumps and last words go, and two of the master's: what the pool is, and how the
-last reload went. No locks and no pointers: a word is stored whole
-through ``memoryview.cast("q")``, which never tore in 14 million concurrent reads, where
-``struct.pack_into`` did in one of ten.
+Layout, in 8-byte words: a header, the pool's part (written by the master), two page-aligned texts of
+the master's (what the pool is, and how the last reload went), and at the end one record per slot (each
+word with one writer). No locks and no pointers: a word is stored whole through
+``memoryview.cast("q")``, which never tore in 14 million concurrent reads, where ``struct.pack_into``
+did in one of ten.
 
 Counters belong to the slot and go on when its worker is replaced, so they never decrease.
 The master reads here what it publishes, and never takes a pid, a size or an index from it.
@@ -33,10 +32,13 @@ from prefork.workers.states import (
 )
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 2
+VERSION = 3
 
-REPORT_BYTES = 64 * 1024
-"""One report region: a hundred frames of a dozen threads; pages are allocated only when written."""
+NAME = "prefork-scoreboard"
+"""What /proc calls the memfd."""
+
+TEXT_BYTES = 64 * 1024
+"""The room for each text; pages are allocated only when written."""
 
 BOUNDS_NS = tuple(
     int(seconds * 1e9)
@@ -63,8 +65,8 @@ class Header(IntEnum):
     SLOTS = 2
     SLOT_WORDS = 3
     SLOTS_AT = 4
-    REPORTS_AT = 5
-    REPORT_BYTES = 6
+    TEXTS_AT = 5
+    TEXT_BYTES = 6
 
 
 _POOL_AT = 8
@@ -118,7 +120,9 @@ class PoolField(IntEnum):
     """Workers that ended, one word for each ExitKind."""
 
 
-_SLOTS_AT = 128
+_POOL_WORDS = 120
+_TEXTS_AT = mmap.PAGESIZE  # in bytes; a page is more than what is before them
+_SLOTS_AT = (_TEXTS_AT + 2 * TEXT_BYTES) // 8
 
 
 class SlotField(IntEnum):
@@ -249,7 +253,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         return sum(one.state in states for one in self.slots)
 
 
-LAYOUT = (VERSION, _SLOT_WORDS, _SLOTS_AT, REPORT_BYTES)
+LAYOUT = (VERSION, _SLOT_WORDS, _SLOTS_AT, TEXT_BYTES)
 """What a reader, or a new image of the master, has to agree with."""
 
 
@@ -267,7 +271,7 @@ class Scoreboard:
     @classmethod
     def create(cls, slots: int) -> Scoreboard:
         """Make the memfd for so many slots, seal its size and write the header (master)."""
-        fd = os.memfd_create("prefork-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _size(slots))
             # A worker that could shrink the file would kill the master with SIGBUS.
@@ -283,8 +287,8 @@ class Scoreboard:
             (Header.SLOTS, slots),
             (Header.SLOT_WORDS, _SLOT_WORDS),
             (Header.SLOTS_AT, _SLOTS_AT),
-            (Header.REPORTS_AT, _reports_at(slots)),
-            (Header.REPORT_BYTES, REPORT_BYTES),
+            (Header.TEXTS_AT, _TEXTS_AT),
+            (Header.TEXT_BYTES, TEXT_BYTES),
             (Header.MAGIC, MAGIC),  # last: whoever sees it sees the rest
         ):
             board.words[field] = value
@@ -305,7 +309,7 @@ class Scoreboard:
         expected = LAYOUT
         found = tuple(
             header[f]
-            for f in (Header.VERSION, Header.SLOT_WORDS, Header.SLOTS_AT, Header.REPORT_BYTES)
+            for f in (Header.VERSION, Header.SLOT_WORDS, Header.SLOTS_AT, Header.TEXT_BYTES)
         )
         if found != expected or os.fstat(fd).st_size != _size(slots):
             raise ValueError(
@@ -358,7 +362,6 @@ class Scoreboard:
             (SlotField.SPAWNED_NS, now_ns),
         ):
             self.words[base + field] = value
-        self.clear_report(slot)
 
     def occupy_slot(self, slot: int, pid: int, reason: StartReason) -> None:
         """Publish whose slot it is now (master)."""
@@ -431,7 +434,7 @@ class Scoreboard:
 
     def snapshot(self) -> Snapshot:
         """Copy all numbers out (any process)."""
-        pool = self.words[_POOL_AT:_SLOTS_AT].tolist()
+        pool = self.words[_POOL_AT : _POOL_AT + _POOL_WORDS].tolist()
         return Snapshot(tuple(pool), tuple(self._slot_snapshot(n) for n in range(self.slots)))
 
     def _slot_snapshot(self, slot: int) -> SlotSnapshot:
@@ -439,56 +442,39 @@ class Scoreboard:
         words = self.words[base : base + _SLOT_WORDS].tolist()
         return SlotSnapshot(slot, self.state(slot), tuple(words))
 
-    # --- reports: stack dumps and last words
-
-    def open_report(self, slot: int) -> int:
-        """Open the slot's report region for writing from its beginning (master); a descriptor of its own."""
-        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        self.rewind_report(slot, fd)
-        return fd
-
-    def rewind_report(self, slot: int, fd: int) -> None:
-        """Have what is written through that descriptor go to the region's beginning, whoever writes (master)."""
-        os.lseek(fd, self.report_at(slot), os.SEEK_SET)
-
-    def report_at(self, slot: int) -> int:
-        """Return the byte at which a slot's report region begins."""
-        return _reports_at(self.slots) + slot * REPORT_BYTES
-
-    def clear_report(self, slot: int) -> None:
-        """Empty the report region and give its pages back (master)."""
-        self._map.madvise(mmap.MADV_REMOVE, self.report_at(slot), REPORT_BYTES)
-
-    def report(self, slot: int) -> str:
-        """Return the text in the report region: bytes of a worker's choosing, not yet escaped."""
-        return self._text(slot)
+    # --- the master's texts
 
     def set_about(self, text: str) -> None:
         """Publish what the pool is: JSON of listeners, settings and versions (master)."""
-        self._set_text(self.slots, text)
+        self._set_text(0, text)
 
     def about(self) -> str:
         """Return what the pool is; "" before the master has said it."""
-        return self._text(self.slots)
+        return self._text(0)
 
     def set_reload_report(self, text: str) -> None:
         """Publish why the last reload failed, "" when it did not (master)."""
-        self._set_text(self.slots + 1, text)
+        self._set_text(1, text)
 
     def reload_report(self) -> str:
         """Return why the last reload failed: it may hold an application's words, not yet escaped."""
-        return self._text(self.slots + 1)
+        return self._text(1)
 
-    def _text(self, region: int) -> str:
-        start = self.report_at(region)
-        text = bytes(self._bytes[start : start + REPORT_BYTES]).split(b"\0", 1)[0]
+    def _text(self, number: int) -> str:
+        start = self.text_at(number)
+        text = bytes(self._bytes[start : start + TEXT_BYTES]).split(b"\0", 1)[0]
         return text.decode("utf-8", "replace")
 
-    def _set_text(self, region: int, text: str) -> None:
-        encoded = text.encode("utf-8", "backslashreplace")[: REPORT_BYTES - 1]
-        start = self.report_at(region)
-        self._map.madvise(mmap.MADV_REMOVE, start, REPORT_BYTES)
+    def _set_text(self, number: int, text: str) -> None:
+        encoded = text.encode("utf-8", "backslashreplace")[: TEXT_BYTES - 1]
+        start = self.text_at(number)
+        self._map.madvise(mmap.MADV_REMOVE, start, TEXT_BYTES)
         self._bytes[start : start + len(encoded)] = encoded
+
+    @staticmethod
+    def text_at(number: int) -> int:
+        """Return the byte at which a text begins."""
+        return _TEXTS_AT + number * TEXT_BYTES
 
 
 class SlotWriter:
@@ -546,10 +532,5 @@ _BUSY_NS = int(SlotField.BUSY_NS)
 _DURATIONS = int(SlotField.DURATIONS)
 
 
-def _reports_at(slots: int) -> int:
-    used = (_SLOTS_AT + slots * _SLOT_WORDS) * 8
-    return -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
 def _size(slots: int) -> int:
-    return _reports_at(slots) + (slots + 2) * REPORT_BYTES
+    return (_SLOTS_AT + slots * _SLOT_WORDS) * 8

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.find import find_pool
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import ExitKind
 from tests.support.board import board_of
@@ -128,9 +129,9 @@ def test_slow_request_gets_a_dump_of_its_own(start: Callable[..., Program]) -> N
     """A dump that was asked for just before, of an idle worker, is not taken for the slow request's."""
     program = start(serving("Run", workers=1, slow_request=0.1))
     address = program.address()
-    with board_of(program.pid) as board:
+    with find_pool(str(program.pid)) as pool:
         program.signal(signal.SIGUSR1)
-        wait_until(lambda: board.report(0), "the stacks of the idle worker")
+        wait_until(lambda: pool.reports().get(0), "the stacks of the idle worker")
     assert ask(address, "time.sleep(0.6) or 7").endswith(" 7")
     program.wait_logged(" stacks .*")
     assert "in handle" in program.log

@@ -6,9 +6,11 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from prefork.find import find_pool
+from prefork.workers.reports import REPORT_BYTES
 from tests.support.clients import ask, read_to_the_end, send, server_of
 from tests.support.load import Load
-from tests.support.processes import cpu_seconds, title_of, zombies_of
+from tests.support.processes import cpu_seconds, fds_of, title_of, zombies_of
 from tests.support.server import serving
 from tests.support.waiting import let_pass, stays, wait_until
 
@@ -92,6 +94,47 @@ def test_usr1_again_shows_the_present_stack_only(start: Callable[..., Program]) 
     program.wait_logged(" stacks", times=2)
     program.wait_logged("_wait|in run", times=2)
     assert len(program.logged("in deep")) == before
+
+
+def test_dumps_without_end_go_over_nothing_of_others(start: Callable[..., Program]) -> None:
+    """More stacks than a report has room for are cut: neighbour, pool and its description have no word of them."""
+    program = start("""
+        from tests.support.app import *
+        import threading
+
+        def deep(levels, then):
+            if levels:
+                return deep(levels - 1, then)
+            then()
+
+        class Deep(Echo):
+            def handle(self):
+                for _ in range(20):
+                    threading.Thread(target=deep, args=(100, threading.Event().wait), daemon=True).start()
+                deep(100, lambda: tell("busy", os.getpid()))
+                signal.pause()
+
+        serve(Deep, workers=2, pool_name="deep")
+    """)
+    address = program.address()
+    program.wait_workers(2)
+    with send(address, "") as _, find_pool(str(program.pid)) as pool:
+        busy = program.told("busy")
+        for _ in range(5):
+            os.kill(busy, signal.SIGUSR1)
+            let_pass(0.02)
+        program.signal(signal.SIGUSR1)
+        program.wait_logged(" stacks", times=2)
+        reports = pool.reports()
+        assert max(map(len, reports.values())) == REPORT_BYTES
+        held = [fd for fd, what in fds_of(program.pid).items() if "prefork-report" in what]
+        assert [os.stat(f"/proc/{program.pid}/fd/{fd}").st_size for fd in held] == [
+            REPORT_BYTES
+        ] * 2
+        assert min(report.count("deep") for report in reports.values()) == 0
+        shared = os.pread(pool.board.fd, os.fstat(pool.board.fd).st_size, 0)
+        assert b"in deep" not in shared
+        assert (pool.name, pool.board.reload_report()) == ("deep", "")
 
 
 def test_winch_and_pipe_are_ignored_by_the_master(start: Callable[..., Program]) -> None:

@@ -88,11 +88,11 @@ WORKERS = {
         *("accounting", "datagrams", "listener", "log", "scoreboard"),
         *("source", "states", "witness"),
     ),
+    "reports": (),
     "bootstrap": (
-        *("credentials", "limits", "listener", "log", "loop", "scoreboard"),
+        *("credentials", "limits", "listener", "log", "loop", "reports", "scoreboard"),
         *("settings", "source", "states", "system", "waits", "witness"),
     ),
-    "reports": ("bootstrap",),
     "handle": ("bootstrap", "scoreboard", "states", "system", "views"),
     "legacy": ("handle",),
     "pool": (

@@ -601,7 +601,7 @@ def test_random_bytes_disturb_nothing(seed: int, slots: int) -> None:
         start = 8 * 8
         size = board.slot_at(slots) * 8 - start
         os.pwrite(board.fd, random.Random(seed).randbytes(size), start)
-        os.pwrite(board.fd, random.Random(~seed).randbytes(500), board.report_at(slots))
+        os.pwrite(board.fd, random.Random(~seed).randbytes(500), board.text_at(0))
         text = generate_latest(registry(PoolCollector(board))).decode()
 
         assert min(samples(read_text(text)).values()) >= 0

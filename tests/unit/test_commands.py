@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.commands.dump import readable
 from prefork.commands.scale import is_settled, progress, wanted_size
 from prefork.commands.status import as_lines
 from prefork.commands.waiting import Progress, bar, seconds_of
@@ -221,31 +220,3 @@ def test_progress_into_a_file_is_nothing() -> None:
     finally:
         os.close(reader)
         os.close(writer)
-
-
-# --- dump
-
-
-def test_dump_is_cut_below_the_worker_and_escaped() -> None:
-    """The frames of the program that forked it say nothing; every thread keeps its own; no byte steers a terminal."""
-    report = (
-        "Thread 0x01 (most recent call first):\n"
-        '  File "queue.py", line 1 in get\n'
-        '  File "threading.py", line 2 in run\n'
-        "Current thread 0x02 (most recent call first):\n"
-        '  File "app\x1b.py", line 7 in handle\n'
-        '  File "bootstrap.py", line 153 in run_worker\n'
-        '  File "pool.py", line 8 in _fork\n'
-        "Thread 0x03 (most recent call first):\n"
-        '  File "late.py", line 1 in late\n'
-    )
-    assert readable(report) == [
-        "    Thread 0x01 (most recent call first):",
-        '      File "queue.py", line 1 in get',
-        '      File "threading.py", line 2 in run',
-        "    Current thread 0x02 (most recent call first):",
-        '      File "app\ufffd.py", line 7 in handle',
-        '      File "bootstrap.py", line 153 in run_worker',
-        "    Thread 0x03 (most recent call first):",
-        '      File "late.py", line 1 in late',
-    ]

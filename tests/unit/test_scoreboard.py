@@ -23,7 +23,7 @@ from prefork.workers.scoreboard import (
     BUCKETS,
     MAGIC,
     MOST_IN_PROGRESS,
-    REPORT_BYTES,
+    TEXT_BYTES,
     VERSION,
     Header,
     Outcome,
@@ -115,34 +115,32 @@ def test_file_can_be_found_and_is_not_inherited(board: Scoreboard) -> None:
 @patient
 @given(st.integers(1, 200))
 def test_regions_do_not_overlap(slots: int) -> None:
-    """Slots, page-aligned report regions behind them and the master's two fill the file without touching each other."""
+    """The pool's words, the page-aligned texts of the master and the slots fill the file without touching each other."""
     with scoreboard(slots) as board:
-        ends = [board.slot_at(slot + 1) * 8 for slot in range(slots)]
-        reports = [board.report_at(region) for region in range(slots + 2)]
+        first, second = board.text_at(0), board.text_at(1)
+        pools_end = (max(Header) + 1 + len(board.snapshot().words)) * 8
 
-        assert ends[-1] <= reports[0]
-        assert {at % mmap.PAGESIZE for at in reports} == {0}
-        assert [REPORT_BYTES] * (slots + 2) == [
-            after - at
-            for at, after in zip(reports, [*reports[1:], os.fstat(board.fd).st_size], strict=True)
-        ]
+        assert pools_end <= first
+        assert (first % mmap.PAGESIZE, second % mmap.PAGESIZE) == (0, 0)
+        assert second - first == TEXT_BYTES
+        assert second + TEXT_BYTES == board.slot_at(0) * 8
+        assert board.slot_at(slots) * 8 == os.fstat(board.fd).st_size
 
 
 def test_words_do_not_overlap(board: Scoreboard) -> None:
     """Every word, every bucket and every counter of a kind has a place of its own, within its record."""
-    header = board.slot_at(0) - len(board.snapshot().words)
     rows = dict.fromkeys(SlotField, 1)
     rows |= {SlotField.DURATIONS: BUCKETS, SlotField.QUEUE_WAITS: BUCKETS}
     columns = dict.fromkeys(PoolField, 1) | {PoolField.BOOTS: BUCKETS}
     columns |= {PoolField.STARTS: len(StartReason), PoolField.EXITS: len(ExitKind)}
     for fields, size in (
         (rows, board.slot_at(1) - board.slot_at(0)),
-        (columns, board.slot_at(0) - header),
+        (columns, len(board.snapshot().words)),
     ):
         taken = [field + n for field, length in fields.items() for n in range(length)]
         assert len(taken) == len(set(taken))
         assert max(taken) < size
-    assert max(Header) < header
+    assert max(Header) < 8, "where the pool's words begin"
 
 
 @pytest.mark.parametrize("word", [2**63 - 1, -(2**63), -1])
@@ -180,8 +178,8 @@ def test_header_says_what_it_is(board: Scoreboard) -> None:
     assert bytes_of(board)[:8] == b"prefork\0"
     assert words[Header.SLOTS_AT] == board.slot_at(0)
     assert words[Header.SLOT_WORDS] == board.slot_at(1) - board.slot_at(0)
-    assert words[Header.REPORTS_AT] == board.report_at(0)
-    assert words[Header.REPORT_BYTES] == REPORT_BYTES
+    assert words[Header.TEXTS_AT] == board.text_at(0)
+    assert words[Header.TEXT_BYTES] == TEXT_BYTES
 
 
 def test_reader_sees_what_was_written(board: Scoreboard) -> None:
@@ -206,7 +204,6 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
             lambda: attached.prepare_slot(0, 1, 1),
             lambda: attached.give_order(0, Order.RETIRE),
             lambda: writer.become(WorkerState.BUSY),
-            lambda: attached.clear_report(0),
             lambda: attached.set_about("x"),
             lambda: attached.vacate_slot(0, ExitKind.KILLED, 1),
             lambda: os.pwrite(attached.fd, b"x", 0),
@@ -226,7 +223,7 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
         Header.SLOTS,
         Header.SLOT_WORDS,
         Header.SLOTS_AT,
-        Header.REPORT_BYTES,
+        Header.TEXT_BYTES,
     ],
 )
 @patient
@@ -299,7 +296,7 @@ def test_counters_survive_the_worker(board: Scoreboard) -> None:
 
 
 def test_new_worker_begins_afresh(board: Scoreboard) -> None:
-    """Order, request in hand, state, wish, readiness and report of the predecessor are gone before the next worker lives."""
+    """Order, request in hand, state, wish and readiness of the predecessor are gone before the next worker lives."""
     with pen(board, 0) as writer:
         writer.become(WorkerState.IDLE)
         writer.words[SlotField.REQUEST_NS] = 5
@@ -307,7 +304,6 @@ def test_new_worker_begins_afresh(board: Scoreboard) -> None:
         writer.words[SlotField.WISH] = 1
     board.note_ready(0, 3, 2)
     board.give_order(0, Order.DRAIN)
-    os.pwrite(board.fd, b"last words", board.report_at(0))
     board.prepare_slot(0, 1, 9)
     board.occupy_slot(0, 4711, StartReason.RECYCLED)
     slot = board.snapshot().slots[0]
@@ -316,7 +312,6 @@ def test_new_worker_begins_afresh(board: Scoreboard) -> None:
     for field in (SlotField.REQUEST_NS, SlotField.WISH, SlotField.READY_NS):
         assert slot[field] == 0
     assert slot[SlotField.ORDER] == Order.SERVE
-    assert board.report(0) == ""
 
 
 @pytest.mark.parametrize("kind", ExitKind)
@@ -574,8 +569,7 @@ def test_orders_reach_the_pen(board: Scoreboard) -> None:
 def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
     """Random bytes over the whole map, header included, raise in no reader: states and phases stay in their tables."""
     with scoreboard(slots) as board:
-        os.pwrite(board.fd, random.Random(seed).randbytes(board.report_at(0)), 0)
-        os.pwrite(board.fd, random.Random(~seed).randbytes(5000), board.report_at(slots - 1))
+        os.pwrite(board.fd, random.Random(seed).randbytes(os.fstat(board.fd).st_size), 0)
         seen = board.snapshot()
 
         assert len(seen.slots) == slots
@@ -584,7 +578,7 @@ def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
         assert {type(slot.last_exit) for slot in seen.slots} <= {ExitKind, type(None)}
         assert ([*seen.exits], [*seen.starts]) == ([*ExitKind], [*StartReason])
         for slot in range(slots):
-            board.report(slot).encode()
+            assert board.word(slot, SlotField.PID) == seen.slots[slot][SlotField.PID]
             board.total(SlotField.ERRORS)
         board.about().encode()
         board.reload_report().encode()
@@ -604,25 +598,11 @@ def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
         assert slot.last_exit is None or slot.last_exit in ExitKind
 
 
-# --- reports
+# --- the master's texts
 
 
-def test_reports_are_separate(board: Scoreboard) -> None:
-    """Each slot's report is its own: writing, filling and clearing one leaves the others and the numbers alone."""
-    board.set_pool(PoolField.TARGET, 5)
-    for slot in range(SLOTS):
-        os.pwrite(board.fd, f"report of {slot}".encode(), board.report_at(slot))
-    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(1))
-    assert board.report(1) == "x" * REPORT_BYTES
-    board.clear_report(1)
-
-    assert [board.report(slot) for slot in range(SLOTS)] == ["report of 0", "", "report of 2"]
-    assert board.snapshot()[PoolField.TARGET] == 5
-
-
-def test_master_s_texts_are_apart_from_the_reports(board: Scoreboard) -> None:
-    """What the pool is and how the last reload failed are two texts, each replaced whole, and no slot's report."""
-    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(SLOTS - 1))
+def test_master_s_texts_are_apart(board: Scoreboard) -> None:
+    """What the pool is and how the last reload failed are two texts, each replaced whole."""
     assert (board.about(), board.reload_report()) == ("", "")
     board.set_about('{"name": "one two three"}')
     board.set_reload_report("SyntaxError: é")
@@ -633,52 +613,16 @@ def test_master_s_texts_are_apart_from_the_reports(board: Scoreboard) -> None:
     board.set_reload_report("")
 
     assert (board.about(), board.reload_report()) == ('{"name": "\u2026"}', "")
-    assert board.report(SLOTS - 1) == "x" * REPORT_BYTES
 
 
-@pytest.mark.parametrize("text", ["é" * REPORT_BYTES, "a" * (REPORT_BYTES + 9), "a\udc80b"])
+@pytest.mark.parametrize("text", ["é" * TEXT_BYTES, "a" * (TEXT_BYTES + 9), "a\udc80b"])
 def test_master_s_texts_are_bounded(board: Scoreboard, text: str) -> None:
     """A text that is too long is cut within its region, and one that cannot be encoded is escaped."""
     board.set_about(text)
     board.set_reload_report(text)
 
-    assert (
-        0 < len(board.about().encode()) <= REPORT_BYTES + 2
-    )  # a character cut in half is replaced
+    assert 0 < len(board.about().encode()) <= TEXT_BYTES + 2  # a character cut in half is replaced
     assert board.about() == board.reload_report()
-    assert [board.report(slot) for slot in range(SLOTS)] == [""] * SLOTS
-
-
-def test_cleared_pages_are_given_back(board: Scoreboard) -> None:
-    """Reports cost memory only while there is something in them."""
-    before = os.fstat(board.fd).st_blocks
-    os.pwrite(board.fd, b"x" * REPORT_BYTES, board.report_at(0))
-    assert os.fstat(board.fd).st_blocks > before
-    board.clear_report(0)
-
-    assert before == os.fstat(board.fd).st_blocks
-
-
-def test_open_report_writes_from_its_beginning(board: Scoreboard) -> None:
-    """Each worker's report descriptor has a position of its own, close-on-exec, at its region."""
-    first, second = board.open_report(0), board.open_report(1)
-    try:
-        os.write(first, b"one")
-        os.write(second, b"two")
-        os.write(first, b" more")
-
-        assert [board.report(slot) for slot in range(SLOTS)] == ["one more", "two", ""]
-        assert not os.get_inheritable(first)
-    finally:
-        os.close(first)
-        os.close(second)
-
-
-def test_report_of_bad_bytes_is_text(board: Scoreboard) -> None:
-    """Bytes that are no UTF-8 are replaced, and the text ends at the first zero."""
-    os.pwrite(board.fd, b"a\xff\xfeb\0rest", board.report_at(2))
-
-    assert board.report(2) == "a\ufffd\ufffdb"
 
 
 # --- other processes
