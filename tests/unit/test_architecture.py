@@ -35,6 +35,7 @@ FLOORS = (
     ("prefork.find", "prefork.figures", "prefork.stopping"),
     ("prefork.servers",),
     ("prefork.mixin",),
+    ("prefork.serving",),
     ("prefork.master",),
     # Parts of the master, each with a subject of its own.
     ("prefork.succession", "prefork.sizing", "prefork.clock", "prefork.orphans"),
@@ -208,7 +209,7 @@ def test_every_module_is_read() -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_imports_go_one_way(name: str) -> None:
-    """A module imports nothing of prefork from its own floor or above: cli → servers → mixin → master → metrics → workers."""
+    """A module imports nothing of prefork from its own floor or above: cli → servers → mixin → serving → master → metrics → workers."""
     here = floor_of(name)
     package = name if name in {"prefork.workers", "prefork.metrics"} else name.rpartition(".")[0]
     own = f"{package}." if package != "prefork" else "-"

@@ -1,0 +1,316 @@
+"""Serving: from servers to their running master, and back.
+
+What ``serve_forever()`` does, for one server or for several of them: who serves, in which thread,
+and what the master is given. The mix-in stands above it, the Master below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import setproctitle
+
+from prefork import activation, adoption, handover, rehearsal
+from prefork.endpoint import Endpoint, is_same_place
+from prefork.master import Master
+from prefork.metrics import slots
+from prefork.signals import Wakeup
+from prefork.workers import log, pool
+from prefork.workers.bootstrap import WorkerSide
+from prefork.workers.errors import SettingsError
+from prefork.workers.listener import Listener
+from prefork.workers.settings import Settings
+from prefork.workers.threads import refuse_threads
+
+handover.accept_legacy()
+_estate = adoption.estate_of_this_process()
+
+_servers_here: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""Every server of this process, so that a worker of one does not keep the sockets of the others open."""
+
+
+def make_known(server: Any) -> None:
+    """Note that this process has a server, which may be the heir of one of an earlier image."""
+    _servers_here[id(server)] = server
+    if _estate is not None:
+        _estate.prepare(server)
+
+
+class Run:
+    """One server's serving: whether it runs, who runs it, and who waits for its end.
+
+    side: in a worker, what the server object knows of it; None in the master.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.shutdown_asked = False
+        self.master: Master | None = None
+        self.running = False
+        self.thread: int | None = None
+        self.close_at_end = False
+        self.without_workers = False
+        self.listener: Listener | None = None
+        self.side: WorkerSide | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another thread serves."""
+        return self.running and self.thread != threading.get_ident()
+
+    def ask_shutdown(self) -> None:
+        """Have it end; one that has not begun will end at once."""
+        with self.lock:
+            self.shutdown_asked = True
+            if self.master is not None:
+                self.master.ask_shutdown()
+
+    def begin(self) -> None:
+        """Begin, in this thread. RuntimeError when it has begun already."""
+        with self.lock:
+            if self.running:
+                raise RuntimeError("this server is already serving")
+            self.running = True
+            self.thread = threading.get_ident()
+            self.stopped.clear()
+
+    def end(self) -> None:
+        """End, and wake who waits for it."""
+        self.running = self.shutdown_asked = False
+        self.stopped.set()
+
+
+class Served(msgspec.Struct, frozen=True):
+    """One server, as serving knows it.
+
+    behind: the server without the mix-in, as ``super()`` gives it.
+    """
+
+    server: Any
+    run: Run
+    behind: Any
+
+    @property
+    def listener(self) -> Listener:
+        """Its listener, the same as long as it has the same socket."""
+        if self.run.listener is None or not self.run.listener.is_still(self.server.fileno()):
+            self.run.listener = Listener(self.server)
+        return self.run.listener
+
+
+def serve(
+    all_served: Sequence[Served],
+    settings: Settings,
+    poll_interval: float | None,
+    call_hook: Callable[..., bool],
+) -> None:
+    """Serve until a ``shutdown()`` or a signal, with the settings, hooks and actions of the first.
+
+    call_hook: called as ``call_hook(name, *arguments)``; returns whether the hook is the program's own.
+    """
+    if (heritage := rehearsal.heritage()) is not None:
+        _refuse_what_cannot_follow(settings, heritage)
+        rehearsal.end_of_trial(settings)
+    activation.take()
+    with contextlib.ExitStack() as ends:
+        for one in all_served:
+            one.run.begin()
+            ends.callback(_end, one)
+        if not any(one.run.shutdown_asked for one in all_served):
+            if settings.workers == 0:
+                _serve_without_workers(all_served, poll_interval)
+            else:
+                with contextlib.closing(_lease(settings)) as user_metrics:
+                    _serve_with_pool(all_served, settings, poll_interval, call_hook, user_metrics)
+
+
+def _end(one: Served) -> None:
+    if one.run.close_at_end:
+        one.run.close_at_end = False
+        one.behind.server_close()
+    one.run.end()
+
+
+def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | None) -> None:
+    """Serve in this process, so that a debugger sees the handler."""
+    if len(all_served) > 1:
+        raise SettingsError(
+            "workers", 0, "settings", "0 serves a single server; give it one, or some workers"
+        )
+    only = all_served[0]
+    only.run.without_workers = True
+    try:
+        only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
+    finally:
+        only.run.without_workers = False
+
+
+def _serve_with_pool(
+    all_served: Sequence[Served],
+    settings: Settings,
+    poll_interval: float | None,
+    call_hook: Callable[..., bool],
+    user_metrics: slots.Lease,
+) -> None:
+    listeners = [one.listener for one in all_served]
+    legacy = handover.pending()
+    if legacy is not None:
+        settings = _fitting(settings, legacy)
+
+    def publish_pids(pids: set[int]) -> None:
+        for one in all_served:
+            one.server.active_children = pids
+
+    with pool.changing_pools:
+        wakeup = Wakeup(None if legacy is None else legacy.wakeup)
+        try:
+            master = Master(
+                settings,
+                listeners,
+                wakeup=wakeup,
+                hooks=_with_metrics(call_hook, user_metrics),
+                enter=_entrance_to(all_served, user_metrics),
+                title=_title(settings, listeners),
+                service_actions=all_served[0].server.service_actions,
+                publish_pids=publish_pids,
+                poll_interval=poll_interval,
+                let_go=lambda: _let_go_of_others(()),
+                metrics_dir=user_metrics.directory,
+                legacy=legacy,
+                abandoned=_abandoned(),
+                settle=_settle,
+            )
+        except BaseException:
+            if handover.pending() is None:
+                wakeup.close()
+            raise
+    try:
+        for one in all_served:
+            one.run.master = master
+        if any(one.run.shutdown_asked for one in all_served):
+            master.ask_shutdown()
+        master.run()
+    finally:
+        for one in all_served:
+            with one.run.lock:
+                one.run.master = None
+        # Where the new code has failed before it had everything in hand, the legacy stays whole.
+        if handover.pending() is None:
+            master.close()
+            wakeup.close()
+
+
+def _entrance_to(
+    all_served: Sequence[Served], user_metrics: slots.Lease
+) -> Callable[[WorkerSide], None]:
+    """Return what a worker does to know itself as one, before anything of the program runs in it."""
+    # ForkingMixIn behind: its children are the worker's to collect.
+    chores = [
+        one.server.collect_children for one in all_served if hasattr(one.behind, "collect_children")
+    ]
+
+    def enter(side: WorkerSide) -> None:
+        user_metrics.enter(side.info.slot)
+        for one in all_served:
+            one.run.side = side
+            one.server.active_children = None
+        for chore in chores:
+            side.add_chore(chore)
+        _let_go_of_others([one.server for one in all_served])
+
+    return enter
+
+
+def _with_metrics(call_hook: Callable[..., bool], user_metrics: slots.Lease) -> Callable[..., bool]:
+    def call(name: str, *arguments: Any) -> bool:
+        if name == "worker_died":
+            user_metrics.vacate(arguments[0].slot)  # before the next worker has that slot
+        return call_hook(name, *arguments)
+
+    return call
+
+
+def _lease(settings: Settings) -> slots.Lease:
+    """Begin to keep the application's own metrics by slot, and say which ones come too late for that."""
+    user_metrics = slots.lease(settings.metrics_dir, settings.max_children)
+    if early := slots.made_before():
+        log.event(
+            logging.WARNING,
+            "master",
+            "these metrics were made before prefork.metrics.slots.enable() was called and "
+            "are not kept by slot: call it before prometheus_client is imported",
+            metrics=" ".join(early),
+        )
+    return user_metrics
+
+
+def _refuse_what_cannot_follow(settings: Settings, heritage: rehearsal.Heritage) -> None:
+    """In a trial, refuse settings with which the new code could not go on with what the master has."""
+    if settings.workers == 0:
+        allowed = "a pool that runs cannot go on without workers; restart it"
+        raise SettingsError("workers", 0, "settings", allowed)
+    refuse_threads(settings)
+    wanted, has = settings.metrics, heritage.metrics
+    if wanted is not None and (has is None or not is_same_place(wanted, has)):
+        Endpoint(wanted).close()
+
+
+def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:
+    """Keep ``max_children`` as it was: it sizes the scoreboard, which goes on."""
+    size = int(legacy.settings["max_children"])
+    if settings.max_children == size:
+        return settings
+    log.event(
+        logging.WARNING,
+        "master",
+        "keeps max_children until it is restarted",
+        max_children=size,
+        wanted=settings.max_children,
+    )
+    spare = settings.min_spare if settings.min_spare is None else min(settings.min_spare, size)
+    return msgspec.structs.replace(
+        settings, max_children=size, workers=min(settings.workers, size), min_spare=spare
+    )
+
+
+def _abandoned() -> list[Listener]:
+    """Return the sockets of before that no server has asked for."""
+    left = [] if _estate is None else _estate.give_up()
+    return [Listener(adoption.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
+
+
+def _settle() -> None:
+    if _estate is not None:
+        _estate.settle()
+
+
+def _let_go_of_others(servers: Sequence[Any]) -> None:
+    """In a worker, drop the sockets of servers that it does not serve.
+
+    Their Python objects live on and would later close a stranger's descriptor, so the numbers
+    stay taken, by /dev/null.
+    """
+    if len(_servers_here) == len(servers):
+        return  # the usual case, in which the look below would copy some pages for each worker
+    others = [server for server in _servers_here.values() if server not in servers]
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for other in others:
+        with contextlib.suppress(Exception):  # not bound, closed, or without a descriptor
+            os.dup2(null, other.fileno(), inheritable=False)
+    os.close(null)
+
+
+def _title(settings: Settings, listeners: list[Listener]) -> tuple[str, str]:
+    """Return what stands before and after the slot in a worker's process title."""
+    # Has setproctitle move the environment now, once, rather than in each worker (some 100 KiB).
+    setproctitle.getproctitle()
+    name = f" [{settings.name}]" if settings.name else ""
+    return "prefork: worker ", f"{name} {' '.join(map(str, listeners))}"
