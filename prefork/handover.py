@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from prefork.systemd import Notifier
-from prefork.workers import log, system
+from prefork.workers import log, reports, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.legacy import PoolLegacy
 from prefork.workers.scoreboard import PoolField, Scoreboard
@@ -254,7 +254,7 @@ def take_care() -> None:
     # The signals are blocked since before the exec: they are waited for. While they are, the kernel
     # shows them as not blocked; a handler that never runs shows `prefork reload` that they are taken.
     system.set_handlers(dict.fromkeys(CONTROL_SIGNALS, lambda _number, _frame: None))
-    orders = {*CONTROL_SIGNALS} - {signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU}
+    orders = {*CONTROL_SIGNALS} - {signal.SIGTTIN, signal.SIGTTOU}
     while True:
         # A watchdog that starts the service anew would end the workers, too, and run the same code.
         notifier.tick(Phase.SERVING, lambda: words)
@@ -266,6 +266,8 @@ def take_care() -> None:
             with contextlib.suppress(OSError):
                 hand_over(legacy)
             notifier.ready(words)
+        elif order is not None and order.si_signo == signal.SIGUSR1:
+            _ask_dumps(legacy)
         elif order is not None:
             notifier.stopping()
             _stop_all(legacy, at_once=order.si_signo == signal.SIGQUIT)
@@ -295,6 +297,13 @@ def _without_the_dead(legacy: Legacy, board: Scoreboard) -> Legacy:
     lost = legacy.pool.lost + len(legacy.pool.workers) - len(alive)
     pool = msgspec.structs.replace(legacy.pool, workers=tuple(alive), lost=lost)
     return msgspec.structs.replace(legacy, pool=pool)
+
+
+def _ask_dumps(legacy: Legacy) -> None:
+    """Have the workers write their stacks, for `prefork dump`: without the master's part they are not logged."""
+    for handle in legacy.pool.workers:
+        reports.clear(handle.lines.report)
+        system.send(handle.child, signal.SIGUSR1)
 
 
 def _stop_all(legacy: Legacy, *, at_once: bool) -> None:

@@ -332,8 +332,8 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
 
 def _leave_last_words(report: int, error: BaseException) -> None:
     words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
-    with contextlib.suppress(OSError):
-        os.pwrite(report, words[-REPORT_BYTES:], 0)
+    with contextlib.suppress(OSError):  # the zero ends them, whatever a dump has left behind it
+        os.pwrite(report, words[1 - REPORT_BYTES :] + b"\0", 0)
 
 
 def _status_of(stop: SystemExit) -> int:

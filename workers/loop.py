@@ -33,7 +33,7 @@ from prefork.workers.scoreboard import (
     SlotField,
     SlotWriter,
 )
-from prefork.workers.source import Source
+from prefork.workers.source import Source, is_made_plainly
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.witness import Witness
 
@@ -143,7 +143,7 @@ class Loop:
                 if loaded:
                     at_once = 0
                 if loaded and source.datagrams is not None and self._account is None:
-                    ended = self._serve_rounds(source, source.datagrams, now, now + burst)
+                    ended = self._serve_datagrams(source, source.datagrams, now, now + burst)
                 else:
                     ended = self._serve(source, now, now + burst if loaded else now)
                 turns += 1
@@ -240,22 +240,19 @@ class Loop:
             if now >= until or writer.words[ORDER] or self._reason is not None:
                 return now
 
-    def _serve_rounds(self, source: Source, datagrams: Datagrams, now: int, until: int) -> int:
-        """Do as ``_serve()`` does, where handling is all there is to a datagram.
+    def _serve_datagrams(self, source: Source, datagrams: Datagrams, now: int, until: int) -> int:
+        """Serve what is queued, or until an instant, without a place in the wait queue meanwhile.
 
-        Without a place in the wait queue meanwhile: with one, each reply would be an event on the
-        socket for the kernel to look at, 0.3 µs.
+        With one, each reply would be an event on the socket for the kernel to look at, 0.3 µs.
         """
         self._epoll.unregister(source.listener.fd)
-        now = self._serve_queued_rounds(source, datagrams, now, until)
+        now = self._serve_rounds(source, datagrams, now, until)
         if self._reason is None:  # or it is a forked process: hands off, as in run()
             self._take_place(source.listener.fd)
         return now
 
-    def _serve_queued_rounds(
-        self, source: Source, datagrams: Datagrams, now: int, until: int
-    ) -> int:
-        """Serve what is queued, or until an instant; return the instant of its end.
+    def _serve_rounds(self, source: Source, datagrams: Datagrams, now: int, until: int) -> int:
+        """Do as ``_serve()`` does, where handling is all there is to a datagram.
 
         All of a datagram's way is 5 µs. What need not be done for each of them is done for a
         round of a few; once a millisecond is over, the datagram in hand is its last. REQUEST_NS
@@ -267,7 +264,8 @@ class Loop:
         most, new = datagrams.most, object.__new__
         while True:
             receive, room = datagrams.next_round()
-            handler_class, plain = source.handler_class()
+            handler_class = source.handler_class()
+            plain = is_made_plainly(handler_class)
             writer.round_over, done = False, 0
             writer.words[REQUEST_NS] = begun = since = now
             limit = now + SHORTEST_NS

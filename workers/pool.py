@@ -384,8 +384,7 @@ class Pool:
             if pidfd in ended and (status := system.collect(handle.child)) is not None:
                 self._exits.unregister(pidfd)
                 os.close(pidfd)
-                was_ready = handle.ready_at is not None
-                last_words = "" if was_ready else reports.shown(reports.read(handle.lines.report))
+                last_words = reports.read(handle.lines.report)
                 self._lines.pop(slot).close()
                 del self.handles[slot]
                 yield handle, status, last_words
@@ -404,14 +403,15 @@ class Pool:
         self, handle: Handle, status: ExitStatus, cause: ExitCause, last_words: str, now: float
     ) -> None:
         slot, expected = handle.info.slot, handle.asked_for is not None
+        report = "" if handle.ready_at is not None else reports.shown(last_words)
         facts = _last_facts(handle, status, self.board, now)
         self._carry_over(slot, status)
         self.board.vacate_slot(slot, cause.kind, time.monotonic_ns())
         level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
-        log.event(level, str(handle), "exited", cause=cause, report=last_words, **facts)
+        log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
         if not expected:
             self.lost += 1
-            self._note_setback(handle, cause, last_words, now)
+            self._note_setback(handle, cause, report, now)
         self.call_hook("worker_died", handle.info, cause)
 
     def _carry_over(self, slot: int, status: ExitStatus) -> None:

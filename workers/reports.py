@@ -12,10 +12,14 @@ import fcntl
 import os
 import re
 
+from prefork.workers import system
+
 REPORT_BYTES = 64 * 1024
 """A hundred frames of a dozen threads; pages are allocated only when written."""
 
-_FRAME_OF_OURS = re.compile(r'/workers/bootstrap\.py", line \d+ in (run_worker|write_stacks)$')
+_FRAME_OF_OURS = re.compile(
+    r'/prefork/workers/bootstrap\.py", line \d+ in (run_worker|write_stacks)$'
+)
 
 
 def name_of(board: int, slot: int) -> str:
@@ -24,10 +28,10 @@ def name_of(board: int, slot: int) -> str:
 
 
 def create(name: str) -> int:
-    """Make an empty one (master); what is written through the descriptor is appended.
+    """Make an empty one (master).
 
-    Where files may not be so long (RLIMIT_FSIZE) what is written is lost: a worker without a report
-    is better than none.
+    Where files may not be so long any more (RLIMIT_FSIZE) what is written is lost: a worker without
+    a report is better than none.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -44,10 +48,12 @@ def create(name: str) -> int:
 
 
 def clear(fd: int) -> None:
-    """Empty it: what is written next goes to its beginning, whoever writes (master)."""
-    # Written over as far as it was used. To punch a hole takes a mapping, thus one more descriptor.
-    used = os.lseek(fd, 0, os.SEEK_CUR)
-    os.pwrite(fd, bytes(min(used, REPORT_BYTES)), 0)
+    """Empty it, and have what is written next go to its beginning, whoever writes (master).
+
+    To write over it instead would raise at a limit on the size of files, and where the worker has
+    set O_APPEND, which is the master's then, too.
+    """
+    system.punch_hole(fd, REPORT_BYTES)
     os.lseek(fd, 0, os.SEEK_SET)
 
 
@@ -60,24 +66,18 @@ def shown(report: str) -> str:
     """Return a report as it may be shown: without what a terminal would obey (pure).
 
     A stack dump also without the frames of the program that has forked the worker, which are below
-    its first one, and without that of the dump's writer. The traceback of a boot stays whole.
+    its first one, and without that of the dump's writer. The traceback of a boot stays whole: its
+    frames are written in another way.
     """
-    lines = [
-        "".join(c if c.isprintable() else "\ufffd" for c in line) for line in report.splitlines()
-    ]
-    if lines and "(most recent call first)" in lines[0]:
-        lines = _of_the_worker(lines)
-    return "\n".join(lines)
-
-
-def _of_the_worker(dump: list[str]) -> list[str]:
     lines = []
     is_below = False
-    for line in dump:
+    for raw in report.splitlines():
+        line = "".join(c if c.isprintable() else "\ufffd" for c in raw)
         if not line.startswith("  "):  # the next thread
             is_below = False
         ours = _FRAME_OF_OURS.search(line)
-        if not is_below and (ours is None or ours[1] == "run_worker"):
+        is_first = ours is not None and ours[1] == "run_worker"
+        if not is_below and (ours is None or is_first):
             lines.append(line)
-        is_below = is_below or (ours is not None and ours[1] == "run_worker")
-    return lines
+        is_below = is_below or is_first
+    return "\n".join(lines)

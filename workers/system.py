@@ -25,6 +25,8 @@ import msgspec
 from prefork.workers.states import ExitStatus, Usage
 
 _PR_GET_CHILD_SUBREAPER = 37
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -201,6 +203,12 @@ def is_init() -> bool:
     return _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0) == 0 and bool(
         flag.value
     )
+
+
+def punch_hole(fd: int, length: int) -> None:
+    """Empty the first bytes of a memory and give their pages back; of what is none, nothing."""
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    _libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(length))
 
 
 def zombies_except(pids: set[int]) -> Iterator[int]:

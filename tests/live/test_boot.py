@@ -73,6 +73,15 @@ def test_report_of_a_boot_error_is_the_traceback(start: Callable[..., Program]) 
     assert "in worker_init" in report
 
 
+def test_report_of_a_boot_error_is_the_traceback_alone(start: Callable[..., Program]) -> None:
+    """Stacks that were dumped before a boot failed are no part of its report."""
+    deed = "signal.raise_signal(signal.SIGUSR1); raise LookupError('no database')"
+    program = start(FAILING.format(deed=deed))
+    _, report = program.told("refused")
+    assert report.startswith("Traceback")
+    assert report.endswith("LookupError: no database")
+
+
 LATER = """
     from tests.support.app import *
 

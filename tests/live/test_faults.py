@@ -320,17 +320,18 @@ def test_full_disk_stops_nothing_that_runs(start: Callable[..., Program]) -> Non
     program = start(serving("Run", workers=2))
     address = program.address()
     workers = program.wait_workers(2)
+    program.signal(signal.SIGUSR1)  # there is something in the reports
+    program.wait_logged(" stacks", times=2)
     for pid in [program.pid, *workers]:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
     for _ in range(10):
         assert hangs_up(address, "1 / 0") == ""
         assert ask(address, "'served'").endswith("'served'")
+    program.signal(signal.SIGUSR1)
     os.kill(min(workers), signal.SIGKILL)
     wait_until(lambda: len(program.workers() - {min(workers)}) == 2, "the dead replaced")
     for _ in range(10):
         assert ask(address, "'served'").endswith("'served'")
-    program.signal(signal.SIGUSR1)
-    assert ask(address, "'served'").endswith("'served'")
     assert program.stop() in ENDED
 
 

@@ -366,7 +366,7 @@ def test_handler_that_scribbles_over_the_shared_memory(start: Callable[..., Prog
     """Whatever a worker writes into the scoreboard, master and port stay, the bounds hold, a stop is obeyed."""
     program = start("""
         from tests.support.app import *
-        import mmap, random
+        import fcntl, mmap, random
 
         class Scribbling(Echo):
             def handle(self):
@@ -379,6 +379,9 @@ def test_handler_that_scribbles_over_the_shared_memory(start: Callable[..., Prog
         def scribble(fd):
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):
+                os.write(fd, b"x")
+                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_APPEND)
             size = os.fstat(fd).st_size
             with mmap.mmap(fd, size) as memory:
                 for _ in range(200):
@@ -394,6 +397,8 @@ def test_handler_that_scribbles_over_the_shared_memory(start: Callable[..., Prog
     assert watch.most <= 5
     assert watch.oldest_zombie < 1.0
     wait_until(lambda: 1 <= len(program.workers()) <= 5, "a pool")
+    program.signal(signal.SIGUSR1)
+    program.wait_logged("master.* status")
     assert program.stop(ceiling=40) == 0
 
 

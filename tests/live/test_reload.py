@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from prefork.find import find_pool
 from prefork.workers.scoreboard import PoolField, SlotField
-from prefork.workers.states import ReloadState
+from prefork.workers.states import ReloadState, WorkerState
 from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.load import Load
@@ -543,6 +544,31 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     assert server.version() == ("2", 1)
     assert not workers & program.workers()
     assert program.stop() == 0
+
+
+def test_master_without_an_application_has_stacks_dumped(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """USR1 to a master whose new code has failed after the exec has the workers write where they are now."""
+    server = reloadable()
+    program = server.program
+    program.signal(signal.SIGUSR1)
+    program.wait_logged(" stacks", times=3)
+    server.write(first="1 / (0 if not prefork.rehearsal.is_on_trial() else 1)")
+    program.signal(signal.SIGHUP)
+    program.wait_logged("has ended before it served")
+    with find_pool(str(program.pid)) as pool, connect(server.address) as client:
+        send_line(client, "sleep 2")
+        wait_until(lambda: pool.snapshot().count(WorkerState.BUSY) == 1, "a busy worker")
+        assert not any("in handle" in report for report in pool.reports().values())
+        program.signal(signal.SIGUSR1)
+        wait_until(
+            lambda: sum("in handle" in report for report in pool.reports().values()) == 1,
+            "the stack of its handler",
+        )
+    program.terminate()
+    program.wait()
+    program.wait_silent(ceiling=2)
 
 
 def test_master_without_an_application_can_be_stopped(

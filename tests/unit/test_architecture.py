@@ -89,7 +89,7 @@ WORKERS = {
         *("accounting", "datagrams", "listener", "log", "scoreboard"),
         *("source", "states", "witness"),
     ),
-    "reports": (),
+    "reports": ("system",),
     "bootstrap": (
         *("credentials", "limits", "listener", "log", "loop", "reports", "scoreboard"),
         *("settings", "source", "states", "system", "waits", "witness"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -22,6 +23,17 @@ def _report() -> Iterator[int]:
     fd = reports.create("prefork-report-1-0")
     yield fd
     os.close(fd)
+
+
+@contextlib.contextmanager
+def file_size_limit(length: int) -> Iterator[None]:
+    """Allow this process no longer files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_is_written_is_read(report: int) -> None:
@@ -57,10 +69,21 @@ def test_cleared_report_begins_anew(report: int, length: int) -> None:
         os.write(worker, b"x" * length)
         reports.clear(report)
         assert reports.read(report) == ""
+        assert os.fstat(report).st_blocks == 0
         os.write(worker, b"new")
         assert reports.read(report) == "new"
     finally:
         os.close(worker)
+
+
+def test_report_is_cleared_whatever_its_worker_has_done(report: int) -> None:
+    """Neither a flag that the worker has set, which is the master's, too, nor where it wrote keeps it from that."""
+    os.write(report, b"old")
+    os.pwrite(report, b"older", REPORT_BYTES // 2)
+    fcntl.fcntl(report, fcntl.F_SETFL, os.O_RDWR | os.O_APPEND)
+    reports.clear(report)
+    assert reports.read(report) == ""
+    assert os.fstat(report).st_blocks == 0
 
 
 @pytest.mark.parametrize("position", [REPORT_BYTES + 1, 2**62])
@@ -87,12 +110,8 @@ def test_name_says_whose_it_is(report: int) -> None:
 
 def test_limit_on_the_size_of_files_costs_the_report_only() -> None:
     """Where files may not be so long there is a descriptor all the same: what is written is lost."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (REPORT_BYTES - 1, hard))
-    try:
+    with file_size_limit(REPORT_BYTES - 1):
         fd = reports.create("prefork-report-1-0")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     try:
         os.write(fd, b"lost")
         assert reports.read(fd) == ""
@@ -100,6 +119,14 @@ def test_limit_on_the_size_of_files_costs_the_report_only() -> None:
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
+
+
+def test_report_is_cleared_under_a_limit_on_the_size_of_files(report: int) -> None:
+    """A limit that came after the first dump is none on emptying it."""
+    os.write(report, b"old")
+    with file_size_limit(0):
+        reports.clear(report)
+    assert reports.read(report) == ""
 
 
 def test_bad_bytes_are_text(report: int) -> None:
@@ -145,18 +172,34 @@ def test_functions_of_the_application_are_not_taken_for_ours() -> None:
         "Current thread 0x02 (most recent call first):\n"
         '  File "app.py", line 7 in write_stacks\n'
         '  File "app.py", line 9 in run_worker\n'
-        '  File "bootstrap.py", line 11 in run_worker\n'
+        '  File "/srv/shop/workers/bootstrap.py", line 11 in run_worker\n'
         '  File "app.py", line 13 in handle'
     )
     assert reports.shown(report) == report
+
+
+def test_fragment_of_a_dump_is_cut_as_well() -> None:
+    """What was written while the report was cleared begins anywhere."""
+    report = (
+        '", line 5 in deep\n'
+        '  File "/lib/prefork/workers/bootstrap.py", line 301 in write_stacks\n'
+        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker\n'
+        '  File "pool.py", line 8 in _fork\n'
+    )
+    assert reports.shown(report).splitlines() == [
+        '", line 5 in deep',
+        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker',
+    ]
 
 
 def test_traceback_of_a_boot_stays_whole() -> None:
     """Last words are a traceback, whose last line says what it was."""
     words = (
         "Traceback (most recent call last):\n"
-        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker\n'
+        '  File "/lib/prefork/workers/bootstrap.py", line 153, in run_worker\n'
         "    crew.hooks()\n"
-        "ValueError: (most recent call first)"
+        '  File "app.py", line 7, in worker_init\n'
+        "    raise ValueError\n"
+        "ValueError: no database"
     )
     assert reports.shown(words) == words

@@ -267,7 +267,7 @@ def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> No
         bench.client.send(b"%d" % number)
         assert select.select([bench.server], [], [], CEILING)[0]
         now = time.monotonic_ns()
-        bench.loop._serve_rounds(bench.source, datagrams, now, now + 10**9)
+        bench.loop._serve_datagrams(bench.source, datagrams, now, now + 10**9)
         assert bench.loop._fruitless <= FRUITLESS_TRY
     assert len(bench.handled) == 100
 
@@ -278,6 +278,24 @@ def test_order_is_obeyed_after_a_round(bench: Bench) -> None:
     bench.actions[b"20"] = lambda _: bench.board.words.__setitem__(order, int(Order.RETIRE))
     handled = bench.serve(*numbered(100))
     assert 21 <= len(handled) <= 21 + len(ROUND)
+
+
+@pytest.mark.parametrize("number", [0, 20])
+def test_setup_that_the_class_gets_is_called_from_the_next_round_on(
+    bench: Bench, number: int
+) -> None:
+    """A handler class that is given a ``setup()`` while it is in use has it called, in rounds as ever."""
+    calls: list[bytes] = []
+
+    def give_setup(handler: Any) -> None:
+        type(handler).setup = lambda handler: calls.append(handler.request[0])
+
+    sent = numbered(100)
+    bench.actions[sent[number]] = give_setup
+    bench.serve(*sent)
+    expected = [*sent[number + 1 :], b"last"]
+    assert calls == expected[len(expected) - len(calls) :]
+    assert len(calls) >= len(expected) - len(ROUND)
 
 
 def test_round_needs_no_place_in_the_wait_queue(bench: Bench) -> None:
@@ -296,7 +314,7 @@ def test_round_needs_no_place_in_the_wait_queue(bench: Bench) -> None:
         bench.client.send(data)
     look()
     now = time.monotonic_ns()
-    bench.loop._serve_rounds(bench.source, datagrams, now, now + 10**10)
+    bench.loop._serve_datagrams(bench.source, datagrams, now, now + 10**10)
     look()
     assert seen == [True, *[False] * 20, True]
 

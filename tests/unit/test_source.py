@@ -173,7 +173,7 @@ def test_handlers_may_be_made_by_anything() -> None:
     with source_of(server) as source, request_to(server) as client:
         source.process(*source.take())
         assert client.recv(10) == b"", "a standard handler's empty reply"
-        assert source.handler_class() == (maker, False)
+        assert source.handler_class() is maker
 
 
 # --- how a connection is accepted
