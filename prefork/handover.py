@@ -28,7 +28,7 @@ from prefork.workers.legacy import PoolLegacy
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the memfd's content; a new image that reads another one is refused before the exec."""
 
 VARIABLE: Final = "PREFORK_HANDOVER"
@@ -68,7 +68,7 @@ class Legacy(msgspec.Struct, frozen=True):
     """Sockets that the next image's servers take by their address."""
     kept: tuple[int, ...]
     """Sockets that are known by their number, ``fd://N``."""
-    wakeup: tuple[int, int]
+    wakeup: tuple[int, int, int]
     lost_time: float
     floor: int
     floor_set: int

@@ -121,8 +121,8 @@ class Master:
                 hooks=hooks,
                 enter=enter,
                 title=title,
-                wake=wakeup.write_fd,
-                private_fds=lambda: [wakeup.read_fd, *observer.private_fds()],
+                wake=wakeup.workers_fd,
+                private_fds=lambda: [wakeup.read_fd, wakeup.write_fd, *observer.private_fds()],
                 legacy=None if legacy is None else legacy.pool,
             )
         except BaseException:
@@ -385,7 +385,7 @@ class Master:
             pool=self.pool.legacy(),
             listeners=self._succession.handed_over,
             kept=self._succession.kept,
-            wakeup=(self._wakeup.read_fd, self._wakeup.write_fd),
+            wakeup=self._wakeup.fds,
             lost_time=self._clock.lost,
             floor=self._sizing.floor,
             floor_set=self._settings.workers,

@@ -49,11 +49,20 @@ PIPE_BYTES = 65536
 
 
 class Wakeup:
-    """The pipe that wakes the master: written by signals, by workers and by ``shutdown()``."""
+    """The pipe that wakes the master: written by signals, by workers and by ``shutdown()``.
 
-    def __init__(self, fds: tuple[int, int] | None = None) -> None:
-        # fds: those of an earlier image of the master, which its workers write to.
-        self.read_fd, self.write_fd = fds or os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    fds: those of an earlier image of the master, which its workers write to.
+    workers_fd: for the workers to write to, who have a description of their own. On the master's
+    one could unset O_NONBLOCK, and a signal's handler would wait in a full pipe for itself.
+    """
+
+    def __init__(self, fds: tuple[int, int, int] | None = None) -> None:
+        self.read_fd, self.write_fd, self.workers_fd = fds or _pipe_with_two_entrances()
+
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        """All descriptors."""
+        return self.read_fd, self.write_fd, self.workers_fd
 
     def fileno(self) -> int:
         """Return the end that the master waits on."""
@@ -72,9 +81,20 @@ class Wakeup:
         return b""
 
     def close(self) -> None:
-        """Close both ends."""
-        os.close(self.read_fd)
-        os.close(self.write_fd)
+        """Close all ends."""
+        for fd in self.fds:
+            os.close(fd)
+
+
+def _pipe_with_two_entrances() -> tuple[int, int, int]:
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        return read_fd, write_fd, os.open(f"/proc/self/fd/{write_fd}", flags)
+    except OSError:
+        os.close(read_fd)
+        os.close(write_fd)
+        raise
 
 
 class Inbox:

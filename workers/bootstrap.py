@@ -56,7 +56,7 @@ DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 """Asks for a stack dump that needs no bytecode to run: for a worker that has not answered USR1."""
 
 WAKE = b"\0"
-"""What a worker writes into the master's wake-up pipe when the scoreboard has news. Never a signal number."""
+"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a bell. Never a signal number."""
 
 SHUTDOWN = b"\xff"
 """What a worker writes there when its handler called ``shutdown()``."""
@@ -101,24 +101,27 @@ class WorkerSide:
 class Lines(msgspec.Struct, frozen=True):
     """What the master and one worker have in common, made before the fork.
 
-    bell: an eventfd that the master rings when the worker is to look around: at its order, or for
-    a client that nobody took. It reaches a worker whatever that has done to its signals. report:
+    bell: a pipe that the master rings when the worker is to look around: at its order, or for a
+    client that nobody took. It reaches a worker whatever that has done to its signals. Not an
+    eventfd, whose one description both would have: a worker could fill it and set it blocking, and
+    its master would wait in it for ever. rope: the end that rings, the master's alone. report:
     memory for its stack dumps and last words, with one position for both: the master sets where
     the next dump goes, also while the worker is stuck.
     """
 
     bell: int
+    rope: int
     report: int
 
     @property
-    def fds(self) -> tuple[int, int]:
-        """Both descriptors."""
-        return self.bell, self.report
+    def fds(self) -> tuple[int, int, int]:
+        """All descriptors."""
+        return self.bell, self.rope, self.report
 
     def close(self) -> None:
-        """Close both (master, or a worker that they are not for)."""
-        os.close(self.bell)
-        os.close(self.report)
+        """Close all (master, or a worker that they are not for)."""
+        for fd in self.fds:
+            os.close(fd)
 
 
 class ThisWorker(WorkerInfo, frozen=True):
@@ -212,6 +215,7 @@ def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoR
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
         crew.shed(slot)
+        os.close(lines.rope)
         loop = Loop(
             tools.sources or sources_of(crew, writer),
             writer,

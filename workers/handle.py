@@ -7,7 +7,7 @@ import os
 
 import msgspec
 
-from prefork.workers.bootstrap import Lines, WorkerInfo
+from prefork.workers.bootstrap import WAKE, Lines, WorkerInfo
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
 from prefork.workers.system import Child
@@ -54,7 +54,7 @@ class Handle(msgspec.Struct):
     def ring(self) -> None:
         """Have the worker look around."""
         with contextlib.suppress(BlockingIOError):  # it has enough rings to come
-            os.eventfd_write(self.lines.bell, 1)
+            os.write(self.lines.rope, WAKE)
 
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
         """Return what the policy is told of it. now_ns: the monotonic clock."""

@@ -409,7 +409,7 @@ class Loop:
         if fd == self._life:
             self.leave(ExitKind.ORPHANED)
         elif fd == self._bell:
-            os.eventfd_read(fd)
+            os.read(fd, 4096)
         elif signal.SIGTERM in os.read(fd, 4096):
             # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
             self.leave(ExitKind.RETIRED)

@@ -237,11 +237,12 @@ class Pool:
         )
 
     def _make_lines(self, slot: int) -> Lines:
-        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        bell, rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            return Lines(bell, reports.create(reports.name_of(self.board.fd, slot)))
+            return Lines(bell, rope, reports.create(reports.name_of(self.board.fd, slot)))
         except OSError:
             os.close(bell)
+            os.close(rope)
             raise
 
     def _adopt(self, slot: int, child: system.Child, reason: StartReason, now: float) -> None:

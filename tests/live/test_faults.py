@@ -613,8 +613,7 @@ def test_descriptors_of_a_worker_are_these_and_no_others(start: Callable[..., Pr
     expected = {
         "socket": 1,
         "anon_inode:[eventpoll]": 1,
-        "anon_inode:[eventfd]": 1,
-        "pipe r": 2,  # the life pipe; its own wake-up pipe
+        "pipe r": 3,  # the life pipe; its bell; its own wake-up pipe
         "pipe w": 2,  # the master's wake-up pipe; its own
         "/memfd:prefork-scoreboard": 2,  # mmap has one of its own
         "/memfd:prefork-report": 1,

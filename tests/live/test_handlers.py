@@ -402,6 +402,29 @@ def test_handler_that_scribbles_over_the_shared_memory(start: Callable[..., Prog
     assert program.stop(ceiling=40) == 0
 
 
+def test_handler_that_makes_all_it_has_blocking_and_full(start: Callable[..., Program]) -> None:
+    """A master does not wait in what it shares with its workers, whatever they do to that: it ends them in time."""
+    program = start("""
+        from tests.support.app import *
+        import contextlib
+
+        class Blocking(Echo):
+            def handle(self):
+                for name in os.listdir("/proc/self/fd"):
+                    with contextlib.suppress(OSError):
+                        if int(name) > 2 and "eventfd" in os.readlink(f"/proc/self/fd/{name}"):
+                            os.write(int(name), (2**64 - 2).to_bytes(8, "little"))
+                        os.set_blocking(int(name), True)
+                tell("blocked")
+                time.sleep(60)
+
+        serve(Blocking, workers=2, graceful_timeout=0.3)
+    """)
+    with send(program.address(), "") as _:
+        program.told("blocked")
+        assert program.stop(ceiling=5) == 0
+
+
 def test_clients_that_reset_or_say_nothing_cost_no_worker(start: Callable[..., Program]) -> None:
     """Five hundred clients that reset their connection or leave at once change nothing for the next."""
     program = start(serving(workers=2))

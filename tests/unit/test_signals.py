@@ -166,13 +166,22 @@ def test_storm_does_not_nest(inbox: Inbox, wakeup: Wakeup) -> None:
 
 def test_pipe_never_blocks_and_is_not_inherited(wakeup: Wakeup) -> None:
     """Both ends are non-blocking and close-on-exec; a full pipe is as good as a wake-up."""
-    for fd in (wakeup.read_fd, wakeup.write_fd):
+    for fd in wakeup.fds:
         assert not os.get_blocking(fd)
         assert not os.get_inheritable(fd)
     assert wakeup.drain() == b""
     fill(wakeup)
     wakeup.wake()
     assert set(wakeup.drain()) == set(WAKE)
+
+
+def test_workers_cannot_make_the_masters_end_blocking(wakeup: Wakeup) -> None:
+    """What a worker does to its end leaves that of the signals as it is; both are of one pipe."""
+    os.set_blocking(wakeup.workers_fd, True)
+    assert not os.get_blocking(wakeup.write_fd)
+    os.write(wakeup.workers_fd, WAKE)
+    wakeup.wake()
+    assert wakeup.drain() == WAKE * 2
 
 
 def test_wake_from_another_thread(inbox: Inbox, wakeup: Wakeup) -> None:
