@@ -66,6 +66,7 @@ class Source:
         self.take = datagrams.take if datagrams is not None else self._stream_or_other_take()
         everybody = _has(server, "verify_request", BaseServer)
         self.verify = None if everybody else server.verify_request
+        self._is_quiet = _is_quiet(server)
         one_call = _one_call_for(server)
         self.process = one_call or server.process_request
         self.datagrams = datagrams if everybody and one_call is not None else None
@@ -73,7 +74,7 @@ class Source:
     def handler_class(self) -> Any:
         """Return what is called with a request, its client's address and the server to handle it."""
         given = self.server.RequestHandlerClass
-        return quiet.quiet_class(given) if _is_quiet(self.server) else given
+        return quiet.quiet_class(given) if self._is_quiet else given
 
     @property
     def is_closed(self) -> bool:
