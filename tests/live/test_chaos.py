@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.load import Load, Verdict, request
-from tests.support.processes import fds_of
+from tests.support.processes import fds_of, kind_of
 from tests.support.sampling import ChildrenWatch
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, let_pass, wait_until
@@ -97,7 +97,7 @@ class Chaos:
 
 def held_by(pid: int) -> Counter[str]:
     """Return how many descriptors of which kind a process holds."""
-    return Counter(link.partition(":[")[0] for link in fds_of(pid).values())
+    return Counter(map(kind_of, fds_of(pid).values()))
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.once)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -32,7 +31,14 @@ from tests.support.clients import (
 )
 from tests.support.groups import FREEZE, NO_MORE_PROCESSES, group_with, why_no_group
 from tests.support.load import Load
-from tests.support.processes import children_of, fds_of, is_alive, private_bytes, zombies_of
+from tests.support.processes import (
+    children_of,
+    fds_of,
+    is_alive,
+    kind_of,
+    private_bytes,
+    zombies_of,
+)
 from tests.support.server import ENDED, serving
 from tests.support.tracing import why_no_strace
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
@@ -598,7 +604,7 @@ def held_by(pid: int) -> Counter[str]:
             except FileNotFoundError:
                 continue  # a connection that was just closed
             flags = int(next(one for one in info.splitlines() if "flags" in one).split()[1], 8)
-            kind = re.sub(r":\[\d+\]|(-\d+)* \(deleted\)", "", link)
+            kind = kind_of(link)
             found[f"pipe {'rw'[flags & os.O_ACCMODE]}" if kind == "pipe" else kind] += 1
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -113,6 +114,11 @@ def fds_of(pid: int | None = None) -> dict[int, str]:
         except FileNotFoundError:
             continue  # closed meanwhile, such as the one that lists this folder
     return held
+
+
+def kind_of(link: str) -> str:
+    """Return what a descriptor is, without which one: ``socket:[4711]`` is a ``socket``."""
+    return re.sub(r":\[\d+\]|(-\d+)* \(deleted\)", "", link)
 
 
 def status_of(pid: int) -> dict[str, str]:
