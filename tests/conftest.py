@@ -30,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     become_subreaper()
     # The time limit of a CI sends TERM: end in order then, so that no program under test is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell has its background jobs ignore these, and programs under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
