@@ -122,7 +122,7 @@ class Master:
                 enter=enter,
                 title=title,
                 wake=wakeup.workers_fd,
-                private_fds=lambda: [wakeup.read_fd, wakeup.write_fd, *observer.private_fds()],
+                private_fds=lambda: [*wakeup.abandon(), *observer.private_fds()],
                 legacy=None if legacy is None else legacy.pool,
             )
         except BaseException:

@@ -150,14 +150,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         With ``block_on_close`` it returns when no worker is left, without it at once.
         """
         run = _run_of(self)
-        if run.side is None and run.is_elsewhere:
-            # Closed under the feet of a running master, the number would soon be another file's.
-            run.close_at_end = True
-            run.ask_shutdown()
-            if self.block_on_close:
-                run.stopped.wait()
+        # Closed under the feet of a running master, the number would soon be another file's.
+        if run.side is not None or not run.ask_close():
+            super().server_close()
             return
-        super().server_close()
+        if run.without_workers:
+            super().shutdown()
+        if self.block_on_close:
+            run.stopped.wait()
 
     # --- hooks
 

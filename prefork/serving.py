@@ -61,17 +61,24 @@ class Run:
         self.listener: Listener | None = None
         self.side: WorkerSide | None = None
 
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether another thread serves."""
-        return self.running and self.thread != threading.get_ident()
-
     def ask_shutdown(self) -> None:
         """Have it end; one that has not begun will end at once."""
         with self.lock:
-            self.shutdown_asked = True
-            if self.master is not None:
-                self.master.ask_shutdown()
+            self._ask_shutdown()
+
+    def ask_close(self) -> bool:
+        """Have the thread that serves end and close the server; False when no other thread does."""
+        with self.lock:
+            if not self.running or self.thread == threading.get_ident():
+                return False
+            self.close_at_end = True
+            self._ask_shutdown()
+            return True
+
+    def _ask_shutdown(self) -> None:
+        self.shutdown_asked = True
+        if self.master is not None:
+            self.master.ask_shutdown()
 
     def begin(self) -> None:
         """Begin, in this thread. RuntimeError when it has begun already."""
@@ -82,10 +89,18 @@ class Run:
             self.thread = threading.get_ident()
             self.stopped.clear()
 
-    def end(self) -> None:
-        """End, and wake who waits for it."""
-        self.running = self.shutdown_asked = False
-        self.stopped.set()
+    def begin_without_workers(self) -> bool:
+        """Begin to serve in this process; False when it was asked to end meanwhile."""
+        with self.lock:
+            self.without_workers = not self.shutdown_asked
+            return self.without_workers
+
+    def end(self) -> bool:
+        """End; return whether the server is to be closed now. Then set ``stopped``."""
+        with self.lock:
+            is_to_close, self.close_at_end = self.close_at_end, False
+            self.running = self.shutdown_asked = False
+            return is_to_close
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -133,10 +148,11 @@ def serve(
 
 
 def _end(one: Served) -> None:
-    if one.run.close_at_end:
-        one.run.close_at_end = False
-        one.behind.server_close()
-    one.run.end()
+    try:
+        if one.run.end():
+            one.behind.server_close()
+    finally:
+        one.run.stopped.set()
 
 
 def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | None) -> None:
@@ -146,9 +162,9 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
             "workers", 0, "settings", "0 serves a single server; give it one, or some workers"
         )
     only = all_served[0]
-    only.run.without_workers = True
     try:
-        only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
+        if only.run.begin_without_workers():
+            only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
     finally:
         only.run.without_workers = False
 

@@ -52,8 +52,8 @@ class Wakeup:
     """The pipe that wakes the master: written by signals, by workers and by ``shutdown()``.
 
     fds: those of an earlier image of the master, which its workers write to.
-    workers_fd: for the workers to write to, who have a description of their own. On the master's
-    one could unset O_NONBLOCK, and a signal's handler would wait in a full pipe for itself.
+    workers_fd: what the workers write to, with an open file description of its own: a worker that
+    set the master's blocking would have its signal handler wait in a full pipe for itself.
     """
 
     def __init__(self, fds: tuple[int, int, int] | None = None) -> None:
@@ -63,6 +63,16 @@ class Wakeup:
     def fds(self) -> tuple[int, int, int]:
         """All descriptors."""
         return self.read_fd, self.write_fd, self.workers_fd
+
+    def abandon(self) -> list[int]:
+        """Have no signal written here any more (forked child); return what it has to close of it."""
+        try:
+            before = signal.set_wakeup_fd(-1)
+        except ValueError:  # 3.13.0, in a child of a thread: the number must not be another file's
+            return [self.read_fd]
+        if before not in (-1, self.write_fd):
+            signal.set_wakeup_fd(before)
+        return [self.read_fd, self.write_fd]
 
     def fileno(self) -> int:
         """Return the end that the master waits on."""
@@ -89,12 +99,19 @@ class Wakeup:
 def _pipe_with_two_entrances() -> tuple[int, int, int]:
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        return read_fd, write_fd, os.open(f"/proc/self/fd/{write_fd}", flags)
+        return read_fd, write_fd, _another_entrance(write_fd)
     except OSError:
         os.close(read_fd)
         os.close(write_fd)
         raise
+
+
+def _another_entrance(write_fd: int) -> int:
+    try:
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(f"/proc/self/fd/{write_fd}", flags)
+    except (FileNotFoundError, PermissionError):  # no /proc, as after a chroot(): the same, then
+        return os.dup(write_fd)
 
 
 class Inbox:

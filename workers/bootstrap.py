@@ -56,7 +56,10 @@ DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 """Asks for a stack dump that needs no bytecode to run: for a worker that has not answered USR1."""
 
 WAKE = b"\0"
-"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a bell. Never a signal number."""
+"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a bell.
+
+Never a signal number.
+"""
 
 SHUTDOWN = b"\xff"
 """What a worker writes there when its handler called ``shutdown()``."""

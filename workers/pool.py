@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import itertools
 import logging
+import mmap
 import os
 import select
 import signal
@@ -239,6 +241,8 @@ class Pool:
     def _make_lines(self, slot: int) -> Lines:
         bell, rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            # It needs little, and a user's pipes are counted by what they could hold.
+            fcntl.fcntl(rope, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
             return Lines(bell, rope, reports.create(reports.name_of(self.board.fd, slot)))
         except OSError:
             os.close(bell)

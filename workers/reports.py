@@ -7,6 +7,7 @@ The master has all of them open, so whoever may read its scoreboard may read the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -50,10 +51,12 @@ def create(name: str) -> int:
 def clear(fd: int) -> None:
     """Empty it, and have what is written next go to its beginning, whoever writes (master).
 
-    To write over it instead would raise at a limit on the size of files, and where the worker has
-    set O_APPEND, which is the master's then, too.
+    To write over it is refused by a limit on the size of files, and where the worker has set
+    O_APPEND, which is the master's then, too; a hole is refused by a filter of system calls only.
     """
-    system.punch_hole(fd, REPORT_BYTES)
+    if not system.punch_hole(fd, REPORT_BYTES):
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, bytes(REPORT_BYTES), 0)
     os.lseek(fd, 0, os.SEEK_SET)
 
 

@@ -205,10 +205,10 @@ def is_init() -> bool:
     )
 
 
-def punch_hole(fd: int, length: int) -> None:
-    """Empty the first bytes of a memory and give their pages back; of what is none, nothing."""
+def punch_hole(fd: int, length: int) -> bool:
+    """Empty the first bytes of a memory and give their pages back; tell whether the kernel did."""
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    _libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(length))
+    return bool(_libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(length)) == 0)
 
 
 def zombies_except(pids: set[int]) -> Iterator[int]:

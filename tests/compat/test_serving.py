@@ -618,6 +618,58 @@ server.server_close()
     assert program.told("children") == []
 
 
+def test_server_close_without_workers_stops_it(start: Callable[..., Program]) -> None:
+    """With workers = 0, server_close() from another thread stops and closes a server that is served."""
+    program = finished(
+        start,
+        """
+server = Pool(LOOPBACK, Echo)
+server.workers = 0
+serve = threading.Thread(target=server.serve_forever, args=(0.01,))
+serve.start()
+tell("served", ask(server.server_address))
+server.server_close()
+serve.join()
+tell("open", server.fileno() >= 0)
+""",
+    )
+
+    assert program.told("open") is False
+
+
+def test_close_that_raises_leaves_nobody_waiting(start: Callable[..., Program]) -> None:
+    """When the class behind raises in server_close(), who has called it is woken all the same, and it can serve again."""
+    program = finished(
+        start,
+        """
+class Failing:
+    def server_close(self):
+        tell("raises")
+        raise RuntimeError("on purpose")
+
+class Server(Pool.__mro__[1], Failing, Pool.__mro__[2]):
+    workers = 1
+
+def serve():
+    try:
+        server.serve_forever()
+    except RuntimeError as error:
+        tell("raised", str(error))
+
+server = Server(LOOPBACK, Echo)
+for _ in range(2):
+    thread = threading.Thread(target=serve)
+    thread.start()
+    tell("served", ask(server.server_address))
+    server.server_close()
+    thread.join()
+server.socket.close()
+""",
+    )
+
+    assert program.all_told("raised") == ["on purpose"] * 2
+
+
 def test_default_timeout_of_sockets(start: Callable[..., Program]) -> None:
     """A program that sets a default timeout for all sockets has a pool that serves and stops at once (M09, M10)."""
     program = finished(

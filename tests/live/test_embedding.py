@@ -274,6 +274,29 @@ def test_serving_again_after_a_shutdown_finds_the_queue(start: Callable[..., Pro
     assert program.wait() == 0
 
 
+def test_child_that_the_program_forks_gets_no_signals_bytes(start: Callable[..., Program]) -> None:
+    """In a child that the program forks for itself no signal is written anywhere: the number is soon another file's."""
+    program = start("""
+        from tests.support.app import *
+
+        def when_ready(self):
+            if os.fork() == 0:
+                with open("file", "w+b", buffering=0) as file:
+                    signal.raise_signal(signal.SIGUSR1)
+                    tell("wakeup", signal.set_wakeup_fd(-1))
+                    tell("written", file.tell())
+                os._exit(0)
+            announce(self)
+
+        serve(Echo, workers=1, when_ready=when_ready)
+    """)
+    address = program.address()
+    assert program.told("wakeup") == -1
+    assert program.told("written") == 0
+    assert ask(address).endswith("hello")
+    assert program.stop() == 0
+
+
 def test_workers_zero_serves_in_the_master(start: Callable[..., Program]) -> None:
     """With no workers the program itself serves, one request after the other, in the standard library's loop."""
     program = start("""

@@ -95,6 +95,17 @@ def test_position_of_a_worker_s_making_is_no_harm(report: int, position: int) ->
     assert reports.read(report) == "new"
 
 
+def test_report_is_cleared_where_holes_are_refused(
+    report: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter of system calls that knows no fallocate() leaves nothing of the last dump."""
+    monkeypatch.setattr(reports.system, "punch_hole", lambda _fd, _length: False)
+    os.write(report, b"old" * 2000)
+    reports.clear(report)
+    os.write(report, b"new")
+    assert reports.read(report) == "new"
+
+
 def test_report_is_not_inherited_and_costs_nothing_empty(report: int) -> None:
     """A program that a handler starts does not get it; memory is taken with the first write only."""
     assert not os.get_inheritable(report)

@@ -184,6 +184,20 @@ def test_workers_cannot_make_the_masters_end_blocking(wakeup: Wakeup) -> None:
     assert wakeup.drain() == WAKE * 2
 
 
+def test_without_proc_there_is_one_entrance_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a chroot() to where no /proc is, the workers write through the master's description."""
+
+    def refuse(path: str, _flags: int) -> int:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    wakeup = Wakeup()
+    os.write(wakeup.workers_fd, WAKE)
+    assert wakeup.drain() == WAKE
+    assert not os.get_inheritable(wakeup.workers_fd)
+    wakeup.close()
+
+
 def test_wake_from_another_thread(inbox: Inbox, wakeup: Wakeup) -> None:
     """Any thread can wake the master, without a signal coming of it."""
     thread = threading.Thread(target=wakeup.wake)
