@@ -24,7 +24,7 @@ from prefork.metrics.status import status
 from prefork.workers import reports, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.log import escaped
-from prefork.workers.scoreboard import NAME, PoolField, Scoreboard, Snapshot
+from prefork.workers.scoreboard import MEMFD_NAME, PoolField, Scoreboard, Snapshot
 from prefork.workers.settings import MOST_CHILDREN
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _scoreboards_of(pid: int) -> dict[int, int]:
     """Return the descriptors that look like scoreboards, one for the inode of each memory behind them."""
     found: dict[int, int] = {}
     for number, name in _memories_of(pid):
-        if name == NAME:
+        if name == MEMFD_NAME:
             with contextlib.suppress(FileNotFoundError):
                 inode = os.stat(f"/proc/{pid}/fd/{number}").st_ino
                 # Most often the master's own, which stays over an exec in place; Python's mmap has

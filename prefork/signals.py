@@ -66,11 +66,8 @@ class Wakeup:
 
     def abandon(self) -> list[int]:
         """Have no signal written here any more (forked child); return what it has to close of it."""
-        try:
-            before = signal.set_wakeup_fd(-1)
-        except ValueError:  # 3.13.0, in a child of a thread: the number must not be another file's
-            return [self.read_fd]
-        if before not in (-1, self.write_fd):
+        before = signal.set_wakeup_fd(-1)
+        if before != self.write_fd:  # the program's own, when the pool is served in a thread
             signal.set_wakeup_fd(before)
         return [self.read_fd, self.write_fd]
 

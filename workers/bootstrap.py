@@ -216,7 +216,7 @@ def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoR
     call_master = functools.partial(_call_master, crew.wake)
     try:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
+        signal.set_wakeup_fd(-1)  # the program's own, when the pool is served in a thread
         crew.shed(slot)
         os.close(lines.rope)
         loop = Loop(

@@ -34,8 +34,8 @@ from prefork.workers.states import (
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
 VERSION = 3
 
-NAME = "prefork-scoreboard"
-"""What /proc calls the memfd."""
+MEMFD_NAME = "prefork-scoreboard"
+"""What /proc calls it."""
 
 TEXT_BYTES = 64 * 1024
 """The room for each text; pages are allocated only when written."""
@@ -271,7 +271,7 @@ class Scoreboard:
     @classmethod
     def create(cls, slots: int) -> Scoreboard:
         """Make the memfd for so many slots, seal its size and write the header (master)."""
-        fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _size(slots))
             # A worker that could shrink the file would kill the master with SIGBUS.
