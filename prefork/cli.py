@@ -34,7 +34,7 @@ from prefork.commands.outcome import (
     USAGE,
 )
 from prefork.find import SeveralPoolsError
-from prefork.stopping import StoppedEarly
+from prefork.host.stopping import StoppedEarly
 from prefork.workers.errors import (
     BindError,
     BootError,

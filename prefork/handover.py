@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from prefork.systemd import Notifier
+from prefork.host.notify import Notifier
 from prefork.workers import log, reports, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.legacy import PoolLegacy

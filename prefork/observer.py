@@ -18,8 +18,8 @@ from enum import Enum, auto
 
 import msgspec
 
-from prefork.endpoint import Endpoint, is_same_place
 from prefork.handover import MetricsLegacy
+from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.observation import LEAVE, Equipment, live
 from prefork.workers import log, system
 from prefork.workers.pool import Pool, changing_pools

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from prefork.handover import Program, refuse_other_format
+from prefork.host.notify import Notifier
 from prefork.rehearsal import Heritage, Rehearsal, Report, TrialError
-from prefork.systemd import Notifier
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard

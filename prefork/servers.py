@@ -10,23 +10,23 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any
 
-from prefork import activation
 from prefork.adoption import is_adopted
 from prefork.handover import pending
-from prefork.mixin import PreForkingMixIn
-from prefork.rehearsal import is_on_trial
-from prefork.socket_file import (
+from prefork.host import systemd_sockets
+from prefork.host.socket_file import (
     identity_of,
     one_start_at_a_time,
     remove_stale,
     unlink_if_still,
 )
+from prefork.mixin import PreForkingMixIn
+from prefork.rehearsal import is_on_trial
 from prefork.workers import log, quiet
 from prefork.workers.clients import LostClients, is_clients_doing
 from prefork.workers.errors import BindError
 
 if TYPE_CHECKING:
-    from prefork.addresses import Address
+    from prefork.host.addresses import Address
 
     _Behind = socketserver.TCPServer
 else:
@@ -171,9 +171,9 @@ _CLASSES: dict[str, Any] = {
 
 def _named(address: Address) -> Address:
     """Return the one socket of a name; the command line has put several in its place before."""
-    found = activation.addresses_named(address.name)
+    found = systemd_sockets.addresses_named(address.name)
     if not found:
-        raise BindError(str(address), activation.why_none())
+        raise BindError(str(address), systemd_sockets.why_none())
     if len(found) > 1:
         raise BindError(str(address), f"{len(found)} sockets bear that name; give each its own")
     return found[0]

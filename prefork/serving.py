@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import setproctitle
 
-from prefork import activation, adoption, handover, rehearsal
-from prefork.endpoint import Endpoint, is_same_place
+from prefork import adoption, handover, rehearsal
+from prefork.host import systemd_sockets
+from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.master import Master
 from prefork.metrics import slots
 from prefork.signals import Wakeup
@@ -134,7 +135,7 @@ def serve(
     if (heritage := rehearsal.heritage()) is not None:
         _refuse_what_cannot_follow(settings, heritage)
         rehearsal.end_of_trial(settings)
-    activation.take()
+    systemd_sockets.take()
     with contextlib.ExitStack() as ends:
         for one in all_served:
             one.run.begin()

@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from prefork import activation
-from prefork.about import shown
 from prefork.adoption import Named
 from prefork.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over, kept_pidfile
+from prefork.host import systemd_sockets
+from prefork.host.description import shown
 from prefork.rehearsal import Heritage
 from prefork.reload import Reload, Step
 from prefork.workers import log, system
@@ -86,7 +86,7 @@ class Succession:
     def kept(self) -> tuple[int, ...]:
         """The sockets that a program knows by their number."""
         inherited = {one.fd for one in self._listeners if one.is_inherited}
-        return tuple(sorted(inherited.union(activation.still_open())))
+        return tuple(sorted(inherited.union(systemd_sockets.still_open())))
 
     def _heritage(self) -> Heritage:
         named = [Named.of(fd) for fd in self.handed_over]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
-    from prefork.addresses import Address
+    from prefork.host.addresses import Address
 
 WHAT_CAN_BE_SERVED: Final = (
     "a handler class (of socketserver.BaseRequestHandler), a server class (of "

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from prefork import figures
 from prefork.find import NoPoolError, RunningPool
-from prefork.stopping import undisturbed_cleanup
+from prefork.host.stopping import undisturbed_cleanup
 from prefork.view import COLUMNS, Look, Order, Row, Usage, View, sparkline, view
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from prefork.commands.loading import (
 )
 from prefork.commands.options import factory_option, setting_options
 from prefork.commands.outcome import INTERRUPTED, OK
-from prefork.stopping import StoppedEarly, term_unwinds
+from prefork.host.stopping import StoppedEarly, term_unwinds
 
 
 @click.command("check", short_help="Check settings and TARGET; nothing is bound or served.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from prefork import activation, sources
-from prefork.addresses import Address
+from prefork import sources
+from prefork.host import systemd_sockets
+from prefork.host.addresses import Address
 from prefork.metrics import slots
 from prefork.target import Plan, Wishes, load, plan
 from prefork.workers.errors import SettingsError
@@ -82,9 +83,9 @@ def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved
 
 def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
     """Return where to listen: where nobody says it, on what systemd has handed over."""
-    if origin == DEFAULT and (handed_over := activation.addresses()):
+    if origin == DEFAULT and (handed_over := systemd_sockets.addresses()):
         return handed_over
-    return activation.expanded([Address.parse(text, origin) for text in bind])
+    return systemd_sockets.expanded([Address.parse(text, origin) for text in bind])
 
 
 def _attributes_of(found: object) -> list[Layer]:

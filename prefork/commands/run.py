@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import setproctitle
 
-from prefork import activation, logs, sources
-from prefork.addresses import Address
+from prefork import logs, sources
 from prefork.commands.loading import (
     Given,
     loaded,
@@ -22,10 +21,12 @@ from prefork.commands.loading import (
 )
 from prefork.commands.options import factory_option, setting_options
 from prefork.commands.outcome import FAILED, OK
+from prefork.host import systemd_sockets
+from prefork.host.addresses import Address
+from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
 from prefork.metrics import slots
 from prefork.mixin import serve
 from prefork.pidfile import PidFile
-from prefork.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
 from prefork.target import application_report
 from prefork.watch import folder_of, refuse_where_impossible, watching
 from prefork.workers.errors import BootError, PreforkError
@@ -64,7 +65,7 @@ def _run(target: str, given: Given, *, factory: bool, watched: list[str] | None)
     """
     for said in misspelt_variables():
         event(logging.WARNING, "master", said)
-    activation.take()  # before the application starts a program
+    systemd_sockets.take()  # before the application starts a program
     # Before the application makes its first metric, which would be in no file of ours.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = loaded(target, given.layers, factory=factory)
@@ -80,7 +81,7 @@ def _run(target: str, given: Given, *, factory: bool, watched: list[str] | None)
             servers: list[Any] = planned.build()
             for server in servers:
                 cleanup.callback(server.server_close)
-        activation.tell_of_unused({server.fileno() for server in servers})
+        systemd_sockets.tell_of_unused({server.fileno() for server in servers})
         # A server instance may say more than its class did.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))

@@ -11,7 +11,7 @@ import click
 from prefork.commands.options import which_pool
 from prefork.commands.outcome import OK
 from prefork.find import find_pool
-from prefork.stopping import term_unwinds
+from prefork.host.stopping import term_unwinds
 from prefork.view import COLUMNS
 
 MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"

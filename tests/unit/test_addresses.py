@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.addresses import LONGEST_PATH, Address
+from prefork.host.addresses import LONGEST_PATH, Address
 from prefork.workers.errors import SettingsError
 
 if TYPE_CHECKING:

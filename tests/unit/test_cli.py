@@ -16,7 +16,7 @@ from prefork import cli
 from prefork._version import __version__
 from prefork.commands import loading
 from prefork.find import NoPoolError, SeveralPoolsError
-from prefork.stopping import StoppedEarly
+from prefork.host.stopping import StoppedEarly
 from prefork.workers.errors import (
     BindError,
     BootError,

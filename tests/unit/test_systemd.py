@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork import activation, systemd
-from prefork.activation import Handed
-from prefork.addresses import Address
-from prefork.systemd import Notifier, address_of, feed_interval, status_line
+from prefork.host import notify, systemd_sockets
+from prefork.host.addresses import Address
+from prefork.host.notify import Notifier, address_of, feed_interval, status_line
+from prefork.host.systemd_sockets import Handed
 from prefork.workers.errors import SettingsError
 from prefork.workers.states import Phase
 from prefork.workers.views import PoolView, WorkerView
@@ -91,7 +91,7 @@ def manager(path: str) -> Iterator[Manager]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Give the module a clock of ours."""
     clock = Clock()
-    monkeypatch.setattr(systemd, "time", clock)
+    monkeypatch.setattr(notify, "time", clock)
     return clock
 
 
@@ -313,7 +313,7 @@ def test_status_line_counts_workers() -> None:
 def three(monkeypatch: pytest.MonkeyPatch) -> tuple[Handed, ...]:
     """Three descriptors that stand for those that systemd hands over."""
     handed = (Handed(3, "web", (0, 0)), Handed(4, "admin", (0, 0)), Handed(5, "web", (0, 0)))
-    monkeypatch.setattr(activation, "_handed_here", handed)
+    monkeypatch.setattr(systemd_sockets, "_handed_here", handed)
     return handed
 
 
@@ -333,35 +333,39 @@ def three(monkeypatch: pytest.MonkeyPatch) -> tuple[Handed, ...]:
 )
 def test_variables_that_hand_over_nothing(environ: dict[str, str]) -> None:
     """What was meant for another process, or means nothing, is no socket of ours."""
-    assert activation.read(environ, {7}) == ()
+    assert systemd_sockets.read(environ, {7}) == ()
 
 
 def test_descriptors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names belong to the numbers from 3 on; one without is called as systemd calls it."""
-    monkeypatch.setattr(activation, "_identity", lambda fd: None if fd == 5 else (1, fd))
+    monkeypatch.setattr(systemd_sockets, "_identity", lambda fd: None if fd == 5 else (1, fd))
     environ = {"LISTEN_FDS": "4", "LISTEN_PID": "7", "LISTEN_FDNAMES": "web::gone"}
 
-    found = activation.read(environ, {7})
+    found = systemd_sockets.read(environ, {7})
     assert [(one.fd, one.name) for one in found] == [(3, "web"), (4, "unknown"), (6, "unknown")]
 
 
 def test_count_of_descriptors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A count that somebody made up costs little."""
-    monkeypatch.setattr(activation, "_identity", lambda fd: (1, fd))
+    monkeypatch.setattr(systemd_sockets, "_identity", lambda fd: (1, fd))
     environ = {"LISTEN_FDS": "9" * 9, "LISTEN_PID": "7"}
 
-    assert len(activation.read(environ, {7})) == 1000
+    assert len(systemd_sockets.read(environ, {7})) == 1000
 
 
 def test_name_stands_for_all_that_bear_it(three: tuple[Handed, ...]) -> None:
     """A name is replaced by its sockets, in their order; others stay, also names that nobody bears."""
     texts = ["systemd:admin", "127.0.0.1:80", "systemd:web", "systemd:other"]
-    expanded = activation.expanded([Address.parse(text) for text in texts])
+    expanded = systemd_sockets.expanded([Address.parse(text) for text in texts])
 
     shown = ["fd://4", "tcp://127.0.0.1:80", "fd://3", "fd://5", "systemd:other"]
     assert [str(address) for address in expanded] == shown
-    assert [str(address) for address in activation.addresses()] == ["fd://3", "fd://4", "fd://5"]
-    assert activation.why_none().endswith("only web, admin")
+    assert [str(address) for address in systemd_sockets.addresses()] == [
+        "fd://3",
+        "fd://4",
+        "fd://5",
+    ]
+    assert systemd_sockets.why_none().endswith("only web, admin")
 
 
 def test_closed_descriptor_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,10 +373,10 @@ def test_closed_descriptor_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     there = os.fstat(reader)
     same = Handed(reader, "a", (there.st_dev, there.st_ino))
-    monkeypatch.setattr(activation, "_handed_here", (same, Handed(writer, "b", (0, 0))))
-    assert activation.still_open() == [reader]
+    monkeypatch.setattr(systemd_sockets, "_handed_here", (same, Handed(writer, "b", (0, 0))))
+    assert systemd_sockets.still_open() == [reader]
     os.close(reader)
-    assert activation.still_open() == []
+    assert systemd_sockets.still_open() == []
     os.close(writer)
 
 

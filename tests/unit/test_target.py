@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import prefork
-from prefork.addresses import Address
+from prefork.host.addresses import Address
 from prefork.target import Wishes, application_report, load, plan
 from prefork.workers.errors import BindError, BootError, TargetError
 

@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 
 from prefork import rehearsal
-from prefork.addresses import Address
 from prefork.handover import program
+from prefork.host.addresses import Address
 from prefork.workers import log
 
 VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from prefork.about import described
+from prefork.host.description import described
 from prefork.metrics.kernel import queues
 from prefork.workers import log
 from prefork.workers.listener import Listener

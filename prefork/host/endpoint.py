@@ -6,8 +6,8 @@ import os
 import socket
 from typing import Any
 
-from prefork.addresses import Address
-from prefork.socket_file import identity_of, one_start_at_a_time, remove_stale, unlink_if_still
+from prefork.host.addresses import Address
+from prefork.host.socket_file import identity_of, one_start_at_a_time, remove_stale, unlink_if_still
 from prefork.workers.errors import BindError, SettingsError
 from prefork.workers.settings import ROWS
 
