@@ -18,20 +18,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefork.clock import Clock
-from prefork.handover import (
+from prefork.host.description import about, shown
+from prefork.host.notify import Notifier, status_line
+from prefork.observer import Observer
+from prefork.orphans import Orphans
+from prefork.reloading.handover import (
     FORMAT,
     Legacy,
     kept_pidfile,
     program,
 )
-from prefork.host.description import about, shown
-from prefork.host.notify import Notifier, status_line
-from prefork.observer import Observer
-from prefork.orphans import Orphans
-from prefork.reload import Reload
+from prefork.reloading.reload import Reload
+from prefork.reloading.succession import Succession, floor_after
 from prefork.signals import Inbox, Wakeup
 from prefork.sizing import Sizing
-from prefork.succession import Succession, floor_after
 from prefork.workers import log
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError

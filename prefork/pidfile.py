@@ -14,8 +14,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from prefork.handover import keep_pidfile, pending
-from prefork.rehearsal import heritage
+from prefork.reloading.handover import keep_pidfile, pending
+from prefork.reloading.trial import heritage
 from prefork.workers.errors import PreforkError, SettingsError
 
 if TYPE_CHECKING:

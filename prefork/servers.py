@@ -10,8 +10,6 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any
 
-from prefork.adoption import is_adopted
-from prefork.handover import pending
 from prefork.host import systemd_sockets
 from prefork.host.socket_file import (
     identity_of,
@@ -20,7 +18,9 @@ from prefork.host.socket_file import (
     unlink_if_still,
 )
 from prefork.mixin import PreForkingMixIn
-from prefork.rehearsal import is_on_trial
+from prefork.reloading.handover import pending
+from prefork.reloading.sockets import is_adopted
+from prefork.reloading.trial import is_on_trial
 from prefork.workers import log, quiet
 from prefork.workers.clients import LostClients, is_clients_doing
 from prefork.workers.errors import BindError

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 import setproctitle
 
-from prefork import adoption, handover, rehearsal
 from prefork.host import systemd_sockets
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.master import Master
 from prefork.metrics import slots
+from prefork.reloading import handover, sockets, trial
 from prefork.signals import Wakeup
 from prefork.workers import log, pool
 from prefork.workers.bootstrap import WorkerSide
@@ -31,7 +31,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.threads import refuse_threads
 
 handover.accept_legacy()
-_estate = adoption.estate_of_this_process()
+_estate = sockets.estate_of_this_process()
 
 _servers_here: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 """Every server of this process, so that a worker of one does not keep the sockets of the others open."""
@@ -132,9 +132,9 @@ def serve(
 
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the hook is the program's own.
     """
-    if (heritage := rehearsal.heritage()) is not None:
+    if (heritage := trial.heritage()) is not None:
         _refuse_what_cannot_follow(settings, heritage)
-        rehearsal.end_of_trial(settings)
+        trial.end_of_trial(settings)
     systemd_sockets.take()
     with contextlib.ExitStack() as ends:
         for one in all_served:
@@ -269,7 +269,7 @@ def _lease(settings: Settings) -> slots.Lease:
     return user_metrics
 
 
-def _refuse_what_cannot_follow(settings: Settings, heritage: rehearsal.Heritage) -> None:
+def _refuse_what_cannot_follow(settings: Settings, heritage: trial.Heritage) -> None:
     """In a trial, refuse settings with which the new code could not go on with what the master has."""
     if settings.workers == 0:
         allowed = "a pool that runs cannot go on without workers; restart it"
@@ -301,7 +301,7 @@ def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:
 def _abandoned() -> list[Listener]:
     """Return the sockets of before that no server has asked for."""
     left = [] if _estate is None else _estate.give_up()
-    return [Listener(adoption.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
+    return [Listener(sockets.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
 
 
 def _settle() -> None:

@@ -21,8 +21,8 @@ from typing import Final
 
 import setproctitle
 
-from prefork import handover, rehearsal
 from prefork.find import is_taken
+from prefork.reloading import handover, trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError
 
@@ -64,7 +64,7 @@ def folder_of(target: str) -> str:
 @contextlib.contextmanager
 def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
     """Have a process watch while the body runs, and none afterwards (master; a trial has none)."""
-    if rehearsal.is_on_trial():
+    if trial.is_on_trial():
         yield
         return
     pid = _of_before() or _start(folder, settings_files)

@@ -15,9 +15,9 @@ from typing import Final
 
 import msgspec
 
-from prefork import rehearsal
-from prefork.handover import program
 from prefork.host.addresses import Address
+from prefork.reloading import trial
+from prefork.reloading.handover import program
 from prefork.workers import log
 
 VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -75,7 +75,7 @@ def _identity(fd: int) -> tuple[int, int] | None:
 def _pids() -> set[int]:
     """Return the pids for which sockets are ours: a trial has its master's, who is its parent."""
     own = {os.getpid()}
-    return own | {os.getppid()} if rehearsal.VARIABLE in program.environment else own
+    return own | {os.getppid()} if trial.VARIABLE in program.environment else own
 
 
 _handed_here: Final = read(program.environment, _pids())

@@ -522,7 +522,7 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     """When the trial was good and the run is not, the old workers serve on; HUP tries again, and mends it."""
     server = reloadable()
     program = server.program
-    server.write(first="import os; 1 / (0 if not prefork.rehearsal.is_on_trial() else 1)")
+    server.write(first="import os; 1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
     with board_of(program.pid) as board:
         workers = program.wait_workers(3)
         program.signal(signal.SIGHUP)
@@ -554,7 +554,7 @@ def test_master_without_an_application_has_stacks_dumped(
     program = server.program
     program.signal(signal.SIGUSR1)
     program.wait_logged(" stacks", times=3)
-    server.write(first="1 / (0 if not prefork.rehearsal.is_on_trial() else 1)")
+    server.write(first="1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
     program.signal(signal.SIGHUP)
     program.wait_logged("has ended before it served")
     with find_pool(str(program.pid)) as pool, connect(server.address) as client:
@@ -577,7 +577,7 @@ def test_master_without_an_application_can_be_stopped(
     """TERM ends a master whose new code has failed after the exec, and its workers with it."""
     server = reloadable()
     program = server.program
-    server.write(first="1 / (0 if not prefork.rehearsal.is_on_trial() else 1)")
+    server.write(first="1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
     program.signal(signal.SIGHUP)
     program.wait_logged("has ended before it served")
     program.terminate()
@@ -591,7 +591,7 @@ def test_environment_and_folder_are_those_of_the_start(
     """New code finds the folder and the environment in which the program was started, and no variable of ours."""
     look = (
         "tell('place', [os.getcwd(), sorted(k for k in os.environ if 'PREFORK' in k), "
-        "os.environ.get('MARK')]) if not prefork.rehearsal.is_on_trial() else None\n"
+        "os.environ.get('MARK')]) if not prefork.reloading.trial.is_on_trial() else None\n"
         "os.environ['MARK'] = 'x'; os.chdir('/')\nopen = lambda p: __import__('io').open("
         f"{str(tmp_path)!r} + '/' + p)\n"
     )

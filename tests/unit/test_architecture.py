@@ -38,14 +38,14 @@ FLOORS = (
     ("prefork.serving",),
     ("prefork.master",),
     # Parts of the master, each with a subject of its own.
-    ("prefork.succession", "prefork.sizing", "prefork.clock", "prefork.orphans"),
+    ("prefork.reloading.succession", "prefork.sizing", "prefork.clock", "prefork.orphans"),
     # A reload as the master goes through it; the metrics process, what the master does about it.
-    ("prefork.reload", "prefork.observer"),
+    ("prefork.reloading.reload", "prefork.observer"),
     ("prefork.observation", "prefork.host.endpoint"),
     # Sockets that were there before this program: systemd's, and those of an earlier image.
-    ("prefork.host.systemd_sockets", "prefork.adoption"),
-    ("prefork.rehearsal",),
-    ("prefork.handover",),
+    ("prefork.host.systemd_sockets", "prefork.reloading.sockets"),
+    ("prefork.reloading.trial",),
+    ("prefork.reloading.handover",),
     ("prefork.host.notify",),
     ("prefork.host.addresses", "prefork.host.socket_file"),
     ("prefork.host.description",),
@@ -129,7 +129,7 @@ ALLOWED_CALLS = {
     # It kills the group of the trial's child, which it has made itself and still has to collect.
     "prefork.trial": {"subprocess", "os.killpg"},
     # As the trial of `check`, but looked at from tick to tick.
-    "prefork.rehearsal": {"subprocess", "os.killpg"},
+    "prefork.reloading.trial": {"subprocess", "os.killpg"},
     # It starts the watcher of `run --watch` as a program: its library has a thread.
     "prefork.watch": {"subprocess"},
     # Inside that child, once the verdict is written: threads of the application would keep it.

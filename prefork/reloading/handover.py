@@ -4,7 +4,7 @@ The old image writes what it knows into a memfd that only it has, blocks the con
 the descriptors of an explicit list survive, and calls exec. The new image finds the memfd through
 an environment variable, runs the program from its beginning, and adopts.
 
-Whether the new code is any good was tried before, in a child (prefork/rehearsal.py). If it fails
+Whether the new code is any good was tried before, in a child (prefork/reloading/trial.py). If it fails
 all the same after the exec, the workers of before go on serving: see ``take_care``.
 """
 

@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from prefork.adoption import Named
-from prefork.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over, kept_pidfile
 from prefork.host import systemd_sockets
 from prefork.host.description import shown
-from prefork.rehearsal import Heritage
-from prefork.reload import Reload, Step
+from prefork.reloading.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over, kept_pidfile
+from prefork.reloading.reload import Reload, Step
+from prefork.reloading.sockets import Named
+from prefork.reloading.trial import Heritage
 from prefork.workers import log, system
 from prefork.workers.listener import Listener
 from prefork.workers.pool import Pool

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from prefork import handover, rehearsal
+from prefork.reloading import handover, trial
 
 
 class _Heir(socket.socket):
@@ -143,7 +143,7 @@ def estate_of_this_process() -> Estate | None:
     """Return the sockets that wait for the servers of this process; None where it was started afresh."""
     if (legacy := handover.pending()) is not None:
         return Estate([Named.of(fd) for fd in legacy.listeners])
-    if (script := rehearsal.script_of_this_process()) is not None:
+    if (script := trial.script_of_this_process()) is not None:
         return Estate([Named.retold(*one) for one in script.heritage.sockets], on_trial=True)
     return None
 

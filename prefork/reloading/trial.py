@@ -16,8 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from prefork._version import __version__
-from prefork.handover import FORMAT, Program
 from prefork.host.description import shown
+from prefork.reloading.handover import FORMAT, Program
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT

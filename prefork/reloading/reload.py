@@ -11,9 +11,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from prefork.handover import Program, refuse_other_format
 from prefork.host.notify import Notifier
-from prefork.rehearsal import Heritage, Rehearsal, Report, TrialError
+from prefork.reloading.handover import Program, refuse_other_format
+from prefork.reloading.trial import Heritage, Rehearsal, Report, TrialError
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard
