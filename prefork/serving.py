@@ -19,10 +19,10 @@ import setproctitle
 
 from prefork.host import systemd_sockets
 from prefork.host.endpoint import Endpoint, is_same_place
-from prefork.master import Master
+from prefork.master.master import Master
+from prefork.master.signals import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import handover, sockets, trial
-from prefork.signals import Wakeup
 from prefork.workers import log, pool
 from prefork.workers.bootstrap import WorkerSide
 from prefork.workers.errors import SettingsError

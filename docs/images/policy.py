@@ -27,8 +27,8 @@ from docs.images.charts import (
     Point,
     chart,
 )
-from prefork.master import LOOK_INTERVAL
-from prefork.sizing import LOOK_PAUSE
+from prefork.master.master import LOOK_INTERVAL
+from prefork.master.pool_size import LOOK_PAUSE
 from prefork.workers.settings import Settings
 from prefork.workers.spares import GROWTH_CALM, GROWTH_CAP, WINDOW
 from tests.support.simulator import (

@@ -324,7 +324,10 @@ def test_answers_when_the_master_is_stopped(start: Callable[..., Program]) -> No
 @pytest.mark.once  # a clock that is read, and four seconds long
 def test_master_that_stood_still_does_not_blame_it(start: Callable[..., Program]) -> None:
     """A master that was stopped for longer than the metrics process may be silent does not replace it."""
-    program = start("import prefork.observer\nprefork.observer.SILENCE = 1.5\n" + observed())
+    program = start(
+        "import prefork.master.metrics_process\nprefork.master.metrics_process.SILENCE = 1.5\n"
+        + observed()
+    )
     program.address()
     first = metrics_of(program)
     program.signal(signal.SIGSTOP)
@@ -394,7 +397,10 @@ def test_killed_process_is_replaced_at_once(start: Callable[..., Program]) -> No
 
 def test_stopped_process_is_replaced(start: Callable[..., Program]) -> None:
     """One that was stopped gives no sign of life: it is killed and replaced, and the workers go on."""
-    program = start("import prefork.observer\nprefork.observer.SILENCE = 1.5\n" + observed())
+    program = start(
+        "import prefork.master.metrics_process\nprefork.master.metrics_process.SILENCE = 1.5\n"
+        + observed()
+    )
     pool = program.address()
     first = metrics_of(program)
     os.kill(first.pid, signal.SIGSTOP)
@@ -410,13 +416,13 @@ def test_process_that_cannot_boot_is_tried_seldom(start: Callable[..., Program])
     """One that dies at once is started once a second at most, told once, and the pool serves on."""
     program = start("""
         from tests.support.app import *
-        import prefork.observer
+        import prefork.master.metrics_process
 
         def live(equipment, mask):
             tell("started", time.monotonic())
             os._exit(7)
 
-        prefork.observer.live = live
+        prefork.master.metrics_process.live = live
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
     pool = program.address()
@@ -430,9 +436,9 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
     """One that hangs before its first sign of life is killed when its time is over, and tried again."""
     program = start("""
         from tests.support.app import *
-        import prefork.observer
+        import prefork.master.metrics_process
 
-        real, tries = prefork.observer.live, iter([True, False])
+        real, tries = prefork.master.metrics_process.live, iter([True, False])
 
         def live(equipment, mask):
             if hangs:
@@ -440,15 +446,15 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
                     signal.pause()
             real(equipment, mask)
 
-        start = prefork.observer.Observer._start
+        start = prefork.master.metrics_process.Observer._start
 
         def counted(*arguments):
             global hangs
             hangs = next(tries)
             start(*arguments)
 
-        prefork.observer.live, prefork.observer.Observer._start = live, counted
-        prefork.observer.BOOT_BOUND = 1.0
+        prefork.master.metrics_process.live, prefork.master.metrics_process.Observer._start = live, counted
+        prefork.master.metrics_process.BOOT_BOUND = 1.0
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
     program.address()

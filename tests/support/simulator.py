@@ -15,8 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefork.master import LOOK_INTERVAL
-from prefork.sizing import LOOK_PAUSE
+from prefork.master.master import LOOK_INTERVAL
+from prefork.master.pool_size import LOOK_PAUSE
 from prefork.workers.policy import decide
 from prefork.workers.spares import Spares
 from prefork.workers.states import Phase

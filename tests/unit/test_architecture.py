@@ -36,12 +36,17 @@ FLOORS = (
     ("prefork.servers",),
     ("prefork.mixin",),
     ("prefork.serving",),
-    ("prefork.master",),
+    ("prefork.master.master",),
     # Parts of the master, each with a subject of its own.
-    ("prefork.reloading.succession", "prefork.sizing", "prefork.clock", "prefork.orphans"),
+    (
+        "prefork.reloading.succession",
+        "prefork.master.pool_size",
+        "prefork.master.clock",
+        "prefork.master.orphans",
+    ),
     # A reload as the master goes through it; the metrics process, what the master does about it.
-    ("prefork.reloading.reload", "prefork.observer"),
-    ("prefork.observation", "prefork.host.endpoint"),
+    ("prefork.reloading.reload", "prefork.master.metrics_process"),
+    ("prefork.master.metrics_main", "prefork.host.endpoint"),
     # Sockets that were there before this program: systemd's, and those of an earlier image.
     ("prefork.host.systemd_sockets", "prefork.reloading.sockets"),
     ("prefork.reloading.trial",),
@@ -49,7 +54,7 @@ FLOORS = (
     ("prefork.host.notify",),
     ("prefork.host.addresses", "prefork.host.socket_file"),
     ("prefork.host.description",),
-    ("prefork.signals",),
+    ("prefork.master.signals",),
     ("prefork.metrics",),
     ("prefork.workers",),
     ("prefork._version",),
@@ -328,7 +333,7 @@ def test_reader_finds_nothing_else(source: str) -> None:
     [
         "prefork",
         "prefork.servers",
-        "prefork.master",
+        "prefork.master.master",
         "prefork.workers.pool",
         "prefork.workers.scoreboard",
     ],

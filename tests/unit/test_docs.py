@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from prefork.master.signals import markdown_table
 from prefork.metrics import names
-from prefork.signals import markdown_table
 from prefork.workers.settings import docs_table
 
 pytestmark = pytest.mark.once  # documents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.observer import (
+from prefork.master.metrics_process import (
     BOOT_BOUND,
     FAILURE_CAP,
     SILENCE,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.signals import TABLE, Inbox, Wakeup, markdown_table
+from prefork.master.signals import TABLE, Inbox, Wakeup, markdown_table
 from prefork.workers.bootstrap import SHUTDOWN, WAKE
 
 if TYPE_CHECKING:

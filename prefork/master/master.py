@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefork.clock import Clock
 from prefork.host.description import about, shown
 from prefork.host.notify import Notifier, status_line
-from prefork.observer import Observer
-from prefork.orphans import Orphans
+from prefork.master.clock import Clock
+from prefork.master.metrics_process import Observer
+from prefork.master.orphans import Orphans
+from prefork.master.pool_size import Sizing
+from prefork.master.signals import Inbox, Wakeup
 from prefork.reloading.handover import (
     FORMAT,
     Legacy,
@@ -30,8 +32,6 @@ from prefork.reloading.handover import (
 )
 from prefork.reloading.reload import Reload
 from prefork.reloading.succession import Succession, floor_after
-from prefork.signals import Inbox, Wakeup
-from prefork.sizing import Sizing
 from prefork.workers import log
 from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError

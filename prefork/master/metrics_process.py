@@ -19,7 +19,7 @@ from enum import Enum, auto
 import msgspec
 
 from prefork.host.endpoint import Endpoint, is_same_place
-from prefork.observation import LEAVE, Equipment, live
+from prefork.master.metrics_main import LEAVE, Equipment, live
 from prefork.reloading.handover import MetricsLegacy
 from prefork.workers import log, system
 from prefork.workers.pool import Pool, changing_pools

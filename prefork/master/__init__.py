@@ -1,0 +1,1 @@
+"""The process that forks and decides, and the metrics process beside it."""
