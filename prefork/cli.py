@@ -33,8 +33,8 @@ from prefork.commands.outcome import (
     OK,
     USAGE,
 )
-from prefork.find import SeveralPoolsError
 from prefork.host.stopping import StoppedEarly
+from prefork.inspect.find import SeveralPoolsError
 from prefork.workers.errors import (
     BindError,
     BootError,

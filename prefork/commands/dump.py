@@ -11,7 +11,7 @@ from prefork import logs
 from prefork.commands.options import timeout_option, which_pool
 from prefork.commands.outcome import FAILED, OK
 from prefork.commands.waiting import Looks, excuse, wait_until
-from prefork.find import RunningPool, find_pool
+from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.reports import shown
 from prefork.workers.scoreboard import SlotField, Snapshot
 from prefork.workers.states import WorkerState

@@ -11,7 +11,7 @@ from prefork import logs
 from prefork.commands.options import timeout_option, which_pool
 from prefork.commands.outcome import FAILED, OK
 from prefork.commands.waiting import SPARE_TIME, bar, excuse, seconds_of, wait_until
-from prefork.find import RunningPool, find_pool
+from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.log import escaped
 from prefork.workers.scoreboard import PoolField, SlotField, Snapshot
 from prefork.workers.states import Phase, ReloadState, WorkerState

@@ -21,7 +21,7 @@ from prefork.commands.waiting import (
     seconds_of,
     wait_until,
 )
-from prefork.find import RunningPool, find_pool
+from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.scoreboard import PoolField, Snapshot
 from prefork.workers.states import Phase, WorkerState
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import click
 
-from prefork import figures
 from prefork.commands.options import which_pool
 from prefork.commands.outcome import FAILED, OK
-from prefork.find import find_pool
+from prefork.inspect import humanize
+from prefork.inspect.find import find_pool
 
 _INDENT: Final = " " * 11
 
@@ -34,7 +34,7 @@ def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
     else:
         width = max(60, shutil.get_terminal_size((100, 24)).columns)
         click.echo("\n".join(as_lines(status, width)))
-    return OK if status["ready"] and not figures.is_hung(status) else FAILED
+    return OK if status["ready"] and not humanize.is_hung(status) else FAILED
 
 
 def as_lines(status: dict[str, Any], width: int) -> list[str]:
@@ -55,12 +55,12 @@ def _head(status: dict[str, Any]) -> list[str]:
     version = f"{status['version']}, Python {status['python']}" if status["version"] else ""
     parts = (
         f"pid {status['pid']}",
-        f"up {figures.duration(status['uptime'])}",
+        f"up {humanize.duration(status['uptime'])}",
         f"generation {status['generation']}",
         version,
     )
     return [
-        f"{title}: {figures.condition(status)}",
+        f"{title}: {humanize.condition(status)}",
         _INDENT + ", ".join(part for part in parts if part),
     ]
 
@@ -72,7 +72,7 @@ def _workers(status: dict[str, Any], width: int) -> list[str]:
     wanted = [f"{key} {workers[key]}" for key in ("floor", "target", "max")]
     board = status["scoreboard"].rstrip(".")
     free = len(status["scoreboard"]) - len(board)
-    pieces = figures.chunks(board, width - len(_INDENT))
+    pieces = humanize.chunks(board, width - len(_INDENT))
     lines = [_line("" if number else "slots", piece) for number, piece in enumerate(pieces)]
     if free:
         unused = f"{free} unused"
@@ -97,22 +97,22 @@ def _requests(status: dict[str, Any], width: int) -> list[str]:
 def _latencies(histogram: dict[str, Any]) -> str:
     bounds, counts = histogram["bounds"], histogram["counts"]
     shown = [
-        f"p{share:.0f} {figures.latency(figures.quantile(share / 100, bounds, counts), bounds[-1])}"
+        f"p{share:.0f} {humanize.latency(humanize.quantile(share / 100, bounds, counts), bounds[-1])}"
         for share in (50, 99)
     ]
     mean = histogram["sum"] / sum(counts) if sum(counts) else None
-    return "  ".join([*shown, f"mean {figures.duration(mean)}", "since the start"])
+    return "  ".join([*shown, f"mean {humanize.duration(mean)}", "since the start"])
 
 
 def _listeners(status: dict[str, Any]) -> list[str]:
     return [
-        _line("" if number else "queue", f"{figures.queue(one)}  {one['name']}")
+        _line("" if number else "queue", f"{humanize.queue(one)}  {one['name']}")
         for number, one in enumerate(status["listeners"])
     ]
 
 
 def _history(status: dict[str, Any], width: int) -> list[str]:
-    exits = [f"{n} {kind}" for kind, n in figures.nonzero(status["exits"])]
+    exits = [f"{n} {kind}" for kind, n in humanize.nonzero(status["exits"])]
     happened = {
         "ceiling reached": status["ceiling_reached"],
         "growth refused": status["growth_refused"],
@@ -126,7 +126,7 @@ def _history(status: dict[str, Any], width: int) -> list[str]:
 
 
 def _wrapped(name: str, parts: list[str], width: int) -> list[str]:
-    rows = figures.wrapped(
+    rows = humanize.wrapped(
         [f"{part}," for part in parts[:-1]] + parts[-1:], width - len(_INDENT), gap=" "
     )
     return [_line("" if number else name, row) for number, row in enumerate(rows)]
@@ -151,19 +151,19 @@ def _slots(status: dict[str, Any]) -> list[str]:
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
-    since = f" {figures.duration(one['request_age'])}" if one["request_age"] is not None else ""
+    since = f" {humanize.duration(one['request_age'])}" if one["request_age"] is not None else ""
     failed = one["errors"] + one["rejected"] + one["timeouts"] + one["aborted"]
     return (
         str(one["slot"]),
-        str(one["pid"] or figures.NONE),
+        str(one["pid"] or humanize.NONE),
         str(one["generation"]),
         one["state"] + since,
-        figures.duration(one["age"]),
+        humanize.duration(one["age"]),
         str(one["requests"]),
         str(failed),
-        figures.duration(one["busy"]),
+        humanize.duration(one["busy"]),
         str(one["spawns"]),
-        one["last_exit"] or figures.NONE,
+        one["last_exit"] or humanize.NONE,
     )
 
 

@@ -13,7 +13,7 @@ from prefork import logs
 from prefork.commands.options import timeout_option, which_pool
 from prefork.commands.outcome import FAILED, OK
 from prefork.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
-from prefork.find import NoSignalsError, RunningPool, find_pool
+from prefork.inspect.find import NoSignalsError, RunningPool, find_pool
 from prefork.workers.states import Phase, WorkerState
 
 AGAIN: Final = 0.2

@@ -10,9 +10,9 @@ import click
 
 from prefork.commands.options import which_pool
 from prefork.commands.outcome import OK
-from prefork.find import find_pool
 from prefork.host.stopping import term_unwinds
-from prefork.view import COLUMNS
+from prefork.inspect.find import find_pool
+from prefork.inspect.view import COLUMNS
 
 MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
 
@@ -52,7 +52,7 @@ def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
 
 def _drawing() -> Any:
     try:  # an extra: whoever does not want it does not pay for it, and a server has no use for it
-        return importlib.import_module("prefork.top")
+        return importlib.import_module("prefork.inspect.screen")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":
             raise

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from prefork import figures
+from prefork.inspect import humanize
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import ROWS
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from prefork.find import RunningPool
+    from prefork.inspect.find import RunningPool
 
 LOOK_EVERY: Final = 0.01
 """Seconds between two looks at the scoreboard: a snapshot of a usual pool costs some 50 µs."""
@@ -122,6 +122,6 @@ def excuse(pool: RunningPool) -> str:
     if pool.is_suspended():
         return f"; process {pool.pid} is stopped (SIGCONT lets it go on)"
     status = pool.status()
-    if figures.is_hung(status):
-        return f"; its master has not looked around for {figures.duration(status['last_tick'])}"
+    if humanize.is_hung(status):
+        return f"; its master has not looked around for {humanize.duration(status['last_tick'])}"
     return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from prefork.find import find_pool
+from prefork.inspect.find import find_pool
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import ReloadState, WorkerState
 from tests.support.board import board_of

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from prefork.find import find_pool
+from prefork.inspect.find import find_pool
 from prefork.workers.reports import REPORT_BYTES
 from tests.support.clients import ask, read_to_the_end, send, server_of
 from tests.support.load import Load

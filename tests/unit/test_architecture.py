@@ -27,12 +27,12 @@ FLOORS = (
     ("prefork.commands",),
     ("prefork",),
     # The screen of one command, which loads it only when it is asked for: it needs an extra.
-    ("prefork.top",),
-    ("prefork.view",),
+    ("prefork.inspect.screen",),
+    ("prefork.inspect.view",),
     ("prefork.target", "prefork.sources", "prefork.trial", "prefork.logs", "prefork.pidfile"),
     # The watcher of source files asks like a command whether a master takes signals.
     ("prefork.watch",),
-    ("prefork.find", "prefork.figures", "prefork.host.stopping"),
+    ("prefork.inspect.find", "prefork.inspect.humanize", "prefork.host.stopping"),
     ("prefork.servers",),
     ("prefork.mixin",),
     ("prefork.serving",),

@@ -15,8 +15,8 @@ import pytest
 from prefork import cli
 from prefork._version import __version__
 from prefork.commands import loading
-from prefork.find import NoPoolError, SeveralPoolsError
 from prefork.host.stopping import StoppedEarly
+from prefork.inspect.find import NoPoolError, SeveralPoolsError
 from prefork.workers.errors import (
     BindError,
     BootError,
@@ -356,7 +356,7 @@ def test_top_without_rich_says_what_to_install(
     """Exit code 2 and the command that helps, before anything is looked for."""
     for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "prefork.top", raising=False)
+    monkeypatch.delitem(sys.modules, "prefork.inspect.screen", raising=False)
     monkeypatch.setitem(sys.modules, "rich", None)
     status, out, err = run("top")
     assert (status, out) == (2, "")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prefork.commands.scale import is_settled, progress, wanted_size
 from prefork.commands.status import as_lines
 from prefork.commands.waiting import Progress, bar, seconds_of
-from prefork.find import find_pool
+from prefork.inspect.find import find_pool
 from prefork.workers.scoreboard import Outcome, PoolField, SlotField
 from prefork.workers.states import ExitKind, Order
 from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, take_request

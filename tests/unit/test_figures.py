@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork import figures
+from prefork.inspect import humanize
 
 patient = examples(deadline=None)  # a loaded machine may take its time
 
@@ -30,7 +30,7 @@ COUNTS = st.lists(st.integers(0, 2**40), min_size=4, max_size=4)
 )
 def test_quantile(share: float, counts: list[int], seconds: float | None) -> None:
     """It lies evenly within the bucket into which that share of the requests falls."""
-    assert figures.quantile(share, BOUNDS, counts) == (
+    assert humanize.quantile(share, BOUNDS, counts) == (
         seconds if seconds is None else pytest.approx(seconds)
     )
 
@@ -39,7 +39,7 @@ def test_quantile(share: float, counts: list[int], seconds: float | None) -> Non
 @given(COUNTS, st.floats(0, 1), st.floats(0, 1))
 def test_quantile_grows_with_its_share(counts: list[int], one: float, other: float) -> None:
     """A larger share is never faster, and none is outside of the buckets that hold something."""
-    low, high = (figures.quantile(share, BOUNDS, counts) for share in sorted((one, other)))
+    low, high = (humanize.quantile(share, BOUNDS, counts) for share in sorted((one, other)))
     if not sum(counts):
         assert low is None
         assert high is None
@@ -73,7 +73,7 @@ def test_quantile_grows_with_its_share(counts: list[int], one: float, other: flo
 )
 def test_duration(seconds: float | None, text: str) -> None:
     """Two figures or so, and the units that fit."""
-    assert figures.duration(seconds) == text
+    assert humanize.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_duration(seconds: float | None, text: str) -> None:
 )
 def test_count(number: float | None, text: str) -> None:
     """Exact up to four figures, then three of them and a unit."""
-    assert figures.count(number) == text
+    assert humanize.count(number) == text
 
 
 @pytest.mark.parametrize(
@@ -101,23 +101,23 @@ def test_count(number: float | None, text: str) -> None:
 )
 def test_size(number: int | None, text: str) -> None:
     """Bytes with binary units, as --max-memory takes them."""
-    assert figures.size(number) == text
+    assert humanize.size(number) == text
 
 
 @patient
 @given(st.floats(0, 2**63 / 1e9))
 def test_durations_stay_short(seconds: float) -> None:
     """The width of a column does not grow with the uptime."""
-    assert len(figures.duration(seconds)) <= 7
+    assert len(humanize.duration(seconds)) <= 7
 
 
 @patient
 @given(st.integers(0, 2**63))
 def test_numbers_stay_short(number: int) -> None:
     """The width of a column does not grow with the counters."""
-    assert len(figures.count(number)) <= 5
-    assert len(figures.rate(float(number))) <= 5
-    assert len(figures.size(number)) <= 5
+    assert len(humanize.count(number)) <= 5
+    assert len(humanize.rate(float(number))) <= 5
+    assert len(humanize.size(number)) <= 5
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_numbers_stay_short(number: int) -> None:
 )
 def test_queue(listener: dict[str, Any], text: str) -> None:
     """Depth and limit of a stream, bytes and drops of datagrams, a dash for what is not known."""
-    assert figures.queue(listener) == text
+    assert humanize.queue(listener) == text
 
 
 @patient
 @given(st.lists(st.text("ab", min_size=1, max_size=30), max_size=20), st.integers(10, 60))
 def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
     """No line is wider than asked for unless its only word is, and no word is lost."""
-    lines = figures.wrapped(parts, width)
+    lines = humanize.wrapped(parts, width)
     assert "  ".join(lines).split("  ") == (parts or [""])
     assert all(len(line) <= width or "  " not in line for line in lines)
 
@@ -159,16 +159,16 @@ def test_condition(changes: dict[str, Any], text: str) -> None:
     """One word for what it does, one for whether it should get traffic; a hung master comes first."""
     status = {"phase": "serving", "ready": True, "last_tick": 0.4, "reload_state": "none"}
     status |= changes
-    assert figures.condition(status) == text
+    assert humanize.condition(status) == text
 
 
 def test_what_has_happened_comes_by_frequency() -> None:
     """The most frequent first, what has not happened not at all."""
-    assert figures.nonzero({"a": 0, "c": 2, "b": 2, "d": 5}) == [("d", 5), ("b", 2), ("c", 2)]
+    assert humanize.nonzero({"a": 0, "c": 2, "b": 2, "d": 5}) == [("d", 5), ("b", 2), ("c", 2)]
 
 
 def test_latency_beyond_the_histogram() -> None:
     """Above the last bound nothing is known but that."""
-    assert figures.latency(float("inf"), 10.0) == ">10s"
-    assert figures.latency(None, 10.0) == "-"
-    assert figures.latency(0.012, 10.0) == "12ms"
+    assert humanize.latency(float("inf"), 10.0) == ">10s"
+    assert humanize.latency(None, 10.0) == "-"
+    assert humanize.latency(0.012, 10.0) == "12ms"

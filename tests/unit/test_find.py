@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork import find
-from prefork.find import (
+from prefork.inspect import find
+from prefork.inspect.find import (
     NoPoolError,
     NoSignalsError,
     RunningPool,

@@ -11,8 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prefork.top import drawing, fitting
-from prefork.view import COLUMNS, Look, Order, Row, Usage, sparkline, view
+from prefork.inspect.screen import drawing, fitting
+from prefork.inspect.view import COLUMNS, Look, Order, Row, Usage, sparkline, view
 from prefork.workers.scoreboard import Outcome, PoolField, Scoreboard, SlotField
 from prefork.workers.states import ExitKind, Phase, StartReason
 from prefork.workers.states import Order as Asked

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from prefork import figures
+from prefork.inspect import humanize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +84,8 @@ def view(before: Look | None, now: Look) -> View:
         pid=status["pid"],
         uptime=status["uptime"],
         generation=status["generation"],
-        condition=figures.condition(status),
-        is_well=bool(status["ready"]) and not figures.is_hung(status),
+        condition=humanize.condition(status),
+        is_well=bool(status["ready"]) and not humanize.is_hung(status),
         rate=_rate(before, now, _total(before), _total(now)),
         **_latencies(before, now),
         in_progress=status["requests"]["in_progress"],
@@ -95,12 +95,12 @@ def view(before: Look | None, now: Look) -> View:
         scoreboard=status["scoreboard"],
         listeners=status["listeners"],
         rows=rows,
-        failed=figures.nonzero(
+        failed=humanize.nonzero(
             {key: status["requests"][key] for key in ("error", "rejected", "timeout", "aborted")}
             | {"slow": status["slow_requests"]}
         ),
-        exits=figures.nonzero(status["exits"]),
-        events=figures.nonzero(
+        exits=humanize.nonzero(status["exits"]),
+        events=humanize.nonzero(
             {
                 "ceiling reached": status["ceiling_reached"],
                 "growth refused": status["growth_refused"],
@@ -168,7 +168,7 @@ def _latencies(before: Look | None, now: Look) -> dict[str, str]:
         earlier = before.status["durations"]["counts"]
         counts = [max(0, n - m) for n, m in zip(counts, earlier, strict=True)]
     return {
-        f"p{share}": figures.latency(figures.quantile(share / 100, bounds, counts), bounds[-1])
+        f"p{share}": humanize.latency(humanize.quantile(share / 100, bounds, counts), bounds[-1])
         for share in (50, 99)
     }
 
@@ -206,30 +206,30 @@ def _state_order(row: Row) -> tuple[int, float]:
 
 
 def _state(row: Row) -> str:
-    letter = figures.LETTERS[row.state]
-    return letter if row.request_age is None else f"{letter} {figures.duration(row.request_age)}"
+    letter = humanize.LETTERS[row.state]
+    return letter if row.request_age is None else f"{letter} {humanize.duration(row.request_age)}"
 
 
 COLUMNS: Final = (
     Column("slot", "slot", 4, lambda r: r.slot, lambda r: str(r.slot), largest_first=False),
     Column(
-        "pid", "pid", 5, lambda r: r.pid, lambda r: str(r.pid or figures.NONE), largest_first=False
+        "pid", "pid", 5, lambda r: r.pid, lambda r: str(r.pid or humanize.NONE), largest_first=False
     ),
     Column("gen", "gen", 3, lambda r: r.generation, lambda r: str(r.generation)),
     Column("state", "state", 7, _state_order, _state, largest_first=False, is_text=True),
-    Column("age", "age", 5, lambda r: r.age or 0.0, lambda r: figures.duration(r.age)),
-    Column("requests", "reqs", 5, lambda r: r.requests, lambda r: figures.count(r.requests)),
-    Column("rate", "req/s", 5, lambda r: r.rate or 0.0, lambda r: figures.rate(r.rate)),
-    Column("busy", "busy", 4, lambda r: r.busy or 0.0, lambda r: figures.percent(r.busy)),
-    Column("cpu", "cpu", 4, lambda r: r.cpu or 0.0, lambda r: figures.percent(r.cpu)),
-    Column("memory", "mem", 4, lambda r: r.memory or 0, lambda r: figures.size(r.memory)),
-    Column("spawns", "spawns", 6, lambda r: r.spawns, lambda r: figures.count(r.spawns)),
+    Column("age", "age", 5, lambda r: r.age or 0.0, lambda r: humanize.duration(r.age)),
+    Column("requests", "reqs", 5, lambda r: r.requests, lambda r: humanize.count(r.requests)),
+    Column("rate", "req/s", 5, lambda r: r.rate or 0.0, lambda r: humanize.rate(r.rate)),
+    Column("busy", "busy", 4, lambda r: r.busy or 0.0, lambda r: humanize.percent(r.busy)),
+    Column("cpu", "cpu", 4, lambda r: r.cpu or 0.0, lambda r: humanize.percent(r.cpu)),
+    Column("memory", "mem", 4, lambda r: r.memory or 0, lambda r: humanize.size(r.memory)),
+    Column("spawns", "spawns", 6, lambda r: r.spawns, lambda r: humanize.count(r.spawns)),
     Column(
         "exit",
         "last exit",
         9,
         lambda r: r.last_exit or "~",
-        lambda r: r.last_exit or figures.NONE,
+        lambda r: r.last_exit or humanize.NONE,
         largest_first=False,
         is_text=True,
     ),

@@ -17,10 +17,10 @@ from rich.control import Control
 from rich.table import Table
 from rich.text import Text
 
-from prefork import figures
-from prefork.find import NoPoolError, RunningPool
 from prefork.host.stopping import undisturbed_cleanup
-from prefork.view import COLUMNS, Look, Order, Row, Usage, View, sparkline, view
+from prefork.inspect import humanize
+from prefork.inspect.find import NoPoolError, RunningPool
+from prefork.inspect.view import COLUMNS, Look, Order, Row, Usage, View, sparkline, view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -217,19 +217,19 @@ def _title(shown: View, width: int) -> Text:
         (f"{shown.name} " if shown.name else "", "bold"),
         (shown.condition, "green" if shown.is_well else "bold red"),
     )
-    right = f"pid {shown.pid}  up {figures.duration(shown.uptime)}  gen {shown.generation}"
+    right = f"pid {shown.pid}  up {humanize.duration(shown.uptime)}  gen {shown.generation}"
     return _spread(left, Text(right), width)
 
 
 def _traffic(shown: View, rates: Sequence[float], width: int, *, ascii_only: bool) -> Text:
     left = Text.assemble(
         _label("rate"),
-        (f"{figures.rate(shown.rate):<5}", "bold"),
+        (f"{humanize.rate(shown.rate):<5}", "bold"),
         " req/s  p50 ",
         (f"{shown.p50:<6}", "bold"),
         " p99 ",
         (f"{shown.p99:<6}", "bold"),
-        f" in hand {shown.in_progress}  total {figures.count(shown.total)}  ",
+        f" in hand {shown.in_progress}  total {humanize.count(shown.total)}  ",
     )
     levels = _ASCII_SPARKS if ascii_only else _SPARKS
     return _spread(left, Text(sparkline(rates, width - left.cell_len, levels), "cyan"), width)
@@ -244,7 +244,7 @@ def _utilization(shown: View, width: int, *, ascii_only: bool) -> Text:
         _label("busy"),
         (full * filled, STYLES["busy"]),
         (empty * (_BAR - filled), STYLES["idle"]),
-        (f" {figures.percent(shown.busy):>4}  ", "bold"),
+        (f" {humanize.percent(shown.busy):>4}  ", "bold"),
         text,
     )
     line.truncate(width, overflow="ellipsis")
@@ -256,7 +256,7 @@ def _queues(shown: View, width: int) -> list[Text]:
     for number, listener in enumerate(shown.listeners[:_MOST_QUEUES]):
         line = Text.assemble(
             _label("" if number else "queue"),
-            (f"{figures.queue(listener):<12} ", _queue_style(listener)),
+            (f"{humanize.queue(listener):<12} ", _queue_style(listener)),
             listener["name"],
         )
         line.truncate(width, overflow="ellipsis")
@@ -278,9 +278,9 @@ def _slots(shown: View, width: int) -> list[Text]:
     """Draw the scoreboard: the picture of the pool, one coloured letter a slot."""
     used = shown.scoreboard.rstrip(".")
     unused = len(shown.scoreboard) - len(used)
-    styles = {figures.LETTERS[state]: style for state, style in STYLES.items()}
+    styles = {humanize.LETTERS[state]: style for state, style in STYLES.items()}
     lines = []
-    for number, piece in enumerate(figures.chunks(used, width - _LABEL) or [""]):
+    for number, piece in enumerate(humanize.chunks(used, width - _LABEL) or [""]):
         letters = ((letter, styles[letter]) for letter in piece)
         lines.append(Text.assemble(_label("" if number else "slots"), *letters))
     if unused and lines[-1].cell_len + len(note := f" + {unused} unused") <= width:
@@ -295,7 +295,7 @@ def _history(shown: View, width: int) -> list[Text]:
         ("exits", shown.exits, ""),
         ("events", shown.events, "red"),
     ):
-        said = "  ".join(f"{figures.count(n)} {what}" for what, n in pairs)
+        said = "  ".join(f"{humanize.count(n)} {what}" for what, n in pairs)
         if said:
             line = Text.assemble(_label(label), (said, style))
             line.truncate(width, overflow="ellipsis")
