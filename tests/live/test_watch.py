@@ -233,7 +233,7 @@ def test_watcher_has_nothing_of_the_pool(watched: Callable[..., Watched]) -> Non
 
 BEFORE_SERVING = """
     from tests.support.app import *
-    from prefork.watch import watching
+    from prefork.cli.watch import watching
 
     log_to_stderr()
     with watching(os.getcwd(), []):

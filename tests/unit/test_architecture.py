@@ -20,93 +20,21 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.once  # the source is the same for every interpreter
 
-FLOORS = (
-    ("prefork.__main__",),
-    ("prefork.cli",),
-    # One module per command; they share what stands beside them in their package.
-    ("prefork.commands",),
-    ("prefork",),
-    # The screen of one command, which loads it only when it is asked for: it needs an extra.
-    ("prefork.inspect.screen",),
-    ("prefork.inspect.view",),
-    ("prefork.target", "prefork.sources", "prefork.trial", "prefork.logs", "prefork.pidfile"),
-    # The watcher of source files asks like a command whether a master takes signals.
-    ("prefork.watch",),
-    ("prefork.inspect.find", "prefork.inspect.humanize", "prefork.host.stopping"),
-    ("prefork.servers",),
-    ("prefork.mixin",),
-    ("prefork.serving",),
-    ("prefork.master.master",),
-    # Parts of the master, each with a subject of its own.
-    (
-        "prefork.reloading.succession",
-        "prefork.master.pool_size",
-        "prefork.master.clock",
-        "prefork.master.orphans",
-    ),
-    # A reload as the master goes through it; the metrics process, what the master does about it.
-    ("prefork.reloading.reload", "prefork.master.metrics_process"),
-    ("prefork.master.metrics_main", "prefork.host.endpoint"),
-    # Sockets that were there before this program: systemd's, and those of an earlier image.
-    ("prefork.host.systemd_sockets", "prefork.reloading.sockets"),
-    ("prefork.reloading.trial",),
-    ("prefork.reloading.handover",),
-    ("prefork.host.notify",),
-    ("prefork.host.addresses", "prefork.host.socket_file"),
-    ("prefork.host.description",),
-    ("prefork.master.signals",),
+LAYERS = (
+    ("prefork.__main__", "prefork.cli"),
+    ("prefork.inspect",),
+    ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving"),
+    ("prefork.master",),
+    ("prefork.reloading",),
+    ("prefork.host",),
     ("prefork.metrics",),
     ("prefork.workers",),
     ("prefork._version",),
 )
-"""From top to bottom. A module imports from below only: nothing above it, nothing beside it."""
+"""From top to bottom. A module imports from its own layer and from those below, never from above."""
 
-WORKERS = {
-    "cgroups": (),
-    "errors": (),
-    "log": (),
-    "states": (),
-    "cpus": ("cgroups",),
-    "memory": ("cgroups",),
-    "units": (),
-    "settings": ("cpus", "errors", "units"),
-    "credentials": ("errors", "settings"),
-    "threads": ("errors", "settings"),
-    "spares": ("settings",),
-    "views": ("spares", "states"),
-    "deadlines": ("settings", "states", "views"),
-    "policy": ("deadlines", "settings", "spares", "states", "views"),
-    "setbacks": ("states",),
-    "scoreboard": ("states",),
-    "system": ("states",),
-    # What one request of a worker may touch, from the socket options to the loop.
-    "quiet": (),
-    "clients": ("log",),
-    "waits": ("scoreboard", "settings"),
-    "listener": ("log", "settings", "waits"),
-    "limits": ("memory", "scoreboard", "settings", "states"),
-    "access": ("listener", "scoreboard"),
-    "datagrams": ("scoreboard", "waits"),
-    "source": ("datagrams", "listener", "quiet", "scoreboard", "waits"),
-    "witness": ("access", "scoreboard", "settings", "source"),
-    "accounting": ("scoreboard", "source", "witness"),
-    "loop": (
-        *("accounting", "datagrams", "listener", "log", "scoreboard"),
-        *("source", "states", "witness"),
-    ),
-    "reports": ("system",),
-    "bootstrap": (
-        *("credentials", "limits", "listener", "log", "loop", "reports", "scoreboard"),
-        *("settings", "source", "states", "system", "waits", "witness"),
-    ),
-    "handle": ("bootstrap", "scoreboard", "states", "system", "views"),
-    "legacy": ("handle",),
-    "pool": (
-        *("bootstrap", "credentials", "deadlines", "handle", "legacy", "listener", "log", "memory"),
-        *("reports", "scoreboard", "setbacks", "settings", "states", "system", "views"),
-    ),
-}
-"""Each module of the ground floor and all that it may import of prefork, in an order without circles."""
+UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.reloading.handover"}}
+"""Arrows that still point upwards."""
 
 PURE = ("states", "spares", "views", "deadlines", "policy", "setbacks")
 """The modules that decide."""
@@ -132,13 +60,13 @@ PROCESS_MODULES = {"subprocess", "multiprocessing", "concurrent", "pty", "_posix
 
 ALLOWED_CALLS = {
     # It kills the group of the trial's child, which it has made itself and still has to collect.
-    "prefork.trial": {"subprocess", "os.killpg"},
+    "prefork.cli.check_child": {"subprocess", "os.killpg"},
     # As the trial of `check`, but looked at from tick to tick.
     "prefork.reloading.trial": {"subprocess", "os.killpg"},
     # It starts the watcher of `run --watch` as a program: its library has a thread.
-    "prefork.watch": {"subprocess"},
+    "prefork.cli.watch": {"subprocess"},
     # Inside that child, once the verdict is written: threads of the application would keep it.
-    "prefork.cli": {"os._exit"},
+    "prefork.cli.command_line": {"os._exit"},
 }
 """Calls outside of workers/system.py, each with its reason."""
 
@@ -180,12 +108,30 @@ def inside_imports(name: str) -> set[str]:
     return {found for found in imports_of(SOURCES[name]) if found.split(".")[0] == "prefork"}
 
 
-def floor_of(name: str) -> int:
-    """Return how far down a module lives; a package's modules live on its floor."""
-    for depth, floor in enumerate(FLOORS):
-        if name in floor or any(name.startswith(f"{one}.") for one in floor if one != "prefork"):
+def layer_of(name: str) -> int:
+    """Return how far down a module stands: where its folder does, or it itself."""
+    for depth, layer in enumerate(LAYERS):
+        if name in layer or any(name.startswith(f"{one}.") for one in layer if one != "prefork"):
             return depth
-    raise AssertionError(f"{name} has no floor: say in FLOORS where it belongs")
+    raise AssertionError(f"{name} has no layer: say in LAYERS where it belongs")
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return the modules of one import circle in their order, an empty list where there is none."""
+    cleared: set[str] = set()
+
+    def circle_from(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in cleared:
+            return []
+        for following in sorted(graph.get(name, ())):
+            if found := circle_from(following, [*way, name]):
+                return found
+        cleared.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := circle_from(name, []))), [])
 
 
 def process_calls(tree: ast.Module) -> set[str]:
@@ -213,41 +159,33 @@ def process_calls(tree: ast.Module) -> set[str]:
 
 def test_every_module_is_read() -> None:
     """The package is whole: all three floors are found where it is installed."""
-    assert {"prefork", "prefork.cli", "prefork.metrics", "prefork.workers.loop"} <= SOURCES.keys()
+    assert {
+        "prefork",
+        "prefork.cli.command_line",
+        "prefork.metrics",
+        "prefork.workers.loop",
+    } <= SOURCES.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in EMPTY])
+@pytest.mark.parametrize("name", SOURCES)
 def test_imports_go_one_way(name: str) -> None:
-    """A module imports nothing of prefork from its own floor or above: cli → servers → mixin → serving → master → metrics → workers."""
-    here = floor_of(name)
-    package = name if name in {"prefork.workers", "prefork.metrics"} else name.rpartition(".")[0]
-    own = f"{package}." if package != "prefork" else "-"
+    """A module imports nothing of prefork from a layer above its own."""
+    above = {found for found in inside_imports(name) if layer_of(found) < layer_of(name)}
 
-    wrong = {
-        found
-        for found in inside_imports(name)
-        if floor_of(found) <= here and not found.startswith(own)
-    }
-    assert wrong == set()
+    assert above - UPWARD.get(name, set()) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("prefork.workers.")])
-def test_workers_import_what_their_table_says(name: str) -> None:
-    """Every module of the ground floor is in the table, and imports of prefork what stands there, no less and no more."""
-    allowed = WORKERS[name.removeprefix("prefork.workers.")]
+def test_no_import_circle() -> None:
+    """No module imports itself, by whatever way around."""
+    circle = circle_in({name: inside_imports(name) - {name} for name in SOURCES})
 
-    # `from prefork.workers import log` runs the package, too, which is empty: no import of its own.
-    assert inside_imports(name) == {f"prefork.workers.{one}" for one in allowed}
+    assert circle == []
 
 
-def test_table_of_the_workers_has_no_circle() -> None:
-    """Each module stands below all that it imports, and each that is listed exists."""
-    listed = list(WORKERS)
-
-    assert all(
-        listed.index(below) < listed.index(above) for above in listed for below in WORKERS[above]
-    )
-    assert {f"prefork.workers.{name}" for name in listed} <= SOURCES.keys()
+def test_circles_are_found() -> None:
+    """The search above finds a circle, and says which modules are on it."""
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("prefork.metrics")])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-from prefork import cli
 from prefork._version import __version__
-from prefork.commands import loading
+from prefork.cli import command_line
+from prefork.cli.commands import loading
 from prefork.host.stopping import StoppedEarly
 from prefork.inspect.find import NoPoolError, SeveralPoolsError
 from prefork.workers.errors import (
@@ -58,7 +58,7 @@ def run(
     (tmp_path / "application.py").write_text(APPLICATION)
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
-        status = cli.run_command(arguments)
+        status = command_line.run_command(arguments)
         said = capfd.readouterr()
         return status, said.out, said.err
 
@@ -79,7 +79,9 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
     assert {"status", "top", "scale", "stop", "dump"} <= set(listed)
 
 
-@pytest.mark.parametrize("command", cli.commands.list_commands(click.Context(cli.commands)))
+@pytest.mark.parametrize(
+    "command", command_line.commands.list_commands(click.Context(command_line.commands))
+)
 def test_every_command_has_its_help(run: Callable[..., Any], command: str) -> None:
     """``prefork COMMAND -h`` says what it does, and what its exit code tells is in no flag's way."""
     status, out, err = run(command, "-h")
@@ -142,8 +144,8 @@ def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) 
 )
 def test_target_alone_means_run(means_run: bool, arguments: list[str]) -> None:
     """``prefork TARGET`` is short for ``prefork run TARGET``; a mistyped command is not a target."""
-    assert isinstance(cli.commands, cli.Commands)
-    assert cli.commands.means_run(arguments) is means_run
+    assert isinstance(command_line.commands, command_line.Commands)
+    assert command_line.commands.means_run(arguments) is means_run
 
 
 # --- refusals

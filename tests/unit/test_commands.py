@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.commands.scale import is_settled, progress, wanted_size
-from prefork.commands.status import as_lines
-from prefork.commands.waiting import Progress, bar, seconds_of
+from prefork.cli.commands.scale import is_settled, progress, wanted_size
+from prefork.cli.commands.status import as_lines
+from prefork.cli.commands.waiting import Progress, bar, seconds_of
 from prefork.inspect.find import find_pool
 from prefork.workers.scoreboard import Outcome, PoolField, SlotField
 from prefork.workers.states import ExitKind, Order

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork import logs
-from prefork.logs import ATOMIC, JsonFormatter, NonBlockingHandler, TextFormatter
+from prefork.cli import logs
+from prefork.cli.logs import ATOMIC, JsonFormatter, NonBlockingHandler, TextFormatter
 from prefork.workers.log import event
 from prefork.workers.log import logger as prefork_logger
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.pidfile import PidFile
+from prefork.cli.pidfile import PidFile
 from prefork.workers.errors import PreforkError, SettingsError
 
 if TYPE_CHECKING:

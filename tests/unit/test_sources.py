@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.sources import layers, misspelt
+from prefork.cli.sources import layers, misspelt
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import Resolved, resolve
 

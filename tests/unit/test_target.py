@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import prefork
+from prefork.cli.target import Wishes, application_report, load, plan
 from prefork.host.addresses import Address
-from prefork.target import Wishes, application_report, load, plan
 from prefork.workers.errors import BindError, BootError, TargetError
 
 if TYPE_CHECKING:

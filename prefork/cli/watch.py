@@ -37,7 +37,7 @@ _START: Final = """
 import sys
 count = int(sys.argv[1])
 sys.path[:], words = sys.argv[2 : 2 + count], sys.argv[2 + count :]
-from prefork.watch import watch
+from prefork.cli.watch import watch
 watch(int(words[0]), words[1], words[2:])
 """
 

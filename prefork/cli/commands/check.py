@@ -6,15 +6,15 @@ import os
 
 import click
 
-from prefork import logs, trial
-from prefork.commands.loading import (
+from prefork.cli import check_child, logs
+from prefork.cli.commands.loading import (
     loaded,
     misspelt_variables,
     read_settings,
     spare_the_metrics_directory,
 )
-from prefork.commands.options import factory_option, setting_options
-from prefork.commands.outcome import INTERRUPTED, OK
+from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.outcome import INTERRUPTED, OK
 from prefork.host.stopping import StoppedEarly, term_unwinds
 
 
@@ -54,7 +54,7 @@ def command(
 def _check_in_child(arguments: list[str], limit: float) -> int:
     try:
         with term_unwinds():  # so that the child is ended, too
-            status, verdict = trial.run(["check", *arguments], limit)
+            status, verdict = check_child.run(["check", *arguments], limit)
     except StoppedEarly:
         return INTERRUPTED
     if status == OK:

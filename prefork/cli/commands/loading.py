@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from prefork import sources
+from prefork.cli import sources
+from prefork.cli.target import Plan, Wishes, load, plan
 from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
 from prefork.metrics import slots
-from prefork.target import Plan, Wishes, load, plan
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import (
     DEFAULT,

@@ -23,7 +23,7 @@ _START: Final = """
 import sys
 count = int(sys.argv[1])
 sys.path[:], sys.argv[1:] = sys.argv[2 : 2 + count], sys.argv[2 + count :]
-from prefork.cli import main_of_trial
+from prefork.cli.command_line import main_of_trial
 main_of_trial()
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from prefork.commands.options import which_pool
-from prefork.commands.outcome import OK
+from prefork.cli.commands.options import which_pool
+from prefork.cli.commands.outcome import OK
 from prefork.host.stopping import term_unwinds
 from prefork.inspect.find import find_pool
 from prefork.inspect.view import COLUMNS

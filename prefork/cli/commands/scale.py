@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from prefork import logs
-from prefork.commands.options import timeout_option, which_pool
-from prefork.commands.outcome import FAILED, OK
-from prefork.commands.waiting import (
+from prefork.cli import logs
+from prefork.cli.commands.options import timeout_option, which_pool
+from prefork.cli.commands.outcome import FAILED, OK
+from prefork.cli.commands.waiting import (
     LOOK_EVERY,
     SPARE_TIME,
     Progress,

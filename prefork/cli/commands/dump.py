@@ -7,10 +7,10 @@ from typing import Final
 
 import click
 
-from prefork import logs
-from prefork.commands.options import timeout_option, which_pool
-from prefork.commands.outcome import FAILED, OK
-from prefork.commands.waiting import Looks, excuse, wait_until
+from prefork.cli import logs
+from prefork.cli.commands.options import timeout_option, which_pool
+from prefork.cli.commands.outcome import FAILED, OK
+from prefork.cli.commands.waiting import Looks, excuse, wait_until
 from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.reports import shown
 from prefork.workers.scoreboard import SlotField, Snapshot

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from prefork import logs
 from prefork._version import __version__
-from prefork.commands import check, config, dump, reload, run, scale, status, stop, top
-from prefork.commands.outcome import (
+from prefork.cli import logs
+from prefork.cli.commands import check, config, dump, reload, run, scale, status, stop, top
+from prefork.cli.commands.outcome import (
     BIND_FAILED,
     BOOT_FAILED,
     CRASH_LOOP,

@@ -8,16 +8,16 @@ import sys
 
 import click
 
-from prefork import logs
-from prefork.commands.loading import (
+from prefork.cli import logs
+from prefork.cli.commands.loading import (
     loaded,
     misspelt_variables,
     read_settings,
     resolved_with,
     spare_the_metrics_directory,
 )
-from prefork.commands.options import factory_option, setting_options
-from prefork.commands.outcome import OK
+from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.outcome import OK
 from prefork.workers.settings import AUTO, ROWS, Resolved, Row
 
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
-from prefork.commands.options import which_pool
-from prefork.commands.outcome import FAILED, OK
+from prefork.cli.commands.options import which_pool
+from prefork.cli.commands.outcome import FAILED, OK
 from prefork.inspect import humanize
 from prefork.inspect.find import find_pool
 

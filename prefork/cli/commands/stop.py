@@ -9,10 +9,10 @@ from typing import Final
 
 import click
 
-from prefork import logs
-from prefork.commands.options import timeout_option, which_pool
-from prefork.commands.outcome import FAILED, OK
-from prefork.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
+from prefork.cli import logs
+from prefork.cli.commands.options import timeout_option, which_pool
+from prefork.cli.commands.outcome import FAILED, OK
+from prefork.cli.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
 from prefork.inspect.find import NoSignalsError, RunningPool, find_pool
 from prefork.workers.states import Phase, WorkerState
 

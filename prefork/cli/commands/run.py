@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import setproctitle
 
-from prefork import logs, sources
-from prefork.commands.loading import (
+from prefork.cli import logs, sources
+from prefork.cli.commands.loading import (
     Given,
     loaded,
     misspelt_variables,
@@ -19,16 +19,16 @@ from prefork.commands.loading import (
     refuse_several_without_workers,
     resolved_with,
 )
-from prefork.commands.options import factory_option, setting_options
-from prefork.commands.outcome import FAILED, OK
+from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.outcome import FAILED, OK
+from prefork.cli.pidfile import PidFile
+from prefork.cli.target import application_report
+from prefork.cli.watch import folder_of, refuse_where_impossible, watching
 from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
 from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
 from prefork.metrics import slots
 from prefork.mixin import serve
-from prefork.pidfile import PidFile
-from prefork.target import application_report
-from prefork.watch import folder_of, refuse_where_impossible, watching
 from prefork.workers.errors import BootError, PreforkError
 from prefork.workers.log import event, logger
 from prefork.workers.settings import DEFAULT, Resolved, attributes_layer
