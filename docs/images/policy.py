@@ -29,8 +29,8 @@ from docs.images.charts import (
 )
 from prefork.master.master import LOOK_INTERVAL
 from prefork.master.pool_size import LOOK_PAUSE
+from prefork.workers.pool.spares import GROWTH_CALM, GROWTH_CAP, WINDOW
 from prefork.workers.settings import Settings
-from prefork.workers.spares import GROWTH_CALM, GROWTH_CAP, WINDOW
 from tests.support.simulator import (
     Machine,
     Record,
@@ -122,7 +122,7 @@ def waits(load: float, service: str) -> dict[str, list[float]]:
 
 
 def rules() -> str:
-    """Say the rules of workers/spares.py with their numbers."""
+    """Say the rules of workers/pool/spares.py with their numbers."""
     calm = "A second" if GROWTH_CALM == 1 else f"{GROWTH_CALM:g} s"
     lines = [
         "- The pool has between `workers` and `max_children` workers. Those that start count as idle.",

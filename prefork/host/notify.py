@@ -19,8 +19,8 @@ from prefork.host.description import described
 from prefork.metrics.kernel import queues
 from prefork.workers import log
 from prefork.workers.listener import Listener
+from prefork.workers.pool.views import PoolView
 from prefork.workers.states import Phase
-from prefork.workers.views import PoolView
 
 SOCKET: Final = "NOTIFY_SOCKET"
 WATCHDOG: Final = "WATCHDOG_USEC"

@@ -22,9 +22,9 @@ from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.master.metrics_main import LEAVE, Equipment, live
 from prefork.reloading.handover import MetricsLegacy
 from prefork.workers import log, system
-from prefork.workers.pool import Pool, changing_pools
+from prefork.workers.pool.failures import backoff
+from prefork.workers.pool.pool import Pool, changing_pools
 from prefork.workers.scoreboard import PoolField
-from prefork.workers.setbacks import backoff
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind, ExitStatus
 

@@ -8,12 +8,12 @@ import msgspec
 
 from prefork.workers import log
 from prefork.workers.memory import Memory, affordable
-from prefork.workers.policy import load_of
-from prefork.workers.pool import Pool
+from prefork.workers.pool.policy import load_of
+from prefork.workers.pool.pool import Pool
+from prefork.workers.pool.spares import Spares, wants_growth
+from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
-from prefork.workers.spares import Spares, wants_growth
-from prefork.workers.views import PoolView
 
 LOOK_PAUSE = 0.02
 """Seconds for which workers that leave the idle tell nothing, after one has: what a pool that grows may take."""

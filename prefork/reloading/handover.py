@@ -24,7 +24,7 @@ import msgspec
 from prefork.host.notify import Notifier
 from prefork.workers import log, reports, system
 from prefork.workers.errors import PreforkError
-from prefork.workers.legacy import PoolLegacy
+from prefork.workers.pool.legacy import PoolLegacy
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
 

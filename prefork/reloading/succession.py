@@ -14,7 +14,7 @@ from prefork.reloading.sockets import Named
 from prefork.reloading.trial import Heritage
 from prefork.workers import log, system
 from prefork.workers.listener import Listener
-from prefork.workers.pool import Pool
+from prefork.workers.pool.pool import Pool
 from prefork.workers.settings import Settings
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefork.master.master import LOOK_INTERVAL
 from prefork.master.pool_size import LOOK_PAUSE
-from prefork.workers.policy import decide
-from prefork.workers.spares import Spares
+from prefork.workers.pool.policy import decide
+from prefork.workers.pool.spares import Spares
+from prefork.workers.pool.views import Plan, PoolView, WorkerView
 from prefork.workers.states import Phase
-from prefork.workers.views import Plan, PoolView, WorkerView
 
 if TYPE_CHECKING:
     import random

@@ -36,7 +36,7 @@ LAYERS = (
 UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.reloading.handover"}}
 """Arrows that still point upwards."""
 
-PURE = ("states", "spares", "views", "deadlines", "policy", "setbacks")
+PURE = ("states", *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")))
 """The modules that decide."""
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
@@ -272,7 +272,7 @@ def test_reader_finds_nothing_else(source: str) -> None:
         "prefork",
         "prefork.servers",
         "prefork.master.master",
-        "prefork.workers.pool",
+        "prefork.workers.pool.pool",
         "prefork.workers.scoreboard",
     ],
 )

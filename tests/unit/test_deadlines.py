@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.workers.deadlines import DUMP_TIME
-from prefork.workers.policy import decide
+from prefork.workers.pool.deadlines import DUMP_TIME
+from prefork.workers.pool.policy import decide
+from prefork.workers.pool.views import Kill, Plan, PoolView, WorkerView
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind, Phase
-from prefork.workers.views import Kill, Plan, PoolView, WorkerView
 
 NOW = 1000.0
 SETTINGS = Settings(workers=1, request_timeout=10.0, slow_request=2.0)

@@ -13,13 +13,13 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from prefork.workers.deadlines import DUMP_TIME
-from prefork.workers.policy import SPAWN_BATCH, decide
-from prefork.workers.setbacks import BOOT_BACKOFF_CAP, FORK_BACKOFF_CAP, backoff
+from prefork.workers.pool.deadlines import DUMP_TIME
+from prefork.workers.pool.failures import BOOT_BACKOFF_CAP, FORK_BACKOFF_CAP, backoff
+from prefork.workers.pool.policy import SPAWN_BATCH, decide
+from prefork.workers.pool.spares import Spares
+from prefork.workers.pool.views import Kill, Plan, PoolView, Retirement, WorkerView
 from prefork.workers.settings import Settings
-from prefork.workers.spares import Spares
 from prefork.workers.states import ExitCause, ExitKind, Phase
-from prefork.workers.views import Kill, Plan, PoolView, Retirement, WorkerView
 
 if TYPE_CHECKING:
     from collections.abc import Callable

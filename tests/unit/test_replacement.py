@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.workers.policy import decide
+from prefork.workers.pool.policy import decide
+from prefork.workers.pool.views import Plan, PoolView, WorkerView
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, Phase, StartReason
-from prefork.workers.views import Plan, PoolView, WorkerView
 
 NOW = 1000.0
 

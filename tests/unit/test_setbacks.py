@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefork.workers.setbacks import (
+from prefork.workers.pool.failures import (
     BOOT_BACKOFF_CAP,
     CRASH_LOOP,
     FORK_BACKOFF_CAP,

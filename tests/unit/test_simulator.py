@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from docs.images import policy as pictures
+from prefork.workers.pool.spares import GROWTH_CALM, WINDOW
 from prefork.workers.settings import Settings
-from prefork.workers.spares import GROWTH_CALM, WINDOW
 from tests.support.simulator import (
     Arrival,
     Machine,

@@ -10,8 +10,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from prefork.workers.pool.spares import GROWTH_CALM, GROWTH_CAP, WINDOW, Load, Spares, follow_load
 from prefork.workers.settings import Settings
-from prefork.workers.spares import GROWTH_CALM, GROWTH_CAP, WINDOW, Load, Spares, follow_load
 
 pytestmark = pytest.mark.once  # arithmetic: values in, values out
 

@@ -13,8 +13,8 @@ from prefork.host.addresses import Address
 from prefork.host.notify import Notifier, address_of, feed_interval, status_line
 from prefork.host.systemd_sockets import Handed
 from prefork.workers.errors import SettingsError
+from prefork.workers.pool.views import PoolView, WorkerView
 from prefork.workers.states import Phase
-from prefork.workers.views import PoolView, WorkerView
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

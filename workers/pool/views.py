@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from prefork.workers.spares import Spares
+from prefork.workers.pool.spares import Spares
 from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
 
 

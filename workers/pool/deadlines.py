@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prefork.workers.pool.views import Kill, PoolView, WorkerView
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind, Phase
-from prefork.workers.views import Kill, PoolView, WorkerView
 
 DUMP_TIME = 0.25
 """Seconds between asking for a stack dump and the kill; some ms do, unless the worker has to be asked twice."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from prefork.workers.deadlines import DUMP_TIME, escalations, instants, slow_requests
+from prefork.workers.pool.deadlines import DUMP_TIME, escalations, instants, slow_requests
+from prefork.workers.pool.spares import Load, Spares, follow_load
+from prefork.workers.pool.views import Plan, PoolView, Retirement, WorkerView
 from prefork.workers.settings import Settings
-from prefork.workers.spares import Load, Spares, follow_load
 from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
-from prefork.workers.views import Plan, PoolView, Retirement, WorkerView
 
 SPAWN_BATCH = 32
 """Most forks in one tick: some 30 ms here, so that the master stays awake to signals."""

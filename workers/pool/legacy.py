@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from prefork.workers.handle import Handle
+from prefork.workers.pool.handle import Handle
 
 
 class PoolLegacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,13 +27,14 @@ from prefork.workers.bootstrap import (
     run_worker,
 )
 from prefork.workers.credentials import credentials_of
-from prefork.workers.deadlines import DUMP_TIME, INSIST_TIME
-from prefork.workers.handle import Handle
-from prefork.workers.legacy import PoolLegacy
 from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomWitness
+from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
+from prefork.workers.pool.failures import PROVEN, Setbacks, is_crash
+from prefork.workers.pool.handle import Handle
+from prefork.workers.pool.legacy import PoolLegacy
+from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
-from prefork.workers.setbacks import PROVEN, Setbacks, is_crash
 from prefork.workers.settings import Settings
 from prefork.workers.states import (
     ExitCause,
@@ -45,7 +46,6 @@ from prefork.workers.states import (
     WorkerState,
     cause_of_exit,
 )
-from prefork.workers.views import Kill, Plan, Retirement, WorkerView
 
 _pools_here: list[Pool] = []
 """Every running pool of this process, so that a worker of one closes what is the others'."""
