@@ -14,7 +14,6 @@ from prefork.servers import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
-from prefork.workers.bootstrap import WorkerInfo
 from prefork.workers.errors import (
     BindError,
     BootError,
@@ -25,6 +24,7 @@ from prefork.workers.errors import (
 )
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind
+from prefork.workers.worker.life import WorkerInfo
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,

@@ -21,9 +21,10 @@ from prefork.mixin import PreForkingMixIn
 from prefork.reloading.handover import pending
 from prefork.reloading.sockets import is_adopted
 from prefork.reloading.trial import is_on_trial
-from prefork.workers import log, quiet
-from prefork.workers.clients import LostClients, is_clients_doing
+from prefork.workers import log
 from prefork.workers.errors import BindError
+from prefork.workers.worker import no_empty_reply
+from prefork.workers.worker.clients import LostClients, is_clients_doing
 
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
@@ -128,7 +129,7 @@ class PreForkingUDPServer(_Internet, socketserver.UDPServer):
     nothing: two servers that face each other would answer each other for ever.
     """
 
-    finish_request = quiet.finish_request
+    finish_request = no_empty_reply.finish_request
 
 
 class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
@@ -140,7 +141,7 @@ class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
 class PreForkingUnixDatagramServer(_Unix, socketserver.UnixDatagramServer):
     """A pre-forked server on a Unix datagram socket; silent like ``PreForkingUDPServer``."""
 
-    finish_request = quiet.finish_request
+    finish_request = no_empty_reply.finish_request
 
 
 def server_for(

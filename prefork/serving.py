@@ -24,12 +24,12 @@ from prefork.master.signals import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import handover, sockets, trial
 from prefork.workers import log
-from prefork.workers.bootstrap import WorkerSide
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
 from prefork.workers.pool import pool
 from prefork.workers.pool.threads import refuse_threads
 from prefork.workers.settings import Settings
+from prefork.workers.worker.life import WorkerSide
 
 handover.accept_legacy()
 _estate = sockets.estate_of_this_process()

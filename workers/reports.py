@@ -19,7 +19,7 @@ REPORT_BYTES = 64 * 1024
 """A hundred frames of a dozen threads; pages are allocated only when written."""
 
 _FRAME_OF_OURS = re.compile(
-    r'/prefork/workers/bootstrap\.py", line \d+ in (run_worker|write_stacks)$'
+    r'/prefork/workers/worker/life\.py", line \d+ in (run_worker|write_stacks)$'
 )
 
 

@@ -33,7 +33,6 @@ from prefork.reloading.handover import (
 from prefork.reloading.reload import Reload
 from prefork.reloading.succession import Succession, floor_after
 from prefork.workers import log
-from prefork.workers.bootstrap import SHUTDOWN, WorkerSide, frozen_heap
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.listener import Listener
 from prefork.workers.pool.policy import decide
@@ -43,6 +42,7 @@ from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
+from prefork.workers.worker.life import SHUTDOWN, WorkerSide, frozen_heap
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""

@@ -1,6 +1,6 @@
 """The life of the metrics process, from its fork to its end; the steps stand in ``live`` in their order.
 
-It is forked like a worker and with the same care (workers/bootstrap.py). It keeps what it needs:
+It is forked like a worker and with the same care (workers/worker/life.py). It keeps what it needs:
 the scoreboard, for reading; the socket to answer on; the end of the life pipe.
 """
 
@@ -20,8 +20,8 @@ import msgspec
 import setproctitle
 
 from prefork.workers import log, system
-from prefork.workers.bootstrap import Crew
 from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.worker.life import Crew
 
 _NO_SLOT = -1
 
@@ -73,7 +73,7 @@ def _prepare_and_serve(equipment: Equipment, mask: set[int], name: str) -> None:
     os.close(crew.wake)
     equipment.let_go()
     board = _read_only(crew.board)
-    # operator.is_: see workers/bootstrap.py.
+    # operator.is_: see workers/worker/life.py.
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)

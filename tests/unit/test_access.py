@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.workers.access import LONGEST_CLIENT, AccessLog, client_name
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Outcome
+from prefork.workers.worker.access import LONGEST_CLIENT, AccessLog, client_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

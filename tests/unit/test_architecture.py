@@ -36,7 +36,10 @@ LAYERS = (
 UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.reloading.handover"}}
 """Arrows that still point upwards."""
 
-PURE = ("states", *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")))
+PURE = (
+    "states",
+    *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
+)
 """The modules that decide."""
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
@@ -163,7 +166,7 @@ def test_every_module_is_read() -> None:
         "prefork",
         "prefork.cli.command_line",
         "prefork.metrics",
-        "prefork.workers.loop",
+        "prefork.workers.worker.loop",
     } <= SOURCES.keys()
 
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.workers.limits import MemoryLimit, RequestLimit, limits_for, shortened
 from prefork.workers.memory import Memory
 from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, index_of
+from prefork.workers.worker.recycling import MemoryLimit, RequestLimit, limits_for, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

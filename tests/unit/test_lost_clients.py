@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.clients import LostClients, is_clients_doing, place_of
+from prefork.workers.worker.clients import LostClients, is_clients_doing, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.accounting import Overlapping, overlapping_requests
 from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotSnapshot, SlotWriter
+from prefork.workers.worker.accounting import Overlapping, overlapping_requests
 from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:

@@ -157,9 +157,9 @@ def test_dump_is_cut_below_the_worker_and_escaped() -> None:
         '  File "threading.py", line 2 in run\n'
         "\n"
         "Current thread 0x02 (most recent call first):\n"
-        '  File "/lib/prefork/workers/bootstrap.py", line 301 in write_stacks\n'
+        '  File "/lib/prefork/workers/worker/life.py", line 301 in write_stacks\n'
         '  File "app\x1b.py", line 7 in handle\n'
-        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker\n'
+        '  File "/lib/prefork/workers/worker/life.py", line 153 in run_worker\n'
         '  File "pool.py", line 8 in _fork\n'
         "Thread 0x03 (most recent call first):\n"
         '  File "late.py", line 1 in late\n'
@@ -171,7 +171,7 @@ def test_dump_is_cut_below_the_worker_and_escaped() -> None:
         "",
         "Current thread 0x02 (most recent call first):",
         '  File "app\ufffd.py", line 7 in handle',
-        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker',
+        '  File "/lib/prefork/workers/worker/life.py", line 153 in run_worker',
         "Thread 0x03 (most recent call first):",
         '  File "late.py", line 1 in late',
     ]
@@ -183,7 +183,7 @@ def test_functions_of_the_application_are_not_taken_for_ours() -> None:
         "Current thread 0x02 (most recent call first):\n"
         '  File "app.py", line 7 in write_stacks\n'
         '  File "app.py", line 9 in run_worker\n'
-        '  File "/srv/shop/workers/bootstrap.py", line 11 in run_worker\n'
+        '  File "/srv/shop/workers/worker/life.py", line 11 in run_worker\n'
         '  File "app.py", line 13 in handle'
     )
     assert reports.shown(report) == report
@@ -193,13 +193,13 @@ def test_fragment_of_a_dump_is_cut_as_well() -> None:
     """What was written while the report was cleared begins anywhere."""
     report = (
         '", line 5 in deep\n'
-        '  File "/lib/prefork/workers/bootstrap.py", line 301 in write_stacks\n'
-        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker\n'
+        '  File "/lib/prefork/workers/worker/life.py", line 301 in write_stacks\n'
+        '  File "/lib/prefork/workers/worker/life.py", line 153 in run_worker\n'
         '  File "pool.py", line 8 in _fork\n'
     )
     assert reports.shown(report).splitlines() == [
         '", line 5 in deep',
-        '  File "/lib/prefork/workers/bootstrap.py", line 153 in run_worker',
+        '  File "/lib/prefork/workers/worker/life.py", line 153 in run_worker',
     ]
 
 
@@ -207,7 +207,7 @@ def test_traceback_of_a_boot_stays_whole() -> None:
     """Last words are a traceback, whose last line says what it was."""
     words = (
         "Traceback (most recent call last):\n"
-        '  File "/lib/prefork/workers/bootstrap.py", line 153, in run_worker\n'
+        '  File "/lib/prefork/workers/worker/life.py", line 153, in run_worker\n'
         "    crew.hooks()\n"
         '  File "app.py", line 7, in worker_init\n'
         "    raise ValueError\n"

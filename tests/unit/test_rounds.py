@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 import prefork
-from prefork.workers.bootstrap import ThisWorker
-from prefork.workers.datagrams import ROUND, Datagrams
 from prefork.workers.listener import Listener
-from prefork.workers.loop import FRUITLESS_TRY, Loop
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
@@ -29,9 +26,12 @@ from prefork.workers.scoreboard import (
     SlotWriter,
 )
 from prefork.workers.settings import Settings
-from prefork.workers.source import Source
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
+from prefork.workers.worker.datagrams import ROUND, Datagrams
+from prefork.workers.worker.life import ThisWorker
+from prefork.workers.worker.loop import FRUITLESS_TRY, Loop
+from prefork.workers.worker.source import Source
 from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def test_fork_takes_nothing_more(bench: Bench) -> None:
 def test_fork_lets_the_wait_queue_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The epoll of a process that a handler has forked is that of its worker, whose place it must not change."""
     moves = []
-    monkeypatch.setattr("prefork.workers.loop.TURNS_IN_PLACE", 1)
+    monkeypatch.setattr("prefork.workers.worker.loop.TURNS_IN_PLACE", 1)
     monkeypatch.setattr(bench.loop, "_take_fresh_place", lambda: moves.append(len(bench.handled)))
     bench.serve(b"0")
     assert bench.handled == [b"0", b"last"]

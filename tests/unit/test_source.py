@@ -12,8 +12,8 @@ import pytest
 import prefork
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard, SlotWriter
-from prefork.workers.source import Source
 from prefork.workers.waits import SO_TIMESTAMPNS
+from prefork.workers.worker.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.accounting import AT_ONCE_NS, OneAtATime, Overlapping, account_for
-from prefork.workers.bootstrap import ThisWorker, WorkerInfo
 from prefork.workers.scoreboard import (
     Outcome,
     PoolField,
@@ -22,7 +20,9 @@ from prefork.workers.scoreboard import (
 )
 from prefork.workers.settings import LONGEST, Settings
 from prefork.workers.waits import QueueWaits
-from prefork.workers.witness import Witness, witness_for
+from prefork.workers.worker.accounting import AT_ONCE_NS, OneAtATime, Overlapping, account_for
+from prefork.workers.worker.life import ThisWorker, WorkerInfo
+from prefork.workers.worker.witness import Witness, witness_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,15 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefork.workers import log, reports, system
-from prefork.workers.bootstrap import (
-    DUMP_AT_ONCE,
-    Crew,
-    Lines,
-    Tools,
-    WorkerInfo,
-    WorkerSide,
-    run_worker,
-)
 from prefork.workers.credentials import credentials_of
 from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomWitness
@@ -45,6 +36,15 @@ from prefork.workers.states import (
     StartReason,
     WorkerState,
     cause_of_exit,
+)
+from prefork.workers.worker.life import (
+    DUMP_AT_ONCE,
+    Crew,
+    Lines,
+    Tools,
+    WorkerInfo,
+    WorkerSide,
+    run_worker,
 )
 
 _pools_here: list[Pool] = []

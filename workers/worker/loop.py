@@ -22,8 +22,6 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
-from prefork.workers.accounting import AT_ONCE_NS, Overlapping, account_for
-from prefork.workers.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.listener import BROKEN, PRESSURE
 from prefork.workers.scoreboard import (
     ORDER,
@@ -33,9 +31,11 @@ from prefork.workers.scoreboard import (
     SlotField,
     SlotWriter,
 )
-from prefork.workers.source import Source, is_made_plainly
 from prefork.workers.states import ExitKind, Order
-from prefork.workers.witness import Witness
+from prefork.workers.worker.accounting import AT_ONCE_NS, Overlapping, account_for
+from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
+from prefork.workers.worker.source import Source, is_made_plainly
+from prefork.workers.worker.witness import Witness
 
 WAIT_BOUND = 5.0
 """Seconds an idle worker sleeps before it tries for itself.

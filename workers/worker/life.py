@@ -23,16 +23,16 @@ import setproctitle
 
 from prefork.workers import log, system
 from prefork.workers.credentials import Credentials
-from prefork.workers.limits import limits_for
 from prefork.workers.listener import Listener
-from prefork.workers.loop import Loop
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import LONGEST, Settings
-from prefork.workers.source import Source
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
 from prefork.workers.waits import sample_every
-from prefork.workers.witness import witness_for
+from prefork.workers.worker.loop import Loop
+from prefork.workers.worker.recycling import limits_for
+from prefork.workers.worker.source import Source
+from prefork.workers.worker.witness import witness_for
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefork.workers.access import AccessLog
 from prefork.workers.scoreboard import Outcome, Scoreboard
 from prefork.workers.settings import Settings
-from prefork.workers.source import Source
+from prefork.workers.worker.access import AccessLog
+from prefork.workers.worker.source import Source
 
 
 def witness_for(

@@ -15,8 +15,8 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
-from prefork.workers.source import Source
-from prefork.workers.witness import Witness
+from prefork.workers.worker.source import Source
+from prefork.workers.worker.witness import Witness
 
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""

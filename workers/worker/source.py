@@ -10,11 +10,11 @@ from collections.abc import Callable
 from socketserver import BaseRequestHandler, BaseServer, TCPServer, UDPServer
 from typing import Any, TypeGuard
 
-from prefork.workers import quiet
-from prefork.workers.datagrams import Datagrams, MeasuredDatagrams
 from prefork.workers.listener import Kind, Listener
 from prefork.workers.scoreboard import SlotWriter
 from prefork.workers.waits import QueueWaits, wait_of_connection
+from prefork.workers.worker import no_empty_reply
+from prefork.workers.worker.datagrams import Datagrams, MeasuredDatagrams
 
 Take = Callable[[], tuple[Any, Any]]
 Process = Callable[[Any, Any], None]
@@ -74,7 +74,7 @@ class Source:
     def handler_class(self) -> Any:
         """Return what is called with a request, its client's address and the server to handle it."""
         given = self.server.RequestHandlerClass
-        return quiet.quiet_class(given) if self._is_quiet else given
+        return no_empty_reply.quiet_class(given) if self._is_quiet else given
 
     @property
     def is_closed(self) -> bool:
@@ -230,7 +230,7 @@ def _run_quietly(server: BaseServer) -> Process:
     def process(request: Any, address: Any) -> None:
         nonlocal given, used
         if given is not server.RequestHandlerClass:
-            used = quiet.quiet_class(server.RequestHandlerClass)
+            used = no_empty_reply.quiet_class(server.RequestHandlerClass)
             given = server.RequestHandlerClass
         used(request, address, server)
 
@@ -242,7 +242,7 @@ def _receives_plainly(server: BaseServer) -> TypeGuard[UDPServer]:
 
 
 def _is_quiet(server: BaseServer) -> bool:
-    return getattr(server.finish_request, "__func__", None) is quiet.finish_request
+    return getattr(server.finish_request, "__func__", None) is no_empty_reply.finish_request
 
 
 def _has(server: BaseServer, name: str, owner: type) -> bool:

@@ -1,0 +1,1 @@
+"""A worker's life: from the fork to the first request, one request after the other, and the end."""
