@@ -42,7 +42,7 @@ MERGE_TRIES = 3
 """Readings of the users' files: one that coincides with a file's first write may fail."""
 
 
-class Site:
+class Routes:
     """The routes, over one scoreboard. Lives as long as its process: its totals must not fall.
 
     directory: where handlers put their own metrics, None when they do not.
@@ -105,14 +105,14 @@ class Site:
 
 def run(
     listener: socket.socket,
-    site: Site,
+    routes: Routes,
     *,
     complain: Callable[[BaseException], None],
     heed: Mapping[int, Callable[[], bool]],
     beat: Callable[[], bool],
 ) -> None:
-    """Serve the site until ``heed`` or ``beat`` say that it is time to leave; see ``web.Server``."""
-    web.Server(listener, site.respond, complain=complain, heed=heed, beat=beat).run()
+    """Serve the routes until ``heed`` or ``beat`` say that it is time to leave; see ``web.Server``."""
+    web.Server(listener, routes.respond, complain=complain, heed=heed, beat=beat).run()
 
 
 # --- verdicts

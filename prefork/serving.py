@@ -31,8 +31,8 @@ from prefork.workers.pool.threads import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.worker.life import WorkerSide
 
-handover.accept_legacy()
-_estate = sockets.estate_of_this_process()
+handover.receive_state()
+_adoptable = sockets.sockets_of_this_process()
 
 _servers_here: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 """Every server of this process, so that a worker of one does not keep the sockets of the others open."""
@@ -41,8 +41,8 @@ _servers_here: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictiona
 def make_known(server: Any) -> None:
     """Note that this process has a server, which may be the heir of one of an earlier image."""
     _servers_here[id(server)] = server
-    if _estate is not None:
-        _estate.prepare(server)
+    if _adoptable is not None:
+        _adoptable.prepare(server)
 
 
 class Run:
@@ -133,8 +133,8 @@ def serve(
 
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the hook is the program's own.
     """
-    if (heritage := trial.heritage()) is not None:
-        _refuse_what_cannot_follow(settings, heritage)
+    if (inventory := trial.inventory()) is not None:
+        _refuse_what_cannot_follow(settings, inventory)
         trial.end_of_trial(settings)
     systemd_sockets.take()
     with contextlib.ExitStack() as ends:
@@ -179,16 +179,16 @@ def _serve_with_pool(
     user_metrics: slots.Lease,
 ) -> None:
     listeners = [one.listener for one in all_served]
-    legacy = handover.pending()
-    if legacy is not None:
-        settings = _fitting(settings, legacy)
+    previous = handover.pending()
+    if previous is not None:
+        settings = _fitting(settings, previous)
 
     def publish_pids(pids: set[int]) -> None:
         for one in all_served:
             one.server.active_children = pids
 
     with pool.changing_pools:
-        wakeup = Wakeup(None if legacy is None else legacy.wakeup)
+        wakeup = Wakeup(None if previous is None else previous.wakeup)
         try:
             master = Master(
                 settings,
@@ -202,7 +202,7 @@ def _serve_with_pool(
                 poll_interval=poll_interval,
                 let_go=lambda: _let_go_of_others(()),
                 metrics_dir=user_metrics.directory,
-                legacy=legacy,
+                previous=previous,
                 abandoned=_abandoned(),
                 settle=_settle,
             )
@@ -220,7 +220,7 @@ def _serve_with_pool(
         for one in all_served:
             with one.run.lock:
                 one.run.master = None
-        # Where the new code has failed before it had everything in hand, the legacy stays whole.
+        # Where the new code has failed before it had everything in hand, that state stays whole.
         if handover.pending() is None:
             master.close()
             wakeup.close()
@@ -270,20 +270,20 @@ def _lease(settings: Settings) -> slots.Lease:
     return user_metrics
 
 
-def _refuse_what_cannot_follow(settings: Settings, heritage: trial.Heritage) -> None:
+def _refuse_what_cannot_follow(settings: Settings, inventory: trial.Inventory) -> None:
     """In a trial, refuse settings with which the new code could not go on with what the master has."""
     if settings.workers == 0:
         allowed = "a pool that runs cannot go on without workers; restart it"
         raise SettingsError("workers", 0, "settings", allowed)
     refuse_threads(settings)
-    wanted, has = settings.metrics, heritage.metrics
+    wanted, has = settings.metrics, inventory.metrics
     if wanted is not None and (has is None or not is_same_place(wanted, has)):
         Endpoint(wanted).close()
 
 
-def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:
+def _fitting(settings: Settings, previous: handover.MasterState) -> Settings:
     """Keep ``max_children`` as it was: it sizes the scoreboard, which goes on."""
-    size = int(legacy.settings["max_children"])
+    size = int(previous.settings["max_children"])
     if settings.max_children == size:
         return settings
     log.event(
@@ -301,13 +301,13 @@ def _fitting(settings: Settings, legacy: handover.Legacy) -> Settings:
 
 def _abandoned() -> list[Listener]:
     """Return the sockets of before that no server has asked for."""
-    left = [] if _estate is None else _estate.give_up()
+    left = [] if _adoptable is None else _adoptable.give_up()
     return [Listener(sockets.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
 
 
 def _settle() -> None:
-    if _estate is not None:
-        _estate.settle()
+    if _adoptable is not None:
+        _adoptable.settle()
 
 
 def _let_go_of_others(servers: Sequence[Any]) -> None:

@@ -93,7 +93,7 @@ CREDIT_TIME = 2.0
 """Seconds after which a kill for want of memory that fits no dead worker was somebody else's."""
 
 
-class OomWitness:
+class OomAttribution:
     """Tells of which dead worker the kernel's counter speaks (master)."""
 
     def __init__(self, memory: Memory) -> None:

@@ -160,7 +160,7 @@ class SlotField(IntEnum):
     ACCEPT_FAILURES = 21
     TRUNCATED = 22
     BUSY_NS = 23
-    WISH = 24
+    RECYCLE_REQUEST = 24
     """1 + the index of the ExitKind for which the worker asks to be recycled; 0 for none."""
     EXTENDED_FOR_NS = 25
     """The REQUEST_NS of the request whose deadline was extended."""
@@ -356,7 +356,7 @@ class Scoreboard:
             (SlotField.STATE, WorkerState.STARTING),
             (SlotField.REQUEST_NS, 0),
             (SlotField.IN_PROGRESS, 0),
-            (SlotField.WISH, 0),
+            (SlotField.RECYCLE_REQUEST, 0),
             (SlotField.READY_NS, 0),
             (SlotField.GENERATION, generation),
             (SlotField.SPAWNED_NS, now_ns),

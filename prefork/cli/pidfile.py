@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from prefork.reloading.handover import keep_pidfile, pending
-from prefork.reloading.trial import heritage
+from prefork.reloading.trial import inventory
 from prefork.workers.errors import PreforkError, SettingsError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class PidFile:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        tried = heritage()
+        tried = inventory()
         if tried is None:
             self._hold()
         elif not _is_masters(self.path, tried.pidfile):
@@ -50,9 +50,13 @@ class PidFile:
         return self
 
     def _hold(self) -> None:
-        legacy = pending()
-        if legacy is not None and legacy.pidfile is not None and _is_at(self.path, legacy.pidfile):
-            self._fd = legacy.pidfile  # with its lock, through the exec
+        previous = pending()
+        if (
+            previous is not None
+            and previous.pidfile is not None
+            and _is_at(self.path, previous.pidfile)
+        ):
+            self._fd = previous.pidfile  # with its lock, through the exec
         while self._fd < 0:
             fd = self._open()
             try:

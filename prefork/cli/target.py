@@ -9,7 +9,7 @@ TARGET is ``module:attribute`` or ``file.py:attribute``. The attribute is
 * a server instance that has the mix-in: it has its address, so none can be given;
 * with ``--factory`` a callable without arguments that returns one of these, or several instances.
 
-``load`` imports, ``plan`` checks everything that can be checked, ``Plan.build`` binds.
+``load`` imports, ``plan`` checks everything that can be checked, ``ServePlan.build`` binds.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _is_servable(value: object) -> bool:
 # --- planning: everything is checked, nothing is bound -------------------------------------------
 
 
-class Plan(msgspec.Struct, frozen=True):
+class ServePlan(msgspec.Struct, frozen=True):
     """What will be served. text: one line for people. build: makes the servers, which binds them.
 
     build raises BindError, and BootError for whatever else the application raises; either way
@@ -176,7 +176,7 @@ class Plan(msgspec.Struct, frozen=True):
     build: Callable[[], list[BaseServer]]
 
 
-class Wishes(msgspec.Struct, frozen=True):
+class Requested(msgspec.Struct, frozen=True):
     """What the settings ask of the servers.
 
     addresses: where to listen. binds_from, backlog_from: who asked for them, None for nobody.
@@ -188,16 +188,16 @@ class Wishes(msgspec.Struct, frozen=True):
     backlog_from: str | None = None
 
 
-def plan(target: str, found: object, wishes: Wishes, *, factory: bool = False) -> Plan:
+def plan(target: str, found: object, requested: Requested, *, factory: bool = False) -> ServePlan:
     """Decide how to serve what ``load`` found; raises TargetError if that cannot be."""
     if factory:
-        return _plan_factory(target, found, wishes)
+        return _plan_factory(target, found, requested)
     if isinstance(found, BaseServer):
-        return _plan_instances(target, [found], wishes)
+        return _plan_instances(target, [found], requested)
     if isinstance(found, type) and issubclass(found, BaseRequestHandler):
-        return _plan_handler(target, found, wishes)
+        return _plan_handler(target, found, requested)
     if isinstance(found, type) and issubclass(found, BaseServer):
-        return _plan_server_class(target, found, wishes)
+        return _plan_server_class(target, found, requested)
     raise TargetError(target, f"{_kind_of(found)} cannot be served, only {WHAT_CAN_BE_SERVED}")
 
 
@@ -209,8 +209,10 @@ def _kind_of(found: object) -> str:
     return f"an instance of {type(found).__name__}"
 
 
-def _plan_handler(target: str, handler: type[BaseRequestHandler], wishes: Wishes) -> Plan:
-    for address in wishes.addresses:
+def _plan_handler(
+    target: str, handler: type[BaseRequestHandler], requested: Requested
+) -> ServePlan:
+    for address in requested.addresses:
         datagrams = address.scheme in _DATAGRAM_SCHEMES
         wrong = StreamRequestHandler if datagrams else DatagramRequestHandler
         if not address.is_bound and issubclass(handler, wrong):
@@ -218,24 +220,24 @@ def _plan_handler(target: str, handler: type[BaseRequestHandler], wishes: Wishes
             raise TargetError(target, reason)
 
     def make(address: Address) -> BaseServer:
-        return server_for(address, handler, backlog=wishes.backlog)
+        return server_for(address, handler, backlog=requested.backlog)
 
-    return _plan_per_address(f"handler class {handler.__name__}", make, wishes)
+    return _plan_per_address(f"handler class {handler.__name__}", make, requested)
 
 
-def _plan_server_class(target: str, cls: type[BaseServer], wishes: Wishes) -> Plan:
+def _plan_server_class(target: str, cls: type[BaseServer], requested: Requested) -> ServePlan:
     handler: Any = getattr(cls, "RequestHandlerClass", None)
     _check_call(target, cls, handler)
-    for address in wishes.addresses:
+    for address in requested.addresses:
         _check_family(target, cls, address)
 
     def make(address: Address) -> BaseServer:
-        made: Any = _prepared(cls, address, wishes.backlog)
+        made: Any = _prepared(cls, address, requested.backlog)
         arguments = (address.sockaddr,) if handler is None else (address.sockaddr, handler)
         server: BaseServer = made(*arguments)
         return server
 
-    return _plan_per_address(f"server class {cls.__name__}", make, wishes)
+    return _plan_per_address(f"server class {cls.__name__}", make, requested)
 
 
 def _check_call(target: str, cls: type[BaseServer], handler: object) -> None:
@@ -292,18 +294,20 @@ def _prepared(cls: type[BaseServer], address: Address, backlog: int | None) -> t
     return type(cls.__name__, bases, names | changes)
 
 
-def _plan_per_address(what: str, make: Callable[[Address], BaseServer], wishes: Wishes) -> Plan:
+def _plan_per_address(
+    what: str, make: Callable[[Address], BaseServer], requested: Requested
+) -> ServePlan:
     def build() -> list[BaseServer]:
         with _closing_on_failure() as servers:
-            for address in wishes.addresses:
+            for address in requested.addresses:
                 with _application_errors(f"{what} cannot be made", address):
                     servers.append(make(address))
         return servers
 
-    return Plan(f"{what} on {' '.join(map(str, wishes.addresses))}", build)
+    return ServePlan(f"{what} on {' '.join(map(str, requested.addresses))}", build)
 
 
-def _plan_instances(target: str, servers: list[BaseServer], wishes: Wishes) -> Plan:
+def _plan_instances(target: str, servers: list[BaseServer], requested: Requested) -> ServePlan:
     for server in servers:
         if not isinstance(server, PreForkingMixIn):
             name = type(server).__name__
@@ -312,15 +316,15 @@ def _plan_instances(target: str, servers: list[BaseServer], wishes: Wishes) -> P
                 f"an instance of {name} without PreForkingMixIn cannot be pre-forked any more; "
                 f"name its class, or derive from (PreForkingMixIn, {name})",
             )
-    for flag, origin in (("bind", wishes.binds_from), ("backlog", wishes.backlog_from)):
+    for flag, origin in (("bind", requested.binds_from), ("backlog", requested.backlog_from)):
         if origin is not None:
             reason = f"a server instance listens already; {flag} (from {origin}) comes too late"
             raise TargetError(target, reason)
     names = ", ".join(type(server).__name__ for server in servers)
-    return Plan(f"server {names}", lambda: servers)
+    return ServePlan(f"server {names}", lambda: servers)
 
 
-def _plan_factory(target: str, found: object, wishes: Wishes) -> Plan:
+def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan:
     if not callable(found) or isinstance(found, type):
         reason = f"--factory needs a function that returns servers; this is {_kind_of(found)}"
         raise TargetError(target, reason)
@@ -341,13 +345,13 @@ def _plan_factory(target: str, found: object, wishes: Wishes) -> Plan:
         if several and all(isinstance(server, BaseServer) for server in several):
             with _closing_on_failure() as servers:
                 servers.extend(several)
-                return _plan_instances(target, servers, wishes).build()
+                return _plan_instances(target, servers, requested).build()
         if len(several) == 1 and isinstance(several[0], type):
-            return plan(target, several[0], wishes).build()
+            return plan(target, several[0], requested).build()
         reason = f"the factory {name}() returned {_kind_of(made)}, not {WHAT_CAN_BE_SERVED}"
         raise TargetError(target, reason)
 
-    return Plan(f"what the factory {name}() returns", build)
+    return ServePlan(f"what the factory {name}() returns", build)
 
 
 # --- the application's errors ----------------------------------------------------------------------

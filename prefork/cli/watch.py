@@ -79,8 +79,12 @@ def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
 
 def _of_before() -> int | None:
     """Return the watcher that an earlier image of this process has started, if it still lives."""
-    legacy = handover.pending()
-    if legacy is None or legacy.watcher is None or (child := _own_child(legacy.watcher)) is None:
+    previous = handover.pending()
+    if (
+        previous is None
+        or previous.watcher is None
+        or (child := _own_child(previous.watcher)) is None
+    ):
         return None
     os.close(child.pidfd)
     return child.pid

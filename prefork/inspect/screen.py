@@ -20,7 +20,16 @@ from rich.text import Text
 from prefork.host.stopping import undisturbed_cleanup
 from prefork.inspect import humanize
 from prefork.inspect.find import NoPoolError, RunningPool
-from prefork.inspect.view import COLUMNS, Look, Order, Row, Usage, View, sparkline, view
+from prefork.inspect.view import (
+    COLUMNS,
+    Look,
+    ProcessUsage,
+    SlotRow,
+    SortOrder,
+    View,
+    sparkline,
+    view,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +72,7 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
     with contextlib.suppress(KeyboardInterrupt), undisturbed_cleanup() as cleanup:
         keys = cleanup.enter_context(_single_keys())
         screen = cleanup.enter_context(console.screen(hide_cursor=True))
-        state = _Watching(pool, Order(sort), delay)
+        state = _Watching(pool, SortOrder(sort), delay)
         while not pool.has_stopped():
             state.look_if_due()
             console.control(Control.home())  # rich would draw below the screen before, and scroll
@@ -79,7 +88,7 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
 class _Watching:
     """What was seen so far, and how it is to be shown."""
 
-    def __init__(self, pool: RunningPool, order: Order, delay: float) -> None:
+    def __init__(self, pool: RunningPool, order: SortOrder, delay: float) -> None:
         self._pool = pool
         self._order = order
         self._delay = delay
@@ -129,18 +138,18 @@ def look(pool: RunningPool) -> Look:
     return Look(time.monotonic(), status, {pid: _usage(pid, private=measured) for pid in pids})
 
 
-def _usage(pid: int, *, private: bool) -> Usage:
+def _usage(pid: int, *, private: bool) -> ProcessUsage:
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
         cpu = times.user + times.system
     except (psutil.Error, OSError):
-        return Usage()
+        return ProcessUsage()
     try:
         memory = process.memory_full_info().uss if private else process.memory_info().rss
     except (psutil.Error, OSError):
         memory = None
-    return Usage(cpu, memory)
+    return ProcessUsage(cpu, memory)
 
 
 # --- keys ----------------------------------------------------------------------------------------
@@ -177,7 +186,7 @@ def _pressed(fd: int, seconds: float) -> str | None:
 
 def drawing(
     shown: View,
-    order: Order,
+    order: SortOrder,
     rates: Sequence[float],
     width: int,
     height: int,
@@ -203,7 +212,7 @@ def drawing(
     return Group(*above, Text(), _table(rows, order, width), *left_out, *filling, *below)
 
 
-def fitting(rows: Sequence[Row], room: int) -> tuple[Sequence[Row], int]:
+def fitting(rows: Sequence[SlotRow], room: int) -> tuple[Sequence[SlotRow], int]:
     """Return the rows that fit into so many lines, and how many do not: these get a line of their own."""
     if len(rows) <= room:
         return rows, 0
@@ -303,7 +312,7 @@ def _history(shown: View, width: int) -> list[Text]:
     return lines
 
 
-def _footer(order: Order, width: int) -> Text:
+def _footer(order: SortOrder, width: int) -> Text:
     first = "largest" if order.descends else "smallest"
     text = (
         f"{order.column.heading}, {first} first"
@@ -313,7 +322,7 @@ def _footer(order: Order, width: int) -> Text:
     return _spread(Text(_KEYS, "dim"), Text(f"by {text}", "dim"), width)
 
 
-def _table(rows: Sequence[Row], order: Order, width: int) -> Table:
+def _table(rows: Sequence[SlotRow], order: SortOrder, width: int) -> Table:
     gap = 1 if width < 100 else 2
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column in COLUMNS:
@@ -331,7 +340,7 @@ def _table(rows: Sequence[Row], order: Order, width: int) -> Table:
     return table
 
 
-def _cells(row: Row) -> list[Text]:
+def _cells(row: SlotRow) -> list[Text]:
     styles = {"state": STYLES[row.state]}
     return [Text(column.text(row), styles.get(column.key, "")) for column in COLUMNS]
 

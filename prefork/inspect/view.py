@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
-class Usage(msgspec.Struct, frozen=True):
+class ProcessUsage(msgspec.Struct, frozen=True):
     """What the kernel says of one worker. cpu: processor seconds so far; memory: bytes; None where it does not."""
 
     cpu: float | None = None
@@ -24,10 +24,10 @@ class Look(msgspec.Struct, frozen=True):
 
     at: float
     status: Mapping[str, Any]
-    usage: Mapping[int, Usage] = msgspec.field(default_factory=dict)
+    usage: Mapping[int, ProcessUsage] = msgspec.field(default_factory=dict)
 
 
-class Row(msgspec.Struct, frozen=True):
+class SlotRow(msgspec.Struct, frozen=True):
     """One slot. Rates and shares are those between the two looks, None where there is only one.
 
     busy: the share of the time in which a request was in hand. cpu: processors in use.
@@ -69,7 +69,7 @@ class View(msgspec.Struct, frozen=True):
     workers: Mapping[str, int]
     scoreboard: str
     listeners: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
+    rows: Sequence[SlotRow]
     failed: Sequence[tuple[str, int]]
     exits: Sequence[tuple[str, int]]
     events: Sequence[tuple[str, int]]
@@ -112,7 +112,7 @@ def view(before: Look | None, now: Look) -> View:
     )
 
 
-def _rows(before: Look | None, now: Look) -> list[Row]:
+def _rows(before: Look | None, now: Look) -> list[SlotRow]:
     earlier = {} if before is None else {one["slot"]: one for one in before.status["slots"]}
     return [
         _row(before, now, earlier.get(one["slot"]), one)
@@ -123,11 +123,11 @@ def _rows(before: Look | None, now: Look) -> list[Row]:
 
 def _row(
     before: Look | None, now: Look, was: Mapping[str, Any] | None, one: Mapping[str, Any]
-) -> Row:
-    usage = now.usage.get(one["pid"], Usage())
-    used = Usage() if before is None else before.usage.get(one["pid"], Usage())
+) -> SlotRow:
+    usage = now.usage.get(one["pid"], ProcessUsage())
+    used = ProcessUsage() if before is None else before.usage.get(one["pid"], ProcessUsage())
     busy = _rate(before, now, _busy_seconds(was), _busy_seconds(one)) if one["pid"] else None
-    return Row(
+    return SlotRow(
         slot=one["slot"],
         pid=one["pid"],
         generation=one["generation"],
@@ -173,7 +173,7 @@ def _latencies(before: Look | None, now: Look) -> dict[str, str]:
     }
 
 
-def _utilization(before: Look | None, status: Mapping[str, Any], rows: Sequence[Row]) -> float:
+def _utilization(before: Look | None, status: Mapping[str, Any], rows: Sequence[SlotRow]) -> float:
     shares = [row.busy for row in rows if row.busy is not None]
     if before is None or not shares:
         return float(status["utilization"])
@@ -192,8 +192,8 @@ class Column(msgspec.Struct, frozen=True):
     key: str
     heading: str
     width: int
-    sort_by: Callable[[Row], Any]
-    text: Callable[[Row], str]
+    sort_by: Callable[[SlotRow], Any]
+    text: Callable[[SlotRow], str]
     largest_first: bool = True
     is_text: bool = False
 
@@ -201,11 +201,11 @@ class Column(msgspec.Struct, frozen=True):
 _STATES: Final = ("busy", "starting", "retiring", "idle", "gone")
 
 
-def _state_order(row: Row) -> tuple[int, float]:
+def _state_order(row: SlotRow) -> tuple[int, float]:
     return _STATES.index(row.state), -(row.request_age or 0.0)
 
 
-def _state(row: Row) -> str:
+def _state(row: SlotRow) -> str:
     letter = humanize.LETTERS[row.state]
     return letter if row.request_age is None else f"{letter} {humanize.duration(row.request_age)}"
 
@@ -237,7 +237,7 @@ COLUMNS: Final = (
 """The table of slots, in its order; a key is what ``--sort`` takes."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class SortOrder(msgspec.Struct, frozen=True):
     """By which column the rows are sorted, and whether the other way round."""
 
     key: str = "slot"
@@ -253,15 +253,15 @@ class Order(msgspec.Struct, frozen=True):
         """Whether the largest value comes first."""
         return self.column.largest_first is not self.is_reversed
 
-    def after_key(self, pressed: str) -> Order:
+    def after_key(self, pressed: str) -> SortOrder:
         """Return the order after a key: s and S go through the columns, r reverses."""
         keys = [column.key for column in COLUMNS]
         step = {"s": 1, "S": -1}.get(pressed, 0)
         if step:
-            return Order(keys[(keys.index(self.key) + step) % len(keys)])
-        return Order(self.key, not self.is_reversed) if pressed == "r" else self
+            return SortOrder(keys[(keys.index(self.key) + step) % len(keys)])
+        return SortOrder(self.key, not self.is_reversed) if pressed == "r" else self
 
-    def sorted(self, rows: Sequence[Row]) -> list[Row]:
+    def sorted(self, rows: Sequence[SlotRow]) -> list[SlotRow]:
         """Sort rows; equal ones stay in the order of their slots, slots without a worker come last."""
         ordered = sorted(rows, key=self.column.sort_by, reverse=self.descends)
         return sorted(ordered, key=lambda row: not row.pid) if self.key != "slot" else ordered

@@ -20,13 +20,13 @@ from typing import Any
 from prefork.host.description import about, shown
 from prefork.host.notify import Notifier, status_line
 from prefork.master.clock import Clock
-from prefork.master.metrics_process import Observer
+from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
-from prefork.master.pool_size import Sizing
-from prefork.master.signals import Inbox, Wakeup
+from prefork.master.pool_size import PoolSize
+from prefork.master.signals import SignalCounts, Wakeup
 from prefork.reloading.handover import (
     FORMAT,
-    Legacy,
+    MasterState,
     kept_pidfile,
     program,
 )
@@ -81,18 +81,18 @@ class Master:
         poll_interval: float | None,
         let_go: Callable[[], None],
         metrics_dir: str | None,
-        legacy: Legacy | None = None,
+        previous: MasterState | None = None,
         abandoned: Sequence[Listener] = (),
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._is_successor = legacy is not None
+        self._is_successor = previous is not None
         self._wakeup = wakeup
         self._service_actions = service_actions
         self._publish_pids = publish_pids
         self._poll_interval = 0.5 if poll_interval is None else max(0.0, poll_interval)
-        self._inbox = Inbox()
+        self._signals = SignalCounts()
         self._shutdown_asked = False
         self._interrupted = False
         self._stop_signalled_at: float | None = None
@@ -101,17 +101,17 @@ class Master:
         self._ready_announced = False
         self._drain_at = 0.0
         self._stop_by = 0.0
-        self._clock = Clock(0.0 if legacy is None else legacy.lost_time)
+        self._clock = Clock(0.0 if previous is None else previous.lost_time)
         self._now = self._clock.now
         self._orphans = Orphans()
         self._thread = threading.get_ident()
         self._poll = select.poll()
-        self.observer = observer = Observer(
+        self.metrics = metrics = MetricsProcess(
             settings,
             poll=self._poll,
             let_go=let_go,
             directory=metrics_dir,
-            legacy=None if legacy is None else legacy.metrics,
+            previous=None if previous is None else previous.metrics,
             now=self._now(),
         )
         try:
@@ -122,33 +122,33 @@ class Master:
                 enter=enter,
                 title=title,
                 wake=wakeup.workers_fd,
-                private_fds=lambda: [*wakeup.abandon(), *observer.private_fds()],
-                legacy=None if legacy is None else legacy.pool,
+                private_fds=lambda: [*wakeup.abandon(), *metrics.private_fds()],
+                previous=None if previous is None else previous.pool,
             )
         except BaseException:
-            observer.close()
+            metrics.close()
             raise
-        floor = floor_after(legacy, settings)
-        size = floor if legacy is None else max(floor, legacy.size)
-        self._sizing = Sizing(settings, self.pool, floor, size)
-        self._notifier = Notifier(was_ready=legacy is not None)
+        floor = floor_after(previous, settings)
+        size = floor if previous is None else max(floor, previous.size)
+        self._size = PoolSize(settings, self.pool, floor, size)
+        self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
             self.pool.board,
             program,
             settings.boot_timeout,
             self._notifier,
-            rolling=legacy is not None,
-            wanted_by="" if legacy is None else legacy.again,
+            rolling=previous is not None,
+            wanted_by="" if previous is None else previous.again,
         )
         self._succession = Succession(
             self._reload,
             self.pool,
             listeners,
-            before=legacy,
+            before=previous,
             abandoned=abandoned,
             settle=settle,
-            metrics=observer.address,
-            bequeath=self._bequeath,
+            metrics=metrics.address,
+            state_to_hand_over=self._state_to_hand_over,
         )
         self._poll.register(wakeup, select.POLLIN)
         self._poll.register(self.pool, select.POLLIN)
@@ -165,7 +165,7 @@ class Master:
     def run(self) -> None:
         """Keep the pool until it has stopped. KeyboardInterrupt after INT, BootError when it cannot boot."""
         in_main_thread = threading.current_thread() is threading.main_thread()
-        handled = self._inbox.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
+        handled = self._signals.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
             self._check_threads()
             self._succession.take_up(self._settings, self._now())
@@ -178,7 +178,7 @@ class Master:
                 self._reload.cancel()
                 for listener in self._listeners:
                     listener.restore()
-                self.observer.stop()
+                self.metrics.stop()
                 log.event(logging.INFO, "master", "stopped", pid=os.getpid())
                 self.pool.call_hook("on_exit")
         if self._interrupted:
@@ -187,7 +187,7 @@ class Master:
     def close(self) -> None:
         """Give back descriptors, shared memory and the address of the metrics process."""
         self._notifier.close()
-        self.observer.close()
+        self.metrics.close()
         self.pool.close()
 
     def _announce_start(self) -> None:
@@ -195,13 +195,13 @@ class Master:
         board.set_pool(PoolField.MASTER_PID, os.getpid())
         if not self._is_successor:
             board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
-        board.set_about(about(self._settings, self._listeners, self.observer.address))
+        board.set_about(about(self._settings, self._listeners, self.metrics.address))
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
             "goes on with new code" if self._is_successor else "started",
             listeners=" ".join(map(str, self._listeners)),
-            workers=self._sizing.floor,
+            workers=self._size.floor,
             max_children=self._settings.max_children,
         )
 
@@ -255,19 +255,19 @@ class Master:
             listener.assert_nonblocking()
         self._step_reload(now)
         self.pool.insist_on_dumps(now)
-        view = self._sizing.look_at_memory(self._view(now))
+        view = self._size.look_at_memory(self._view(now))
         plan = decide(view, self._settings, now)
         self._enter(plan.phase)
-        self._sizing.follow(plan.spares)
+        self._size.follow(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
-        self.observer.tick(self.pool, now)
+        self.metrics.tick(self.pool, now)
         self.pool.show_dumps(now)
         self.pool.note_truncated()
         self._orphans.collect(self.pool.pids, now)
         self._notifier.tick(self._phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
-        load = self._sizing.watch(now, serving=self._phase <= Phase.NOT_READY)
+        load = self._size.watch(now, serving=self._phase <= Phase.NOT_READY)
         return _earliest(plan.wake, self.pool.dumps_due, load, trial)
 
     def runs_here(self) -> bool:
@@ -288,7 +288,7 @@ class Master:
         if wake is not None:
             length = min(length, max(0.0, wake - now))
         if any(fd == self._wakeup.fileno() for fd, _ in self._poll.poll(length * 1000)):
-            self._sizing.was_woken(self._now())
+            self._size.was_woken(self._now())
         self._clock.waited(length)
 
     # --- orders
@@ -300,11 +300,11 @@ class Master:
             self._shutdown_asked = True
         if self._shutdown_asked and self._phase < Phase.DRAINING:
             self._leave(Phase.LEAVING)
-        arrived = self._inbox.take(wakeup_bytes)
+        arrived = self._signals.take(wakeup_bytes)
         for number in arrived:
             self._obey(number)
         if change := arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]:
-            self._sizing.move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
+            self._size.move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
 
     def _obey(self, number: signal.Signals) -> None:
         """Act on a kind of signal that came since the last tick, however often."""
@@ -363,7 +363,7 @@ class Master:
             "master",
             "status",
             phase=self._phase.name.lower(),
-            target=self._sizing.spares.size,
+            target=self._size.spares.size,
             pool=self.pool,
         )
         self.pool.ask_dumps(self._now())
@@ -376,23 +376,23 @@ class Master:
         else:
             self._reload.cancel()
 
-    def _bequeath(self) -> Legacy:
+    def _state_to_hand_over(self) -> MasterState:
         """Return what the next image of this master needs to go on."""
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
-        return Legacy(
+        return MasterState(
             format=FORMAT,
             pid=os.getpid(),
-            pool=self.pool.legacy(),
+            pool=self.pool.handover_state(),
             listeners=self._succession.handed_over,
             kept=self._succession.kept,
             wakeup=self._wakeup.fds,
             lost_time=self._clock.lost,
-            floor=self._sizing.floor,
+            floor=self._size.floor,
             floor_set=self._settings.workers,
-            size=self._sizing.spares.size,
+            size=self._size.spares.size,
             settings=shown(self._settings),
             again=self._reload.wanted_by,
-            metrics=self.observer.legacy(),
+            metrics=self.metrics.handover_state(),
             pidfile=kept_pidfile(),
         )
 
@@ -402,14 +402,14 @@ class Master:
         pool = self.pool
         return PoolView(
             phase=self._phase,
-            floor=self._sizing.floor,
+            floor=self._size.floor,
             workers=pool.views(now),
-            spares=self._sizing.spares,
+            spares=self._size.spares,
             oom_killed=pool.oom_killed,
             generation=pool.generation if self._succession.may_roll(now) else 0,
             lost=pool.lost,
-            retry_at=pool.setbacks.retry_at,
-            probing=pool.setbacks.probing,
+            retry_at=pool.failures.retry_at,
+            probing=pool.failures.probing,
             drain_at=self._drain_at,
             stop_by=self._stop_by,
             dump_first=self._dump_first,
@@ -423,21 +423,21 @@ class Master:
 
     def _check_boots(self) -> None:
         """Give up where the first workers cannot boot, and in a crash loop if so wanted."""
-        setbacks = self.pool.setbacks
+        failures = self.pool.failures
         if self._phase >= Phase.DRAINING:
             return
-        first = not setbacks.ever_ready and setbacks.boots > 0
-        if first and (setbacks.own_fault or setbacks.boots >= BOOT_TRIES):
+        first = not failures.ever_ready and failures.boots > 0
+        if first and (failures.own_fault or failures.boots >= BOOT_TRIES):
             raise BootError(
-                "the application cannot boot: no worker became ready", setbacks.last_report
+                "the application cannot boot: no worker became ready", failures.last_report
             )
-        if setbacks.is_crash_loop and self._settings.crash_loop == "exit":
+        if failures.is_crash_loop and self._settings.crash_loop == "exit":
             raise CrashLoopError(
-                "new workers die again and again (crash_loop = exit)", setbacks.last_report
+                "new workers die again and again (crash_loop = exit)", failures.last_report
             )
 
     def _announce_ready(self) -> None:
-        floor = self._sizing.floor
+        floor = self._size.floor
         if not self._ready_announced and self.pool.count_ready() >= floor:
             self._ready_announced = True
             log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=floor)
@@ -450,7 +450,7 @@ class Master:
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
         board.set_pool(PoolField.PHASE, self._phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
-        self._sizing.publish(were_ready=self._ready_announced)
+        self._size.publish(were_ready=self._ready_announced)
         self._publish_pids(self.pool.pids)
 
     def _status_line(self, view: PoolView) -> str:

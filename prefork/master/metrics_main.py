@@ -21,7 +21,7 @@ import setproctitle
 
 from prefork.workers import log, system
 from prefork.workers.scoreboard import Scoreboard
-from prefork.workers.worker.life import Crew
+from prefork.workers.worker.life import WorkerSpec
 
 _NO_SLOT = -1
 
@@ -39,14 +39,14 @@ _NOTED = tuple(
 _CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
 
 
-class Equipment(msgspec.Struct, frozen=True):
+class MetricsSpec(msgspec.Struct, frozen=True):
     """What the metrics process is made from.
 
     listener: the listening socket. beat: an eventfd for its signs of life. let_go: drops the
     sockets of all servers. directory: where handlers put their own metrics, if they do.
     """
 
-    crew: Crew
+    worker_spec: WorkerSpec
     listener: int
     beat: int
     let_go: Callable[[], None]
@@ -54,25 +54,25 @@ class Equipment(msgspec.Struct, frozen=True):
     title: str
 
 
-def live(equipment: Equipment, mask: set[int]) -> NoReturn:
+def live(spec: MetricsSpec, mask: set[int]) -> NoReturn:
     """Live its whole life; called in the child with all signals blocked."""
     name = f"metrics pid={os.getpid()}"
     try:
-        _prepare_and_serve(equipment, mask, name)
+        _prepare_and_serve(spec, mask, name)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process and no other
         log.failure(logging.ERROR, name, "ended by an exception", error)
         system.exit_now(1)
     system.exit_now(0)
 
 
-def _prepare_and_serve(equipment: Equipment, mask: set[int], name: str) -> None:
-    crew = equipment.crew
+def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
+    worker_spec = spec.worker_spec
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
-    crew.shed(_NO_SLOT)
-    os.close(crew.wake)
-    equipment.let_go()
-    board = _read_only(crew.board)
+    worker_spec.shed(_NO_SLOT)
+    os.close(worker_spec.wake)
+    spec.let_go()
+    board = _read_only(worker_spec.board)
     # operator.is_: see workers/worker/life.py.
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -81,19 +81,19 @@ def _prepare_and_serve(equipment: Equipment, mask: set[int], name: str) -> None:
     # privileges are dropped: the interpreter's folders may be root's.
     from prefork.metrics import exporter  # noqa: PLC0415
 
-    _drop_privileges(crew)
+    _drop_privileges(worker_spec)
     with contextlib.suppress(Exception):  # a title is a nicety
-        setproctitle.setproctitle(equipment.title)
+        setproctitle.setproctitle(spec.title)
     complain = _Complaints(name)
     exporter.run(
-        socket.socket(fileno=equipment.listener),
-        exporter.Site(board, equipment.directory, complain),
+        socket.socket(fileno=spec.listener),
+        exporter.Routes(board, spec.directory, complain),
         complain=complain,
         heed={
-            crew.life: lambda: True,  # its end is all that it ever tells
+            worker_spec.life: lambda: True,  # its end is all that it ever tells
             wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
         },
-        beat=lambda: _beat(equipment.beat, crew.master_pid),
+        beat=lambda: _beat(spec.beat, worker_spec.master_pid),
     )
 
 
@@ -113,11 +113,11 @@ def _read_only(board: Scoreboard) -> Scoreboard:
     return readable
 
 
-def _drop_privileges(crew: Crew) -> None:
-    if crew.umask is not None:
-        os.umask(crew.umask)
-    if crew.credentials is not None:
-        crew.credentials.assume()
+def _drop_privileges(worker_spec: WorkerSpec) -> None:
+    if worker_spec.umask is not None:
+        os.umask(worker_spec.umask)
+    if worker_spec.credentials is not None:
+        worker_spec.credentials.assume()
 
 
 class _Complaints:

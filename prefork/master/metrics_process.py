@@ -19,8 +19,8 @@ from enum import Enum, auto
 import msgspec
 
 from prefork.host.endpoint import Endpoint, is_same_place
-from prefork.master.metrics_main import LEAVE, Equipment, live
-from prefork.reloading.handover import MetricsLegacy
+from prefork.master.metrics_main import LEAVE, MetricsSpec, live
+from prefork.reloading.handover import MetricsState
 from prefork.workers import log, system
 from prefork.workers.pool.failures import backoff
 from prefork.workers.pool.pool import Pool, changing_pools
@@ -91,7 +91,7 @@ def decide(record: Record, now: float) -> Act:
     return Act.KILL if now >= record.heard_at + SILENCE else Act.NOTHING
 
 
-class Observer:
+class MetricsProcess:
     """Keeps the metrics process of one pool; does nothing where ``metrics`` is off (master).
 
     Making it binds the address: SettingsError for a text that is none, BindError where it cannot
@@ -106,7 +106,7 @@ class Observer:
         poll: select.poll,
         let_go: Callable[[], None],
         directory: str | None,
-        legacy: MetricsLegacy | None = None,
+        previous: MetricsState | None = None,
         now: float = 0.0,
     ) -> None:
         self._poll = poll
@@ -118,28 +118,28 @@ class Observer:
         self._forking: int | None = None
         self._replacing = False
         """Whether the process is one of before a reload, which was asked to leave."""
-        self._endpoint = _endpoint(settings.metrics, legacy)
+        self._endpoint = _endpoint(settings.metrics, previous)
         self._beat = (
             -1 if self._endpoint is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         )
 
-        if legacy is not None:
-            self._replace(legacy, now)
+        if previous is not None:
+            self._replace(previous, now)
 
-    def _replace(self, legacy: MetricsLegacy, now: float) -> None:
+    def _replace(self, previous: MetricsState, now: float) -> None:
         """Have the metrics process of an earlier image leave; clients wait in the queue meanwhile."""
-        self._child = system.Child(legacy.pid, legacy.pidfd)
+        self._child = system.Child(previous.pid, previous.pidfd)
         # Silent from now on; one that hangs is killed END_BOUND later.
         self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
         self._replacing = True
         self._poll.register(self._child.pidfd, select.POLLIN)
         system.send(self._child, LEAVE)
 
-    def legacy(self) -> MetricsLegacy | None:
+    def handover_state(self) -> MetricsState | None:
         """Return what the next image of the master needs to go on answering."""
         if self._endpoint is None or self._child is None:
             return None
-        return MetricsLegacy(
+        return MetricsState(
             self._endpoint.address, self._endpoint.fd, self._child.pid, self._child.pidfd
         )
 
@@ -218,15 +218,15 @@ class Observer:
         self._record = self._record.started(now)
         self._drain_beat()  # what the one before has left there
         name = f"[{self._name}] " if self._name else ""
-        equipment = Equipment(
-            crew=pool.crew,
+        spec = MetricsSpec(
+            worker_spec=pool.spec,
             listener=endpoint.fd,
             beat=self._beat,
             let_go=self._let_go,
             directory=self._directory,
             title=f"prefork: metrics {name}{endpoint.address}",
         )
-        (self._child,), error = self._fork(equipment)
+        (self._child,), error = self._fork(spec)
         if self._child is None:
             self._record = self._record.ended()
             if self._record.failures == 1:
@@ -236,11 +236,11 @@ class Observer:
         pool.board.set_pool(PoolField.METRICS_PID, self._child.pid)
         pool.board.count_pool(PoolField.METRICS_STARTS)
 
-    def _fork(self, equipment: Equipment) -> tuple[list[system.Child | None], OSError | None]:
+    def _fork(self, spec: MetricsSpec) -> tuple[list[system.Child | None], OSError | None]:
         with changing_pools:
             self._forking = threading.get_ident()
             try:
-                return system.fork_children([functools.partial(live, equipment)])
+                return system.fork_children([functools.partial(live, spec)])
             finally:
                 self._forking = None
 
@@ -266,11 +266,11 @@ def _cause(status: ExitStatus) -> ExitCause:
     return ExitCause(ExitKind.EXITED, status.code)
 
 
-def _endpoint(address: str | None, legacy: MetricsLegacy | None) -> Endpoint | None:
+def _endpoint(address: str | None, previous: MetricsState | None) -> Endpoint | None:
     """Return where to answer: the socket of before where it still fits, a new one where it does not."""
-    if legacy is None:
+    if previous is None:
         return None if address is None else Endpoint(address)
-    kept = Endpoint(legacy.address, legacy.fd)
+    kept = Endpoint(previous.address, previous.fd)
     if address is not None and is_same_place(address, kept.address):
         return kept
     # The new one first: if it cannot be had, the old one is still there for the next try.

@@ -19,7 +19,7 @@ LOOK_PAUSE = 0.02
 """Seconds for which workers that leave the idle tell nothing, after one has: what a pool that grows may take."""
 
 
-class Sizing:
+class PoolSize:
     """The size of one pool (master). floor: the number to keep. size: with what load has added."""
 
     def __init__(self, settings: Settings, pool: Pool, floor: int, size: int) -> None:

@@ -111,7 +111,7 @@ def _another_entrance(write_fd: int) -> int:
         return os.dup(write_fd)
 
 
-class Inbox:
+class SignalCounts:
     """The signals that have arrived and were not yet taken."""
 
     def __init__(self) -> None:

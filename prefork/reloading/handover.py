@@ -24,11 +24,11 @@ import msgspec
 from prefork.host.notify import Notifier
 from prefork.workers import log, reports, system
 from prefork.workers.errors import PreforkError
-from prefork.workers.pool.legacy import PoolLegacy
+from prefork.workers.pool.state import PoolState
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of the memfd's content; a new image that reads another one is refused before the exec."""
 
 VARIABLE: Final = "PREFORK_HANDOVER"
@@ -49,7 +49,7 @@ RETRY_LOOK: Final = 0.5
 """Seconds between two looks at the workers while there is no application."""
 
 
-class MetricsLegacy(msgspec.Struct, frozen=True):
+class MetricsState(msgspec.Struct, frozen=True):
     """The metrics process: the socket that it shares with the next one, and itself."""
 
     address: str
@@ -58,12 +58,12 @@ class MetricsLegacy(msgspec.Struct, frozen=True):
     pidfd: int
 
 
-class Legacy(msgspec.Struct, frozen=True):
+class MasterState(msgspec.Struct, frozen=True):
     """All that one image of the master leaves to the next."""
 
     format: int
     pid: int
-    pool: PoolLegacy
+    pool: PoolState
     listeners: tuple[int, ...]
     """Sockets that the next image's servers take by their address."""
     kept: tuple[int, ...]
@@ -79,7 +79,7 @@ class Legacy(msgspec.Struct, frozen=True):
     """As a user would write them, to tell what has changed."""
     again: str = ""
     """The signal that has asked for one reload more meanwhile."""
-    metrics: MetricsLegacy | None = None
+    metrics: MetricsState | None = None
     pidfile: int | None = None
     watcher: int | None = None
     """The pid of the child that watches the source files."""
@@ -134,19 +134,19 @@ class Program(msgspec.Struct, frozen=True):
 program = Program.of_this_process()
 
 
-def hand_over(legacy: Legacy) -> None:
+def hand_over(state: MasterState) -> None:
     """Become the new image of this program; returns only by raising OSError, and then as if never called."""
     if _Here.watcher is not None:
-        legacy = msgspec.structs.replace(legacy, watcher=_Here.watcher)
-    memory = os.memfd_create("prefork-legacy", os.MFD_CLOEXEC)
+        state = msgspec.structs.replace(state, watcher=_Here.watcher)
+    memory = os.memfd_create("prefork-handover", os.MFD_CLOEXEC)
     try:
-        os.write(memory, msgspec.json.encode(legacy))
+        os.write(memory, msgspec.json.encode(state))
         environment = {**program.environment, VARIABLE: str(memory)}
         system.become(
             program.command,
             environment,
             program.folder or "/",
-            keep=[memory, *legacy.fds],
+            keep=[memory, *state.fds],
             blocked=CONTROL_SIGNALS,
         )
     finally:
@@ -154,23 +154,23 @@ def hand_over(legacy: Legacy) -> None:
 
 
 class _Here:
-    """What this process has to do with handing over. legacy: of the image before, until it is adopted."""
+    """What this process has to do with handing over. state: of the image before, until it is adopted."""
 
-    legacy: Legacy | None = None
+    state: MasterState | None = None
     pidfile: int | None = None
     watcher: int | None = None
 
 
-def pending() -> Legacy | None:
-    """Return the legacy that waits to be adopted; None in a process that was started afresh."""
-    return _Here.legacy
+def pending() -> MasterState | None:
+    """Return the state that waits to be adopted; None in a process that was started afresh."""
+    return _Here.state
 
 
 def adopted() -> None:
     """Note that a master has everything in hand; a pid file that the new settings do not name goes."""
-    legacy, _Here.legacy = _Here.legacy, None
-    if legacy is not None and legacy.pidfile is not None and legacy.pidfile != _Here.pidfile:
-        _remove_pidfile(legacy.pidfile)
+    state, _Here.state = _Here.state, None
+    if state is not None and state.pidfile is not None and state.pidfile != _Here.pidfile:
+        _remove_pidfile(state.pidfile)
 
 
 def keep_pidfile(fd: int | None) -> None:
@@ -196,7 +196,7 @@ def keep_watcher(pid: int) -> None:
     _Here.watcher = pid
 
 
-def accept_legacy() -> None:
+def receive_state() -> None:
     """Read what the image before has left, once, when prefork is imported.
 
     A variable that means nothing (inherited by mistake, or made up) is passed over with a word.
@@ -204,27 +204,27 @@ def accept_legacy() -> None:
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return
-    legacy = _read(text)
-    if legacy is None:
+    state = _read(text)
+    if state is None:
         log.event(logging.WARNING, "master", f"{VARIABLE} means nothing here and is ignored")
         return
     # Programs that the application starts while it is loaded must not get them.
-    for fd in legacy.fds:
+    for fd in state.fds:
         os.set_inheritable(fd, False)
-    _Here.legacy = legacy
+    _Here.state = state
     atexit.register(take_care)
 
 
-def _read(text: str) -> Legacy | None:
+def _read(text: str) -> MasterState | None:
     with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
         memory = int(text)
-        if not os.readlink(f"/proc/self/fd/{memory}").startswith("/memfd:prefork-legacy"):
+        if not os.readlink(f"/proc/self/fd/{memory}").startswith("/memfd:prefork-handover"):
             return None
         content = os.pread(memory, os.fstat(memory).st_size, 0)
         os.close(memory)
-        legacy = msgspec.json.decode(content, type=Legacy)
-        if legacy.pid == os.getpid() and legacy.format == FORMAT:
-            return legacy
+        state = msgspec.json.decode(content, type=MasterState)
+        if state.pid == os.getpid() and state.format == FORMAT:
+            return state
     return None
 
 
@@ -237,10 +237,10 @@ def take_care() -> None:
     Runs at the interpreter's end. There is no application to fork workers from, so the dead are
     not replaced; HUP or USR2 tries the code once more, TERM, INT or QUIT ends everything.
     """
-    legacy = pending()
-    if legacy is None:
+    state = pending()
+    if state is None:
         return
-    board = Scoreboard.attach(os.dup(legacy.pool.board), writable=True)
+    board = Scoreboard.attach(os.dup(state.pool.board), writable=True)
     _publish_failure(board)  # first: whoever reads the line finds it there
     log.event(
         logging.CRITICAL,
@@ -259,18 +259,18 @@ def take_care() -> None:
         # A watchdog that starts the service anew would end the workers, too, and run the same code.
         notifier.tick(Phase.SERVING, lambda: words)
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
-        legacy = _without_the_dead(legacy, board)
+        state = _without_the_dead(state, board)
         order = signal.sigtimedwait(orders, RETRY_LOOK)
         if order is not None and order.si_signo in (signal.SIGHUP, signal.SIGUSR2):
             notifier.reloading()
             with contextlib.suppress(OSError):
-                hand_over(legacy)
+                hand_over(state)
             notifier.ready(words)
         elif order is not None and order.si_signo == signal.SIGUSR1:
-            _ask_dumps(legacy)
+            _ask_dumps(state)
         elif order is not None:
             notifier.stopping()
-            _stop_all(legacy, at_once=order.si_signo == signal.SIGQUIT)
+            _stop_all(state, at_once=order.si_signo == signal.SIGQUIT)
             return
 
 
@@ -280,35 +280,35 @@ def _publish_failure(board: Scoreboard) -> None:
     board.set_reload_report("the new code ended before it served, although its trial was good")
 
 
-def _without_the_dead(legacy: Legacy, board: Scoreboard) -> Legacy:
+def _without_the_dead(state: MasterState, board: Scoreboard) -> MasterState:
     """Collect the workers that have ended, so that readers do not take them for alive."""
     alive = []
-    for handle in legacy.pool.workers:
+    for handle in state.pool.workers:
         status = system.collect(handle.child)
         if status is None:
             alive.append(handle)
             continue
         kind = ExitKind.EXITED if status.signal is None else ExitKind.KILLED
         board.vacate_slot(handle.info.slot, kind, time.monotonic_ns())
-        for fd in (handle.child.pidfd, *handle.lines.fds):
+        for fd in (handle.child.pidfd, *handle.pipes.fds):
             os.close(fd)
-    if len(alive) == len(legacy.pool.workers):
-        return legacy
-    lost = legacy.pool.lost + len(legacy.pool.workers) - len(alive)
-    pool = msgspec.structs.replace(legacy.pool, workers=tuple(alive), lost=lost)
-    return msgspec.structs.replace(legacy, pool=pool)
+    if len(alive) == len(state.pool.workers):
+        return state
+    lost = state.pool.lost + len(state.pool.workers) - len(alive)
+    pool = msgspec.structs.replace(state.pool, workers=tuple(alive), lost=lost)
+    return msgspec.structs.replace(state, pool=pool)
 
 
-def _ask_dumps(legacy: Legacy) -> None:
+def _ask_dumps(state: MasterState) -> None:
     """Have the workers write their stacks, for `prefork dump`: without the master's part they are not logged."""
-    for handle in legacy.pool.workers:
-        reports.clear(handle.lines.report)
+    for handle in state.pool.workers:
+        reports.clear(handle.pipes.report)
         system.send(handle.child, signal.SIGUSR1)
 
 
-def _stop_all(legacy: Legacy, *, at_once: bool) -> None:
+def _stop_all(state: MasterState, *, at_once: bool) -> None:
     """End the workers; a second order to stop does not wait for their requests."""
-    children = [one.child for one in legacy.pool.workers]
+    children = [one.child for one in state.pool.workers]
     for child in children:
         system.send(child, signal.SIGTERM)
     end = time.monotonic() + (0.0 if at_once else STOP_TIME)

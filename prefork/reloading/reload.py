@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from prefork.host.notify import Notifier
 from prefork.reloading.handover import Program, refuse_other_format
-from prefork.reloading.trial import Heritage, Rehearsal, Report, TrialError
+from prefork.reloading.trial import Inventory, Report, Trial, TrialError
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard
@@ -46,7 +46,7 @@ class Reload:
         self._notifier = notifier
         self.wanted_by = wanted_by
         """The signal that has asked for a reload which has not begun; "" for none."""
-        self._trial: Rehearsal | None = None
+        self._trial: Trial | None = None
         self.rolling = rolling
         """Whether a new generation is taking over."""
         if rolling:
@@ -67,13 +67,13 @@ class Reload:
         """Whether one is being tried or rolled."""
         return self.rolling or self._trial is not None
 
-    def tick(self, now: float, heritage: Callable[[], Heritage]) -> Step:
-        """Go on with it. heritage: returns what would be handed over."""
+    def tick(self, now: float, inventory: Callable[[], Inventory]) -> Step:
+        """Go on with it. inventory: returns what would be handed over."""
         try:
             if self._trial is not None:
                 return self._look_at_trial(self._trial, now)
             if self.wanted_by and not self.rolling:
-                self._begin(now, heritage())
+                self._begin(now, inventory())
         except PreforkError as error:
             self._end_trial()
             self.fail(str(error), getattr(error, "report", ""))
@@ -112,15 +112,15 @@ class Reload:
         self._publish(ReloadState.DONE)
         self._notifier.ready(f"reloaded, generation {generation}")
 
-    def _begin(self, now: float, heritage: Heritage) -> None:
+    def _begin(self, now: float, inventory: Inventory) -> None:
         self.wanted_by = ""
         self._notifier.reloading()
         if reason := self._program.why_not_again():
             raise TrialError(reason)
-        self._trial = Rehearsal(self._program, heritage, now, self._timeout)
+        self._trial = Trial(self._program, inventory, now, self._timeout)
         self._publish(ReloadState.TRYING)
 
-    def _look_at_trial(self, trial: Rehearsal, now: float) -> Step:
+    def _look_at_trial(self, trial: Trial, now: float) -> Step:
         report = trial.verdict(now)
         if report is None:
             return Step.NOTHING

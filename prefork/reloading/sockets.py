@@ -1,7 +1,7 @@
 """How a server of the new image gets the socket that it had before, instead of binding its address.
 
-A program makes its servers as ever. While a legacy is pending, each server with the mix-in binds
-through ``Estate.bind``: where a socket with that address was handed over, it becomes the server's,
+A program makes its servers as ever. While the state of an earlier image waits to be adopted, each server with the mix-in binds
+through ``AdoptableSockets.bind``: where a socket with that address was handed over, it becomes the server's,
 and ``bind()`` on it does nothing. So whatever else a class does in ``server_bind()`` is done. In a
 trial there are no sockets: what was handed over is known by name, and stands in for them.
 """
@@ -20,7 +20,7 @@ import msgspec
 from prefork.reloading import handover, trial
 
 
-class _Heir(socket.socket):
+class _AdoptedSocket(socket.socket):
     """A socket that has its address already."""
 
     def setsockopt(self, *how: Any) -> None:
@@ -91,7 +91,7 @@ class Named(msgspec.Struct, frozen=True):
         return self.address[0] == host and port in (0, self.address[1])
 
 
-class Estate:
+class AdoptableSockets:
     """The sockets that wait for their servers."""
 
     def __init__(self, sockets: list[Named], *, on_trial: bool = False) -> None:
@@ -136,15 +136,17 @@ class Estate:
         # A duplicate: if the new code fails before it serves and closes its server, as a with
         # block does, the socket itself is still there for the next try.
         self._spare.append(named.fd)
-        return _Heir(fileno=fcntl.fcntl(named.fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        return _AdoptedSocket(fileno=fcntl.fcntl(named.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
-def estate_of_this_process() -> Estate | None:
+def sockets_of_this_process() -> AdoptableSockets | None:
     """Return the sockets that wait for the servers of this process; None where it was started afresh."""
-    if (legacy := handover.pending()) is not None:
-        return Estate([Named.of(fd) for fd in legacy.listeners])
-    if (script := trial.script_of_this_process()) is not None:
-        return Estate([Named.retold(*one) for one in script.heritage.sockets], on_trial=True)
+    if (previous := handover.pending()) is not None:
+        return AdoptableSockets([Named.of(fd) for fd in previous.listeners])
+    if (orders := trial.orders_of_this_process()) is not None:
+        return AdoptableSockets(
+            [Named.retold(*one) for one in orders.inventory.sockets], on_trial=True
+        )
     return None
 
 
@@ -163,7 +165,7 @@ class Abandoned:
 
 def is_adopted(sock: Any) -> bool:
     """Tell whether a server's socket had its address before the server was made."""
-    return isinstance(sock, _Heir | _StandIn)
+    return isinstance(sock, _AdoptedSocket | _StandIn)
 
 
 def _unix_name(address: Any) -> bytes:

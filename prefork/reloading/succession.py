@@ -8,10 +8,16 @@ from collections.abc import Callable, Sequence
 
 from prefork.host import systemd_sockets
 from prefork.host.description import shown
-from prefork.reloading.handover import CONTROL_SIGNALS, Legacy, adopted, hand_over, kept_pidfile
+from prefork.reloading.handover import (
+    CONTROL_SIGNALS,
+    MasterState,
+    adopted,
+    hand_over,
+    kept_pidfile,
+)
 from prefork.reloading.reload import Reload, Step
 from prefork.reloading.sockets import Named
-from prefork.reloading.trial import Heritage
+from prefork.reloading.trial import Inventory
 from prefork.workers import log, system
 from prefork.workers.listener import Listener
 from prefork.workers.pool.pool import Pool
@@ -23,7 +29,7 @@ class Succession:
 
     before: what an earlier image has left, None in the first one. abandoned: its sockets that no
     server of this one has asked for. settle: gives up what was kept for the case that this one fails.
-    metrics: where the metrics process listens. bequeath: returns what this image would leave.
+    metrics: where the metrics process listens. state_to_hand_over: returns what this image would leave.
     """
 
     def __init__(
@@ -32,11 +38,11 @@ class Succession:
         pool: Pool,
         listeners: Sequence[Listener],
         *,
-        before: Legacy | None,
+        before: MasterState | None,
         abandoned: Sequence[Listener],
         settle: Callable[[], None],
         metrics: str | None,
-        bequeath: Callable[[], Legacy],
+        state_to_hand_over: Callable[[], MasterState],
     ) -> None:
         self.reload = reload
         self._pool = pool
@@ -45,7 +51,7 @@ class Succession:
         self._abandoned = list(abandoned)
         self._settle = settle
         self._metrics = metrics
-        self._bequeath = bequeath
+        self._state_to_hand_over = state_to_hand_over
         self._roll_at_latest = 0.0
 
     def take_up(self, settings: Settings, now: float) -> None:
@@ -66,7 +72,7 @@ class Succession:
         """Go on with a reload that is wanted or under way."""
         if self.reload.rolling:
             self._watch_roll(now)
-        elif self.reload.tick(now, self._heritage) is Step.HAND_OVER:
+        elif self.reload.tick(now, self._inventory) is Step.HAND_OVER:
             self._hand_over()
 
     def may_roll(self, now: float) -> bool:
@@ -88,11 +94,11 @@ class Succession:
         inherited = {one.fd for one in self._listeners if one.is_inherited}
         return tuple(sorted(inherited.union(systemd_sockets.still_open())))
 
-    def _heritage(self) -> Heritage:
+    def _inventory(self) -> Inventory:
         named = [Named.of(fd) for fd in self.handed_over]
         pidfile = kept_pidfile()
         found = None if pidfile is None else os.fstat(pidfile)
-        return Heritage(
+        return Inventory(
             sockets=tuple((one.family, one.kind, one.told) for one in named),
             kept=self.kept,
             metrics=self._metrics,
@@ -102,10 +108,10 @@ class Succession:
     def _watch_roll(self, now: float) -> None:
         pool = self._pool
         fresh = pool.count_ready(pool.generation)
-        if not fresh and pool.setbacks.boots:
+        if not fresh and pool.failures.boots:
             # Of the code that is here now no worker starts; those of before are left alone.
             pool.generation -= 1
-            self.reload.fail("the first new worker did not start", pool.setbacks.last_report)
+            self.reload.fail("the first new worker did not start", pool.failures.last_report)
         elif fresh and not pool.has_older_workers() and self.may_roll(now):
             self.reload.succeed(pool.generation)
             self._close_abandoned()
@@ -122,12 +128,12 @@ class Succession:
         for handler in log.logger.handlers:
             handler.flush()
         try:
-            hand_over(self._bequeath())
+            hand_over(self._state_to_hand_over())
         except OSError as error:
             self.reload.fail(f"the program cannot be run again: {error.strerror}")
 
 
-def floor_after(before: Legacy | None, settings: Settings) -> int:
+def floor_after(before: MasterState | None, settings: Settings) -> int:
     """Return the number of workers to keep: what TTIN and TTOU made of it, unless the setting has changed."""
     if before is not None and settings.workers == before.floor_set:
         return min(before.floor, settings.max_children)

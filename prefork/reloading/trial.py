@@ -1,7 +1,7 @@
 """The trial of a reload: new code and settings are loaded in a child, while the old ones serve.
 
 The child is the same program, started anew in a session of its own, without the listeners. It runs
-up to ``serve_forever()``, reports, and ends. The master never waits for it: ``Rehearsal`` is looked
+up to ``serve_forever()``, reports, and ends. The master never waits for it: ``Trial`` is looked
 at from tick to tick.
 """
 
@@ -32,7 +32,7 @@ NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 LONGEST_REPORT: Final = 60_000
 
 
-class Heritage(msgspec.Struct, frozen=True):
+class Inventory(msgspec.Struct, frozen=True):
     """What the new code would be handed over, by name: a trial has to do without, and may not take it.
 
     sockets: family, type and address of each. kept: sockets that the program knows by their number.
@@ -45,11 +45,11 @@ class Heritage(msgspec.Struct, frozen=True):
     pidfile: tuple[int, int] | None = None
 
 
-class Script(msgspec.Struct, frozen=True):
+class TrialOrders(msgspec.Struct, frozen=True):
     """What a trial is told."""
 
     report_to: int
-    heritage: Heritage
+    inventory: Inventory
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -69,13 +69,13 @@ class TrialError(PreforkError):
         self.report = report
 
 
-class Rehearsal:
+class Trial:
     """One trial, from its start to its verdict (master).
 
     Raises OSError when it cannot be started. timeout: seconds of the master's clock.
     """
 
-    def __init__(self, program: Program, heritage: Heritage, now: float, timeout: float) -> None:
+    def __init__(self, program: Program, inventory: Inventory, now: float, timeout: float) -> None:
         self._give_up_at = now + timeout
         self._timeout = timeout
         self._words = os.memfd_create("prefork-trial", os.MFD_CLOEXEC)
@@ -84,17 +84,17 @@ class Rehearsal:
         except OSError:
             os.close(self._words)
             raise
-        script = msgspec.json.encode(Script(self._report, heritage)).decode()
+        orders = msgspec.json.encode(TrialOrders(self._report, inventory)).decode()
         environment = {k: v for k, v in program.environment.items() if k not in NOT_FOR_A_TRIAL}
         try:
             self._child = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 program.command,
                 cwd=program.folder,
-                env={**environment, VARIABLE: script},
+                env={**environment, VARIABLE: orders},
                 stdin=subprocess.DEVNULL,
                 stdout=self._words,
                 stderr=self._words,
-                pass_fds=[self._report, *heritage.kept],
+                pass_fds=[self._report, *inventory.kept],
                 start_new_session=True,
             )
         except BaseException:
@@ -135,42 +135,42 @@ class Rehearsal:
 class _Here:
     """What this process was told, if it is a trial."""
 
-    script: Script | None = None
+    orders: TrialOrders | None = None
 
 
 def is_on_trial() -> bool:
     """Tell whether this process only tries the program; its master serves meanwhile."""
-    return _Here.script is not None
+    return _Here.orders is not None
 
 
-def heritage() -> Heritage | None:
+def inventory() -> Inventory | None:
     """Return what a master has that this process tries the program for; None in a process that is no trial."""
-    return None if _Here.script is None else _Here.script.heritage
+    return None if _Here.orders is None else _Here.orders.inventory
 
 
 def end_of_trial(settings: Settings) -> None:
     """Report that the program came up to serving, and end (trial); does nothing in other processes."""
-    if _Here.script is None:
+    if _Here.orders is None:
         return
     report = Report(FORMAT, LAYOUT, __version__, shown(settings))
-    os.write(_Here.script.report_to, msgspec.json.encode(report))
+    os.write(_Here.orders.report_to, msgspec.json.encode(report))
     system.exit_now(0)
 
 
-def script_of_this_process() -> Script | None:
+def orders_of_this_process() -> TrialOrders | None:
     """Read what this trial was told, once, when prefork is imported; None in a process that is none."""
     text = os.environ.pop(VARIABLE, None)
     if text is not None:
-        _Here.script = _read(text)
-    return _Here.script
+        _Here.orders = _read(text)
+    return _Here.orders
 
 
-def _read(text: str) -> Script | None:
+def _read(text: str) -> TrialOrders | None:
     with contextlib.suppress(msgspec.MsgspecError, OSError):
-        script = msgspec.json.decode(text, type=Script)
-        os.set_inheritable(script.report_to, False)
-        if os.readlink(f"/proc/self/fd/{script.report_to}").startswith("/memfd:prefork-trial"):
-            return script
+        orders = msgspec.json.decode(text, type=TrialOrders)
+        os.set_inheritable(orders.report_to, False)
+        if os.readlink(f"/proc/self/fd/{orders.report_to}").startswith("/memfd:prefork-trial"):
+            return orders
     return None
 
 

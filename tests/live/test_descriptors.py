@@ -47,7 +47,7 @@ def test_workers_hold_nothing_of_the_masters(start: Callable[..., Program]) -> N
         assert not [link for link in links if "pidfd" in link]
         assert sum("eventpoll" in link for link in links) <= 1
         assert len(shared(program.pid, worker, "socket")) == 1, "more than the listener"
-        # The life pipe, the worker's bell, the master's wake-up pipe, and our standard output.
+        # The life pipe, the worker's own wake-up pipe, the master's, and our standard output.
         assert len(shared(program.pid, worker, "pipe") - {stdout}) <= 3
         assert len(links) <= 16
 

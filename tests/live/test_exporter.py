@@ -418,7 +418,7 @@ def test_process_that_cannot_boot_is_tried_seldom(start: Callable[..., Program])
         from tests.support.app import *
         import prefork.master.metrics_process
 
-        def live(equipment, mask):
+        def live(spec, mask):
             tell("started", time.monotonic())
             os._exit(7)
 
@@ -440,20 +440,20 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
 
         real, tries = prefork.master.metrics_process.live, iter([True, False])
 
-        def live(equipment, mask):
+        def live(spec, mask):
             if hangs:
                 while True:
                     signal.pause()
-            real(equipment, mask)
+            real(spec, mask)
 
-        start = prefork.master.metrics_process.Observer._start
+        start = prefork.master.metrics_process.MetricsProcess._start
 
         def counted(*arguments):
             global hangs
             hangs = next(tries)
             start(*arguments)
 
-        prefork.master.metrics_process.live, prefork.master.metrics_process.Observer._start = live, counted
+        prefork.master.metrics_process.live, prefork.master.metrics_process.MetricsProcess._start = live, counted
         prefork.master.metrics_process.BOOT_BOUND = 1.0
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
@@ -572,7 +572,7 @@ def test_scoreboard_is_mapped_for_reading(start: Callable[..., Program]) -> None
 
 
 def test_it_holds_nothing_of_the_workers(start: Callable[..., Program]) -> None:
-    """It holds no server's socket, no pidfd and no bell, also of a second pool; a worker holds nothing of its."""
+    """It holds no server's socket, no pidfd and no wake-up pipe of a worker, also of a second pool; a worker holds nothing of its."""
     program = start("""
         from tests.support.app import *
         import prefork

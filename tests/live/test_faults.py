@@ -610,7 +610,7 @@ def held_by(pid: int) -> Counter[str]:
 
 
 def test_descriptors_of_a_worker_are_these_and_no_others(start: Callable[..., Program]) -> None:
-    """A worker holds listener, epoll, life pipe, both pipes that wake, its bell, the scoreboard and its report: nothing else."""
+    """A worker holds listener, epoll, life pipe, both pipes that wake it, the master's wake-up pipe, the scoreboard and its report: nothing else."""
     program = start(serving(workers=3))
     address = program.address()
     os.kill(program.worker(), signal.SIGKILL)
@@ -619,7 +619,7 @@ def test_descriptors_of_a_worker_are_these_and_no_others(start: Callable[..., Pr
     expected = {
         "socket": 1,
         "anon_inode:[eventpoll]": 1,
-        "pipe r": 3,  # the life pipe; its bell; its own wake-up pipe
+        "pipe r": 3,  # the life pipe; the one that the master wakes it by; the one that its signals write to
         "pipe w": 2,  # the master's wake-up pipe; its own
         "/memfd:prefork-scoreboard": 2,  # mmap has one of its own
         "/memfd:prefork-report": 1,

@@ -8,7 +8,7 @@ from prefork.workers.pool.failures import (
     BOOT_BACKOFF_CAP,
     CRASH_LOOP,
     FORK_BACKOFF_CAP,
-    Setbacks,
+    Failures,
     is_crash,
 )
 from prefork.workers.states import ExitCause, ExitKind
@@ -18,46 +18,46 @@ NOW = 100.0
 
 def test_boot_failures_back_off_up_to_half_a_minute() -> None:
     """Deaths before ready wait 0.1, 0.2, 0.4 … 30 s; the first ready ends that at once."""
-    setbacks, waits = Setbacks(), []
+    failures, waits = Failures(), []
     for _ in range(12):
-        setbacks.boot_failed("x", NOW, own_fault=True)
-        waits.append(round(setbacks.retry_at - NOW, 3))
+        failures.boot_failed("x", NOW, own_fault=True)
+        waits.append(round(failures.retry_at - NOW, 3))
 
     assert waits[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert waits[-1] == BOOT_BACKOFF_CAP
-    assert setbacks.probing
-    setbacks.became_ready()
-    assert not setbacks.probing
-    setbacks.boot_failed("x", NOW + 100, own_fault=True)
-    assert setbacks.retry_at == pytest.approx(NOW + 100.1)
+    assert failures.probing
+    failures.became_ready()
+    assert not failures.probing
+    failures.boot_failed("x", NOW + 100, own_fault=True)
+    assert failures.retry_at == pytest.approx(NOW + 100.1)
 
 
 def test_fork_failures_are_tried_again_every_second() -> None:
     """The back-off of forks ends at a second; a fork that works ends it."""
-    setbacks = Setbacks()
+    failures = Failures()
     for _ in range(10):
-        setbacks.fork_failed(NOW)
+        failures.fork_failed(NOW)
 
-    assert setbacks.retry_at == NOW + FORK_BACKOFF_CAP
-    setbacks.forked()
-    assert not setbacks.probing
+    assert failures.retry_at == NOW + FORK_BACKOFF_CAP
+    failures.forked()
+    assert not failures.probing
 
 
 def test_early_deaths_back_off_though_workers_become_ready() -> None:
     """A worker that crashes right after ready waits longer each time, until one outlives its first second."""
-    setbacks = Setbacks()
+    failures = Failures()
     for _ in range(3):
-        setbacks.became_ready()
-        setbacks.died_early("x", NOW)
+        failures.became_ready()
+        failures.died_early("x", NOW)
 
-    assert setbacks.retry_at == pytest.approx(NOW + 0.4)
-    setbacks.proved()
-    assert not setbacks.probing
+    assert failures.retry_at == pytest.approx(NOW + 0.4)
+    failures.proved()
+    assert not failures.probing
 
 
 def test_crash_loop_is_so_many_in_a_row() -> None:
     """CRASH_LOOP failures in a row are one, whether before or right after ready."""
-    boots, early = Setbacks(), Setbacks()
+    boots, early = Failures(), Failures()
     for number in range(CRASH_LOOP):
         assert not boots.is_crash_loop, number
         assert not early.is_crash_loop, number

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.memory import CREDIT_TIME, Memory, OomWitness, affordable
+from prefork.workers.memory import CREDIT_TIME, Memory, OomAttribution, affordable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,15 +125,19 @@ def test_oom_kills_are_the_innermost_groups(tree: Tree, version: int, name: str)
 def test_witness_accuses_once_for_each_kill(tree: Tree) -> None:
     """Each kill of the kernel explains one death, also when two are collected one after the other, and not for long."""
     tree.group(2, "/a", memory__events="oom_kill 7")
-    witness = OomWitness(tree.memory)
-    assert not witness.accuses(1.0)
+    attribution = OomAttribution(tree.memory)
+    assert not attribution.accuses(1.0)
 
     tree.files(2, "/a", memory__events="oom_kill 9")
-    assert [witness.accuses(2.0), witness.accuses(2.1), witness.accuses(2.2)] == [True, True, False]
+    assert [attribution.accuses(2.0), attribution.accuses(2.1), attribution.accuses(2.2)] == [
+        True,
+        True,
+        False,
+    ]
 
     tree.files(2, "/a", memory__events="oom_kill 11")
-    assert witness.accuses(3.0)
-    assert not witness.accuses(3.0 + CREDIT_TIME + 0.1)
+    assert attribution.accuses(3.0)
+    assert not attribution.accuses(3.0 + CREDIT_TIME + 0.1)
 
 
 def test_what_is_left_is_divided_by_what_a_worker_costs(tree: Tree) -> None:

@@ -177,7 +177,7 @@ def test_wish_is_said_once() -> None:
                 check()
             assert len(calls) == (served >= 2)
             writer.account(Outcome.OK, 5)
-        assert writer.words[SlotField.WISH] == 1 + index_of(ExitKind.MAX_REQUESTS)
+        assert writer.words[SlotField.RECYCLE_REQUEST] == 1 + index_of(ExitKind.MAX_REQUESTS)
 
 
 def test_the_first_limit_stands() -> None:
@@ -189,4 +189,4 @@ def test_the_first_limit_stands() -> None:
         writer.account(Outcome.OK, 5)
         for check in checks:
             check()
-        assert writer.words[SlotField.WISH] == 1 + index_of(ExitKind.MAX_REQUESTS)
+        assert writer.words[SlotField.RECYCLE_REQUEST] == 1 + index_of(ExitKind.MAX_REQUESTS)

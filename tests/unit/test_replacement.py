@@ -29,10 +29,10 @@ def left(decided: Plan) -> list[tuple[int, ExitKind]]:
     return [(one.slot, one.cause.kind) for one in decided.retire]
 
 
-@pytest.mark.parametrize("wish", [ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY])
-def test_successor_comes_first(wish: ExitKind) -> None:
+@pytest.mark.parametrize("recycle_request", [ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY])
+def test_successor_comes_first(recycle_request: ExitKind) -> None:
     """A worker at its limit goes on while its successor starts, and leaves when that is ready."""
-    tired, fresh = worker(0, wish=wish), worker(1)
+    tired, fresh = worker(0, recycle_request=recycle_request), worker(1)
 
     first = plan(tired, fresh, floor=2)
     assert first.starts == (StartReason.RECYCLED,)
@@ -43,13 +43,13 @@ def test_successor_comes_first(wish: ExitKind) -> None:
     assert left(plan(tired, fresh, starting, floor=2)) == []
 
     last = plan(tired, fresh, worker(2), floor=2)
-    assert left(last) == [(0, wish)]
+    assert left(last) == [(0, recycle_request)]
     assert last.starts == ()
 
 
 def test_leaving_worker_is_not_replaced_twice() -> None:
     """Once it has been asked to leave, a recycled worker asks for nothing any more."""
-    leaving = worker(0, wish=ExitKind.MAX_REQUESTS, leave_by=NOW + 25)
+    leaving = worker(0, recycle_request=ExitKind.MAX_REQUESTS, leave_by=NOW + 25)
 
     decided = plan(leaving, worker(1), worker(2), floor=2)
     assert (decided.starts, decided.retire) == ((), ())
@@ -68,7 +68,7 @@ def test_lifetime_ends_within_its_jitter() -> None:
 def test_a_tenth_at_a_time() -> None:
     """Of thirty workers that are all at their limit three are replaced at once, of five one."""
     for count, at_once in ((30, 3), (5, 1)):
-        pool = [worker(slot, wish=ExitKind.MAX_REQUESTS) for slot in range(count)]
+        pool = [worker(slot, recycle_request=ExitKind.MAX_REQUESTS) for slot in range(count)]
         assert plan(*pool, floor=count).spawn == at_once
 
         successors = [worker(count + n) for n in range(at_once)]
@@ -79,7 +79,7 @@ def test_a_tenth_at_a_time() -> None:
 
 def test_without_room_one_leaves_first() -> None:
     """At max_children a worker at its limit leaves before its successor starts, a tenth of them away at most."""
-    tired = [worker(slot, wish=ExitKind.MAX_REQUESTS) for slot in range(3)]
+    tired = [worker(slot, recycle_request=ExitKind.MAX_REQUESTS) for slot in range(3)]
 
     decided = plan(*tired, worker(3), floor=4, most=4)
     assert left(decided) == [(0, ExitKind.MAX_REQUESTS)]
@@ -95,7 +95,10 @@ def test_without_room_one_leaves_first() -> None:
 
 def test_older_generation_is_replaced_first_and_as_reloaded() -> None:
     """Workers of an older generation are outdated, whatever else they are."""
-    old, tired = worker(0, generation=0), worker(1, generation=1, wish=ExitKind.MAX_REQUESTS)
+    old, tired = (
+        worker(0, generation=0),
+        worker(1, generation=1, recycle_request=ExitKind.MAX_REQUESTS),
+    )
 
     assert plan(old, tired, floor=2, generation=1).starts == (StartReason.RELOADED,)
     ready = worker(2, generation=1)
@@ -104,8 +107,8 @@ def test_older_generation_is_replaced_first_and_as_reloaded() -> None:
 
 def test_idle_worker_is_replaced_before_a_busy_one() -> None:
     """Of those at their limit an idle one leaves first."""
-    busy = worker(0, wish=ExitKind.MAX_REQUESTS, idle=False)
-    idle = worker(1, wish=ExitKind.MAX_REQUESTS)
+    busy = worker(0, recycle_request=ExitKind.MAX_REQUESTS, idle=False)
+    idle = worker(1, recycle_request=ExitKind.MAX_REQUESTS)
 
     assert left(plan(busy, idle, worker(2), floor=2)) == [(1, ExitKind.MAX_REQUESTS)]
 

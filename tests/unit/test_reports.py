@@ -208,7 +208,7 @@ def test_traceback_of_a_boot_stays_whole() -> None:
     words = (
         "Traceback (most recent call last):\n"
         '  File "/lib/prefork/workers/worker/life.py", line 153, in run_worker\n'
-        "    crew.hooks()\n"
+        "    spec.hooks()\n"
         '  File "app.py", line 7, in worker_init\n'
         "    raise ValueError\n"
         "ValueError: no database"

@@ -75,7 +75,7 @@ class Bench:
             "worker",
             master_pid=os.getppid(),
             life=self.fds[0],
-            bell=self.fds[4],
+            wake_read=self.fds[4],
             wakeup=self.fds[2],
         )
 

@@ -301,7 +301,7 @@ def test_new_worker_begins_afresh(board: Scoreboard) -> None:
         writer.become(WorkerState.IDLE)
         writer.words[SlotField.REQUEST_NS] = 5
         writer.words[SlotField.IN_PROGRESS] = 2
-        writer.words[SlotField.WISH] = 1
+        writer.words[SlotField.RECYCLE_REQUEST] = 1
     board.note_ready(0, 3, 2)
     board.give_order(0, Order.DRAIN)
     board.prepare_slot(0, 1, 9)
@@ -309,7 +309,7 @@ def test_new_worker_begins_afresh(board: Scoreboard) -> None:
     slot = board.snapshot().slots[0]
 
     assert (slot.state, slot.in_progress) == (WorkerState.STARTING, 0)
-    for field in (SlotField.REQUEST_NS, SlotField.WISH, SlotField.READY_NS):
+    for field in (SlotField.REQUEST_NS, SlotField.RECYCLE_REQUEST, SlotField.READY_NS):
         assert slot[field] == 0
     assert slot[SlotField.ORDER] == Order.SERVE
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from prefork.master.signals import TABLE, Inbox, Wakeup, markdown_table
+from prefork.master.signals import TABLE, SignalCounts, Wakeup, markdown_table
 from prefork.workers.worker.life import SHUTDOWN, WAKE
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def dispositions(wanted: dict[signal.Signals, Any]) -> Iterator[None]:
 
 
 @pytest.fixture
-def inbox(wakeup: Wakeup) -> Iterator[Inbox]:
-    """Give an inbox that receives the signals of this process, whatever has started it."""
-    made = Inbox()
+def counts(wakeup: Wakeup) -> Iterator[SignalCounts]:
+    """Give the counts of the signals of this process, whatever has started it."""
+    made = SignalCounts()
     with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), made.open(wakeup):
         yield made
 
@@ -73,39 +73,39 @@ def fill(wakeup: Wakeup) -> None:
 
 
 @pytest.mark.parametrize("number", HANDLED)
-def test_each_signal_arrives(inbox: Inbox, wakeup: Wakeup, number: signal.Signals) -> None:
+def test_each_signal_arrives(counts: SignalCounts, wakeup: Wakeup, number: signal.Signals) -> None:
     """Every signal of the table that is not ignored wakes the master and is taken once, then no more."""
     receive(number)
 
     assert select.select([wakeup], [], [], 0)[0] == [wakeup]
-    assert inbox.take(wakeup.drain()) == Counter({number: 1})
-    assert inbox.take(wakeup.drain()) == Counter()
+    assert counts.take(wakeup.drain()) == Counter({number: 1})
+    assert counts.take(wakeup.drain()) == Counter()
 
 
-def test_same_signals_are_counted(inbox: Inbox, wakeup: Wakeup) -> None:
+def test_same_signals_are_counted(counts: SignalCounts, wakeup: Wakeup) -> None:
     """Three TTIN and two TTOU before the master looks are three and two: each is one worker."""
     receive(*[signal.SIGTTIN] * 3, *[signal.SIGTTOU] * 2, signal.SIGTERM)
 
-    assert inbox.take(wakeup.drain()) == Counter(
+    assert counts.take(wakeup.drain()) == Counter(
         {signal.SIGTTIN: 3, signal.SIGTTOU: 2, signal.SIGTERM: 1}
     )
 
 
-def test_window_size_is_ignored(inbox: Inbox, wakeup: Wakeup) -> None:
+def test_window_size_is_ignored(counts: SignalCounts, wakeup: Wakeup) -> None:
     """WINCH, which terminals send, wakes nobody."""
     receive(signal.SIGWINCH)
 
     assert wakeup.drain() == b""
-    assert inbox.take(b"") == Counter()
+    assert counts.take(b"") == Counter()
 
 
 @patient
 @given(st.binary(max_size=200))
 def test_bytes_are_counted_by_kind(wakeup_bytes: bytes) -> None:
     """Whatever is in the pipe, only handled signals come out, each as often as its byte is there."""
-    inbox, wakeup = Inbox(), Wakeup()
-    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), inbox.open(wakeup):
-        taken = inbox.take(wakeup_bytes)
+    counts, wakeup = SignalCounts(), Wakeup()
+    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), counts.open(wakeup):
+        taken = counts.take(wakeup_bytes)
     wakeup.close()
 
     assert taken == Counter(byte for byte in wakeup_bytes if byte in set(HANDLED))
@@ -113,34 +113,34 @@ def test_bytes_are_counted_by_kind(wakeup_bytes: bytes) -> None:
     assert 0 not in taken.values()
 
 
-def test_wake_and_shutdown_are_no_signals(inbox: Inbox) -> None:
+def test_wake_and_shutdown_are_no_signals(counts: SignalCounts) -> None:
     """What workers write into the pipe can never be taken for a signal."""
-    assert inbox.take(WAKE * 3 + SHUTDOWN) == Counter()
+    assert counts.take(WAKE * 3 + SHUTDOWN) == Counter()
     assert not {WAKE[0], SHUTDOWN[0]} & set(signal.valid_signals())
     assert len(WAKE) == len(SHUTDOWN) == 1
 
 
-def test_full_pipe_loses_no_kind(inbox: Inbox, wakeup: Wakeup) -> None:
+def test_full_pipe_loses_no_kind(counts: SignalCounts, wakeup: Wakeup) -> None:
     """In a storm that has filled the pipe a signal loses its count, never its kind."""
     fill(wakeup)
     receive(*HANDLED, signal.SIGTTIN)
 
-    assert inbox.take(wakeup.drain()) == Counter(dict.fromkeys(HANDLED, 1))
-    assert inbox.take(wakeup.drain()) == Counter()
+    assert counts.take(wakeup.drain()) == Counter(dict.fromkeys(HANDLED, 1))
+    assert counts.take(wakeup.drain()) == Counter()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGTTIN])
 def test_signal_between_drain_and_take_is_counted_once(
-    inbox: Inbox, wakeup: Wakeup, number: signal.Signals
+    counts: SignalCounts, wakeup: Wakeup, number: signal.Signals
 ) -> None:
     """A signal that comes when the pipe was just emptied counts once in this tick and the next together."""
     drained = wakeup.drain()
     receive(number)
 
-    assert inbox.take(drained) + inbox.take(wakeup.drain()) == Counter({number: 1})
+    assert counts.take(drained) + counts.take(wakeup.drain()) == Counter({number: 1})
 
 
-def test_storm_does_not_nest(inbox: Inbox, wakeup: Wakeup) -> None:
+def test_storm_does_not_nest(counts: SignalCounts, wakeup: Wakeup) -> None:
     """Thousands of signals, from another thread and of all kinds, raise nothing, and each kind is taken."""
     stop = threading.Event()
 
@@ -153,10 +153,10 @@ def test_storm_does_not_nest(inbox: Inbox, wakeup: Wakeup) -> None:
     thread.start()
     total: Counter[signal.Signals] = Counter()
     while any(total[number] < 50 for number in HANDLED):
-        total += inbox.take(wakeup.drain())
+        total += counts.take(wakeup.drain())
     stop.set()
     thread.join()
-    inbox.take(wakeup.drain())
+    counts.take(wakeup.drain())
 
     assert total.keys() == set(HANDLED)
 
@@ -198,14 +198,14 @@ def test_without_proc_there_is_one_entrance_for_all(monkeypatch: pytest.MonkeyPa
     wakeup.close()
 
 
-def test_wake_from_another_thread(inbox: Inbox, wakeup: Wakeup) -> None:
+def test_wake_from_another_thread(counts: SignalCounts, wakeup: Wakeup) -> None:
     """Any thread can wake the master, without a signal coming of it."""
     thread = threading.Thread(target=wakeup.wake)
     thread.start()
     thread.join()
 
     assert select.select([wakeup], [], [], 0)[0] == [wakeup]
-    assert inbox.take(wakeup.drain()) == Counter()
+    assert counts.take(wakeup.drain()) == Counter()
 
 
 # --- what was there before
@@ -222,7 +222,7 @@ def test_handlers_are_put_back(wakeup: Wakeup) -> None:
     with dispositions(wanted):
         wakeup_before = signal.set_wakeup_fd(writer)
         try:
-            with contextlib.suppress(RuntimeError), Inbox().open(wakeup):
+            with contextlib.suppress(RuntimeError), SignalCounts().open(wakeup):
                 handled = [number for number in TABLE if signal.getsignal(number) != wanted[number]]
                 raise RuntimeError("the program failed")
             found = {number: signal.getsignal(number) for number in TABLE}
@@ -239,11 +239,11 @@ def test_handlers_are_put_back(wakeup: Wakeup) -> None:
 def test_what_was_ignored_stays_ignored(wakeup: Wakeup) -> None:
     """HUP under nohup, and INT of a job in the background, do nothing to the master, and the others do."""
     ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.SIG_IGN}
-    inbox = Inbox()
+    counts = SignalCounts()
     with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL) | ignored):
-        with inbox.open(wakeup):
+        with counts.open(wakeup):
             receive(signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-            taken = inbox.take(wakeup.drain())
+            taken = counts.take(wakeup.drain())
         left = {number: signal.getsignal(number) for number in ignored}
 
     assert taken == Counter({signal.SIGTERM: 1})
@@ -257,7 +257,7 @@ def test_other_threads_cannot_open(wakeup: Wakeup) -> None:
 
     def attempt() -> None:
         try:
-            with Inbox().open(wakeup):
+            with SignalCounts().open(wakeup):
                 pass
         except ValueError as error:
             refused.append(error)

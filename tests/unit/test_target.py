@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import prefork
-from prefork.cli.target import Wishes, application_report, load, plan
+from prefork.cli.target import Requested, application_report, load, plan
 from prefork.host.addresses import Address
 from prefork.workers.errors import BindError, BootError, TargetError
 
@@ -61,8 +61,8 @@ class Datagrams(socketserver.DatagramRequestHandler):
 
 def planned(found: object, *addresses: str, factory: bool = False, **more: Any) -> Any:
     """Plan to serve something on addresses."""
-    wishes = Wishes([Address.parse(text) for text in addresses or ["127.0.0.1:0"]], **more)
-    return plan("app:it", found, wishes, factory=factory)
+    requested = Requested([Address.parse(text) for text in addresses or ["127.0.0.1:0"]], **more)
+    return plan("app:it", found, requested, factory=factory)
 
 
 def refused(found: object, *addresses: str, **more: Any) -> str:

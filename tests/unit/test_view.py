@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from prefork.inspect.screen import drawing, fitting
-from prefork.inspect.view import COLUMNS, Look, Order, Row, Usage, sparkline, view
+from prefork.inspect.view import COLUMNS, Look, ProcessUsage, SlotRow, SortOrder, sparkline, view
 from prefork.workers.scoreboard import Outcome, PoolField, Scoreboard, SlotField
 from prefork.workers.states import ExitKind, Phase, StartReason
 from prefork.workers.states import Order as Asked
@@ -29,13 +29,13 @@ WORD = st.integers(-(2**63), 2**63 - 1)
 SPARKS = " 12345678"
 
 
-def look(board: Scoreboard, at: int, **usage: Usage) -> Look:
-    """Look at a board at an instant (ns); ``_4711=Usage(…)`` is what a worker uses."""
+def look(board: Scoreboard, at: int, **usage: ProcessUsage) -> Look:
+    """Look at a board at an instant (ns); ``_4711=ProcessUsage(…)`` is what a worker uses."""
     used = {int(pid[1:]): one for pid, one in usage.items()}
     return Look(at / SECOND, status_of_board(board, at), used)
 
 
-def row(**changes: Any) -> Row:
+def row(**changes: Any) -> SlotRow:
     """Make a row of the table."""
     plain: dict[str, Any] = {
         "slot": 0,
@@ -52,7 +52,7 @@ def row(**changes: Any) -> Row:
         "spawns": 1,
         "last_exit": None,
     }
-    return Row(**plain | changes)
+    return SlotRow(**plain | changes)
 
 
 def lines_of(
@@ -63,12 +63,12 @@ def lines_of(
 
 
 def drawn(
-    shown: Any, width: int, height: int, order: Order | None = None, **more: Any
+    shown: Any, width: int, height: int, order: SortOrder | None = None, **more: Any
 ) -> list[str]:
     """Draw a view as a terminal of that size would show it."""
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, color_system=None, legacy_windows=False)
-    console.print(drawing(shown, order or Order(), [1.0, 2.0], width, height, **more))
+    console.print(drawing(shown, order or SortOrder(), [1.0, 2.0], width, height, **more))
     return out.getvalue().splitlines()
 
 
@@ -96,7 +96,7 @@ def test_first_look_has_no_rates() -> None:
     """Before there is anything to compare with, nothing is made up; latencies are those since the start."""
     with scoreboard(1, at=NOW) as board:
         occupy(board, 0, 11, at=NOW).account(Outcome.OK, 3 * MS)
-        shown = view(None, look(board, NOW, _11=Usage(1.0, 4096)))
+        shown = view(None, look(board, NOW, _11=ProcessUsage(1.0, 4096)))
     assert shown.rate is None
     assert (shown.rows[0].rate, shown.rows[0].busy, shown.rows[0].cpu) == (None, None, None)
     assert shown.rows[0].memory == 4096
@@ -140,11 +140,11 @@ def test_new_worker_starts_its_cpu_anew() -> None:
     """CPU belongs to the process, requests to the slot: a replaced worker has no share of its predecessor's."""
     with scoreboard(1, at=NOW) as board:
         occupy(board, 0, 11, at=NOW)
-        before = look(board, NOW, _11=Usage(100.0))
-        same = view(before, look(board, NOW + SECOND, _11=Usage(100.5)))
+        before = look(board, NOW, _11=ProcessUsage(100.0))
+        same = view(before, look(board, NOW + SECOND, _11=ProcessUsage(100.5)))
         board.vacate_slot(0, ExitKind.MAX_REQUESTS, NOW)
         occupy(board, 0, 12, at=NOW)
-        shown = view(before, look(board, NOW + SECOND, _12=Usage(0.25)))
+        shown = view(before, look(board, NOW + SECOND, _12=ProcessUsage(0.25)))
     assert same.rows[0].cpu == 0.5
     assert (shown.rows[0].pid, shown.rows[0].cpu) == (12, None)
     assert shown.rows[0].last_exit == "max_requests"
@@ -190,13 +190,13 @@ def test_whatever_a_worker_writes(first: list[int], second: list[int]) -> None:
 
 def test_keys_walk_through_the_columns() -> None:
     """S and S go to the next and the previous column and around, r turns it, other keys do nothing."""
-    order = Order()
+    order = SortOrder()
     seen = []
     for _ in COLUMNS:
         seen.append(order.key)
         order = order.after_key("s")
     assert seen == [column.key for column in COLUMNS]
-    assert order == Order()
+    assert order == SortOrder()
     assert order.after_key("S").key == COLUMNS[-1].key
     assert order.after_key("r").descends
     assert not order.after_key("r").after_key("r").descends
@@ -207,16 +207,16 @@ def test_keys_walk_through_the_columns() -> None:
 @pytest.mark.parametrize(
     ("order", "slots"),
     [
-        (Order("slot"), [0, 1, 2, 3]),
-        (Order("slot", is_reversed=True), [3, 2, 1, 0]),
-        (Order("requests"), [2, 0, 1, 3]),
-        (Order("requests", is_reversed=True), [1, 0, 2, 3]),
-        (Order("state"), [2, 1, 0, 3]),
-        (Order("busy"), [1, 2, 0, 3]),
-        (Order("exit"), [0, 1, 2, 3]),
+        (SortOrder("slot"), [0, 1, 2, 3]),
+        (SortOrder("slot", is_reversed=True), [3, 2, 1, 0]),
+        (SortOrder("requests"), [2, 0, 1, 3]),
+        (SortOrder("requests", is_reversed=True), [1, 0, 2, 3]),
+        (SortOrder("state"), [2, 1, 0, 3]),
+        (SortOrder("busy"), [1, 2, 0, 3]),
+        (SortOrder("exit"), [0, 1, 2, 3]),
     ],
 )
-def test_rows_are_sorted(order: Order, slots: list[int]) -> None:
+def test_rows_are_sorted(order: SortOrder, slots: list[int]) -> None:
     """Numbers largest first, the longest request first; slots without a worker at the end."""
     rows = [
         row(slot=0, requests=5, last_exit="killed"),

@@ -30,7 +30,7 @@ def is_crash(cause: ExitCause) -> bool:
     return cause.kind is ExitKind.EXITED and cause.status != 0
 
 
-class Setbacks:
+class Failures:
     """Counts failures in a row by their kind (master). Instants are of the master's clock."""
 
     def __init__(self) -> None:

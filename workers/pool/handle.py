@@ -11,12 +11,12 @@ from prefork.workers.pool.views import WorkerView
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
 from prefork.workers.system import Child
-from prefork.workers.worker.life import WAKE, Lines, WorkerInfo
+from prefork.workers.worker.life import WAKE, WorkerInfo, WorkerPipes
 
 LONGEST_EXTENSION = 7 * 86_400.0
 """Seconds by which a handler may extend its deadline: the word is the worker's own."""
 
-_WISHES = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
+_RECYCLE_REASONS = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
 
 
 class Handle(msgspec.Struct):
@@ -24,7 +24,7 @@ class Handle(msgspec.Struct):
 
     info: WorkerInfo
     child: Child
-    lines: Lines
+    pipes: WorkerPipes
     spawned_at: float
     spread: float = 0.0
     """0 to 1: its share of ``jitter``."""
@@ -51,16 +51,16 @@ class Handle(msgspec.Struct):
     def __str__(self) -> str:
         return str(self.info)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Have the worker look around."""
         with contextlib.suppress(BlockingIOError):  # it has enough rings to come
-            os.write(self.lines.rope, WAKE)
+            os.write(self.pipes.wake_write, WAKE)
 
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
         """Return what the policy is told of it. now_ns: the monotonic clock."""
         slot = self.info.slot
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
-        wish = kind_at(board.word(slot, SlotField.WISH) - 1)
+        recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)
         return WorkerView(
             slot=slot,
             ready=self.ready_at is not None,
@@ -70,7 +70,7 @@ class Handle(msgspec.Struct):
             leave_by=self.leave_by,
             busy_since=self.busy_since,
             extension=self._extension(board),
-            wish=wish if wish in _WISHES else None,
+            recycle_request=recycle_request if recycle_request in _RECYCLE_REASONS else None,
             spread=self.spread,
             dumped_at=self.dumped_at,
             slow_noted=self.slow_noted,

@@ -115,8 +115,8 @@ def _outdated(
 ) -> ExitKind | None:
     if worker.generation < generation:
         return ExitKind.RELOADED
-    if worker.wish is not None:
-        return worker.wish
+    if worker.recycle_request is not None:
+        return worker.recycle_request
     if now >= _end_of_life(worker, settings):
         return ExitKind.MAX_LIFETIME
     return None

@@ -19,11 +19,11 @@ from typing import Any
 from prefork.workers import log, reports, system
 from prefork.workers.credentials import credentials_of
 from prefork.workers.listener import Listener
-from prefork.workers.memory import Memory, OomWitness
+from prefork.workers.memory import Memory, OomAttribution
 from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
-from prefork.workers.pool.failures import PROVEN, Setbacks, is_crash
+from prefork.workers.pool.failures import PROVEN, Failures, is_crash
 from prefork.workers.pool.handle import Handle
-from prefork.workers.pool.legacy import PoolLegacy
+from prefork.workers.pool.state import PoolState
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.settings import Settings
@@ -39,11 +39,11 @@ from prefork.workers.states import (
 )
 from prefork.workers.worker.life import (
     DUMP_AT_ONCE,
-    Crew,
-    Lines,
-    Tools,
+    PreparedWorker,
     WorkerInfo,
+    WorkerPipes,
     WorkerSide,
+    WorkerSpec,
     run_worker,
 )
 
@@ -79,32 +79,32 @@ class Pool:
         title: tuple[str, str],
         wake: int,
         private_fds: Callable[[], list[int]],
-        legacy: PoolLegacy | None = None,
+        previous: PoolState | None = None,
     ) -> None:
         credentials = credentials_of(settings)
         self.settings = settings
-        if legacy is None:
+        if previous is None:
             self.board = Scoreboard.create(settings.max_children)
             self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         else:
-            self.board = Scoreboard.attach(legacy.board, writable=True)
-            self._life_read, self._life_write = legacy.life
+            self.board = Scoreboard.attach(previous.board, writable=True)
+            self._life_read, self._life_write = previous.life
         self.handles: dict[int, Handle] = {}
-        self._lines: dict[int, Lines] = {}
+        self._pipes: dict[int, WorkerPipes] = {}
         self._let_go = False
         """In a child: whether it has closed what is the master's."""
         self.generation = 0
-        self.setbacks = Setbacks()
+        self.failures = Failures()
         self.lost = 0
         """Workers that died unexpectedly and have not been replaced yet."""
         self.oom_killed = 0
         """Workers that the kernel has killed for want of memory since the last plan."""
         self._hooks = hooks
-        self._oom = OomWitness(Memory())
+        self._oom = OomAttribution(Memory())
         self._truncated_seen = 0
         self._private_fds = private_fds
         self._exits = select.epoll()
-        self.crew = Crew(
+        self.spec = WorkerSpec(
             settings=settings,
             board=self.board,
             listeners=listeners,
@@ -118,26 +118,26 @@ class Pool:
             enter=enter,
             shed=self._shed_in_worker,
         )
-        if legacy is not None:
-            self._take_over(legacy)
+        if previous is not None:
+            self._take_over(previous)
         _pools_here.append(self)
 
-    def _take_over(self, legacy: PoolLegacy) -> None:
+    def _take_over(self, previous: PoolState) -> None:
         """Go on with the workers of an earlier image; those of a new generation follow them."""
-        self.generation, self.lost = legacy.generation + 1, legacy.lost
+        self.generation, self.lost = previous.generation + 1, previous.lost
         # Before the reload is said to roll: whoever counts its new workers must not count the old.
         self.board.set_pool(PoolField.GENERATION, self.generation)
-        self.setbacks.ever_ready = (
+        self.failures.ever_ready = (
             True  # so a first worker that fails ends the reload, not the pool
         )
-        for handle in legacy.workers:
+        for handle in previous.workers:
             self.handles[handle.info.slot] = handle
-            self._lines[handle.info.slot] = handle.lines
+            self._pipes[handle.info.slot] = handle.pipes
             self._exits.register(handle.child.pidfd, select.EPOLLIN)
 
-    def legacy(self) -> PoolLegacy:
+    def handover_state(self) -> PoolState:
         """Return what the next image needs to go on with these workers."""
-        return PoolLegacy(
+        return PoolState(
             board=self.board.fd,
             life=(self._life_read, self._life_write),
             generation=self.generation,
@@ -192,7 +192,7 @@ class Pool:
         for slot in plan.slow:
             self._note_slow(self.handles[slot], now)
         for slot in plan.poke:
-            self.handles[slot].ring()
+            self.handles[slot].wake()
         for retirement in plan.retire:
             self._retire(retirement, plan.phase)
         if plan.starts:
@@ -212,41 +212,43 @@ class Pool:
         for slot, child, reason in zip(slots, children, starts, strict=True):
             if child is not None:
                 self._adopt(slot, child, reason, now)
-            elif slot in self._lines:
-                self._lines.pop(slot).close()
+            elif slot in self._pipes:
+                self._pipes.pop(slot).close()
         if failure is not None:
             self._note_fork_failure(failure, now)
-        elif self.setbacks.forks:
-            log.event(logging.WARNING, "master", "forks again", failures=self.setbacks.forks)
-            self.setbacks.forked()
+        elif self.failures.forks:
+            log.event(logging.WARNING, "master", "forks again", failures=self.failures.forks)
+            self.failures.forked()
 
     def _fork(self, slots: list[int]) -> tuple[list[system.Child | None], OSError | None]:
         try:
             for slot in slots:
-                self._lines[slot] = self._make_lines(slot)
+                self._pipes[slot] = self._make_pipes(slot)
         except OSError as error:
             return [None] * len(slots), error
         return system.fork_children(
             [
                 functools.partial(
                     run_worker,
-                    self.crew,
+                    self.spec,
                     self.generation,
-                    Tools(self.crew, slot, self._lines[slot]),
+                    PreparedWorker(self.spec, slot, self._pipes[slot]),
                 )
                 for slot in slots
             ]
         )
 
-    def _make_lines(self, slot: int) -> Lines:
-        bell, rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    def _make_pipes(self, slot: int) -> WorkerPipes:
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             # It needs little, and a user's pipes are counted by what they could hold.
-            fcntl.fcntl(rope, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
-            return Lines(bell, rope, reports.create(reports.name_of(self.board.fd, slot)))
+            fcntl.fcntl(wake_write, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+            return WorkerPipes(
+                wake_read, wake_write, reports.create(reports.name_of(self.board.fd, slot))
+            )
         except OSError:
-            os.close(bell)
-            os.close(rope)
+            os.close(wake_read)
+            os.close(wake_write)
             raise
 
     def _adopt(self, slot: int, child: system.Child, reason: StartReason, now: float) -> None:
@@ -254,7 +256,7 @@ class Pool:
         handle = Handle(
             info,
             child,
-            self._lines[slot],
+            self._pipes[slot],
             spawned_at=now,
             seen_at=now,
             spread=os.urandom(1)[0] / 255,
@@ -267,9 +269,9 @@ class Pool:
         log.event(logging.DEBUG, str(handle), "spawned", reason=reason)
 
     def _note_fork_failure(self, error: OSError, now: float) -> None:
-        self.setbacks.fork_failed(now)
+        self.failures.fork_failed(now)
         self.board.count_pool(PoolField.SPAWN_FAILURES)
-        if self.setbacks.forks == 1:
+        if self.failures.forks == 1:
             log.event(
                 logging.ERROR,
                 "master",
@@ -284,7 +286,7 @@ class Pool:
         self.board.give_order(
             retirement.slot, Order.DRAIN if phase is Phase.DRAINING else Order.RETIRE
         )
-        handle.ring()
+        handle.wake()
         log.event(logging.DEBUG, str(handle), "asked to leave", cause=retirement.cause)
 
     def _kill(self, kill: Kill) -> None:
@@ -316,7 +318,7 @@ class Pool:
         for handle in self.handles.values():
             if handle.insist_at is not None and now >= handle.insist_at:
                 handle.insist_at = None
-                if not reports.read(handle.lines.report):
+                if not reports.read(handle.pipes.report):
                     self._insist_on_dump(handle, now)
 
     def show_dumps(self, now: float) -> None:
@@ -345,7 +347,7 @@ class Pool:
 
     def _ask_dump(self, handle: Handle, now: float) -> None:
         # One that is on its way is asked for anew: it may be of the moment before the request.
-        reports.clear(handle.lines.report)
+        reports.clear(handle.pipes.report)
         handle.insist_at, handle.dump_due = now + INSIST_TIME, now + DUMP_TIME
         system.send(handle.child, signal.SIGUSR1)
 
@@ -367,7 +369,7 @@ class Pool:
         handle.insist_at = handle.dump_due = None
         handle.doomed = False
         state = self.board.state(handle.info.slot).name.lower()
-        stacks = reports.shown(reports.read(handle.lines.report))
+        stacks = reports.shown(reports.read(handle.pipes.report))
         log.event(
             logging.WARNING, str(handle), "stacks", state=state, report=stacks or "(no answer)"
         )
@@ -389,8 +391,8 @@ class Pool:
             if pidfd in ended and (status := system.collect(handle.child)) is not None:
                 self._exits.unregister(pidfd)
                 os.close(pidfd)
-                last_words = reports.read(handle.lines.report)
-                self._lines.pop(slot).close()
+                last_words = reports.read(handle.pipes.report)
+                self._pipes.pop(slot).close()
                 del self.handles[slot]
                 yield handle, status, last_words
 
@@ -416,7 +418,7 @@ class Pool:
         log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
         if not expected:
             self.lost += 1
-            self._note_setback(handle, cause, report, now)
+            self._note_failure(handle, cause, report, now)
         self.call_hook("worker_died", handle.info, cause)
 
     def _carry_over(self, slot: int, status: ExitStatus) -> None:
@@ -430,16 +432,16 @@ class Pool:
         ):
             self.board.count_slot(slot, field, amount)
 
-    def _note_setback(self, handle: Handle, cause: ExitCause, report: str, now: float) -> None:
+    def _note_failure(self, handle: Handle, cause: ExitCause, report: str, now: float) -> None:
         words = report or f"{handle} exited: {cause}"
         if handle.ready_at is None:
             own_fault = cause.kind is ExitKind.BOOT_ERROR
-            self.setbacks.boot_failed(words, now, own_fault=own_fault)
+            self.failures.boot_failed(words, now, own_fault=own_fault)
         elif cause.kind is ExitKind.OOM_KILLED:
             self.oom_killed += 1
-            self.setbacks.died_early(words, now)
+            self.failures.died_early(words, now)
         elif now - handle.ready_at < PROVEN and is_crash(cause):
-            self.setbacks.died_early(words, now)
+            self.failures.died_early(words, now)
 
     def note_ready(self, now: float) -> None:
         """Find the workers that have become ready since the last tick, and those that proved sound."""
@@ -448,12 +450,12 @@ class Pool:
                 boot = max(0.0, now - handle.spawned_at)
                 self.board.note_ready(handle.info.slot, time.monotonic_ns(), int(boot * 1e9))
                 log.event(logging.INFO, str(handle), "ready", boot=boot)
-                self.setbacks.became_ready()
+                self.failures.became_ready()
                 self.call_hook("worker_ready", handle.info)
             elif handle.ready_at is not None and not handle.proven:
                 handle.proven = now - handle.ready_at >= PROVEN
                 if handle.proven:
-                    self.setbacks.proved()
+                    self.failures.proved()
 
     def _is_ready(self, handle: Handle, now: float) -> bool:
         # The worker's own word, not that of its slot as a whole: one asked to leave early was ready too.
@@ -489,9 +491,9 @@ class Pool:
     # --- in a worker just forked
 
     def _shed_in_worker(self, slot: int) -> None:
-        for other_slot, lines in self._lines.items():
+        for other_slot, pipes in self._pipes.items():
             if other_slot != slot:
-                lines.close()
+                pipes.close()
         for pool in _pools_here:
             if pool is not self:
                 pool._close_workers_fds()  # noqa: SLF001 - it is of this class
@@ -508,10 +510,10 @@ class Pool:
                 os.close(fd)
 
     def _close_workers_fds(self) -> None:
-        for fd in (self._life_read, self.crew.wake):
+        for fd in (self._life_read, self.spec.wake):
             os.close(fd)
-        for lines in self._lines.values():
-            lines.close()
+        for pipes in self._pipes.values():
+            pipes.close()
         self.board.close()
 
 

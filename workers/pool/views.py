@@ -26,7 +26,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     """When its request (the oldest) began; None when it has none."""
     extension: float = 0.0
     """Seconds by which its handler has extended that request's deadline."""
-    wish: ExitKind | None = None
+    recycle_request: ExitKind | None = None
     """The limit that it says it has reached: ``max_requests`` or ``max_memory``."""
     spread: float = 0.0
     """0 to 1: its share of ``jitter``, so that not all reach their limits at once."""

@@ -56,7 +56,7 @@ DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 """Asks for a stack dump that needs no bytecode to run: for a worker that has not answered USR1."""
 
 WAKE = b"\0"
-"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a bell.
+"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a worker's.
 
 Never a signal number.
 """
@@ -101,25 +101,25 @@ class WorkerSide:
             os.write(self._wake, SHUTDOWN)
 
 
-class Lines(msgspec.Struct, frozen=True):
+class WorkerPipes(msgspec.Struct, frozen=True):
     """What the master and one worker have in common, made before the fork.
 
-    bell: a pipe that the master rings when the worker is to look around: at its order, or for a
+    wake_read: a pipe that the master rings when the worker is to look around: at its order, or for a
     client that nobody took. It reaches a worker whatever that has done to its signals. Not an
     eventfd, whose one description both would have: a worker could fill it and set it blocking, and
-    its master would wait in it for ever. rope: the end that rings, the master's alone. report:
+    its master would wait in it for ever. wake_write: the end that rings, the master's alone. report:
     memory for its stack dumps and last words, with one position for both: the master sets where
     the next dump goes, also while the worker is stuck.
     """
 
-    bell: int
-    rope: int
+    wake_read: int
+    wake_write: int
     report: int
 
     @property
     def fds(self) -> tuple[int, int, int]:
         """All descriptors."""
-        return self.bell, self.rope, self.report
+        return self.wake_read, self.wake_write, self.report
 
     def close(self) -> None:
         """Close all (master, or a worker that they are not for)."""
@@ -156,7 +156,7 @@ class ThisWorker(WorkerInfo, frozen=True):
         self._writer.round_over = True  # or it would be for the next datagrams of the round, too
 
 
-class Crew(msgspec.Struct, frozen=True):
+class WorkerSpec(msgspec.Struct, frozen=True):
     """What every worker of a pool is made from; the same for all of them.
 
     title: what stands before and after the slot in the process title.
@@ -180,71 +180,73 @@ class Crew(msgspec.Struct, frozen=True):
     shed: Callable[[int], None]
 
 
-class Tools:
+class PreparedWorker:
     """What a worker takes with it through the fork, made by the master just before.
 
     What a worker executes and makes for itself costs it copied pages: its sources 150 KiB.
     """
 
-    def __init__(self, crew: Crew, slot: int, lines: Lines) -> None:
+    def __init__(self, spec: WorkerSpec, slot: int, pipes: WorkerPipes) -> None:
         self.slot = slot
-        self.lines = lines
-        self.writer = SlotWriter(crew.board, slot)
+        self.pipes = pipes
+        self.writer = SlotWriter(spec.board, slot)
         self.sources: list[Source] = []
         # Where a server's own code raises, the worker will meet it, too, and report it.
         with contextlib.suppress(Exception):
-            self.sources = sources_of(crew, self.writer)
+            self.sources = sources_of(spec, self.writer)
 
 
-def sources_of(crew: Crew, writer: SlotWriter) -> list[Source]:
+def sources_of(spec: WorkerSpec, writer: SlotWriter) -> list[Source]:
     """Return where a worker's requests come from."""
     return [
         Source(
             listener,
             writer,
-            client_timeout=crew.settings.client_timeout,
-            sample_every=sample_every(crew.settings),
+            client_timeout=spec.settings.client_timeout,
+            sample_every=sample_every(spec.settings),
         )
-        for listener in crew.listeners
+        for listener in spec.listeners
     ]
 
 
-def run_worker(crew: Crew, generation: int, tools: Tools, mask: set[int]) -> NoReturn:
+def run_worker(
+    spec: WorkerSpec, generation: int, prepared: PreparedWorker, mask: set[int]
+) -> NoReturn:
     """Live a worker's whole life; called in the child with all signals blocked."""
-    slot, lines, writer = tools.slot, tools.lines, tools.writer
+    slot, pipes, writer = prepared.slot, prepared.pipes, prepared.writer
     info = ThisWorker(slot, generation, os.getpid(), writer)
-    call_master = functools.partial(_call_master, crew.wake)
+    call_master = functools.partial(_call_master, spec.wake)
     try:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # the program's own, when the pool is served in a thread
-        crew.shed(slot)
-        os.close(lines.rope)
+        spec.shed(slot)
+        os.close(pipes.wake_write)
         loop = Loop(
-            tools.sources or sources_of(crew, writer),
+            prepared.sources or sources_of(spec, writer),
             writer,
             str(info),
-            master_pid=crew.master_pid,
-            life=crew.life,
-            bell=lines.bell,
+            master_pid=spec.master_pid,
+            life=spec.life,
+            wake_read=pipes.wake_read,
             wakeup=wakeup_read,
-            witness=witness_for(crew.settings, (slot, generation), crew.board, call_master),
-            checks=limits_for(crew.settings, writer, call_master),
+            witness=witness_for(spec.settings, (slot, generation), spec.board, call_master),
+            checks=limits_for(spec.settings, writer, call_master),
         )
-        _set_dispositions(loop, lines.report)
+        _set_dispositions(loop, pipes.report)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         system.set_mask(mask)
-        _drop_privileges(crew)
-        _set_title(f"{crew.title[0]}{slot}{crew.title[1]}")
-        crew.enter(WorkerSide(info, loop, crew.wake))
+        _drop_privileges(spec)
+        _set_title(f"{spec.title[0]}{slot}{spec.title[1]}")
+        spec.enter(WorkerSide(info, loop, spec.wake))
         _mark_forks(loop, writer)
-        if crew.hooks("worker_init", info):
+        if spec.hooks("worker_init", info):
             loop.settle_steps()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
-        _leave_last_words(lines.report, error)
+        _leave_last_words(pipes.report, error)
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
     call_master()
-    _serve_and_leave(crew, info, loop, writer)
+    _serve_and_leave(spec, info, loop, writer)
 
 
 def _call_master(wake: int) -> None:
@@ -253,7 +255,9 @@ def _call_master(wake: int) -> None:
         os.write(wake, WAKE)
 
 
-def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWriter) -> NoReturn:
+def _serve_and_leave(
+    spec: WorkerSpec, info: WorkerInfo, loop: Loop, writer: SlotWriter
+) -> NoReturn:
     status = 0
     try:
         reason = loop.run()
@@ -269,7 +273,7 @@ def _serve_and_leave(crew: Crew, info: WorkerInfo, loop: Loop, writer: SlotWrite
         _leave_as_copy(info, status)
     writer.become(WorkerState.RETIRING)
     try:
-        crew.hooks(
+        spec.hooks(
             "worker_exit", info, ExitCause(reason, status if reason is ExitKind.EXITED else None)
         )
     except BaseException as error:  # noqa: BLE001 - it leaves either way
@@ -318,11 +322,11 @@ def _set_title(title: str) -> None:
         setproctitle.setproctitle(title)
 
 
-def _drop_privileges(crew: Crew) -> None:
-    if crew.umask is not None:
-        os.umask(crew.umask)
-    if crew.credentials is not None:
-        crew.credentials.assume()
+def _drop_privileges(spec: WorkerSpec) -> None:
+    if spec.umask is not None:
+        os.umask(spec.umask)
+    if spec.credentials is not None:
+        spec.credentials.assume()
 
 
 def _mark_forks(loop: Loop, writer: SlotWriter) -> None:

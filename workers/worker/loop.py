@@ -87,7 +87,7 @@ class Loop:
         *,
         master_pid: int,
         life: int,
-        bell: int,
+        wake_read: int,
         wakeup: int,
         witness: Witness | None = None,
         checks: Sequence[Callable[[], None]] = (),
@@ -101,7 +101,7 @@ class Loop:
         self._identity = identity
         self._master_pid = master_pid
         self._life = life
-        self._bell = bell
+        self._bell = wake_read
         self._wakeup = wakeup
         self._pressed: set[Source] = set()
         """Those that cannot be taken from, for want of descriptors or memory."""
@@ -115,7 +115,7 @@ class Loop:
             self.settle_steps()  # it watches some of them
         self._epoll = select.epoll()
         self._control = select.poll()
-        for fd in (life, bell, wakeup):
+        for fd in (life, wake_read, wakeup):
             self._epoll.register(fd, select.EPOLLIN)
             self._control.register(fd, select.POLLIN)
         for fd in self._sources:
@@ -405,7 +405,7 @@ class Loop:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _heed(self, fd: int) -> None:
-        """Act on the end of the life pipe, the master's bell, and what signals wrote into the pipe."""
+        """Act on the end of the life pipe, the pipe by which the master wakes it, and what signals wrote into the pipe."""
         if fd == self._life:
             self.leave(ExitKind.ORPHANED)
         elif fd == self._bell:

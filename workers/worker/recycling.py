@@ -37,7 +37,7 @@ def shortened(limit: int, jitter: float, spread: float) -> int:
 def limits_for(settings: Settings, writer: SlotWriter, ask: Callable[[], object]) -> list[Check]:
     """Return what a worker has to look at between its requests; nothing when it has no limit.
 
-    ask: tells the master that the slot has a wish.
+    ask: tells the master that the slot has a recycle_request.
     """
     if settings.max_requests is None and settings.max_memory is None:
         return []  # what follows would cost every worker 60 KiB of copied pages
@@ -51,7 +51,7 @@ def limits_for(settings: Settings, writer: SlotWriter, ask: Callable[[], object]
         most = shortened(settings.max_memory, settings.jitter, spread)
         read = functools.partial(Memory().private, os.getpid())
         reached.append((ExitKind.MAX_MEMORY, MemoryLimit(most, read).is_reached))
-    return [Wish(writer, kind, is_reached, ask).look for kind, is_reached in reached]
+    return [RecycleRequest(writer, kind, is_reached, ask).look for kind, is_reached in reached]
 
 
 class RequestLimit:
@@ -90,7 +90,7 @@ class MemoryLimit(msgspec.Struct):
         return private is not None and private > self.most
 
 
-class Wish:
+class RecycleRequest:
     """One limit's word to the master, said once."""
 
     def __init__(
@@ -107,6 +107,6 @@ class Wish:
 
     def look(self) -> None:
         """Ask to be recycled when the limit is reached and nothing was asked before."""
-        if not self._writer.words[SlotField.WISH] and self._is_reached():
-            self._writer.words[SlotField.WISH] = 1 + index_of(self._kind)
+        if not self._writer.words[SlotField.RECYCLE_REQUEST] and self._is_reached():
+            self._writer.words[SlotField.RECYCLE_REQUEST] = 1 + index_of(self._kind)
             self._ask()

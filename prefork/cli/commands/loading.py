@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prefork.cli import sources
-from prefork.cli.target import Plan, Wishes, load, plan
+from prefork.cli.target import Requested, ServePlan, load, plan
 from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
 from prefork.metrics import slots
@@ -66,19 +66,19 @@ def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
     return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
 
 
-def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, Plan]:
+def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, ServePlan]:
     """Import the target, and check it and the settings together."""
     found = load(target)
     resolved = resolved_with(_attributes_of(found), layers)
     settings, origins = resolved.settings, resolved.origins
-    wishes = Wishes(
+    requested = Requested(
         addresses=_addresses(settings.bind, origins["bind"]),
         binds_from=_given(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_given(origins["backlog"]),
     )
-    refuse_several_without_workers(resolved, len(wishes.addresses))
-    return resolved, plan(target, found, wishes, factory=factory)
+    refuse_several_without_workers(resolved, len(requested.addresses))
+    return resolved, plan(target, found, requested, factory=factory)
 
 
 def _addresses(bind: Sequence[str], origin: str) -> list[Address]:

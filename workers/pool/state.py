@@ -11,7 +11,7 @@ import msgspec
 from prefork.workers.pool.handle import Handle
 
 
-class PoolLegacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A pool that goes on: its descriptors, its live workers, and what is known of them.
 
     board, life: descriptors of the scoreboard and of both ends of the life pipe. generation: of
@@ -27,5 +27,5 @@ class PoolLegacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to outlive the exec."""
-        of_workers = [fd for one in self.workers for fd in (one.child.pidfd, *one.lines.fds)]
+        of_workers = [fd for one in self.workers for fd in (one.child.pidfd, *one.pipes.fds)]
         return [self.board, *self.life, *of_workers]
