@@ -22,9 +22,9 @@ from prefork.workers.errors import (
     SettingsError,
     TargetError,
 )
+from prefork.workers.identity import WorkerInfo
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind
-from prefork.workers.worker.life import WorkerInfo
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,

@@ -13,8 +13,9 @@ from prefork.workers.settings import Settings, from_attributes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prefork.workers.identity import WorkerInfo
     from prefork.workers.states import ExitCause
-    from prefork.workers.worker.life import ThisWorker, WorkerInfo
+    from prefork.workers.worker.life import ThisWorker
 
 
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]

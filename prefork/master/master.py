@@ -34,6 +34,7 @@ from prefork.reloading.reload import Reload
 from prefork.reloading.succession import Succession, floor_after
 from prefork.workers import log
 from prefork.workers.errors import BootError, CrashLoopError
+from prefork.workers.identity import SHUTDOWN
 from prefork.workers.listener import Listener
 from prefork.workers.pool.policy import decide
 from prefork.workers.pool.pool import Pool
@@ -42,7 +43,7 @@ from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
-from prefork.workers.worker.life import SHUTDOWN, WorkerSide, frozen_heap
+from prefork.workers.worker.life import WorkerSide, frozen_heap
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""

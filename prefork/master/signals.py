@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from prefork.workers import system
-from prefork.workers.worker.life import WAKE
+from prefork.workers.identity import WAKE
 
 TABLE: dict[signal.Signals, tuple[str, str]] = {
     signal.SIGTERM: ("Graceful stop; a second one: stop now", "Finish the request, leave"),

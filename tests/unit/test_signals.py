@@ -16,7 +16,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.master.signals import TABLE, SignalCounts, Wakeup, markdown_table
-from prefork.workers.worker.life import SHUTDOWN, WAKE
+from prefork.workers.identity import SHUTDOWN, WAKE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,11 +7,11 @@ import os
 
 import msgspec
 
+from prefork.workers.identity import WAKE, WorkerInfo, WorkerPipes
 from prefork.workers.pool.views import WorkerView
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
 from prefork.workers.system import Child
-from prefork.workers.worker.life import WAKE, WorkerInfo, WorkerPipes
 
 LONGEST_EXTENSION = 7 * 86_400.0
 """Seconds by which a handler may extend its deadline: the word is the worker's own."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from prefork.workers import log, reports, system
 from prefork.workers.credentials import credentials_of
+from prefork.workers.identity import DUMP_AT_ONCE, WorkerInfo, WorkerPipes
 from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomAttribution
 from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
@@ -37,15 +38,7 @@ from prefork.workers.states import (
     WorkerState,
     cause_of_exit,
 )
-from prefork.workers.worker.life import (
-    DUMP_AT_ONCE,
-    PreparedWorker,
-    WorkerInfo,
-    WorkerPipes,
-    WorkerSide,
-    WorkerSpec,
-    run_worker,
-)
+from prefork.workers.worker.life import PreparedWorker, WorkerSide, WorkerSpec, run_worker
 
 _pools_here: list[Pool] = []
 """Every running pool of this process, so that a worker of one closes what is the others'."""
