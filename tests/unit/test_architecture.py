@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
-import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-import prefork
+from tests.support.package import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,26 +69,6 @@ ALLOWED_CALLS = {
     "prefork.cli.command_line": {"os._exit"},
 }
 """Calls outside of workers/system.py, each with its reason."""
-
-
-def sources() -> dict[str, ast.Module]:
-    """Parse every module of the package, wherever it is installed."""
-    names = [module.name for module in pkgutil.walk_packages(prefork.__path__, "prefork.")]
-    return {name: ast.parse(_file_of(name).read_text("utf-8")) for name in ["prefork", *names]}
-
-
-def _file_of(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)
-
-
-SOURCES = sources()
-
-
-EMPTY = {name for name, tree in SOURCES.items() if [type(node) for node in tree.body] == [ast.Expr]}
-"""Packages that are nothing but a folder."""
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:
