@@ -6,21 +6,39 @@ Run as a program (``make docs``), this file writes the tables.
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from prefork.master.signals import markdown_table
 from prefork.metrics import names
-from prefork.workers.settings import docs_table
+from prefork.workers.settings import ROWS, Layer, docs_table, merge
 
 pytestmark = pytest.mark.once  # documents
 
 HOME = Path(__file__).parents[2]
 DOCUMENTS = sorted([*HOME.glob("*.md"), *HOME.glob("docs/*.md")])
 
+MAIN_SETTINGS = (
+    *("workers", "max_children", "min_spare", "max_memory"),
+    *("request_timeout", "client_timeout", "graceful_timeout", "metrics"),
+)
+"""The settings that README.md shows; all others are in docs/SETTINGS.md alone."""
+
+
+def main_settings() -> str:
+    """Render the Markdown table of the settings that most users need."""
+    lines = ["| class attribute | flag | default | meaning |", "| --- | --- | --- | --- |"]
+    for row in (ROWS[key] for key in MAIN_SETTINGS):
+        default = "-" if row.default is None else f"`{row.shown(row.default)}`"
+        lines.append(f"| `{row.attribute}` | `{row.flag}` | {default} | {row.about.help} |")
+    return "\n".join(lines)
+
+
 TABLES = {
-    ("README.md", "settings"): docs_table,
+    ("README.md", "settings"): main_settings,
+    ("docs/SETTINGS.md", "settings"): docs_table,
     ("README.md", "signals"): markdown_table,
     ("docs/SIGNALS.md", "signals"): markdown_table,
     ("docs/METRICS.md", "metrics"): names.docs_table,
@@ -48,6 +66,17 @@ def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
 
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_file_of_settings_is_valid() -> None:
+    """The TOML file that docs/SETTINGS.md shows has settings that exist, with values that are allowed."""
+    text = (HOME / "docs" / "SETTINGS.md").read_text(encoding="utf-8")
+    (file,) = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    shown = tomllib.loads(file)
+
+    values, _ = merge([Layer(shown, str)])
+
+    assert values.keys() == shown.keys() != set()
 
 
 def write_tables() -> None:
