@@ -5,6 +5,7 @@ Run as a program (``make docs``), this file writes the tables.
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -77,6 +78,19 @@ def test_file_of_settings_is_valid() -> None:
     values, _ = merge([Layer(shown, str)])
 
     assert values.keys() == shown.keys() != set()
+
+
+def test_every_benchmark_has_its_figures() -> None:
+    """docs/BENCHMARKS.md names the command of each section of benchmarks/run.py, and no other."""
+    source = ast.parse((HOME / "benchmarks" / "run.py").read_text(encoding="utf-8"))
+    (sections,) = (
+        node.value
+        for node in source.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SECTIONS"
+    )
+    text = (HOME / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8")
+
+    assert re.findall(r"--only (\w+)", text) == list(ast.literal_eval(sections))
 
 
 def write_tables() -> None:
