@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from prefork.workers.identity import WorkerInfo
     from prefork.workers.states import ExitCause
-    from prefork.workers.worker.life import ThisWorker
+    from prefork.workers.worker.side import ThisWorker
 
 
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]

@@ -27,9 +27,9 @@ from prefork.workers import log
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
 from prefork.workers.pool import pool
-from prefork.workers.pool.threads import refuse_threads
+from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
-from prefork.workers.worker.life import WorkerSide
+from prefork.workers.worker.side import WorkerSide
 
 handover.receive_state()
 _adoptable = sockets.sockets_of_this_process()

@@ -36,14 +36,14 @@ from prefork.workers import log
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.identity import SHUTDOWN
 from prefork.workers.listener import Listener
+from prefork.workers.pool.before_fork import frozen_heap, refuse_threads
 from prefork.workers.pool.policy import decide
 from prefork.workers.pool.pool import Pool
-from prefork.workers.pool.threads import refuse_threads
 from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
-from prefork.workers.worker.life import WorkerSide, frozen_heap
+from prefork.workers.worker.side import WorkerSide
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""

@@ -21,7 +21,7 @@ import setproctitle
 
 from prefork.workers import log, system
 from prefork.workers.scoreboard import Scoreboard
-from prefork.workers.worker.life import WorkerSpec
+from prefork.workers.spec import WorkerSpec
 
 _NO_SLOT = -1
 

@@ -29,8 +29,8 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from prefork.workers.worker.datagrams import ROUND, Datagrams
-from prefork.workers.worker.life import ThisWorker
 from prefork.workers.worker.loop import FRUITLESS_TRY, Loop
+from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
 from tests.support.waiting import CEILING, Stopwatch
 

@@ -22,7 +22,7 @@ from prefork.workers.scoreboard import (
 from prefork.workers.settings import LONGEST, Settings
 from prefork.workers.waits import QueueWaits
 from prefork.workers.worker.accounting import AT_ONCE_NS, OneAtATime, Overlapping, account_for
-from prefork.workers.worker.life import ThisWorker
+from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.witness import Witness, witness_for
 
 if TYPE_CHECKING:

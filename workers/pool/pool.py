@@ -28,6 +28,7 @@ from prefork.workers.pool.state import PoolState
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import (
     ExitCause,
     ExitKind,
@@ -38,7 +39,9 @@ from prefork.workers.states import (
     WorkerState,
     cause_of_exit,
 )
-from prefork.workers.worker.life import PreparedWorker, WorkerSide, WorkerSpec, run_worker
+from prefork.workers.worker.life import run_worker
+from prefork.workers.worker.prepared import PreparedWorker
+from prefork.workers.worker.side import WorkerSide
 
 _pools_here: list[Pool] = []
 """Every running pool of this process, so that a worker of one closes what is the others'."""

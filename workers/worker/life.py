@@ -9,30 +9,26 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import gc
 import logging
 import operator
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
-import msgspec
 import setproctitle
 
 from prefork.workers import log, system
-from prefork.workers.credentials import Credentials
-from prefork.workers.identity import DUMP_AT_ONCE, SHUTDOWN, WAKE, WorkerInfo, WorkerPipes
-from prefork.workers.listener import Listener
+from prefork.workers.identity import DUMP_AT_ONCE, WAKE, WorkerInfo
 from prefork.workers.reports import REPORT_BYTES
-from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
-from prefork.workers.settings import LONGEST, Settings
+from prefork.workers.scoreboard import SlotWriter
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
-from prefork.workers.waits import sample_every
 from prefork.workers.worker.loop import Loop
+from prefork.workers.worker.prepared import PreparedWorker, sources_of
 from prefork.workers.worker.recycling import limits_for
-from prefork.workers.worker.source import Source
+from prefork.workers.worker.side import ThisWorker, WorkerSide
 from prefork.workers.worker.witness import witness_for
 
 BOOT_FAILED = 3
@@ -52,113 +48,6 @@ _IGNORED = tuple(
 )
 _CHLD, _TERM, _USR1 = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGUSR1)
 _DEFAULT = int(signal.SIG_DFL)
-
-
-class WorkerSide:
-    """What a server object knows of the worker it is in; ``server.worker`` and ``server.stopping`` ask it."""
-
-    def __init__(self, info: ThisWorker, loop: Loop, wake: int) -> None:
-        self.info = info
-        self._loop = loop
-        self._wake = wake
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this worker has been asked to leave."""
-        return self._loop.is_asked_to_leave()
-
-    def add_chore(self, chore: Callable[[], None]) -> None:
-        """Have something done between requests."""
-        self._loop.chores.append(chore)
-
-    def ask_shutdown(self) -> None:
-        """Ask the master for a ``shutdown()`` of the pool."""
-        with contextlib.suppress(
-            OSError
-        ):  # the master is gone, or has a full pipe of reasons to look
-            os.write(self._wake, SHUTDOWN)
-
-
-class ThisWorker(WorkerInfo, frozen=True):
-    """The worker that one is in: what ``server.worker`` is, and what the hooks in a worker are given."""
-
-    _writer: SlotWriter
-
-    def __repr__(self) -> str:
-        return f"ThisWorker(slot={self.slot}, generation={self.generation}, pid={self.pid})"
-
-    def extend_deadline(self, seconds: float) -> None:
-        """Give the request in hand so many seconds more than ``request_timeout`` (worker, any thread).
-
-        Several times add up. Without a request in hand, or without ``request_timeout``, it does
-        nothing. A worker with threads is killed for its oldest request, so that is the one which
-        gets more time. Raises ValueError for less than 0 and more than 7 days.
-        """
-        if not 0 <= seconds <= LONGEST:
-            raise ValueError(f"cannot extend a deadline by {seconds!r}: 0 to {LONGEST:.0f} seconds")
-        words = self._writer.words
-        request = words[SlotField.REQUEST_NS]
-        if not request:
-            return
-        same = words[SlotField.EXTENDED_FOR_NS] == request
-        sum_so_far = words[SlotField.EXTENSION_NS] if same else 0
-        # The length first: the master reads it only when the other word names the request in hand.
-        words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
-        words[SlotField.EXTENDED_FOR_NS] = request
-        self._writer.round_over = True  # or it would be for the next datagrams of the round, too
-
-
-class WorkerSpec(msgspec.Struct, frozen=True):
-    """What every worker of a pool is made from; the same for all of them.
-
-    title: what stands before and after the slot in the process title.
-    hooks: the leading server's, called as ``hooks(name, *arguments)``; returns whether the hook is
-    the program's own. enter: tells the server
-    objects that they are in a worker now. shed: called with the slot, closes what belongs to
-    other workers and to other pools of the process.
-    """
-
-    settings: Settings
-    board: Scoreboard
-    listeners: list[Listener]
-    life: int
-    wake: int
-    master_pid: int
-    credentials: Credentials | None
-    umask: int | None
-    title: tuple[str, str]
-    hooks: Callable[..., Any]
-    enter: Callable[[WorkerSide], None]
-    shed: Callable[[int], None]
-
-
-class PreparedWorker:
-    """What a worker takes with it through the fork, made by the master just before.
-
-    What a worker executes and makes for itself costs it copied pages: its sources 150 KiB.
-    """
-
-    def __init__(self, spec: WorkerSpec, slot: int, pipes: WorkerPipes) -> None:
-        self.slot = slot
-        self.pipes = pipes
-        self.writer = SlotWriter(spec.board, slot)
-        self.sources: list[Source] = []
-        # Where a server's own code raises, the worker will meet it, too, and report it.
-        with contextlib.suppress(Exception):
-            self.sources = sources_of(spec, self.writer)
-
-
-def sources_of(spec: WorkerSpec, writer: SlotWriter) -> list[Source]:
-    """Return where a worker's requests come from."""
-    return [
-        Source(
-            listener,
-            writer,
-            client_timeout=spec.settings.client_timeout,
-            sample_every=sample_every(spec.settings),
-        )
-        for listener in spec.listeners
-    ]
 
 
 def run_worker(
@@ -189,7 +78,7 @@ def run_worker(
         system.set_mask(mask)
         _drop_privileges(spec)
         _set_title(f"{spec.title[0]}{slot}{spec.title[1]}")
-        spec.enter(WorkerSide(info, loop, spec.wake))
+        spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
         _mark_forks(loop, writer)
         if spec.hooks("worker_init", info):
             loop.settle_steps()
@@ -303,17 +192,3 @@ def _status_of(stop: SystemExit) -> int:
     if stop.code is None:
         return 0
     return stop.code & 0xFF if isinstance(stop.code, int) else 1
-
-
-@contextlib.contextmanager
-def frozen_heap() -> Iterator[None]:
-    """Keep what exists now out of the collector, so that workers do not copy its pages by collecting."""
-    ours = gc.get_freeze_count() == 0
-    if ours:
-        gc.collect()
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if ours:
-            gc.unfreeze()

@@ -1,0 +1,77 @@
+"""What a program sees of the worker that its code runs in (worker)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from prefork.workers.identity import SHUTDOWN, WorkerInfo
+from prefork.workers.scoreboard import SlotField, SlotWriter
+from prefork.workers.settings import LONGEST
+
+
+class ThisWorker(WorkerInfo, frozen=True):
+    """The worker that the calling code runs in: ``server.worker``, and the argument of the hooks in a worker."""
+
+    _writer: SlotWriter
+
+    def __repr__(self) -> str:
+        return f"ThisWorker(slot={self.slot}, generation={self.generation}, pid={self.pid})"
+
+    def extend_deadline(self, seconds: float) -> None:
+        """Give the request in hand this many seconds more than ``request_timeout`` (worker, any thread).
+
+        The seconds of several calls add up. Without a request in hand, or without
+        ``request_timeout``, the call has no effect. A worker with threads is killed for its oldest
+        request, so the oldest request gets the time. Raises ValueError for less than 0 and for
+        more than 7 days.
+        """
+        if not 0 <= seconds <= LONGEST:
+            raise ValueError(f"cannot extend a deadline by {seconds!r}: 0 to {LONGEST:.0f} seconds")
+        words = self._writer.words
+        request = words[SlotField.REQUEST_NS]
+        if not request:
+            return
+        same = words[SlotField.EXTENDED_FOR_NS] == request
+        sum_so_far = words[SlotField.EXTENSION_NS] if same else 0
+        # The length first: the master reads it only when the other word names the request in hand.
+        words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
+        words[SlotField.EXTENDED_FOR_NS] = request
+        # Datagrams share one REQUEST_NS for a round: without this the next ones would get the time, too.
+        self._writer.round_over = True
+
+
+class WorkerSide:
+    """The worker as its server objects know it; ``server.worker`` and ``server.stopping`` ask here.
+
+    is_stopping: returns whether the worker has been asked to leave. chores: the list of what the
+    worker does between requests. wake: the descriptor that wakes the master.
+    """
+
+    def __init__(
+        self,
+        info: ThisWorker,
+        is_stopping: Callable[[], bool],
+        chores: list[Callable[[], None]],
+        wake: int,
+    ) -> None:
+        self.info = info
+        self._is_stopping = is_stopping
+        self._chores = chores
+        self._wake = wake
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this worker has been asked to leave."""
+        return self._is_stopping()
+
+    def add_chore(self, chore: Callable[[], None]) -> None:
+        """Have the worker call this between requests."""
+        self._chores.append(chore)
+
+    def ask_shutdown(self) -> None:
+        """Ask the master for a ``shutdown()`` of the pool."""
+        # The write fails when the master has ended, or has a full pipe of reasons to look.
+        with contextlib.suppress(OSError):
+            os.write(self._wake, SHUTDOWN)
