@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.cli.command_line import commands
 from prefork.master.signals import markdown_table
 from prefork.metrics import names
 from prefork.workers.settings import ROWS, Layer, docs_table, merge
@@ -19,7 +20,9 @@ from prefork.workers.settings import ROWS, Layer, docs_table, merge
 pytestmark = pytest.mark.once  # documents
 
 HOME = Path(__file__).parents[2]
-DOCUMENTS = sorted([*HOME.glob("*.md"), *HOME.glob("docs/*.md")])
+DOCUMENTS = sorted(
+    [*HOME.glob("*.md"), *HOME.glob("docs/*.md"), *HOME.glob("examples/**/README.md")]
+)
 
 MAIN_SETTINGS = (
     *("workers", "max_children", "min_spare", "max_memory"),
@@ -40,7 +43,6 @@ def main_settings() -> str:
 TABLES = {
     ("README.md", "settings"): main_settings,
     ("docs/SETTINGS.md", "settings"): docs_table,
-    ("README.md", "signals"): markdown_table,
     ("docs/SIGNALS.md", "signals"): markdown_table,
     ("docs/METRICS.md", "metrics"): names.docs_table,
 }
@@ -61,12 +63,25 @@ def test_table_is_current(document: str, name: str) -> None:
     assert found[0].strip() == TABLES[document, name]().strip(), "out of date: run make docs"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link of a document is a file or folder here."""
-    targets = re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+    """Every relative link of a document is a file or folder here, with a heading of that name if it has a #."""
+    targets = re.findall(r"\]\(([^):]+)\)", document.read_text(encoding="utf-8"))
 
-    assert [target for target in targets if not (document.parent / target).exists()] == []
+    assert [target for target in targets if not leads_somewhere(document, target)] == []
+
+
+def leads_somewhere(document: Path, target: str) -> bool:
+    """Return whether a relative link of a document leads to something that exists."""
+    name, _, anchor = target.partition("#")
+    found = document.parent / name if name else document
+    return found.exists() and (not anchor or anchor in anchors_of(found))
+
+
+def anchors_of(document: Path) -> set[str]:
+    """Return the names by which links refer to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_file_of_settings_is_valid() -> None:
@@ -78,6 +93,15 @@ def test_file_of_settings_is_valid() -> None:
     values, _ = merge([Layer(shown, str)])
 
     assert values.keys() == shown.keys() != set()
+
+
+def test_every_command_is_described() -> None:
+    """docs/COMMANDS.md has a row for each command of the command line, and for no other."""
+    text = (HOME / "docs" / "COMMANDS.md").read_text(encoding="utf-8")
+
+    assert sorted(re.findall(r"^\| `prefork (\w+)", text, re.MULTILINE)) == sorted(
+        commands.commands
+    )
 
 
 def test_every_benchmark_has_its_figures() -> None:
