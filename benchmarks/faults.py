@@ -20,7 +20,7 @@ from processes import running
 from table import markdown
 
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
-from prefork.workers.states import ExitKind, StartReason, WorkerState
+from prefork.workers.states import READY, ExitKind, StartReason, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,11 +151,7 @@ def _kill(board: Scoreboard, master: int, kills: int) -> set[int]:
     killed: set[int] = set()
     while len(killed) < kills:
         time.sleep(dice.uniform(*PAUSE))
-        ready = [
-            one[SlotField.PID]
-            for one in board.snapshot().slots
-            if one.state in (WorkerState.IDLE, WorkerState.BUSY)
-        ]
+        ready = [one[SlotField.PID] for one in board.snapshot().slots if one.state in READY]
         victims = [pid for pid in ready if pid not in killed]
         if victims and _kill_child(victim := dice.choice(victims), master):
             killed.add(victim)

@@ -27,16 +27,13 @@ from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.names import METRICS
 from prefork.metrics.page import page
 from prefork.metrics.slots import FILES
-from prefork.metrics.status import is_ready, status
+from prefork.metrics.status import HUNG_AFTER, is_ready, last_tick, status
 from prefork.metrics.web import TEXT, Request, Response
 from prefork.workers.scoreboard import PoolField, Scoreboard, Snapshot
-from prefork.workers.states import WorkerState
+from prefork.workers.states import READY
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
-
-HUNG_AFTER_NS = 10_000_000_000
-"""A master that has not looked around for this long is taken to hang."""
 
 MERGE_TRIES = 3
 """Readings of the users' files: one that coincides with a file's first write may fail."""
@@ -120,9 +117,9 @@ def run(
 
 def live_verdict(snapshot: Snapshot, now_ns: int) -> Response:
     """Say whether the master looks around."""
-    age_ns = now_ns - snapshot[PoolField.TICK_NS]
-    if age_ns > HUNG_AFTER_NS:
-        text = f"the master has not looked around for {age_ns / 1e9:.0f} s\n"
+    age = last_tick(snapshot, now_ns)
+    if age > HUNG_AFTER:
+        text = f"the master has not looked around for {age:.0f} s\n"
         return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
     return Response(b"live\n")
 
@@ -132,7 +129,7 @@ def ready_verdict(snapshot: Snapshot) -> Response:
     if is_ready(snapshot):
         return Response(b"ready\n")
     phase = snapshot.phase.name.lower()
-    ready = snapshot.count(WorkerState.IDLE, WorkerState.BUSY)
+    ready = snapshot.count(*READY)
     text = f"not ready: phase={phase} ready={ready} needed={snapshot[PoolField.NEEDED]}\n"
     return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
 

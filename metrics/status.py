@@ -7,7 +7,7 @@ the shared memory, a value comes out and nothing is raised: a worker can write t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prefork.metrics.kernel import Queue
 from prefork.workers.scoreboard import (
@@ -18,23 +18,18 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     Snapshot,
 )
-from prefork.workers.states import Phase, ReloadState, WorkerState
+from prefork.workers.states import READY, Phase, ReloadState, WorkerState
 
-LETTERS = {
-    WorkerState.GONE: ".",
-    WorkerState.STARTING: "S",
-    WorkerState.IDLE: "_",
-    WorkerState.BUSY: "B",
-    WorkerState.RETIRING: "R",
-}
-"""One letter a state: the picture of a pool that fits into a line of text."""
+LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
+"""One letter for each state of a slot: a pool fits into a line of text."""
+
+HUNG_AFTER: Final = 10.0
+"""Seconds since its last tick after which a master counts as hung. A healthy one ticks every half second."""
 
 MOST_LISTENERS = 100
 MOST_SETTINGS = 200
 LONGEST_TEXT = 500
 """Characters of one text that are shown; a path of the kernel's longest kind for sockets has 108."""
-
-_READY = (WorkerState.IDLE, WorkerState.BUSY)
 
 
 def status(
@@ -74,7 +69,7 @@ def status(
 def is_ready(snapshot: Snapshot) -> bool:
     """Tell whether the pool should get traffic: it serves, and as many workers are ready as are needed."""
     needed = snapshot[PoolField.NEEDED]
-    return snapshot.phase is Phase.SERVING and 0 < needed <= snapshot.count(*_READY)
+    return snapshot.phase is Phase.SERVING and 0 < needed <= snapshot.count(*READY)
 
 
 def last_tick(snapshot: Snapshot, now_ns: int) -> float:
@@ -87,7 +82,7 @@ def last_tick(snapshot: Snapshot, now_ns: int) -> float:
 
 
 def _workers(snapshot: Snapshot) -> dict[str, Any]:
-    ready, busy = snapshot.count(*_READY), snapshot.count(WorkerState.BUSY)
+    ready, busy = snapshot.count(*READY), snapshot.count(WorkerState.BUSY)
     return {
         "workers": {
             "floor": _count(snapshot[PoolField.FLOOR]),
@@ -101,7 +96,7 @@ def _workers(snapshot: Snapshot) -> dict[str, Any]:
             "ready": ready,
         },
         "utilization": busy / ready if ready else 0.0,
-        "scoreboard": "".join(LETTERS[one.state] for one in snapshot.slots),
+        "scoreboard": "".join(LETTERS[_word(one.state)] for one in snapshot.slots),
     }
 
 
@@ -140,6 +135,10 @@ def _events(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def _word(state: WorkerState) -> str:
+    return state.name.lower()
+
+
 def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
     lives = one.state is not WorkerState.GONE
     errors, rejected = _count(one[SlotField.ERRORS]), _count(one[SlotField.REJECTED])
@@ -148,7 +147,7 @@ def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
         "slot": one.slot,
         "pid": _count(one[SlotField.PID]) if lives else 0,
         "generation": _count(one[SlotField.GENERATION]),
-        "state": one.state.name.lower(),
+        "state": _word(one.state),
         "age": _ago(now_ns, one[SlotField.SPAWNED_NS]) if lives else None,
         "request_age": _ago(now_ns, one[SlotField.REQUEST_NS]) if lives else None,
         "requests": _count(one.ok) + errors + rejected + timeouts + aborted,

@@ -24,6 +24,10 @@ class WorkerState(enum.IntEnum):
     RETIRING = 4
 
 
+READY = (WorkerState.IDLE, WorkerState.BUSY)
+"""The states in which a worker takes requests: a worker in one of them is *ready*."""
+
+
 class Order(enum.IntEnum):
     """What the master has asked of a worker; a word of its slot that it reads between requests."""
 
@@ -124,7 +128,7 @@ class ExitCause(msgspec.Struct, frozen=True):
         if self.kind is ExitKind.EXITED:
             return f"exited({'unknown' if self.status is None else self.status})"
         if self.kind is ExitKind.KILLED and self.status is not None:
-            return f"killed({_signal_name(self.status)})"
+            return f"killed({signal_name(self.status)})"
         return self.kind.value
 
 
@@ -173,7 +177,8 @@ def cause_of_exit(
     return ExitCause(ExitKind.EXITED, status.code)
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return a signal's name, such as ``SIGKILL``; ``signal N`` for a number without a name (real-time signals)."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from prefork.metrics.status import HUNG_AFTER
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 NONE: Final = "-"
-
-HUNG_AFTER: Final = 10.0
-"""Seconds without a look around after which a master is said to hang: it takes one every half second."""
-
-LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
-"""One letter a state, as in the scoreboard's line."""
 
 
 def is_hung(status: Mapping[str, Any]) -> bool:

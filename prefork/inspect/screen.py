@@ -30,6 +30,7 @@ from prefork.inspect.view import (
     sparkline,
     view,
 )
+from prefork.metrics.status import LETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -287,7 +288,7 @@ def _slots(shown: View, width: int) -> list[Text]:
     """Draw the scoreboard: the picture of the pool, one coloured letter a slot."""
     used = shown.scoreboard.rstrip(".")
     unused = len(shown.scoreboard) - len(used)
-    styles = {humanize.LETTERS[state]: style for state, style in STYLES.items()}
+    styles = {LETTERS[state]: style for state, style in STYLES.items()}
     lines = []
     for number, piece in enumerate(humanize.chunks(used, width - _LABEL) or [""]):
         letters = ((letter, styles[letter]) for letter in piece)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from prefork.inspect import humanize
+from prefork.metrics.status import LETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -206,7 +207,7 @@ def _state_order(row: SlotRow) -> tuple[int, float]:
 
 
 def _state(row: SlotRow) -> str:
-    letter = humanize.LETTERS[row.state]
+    letter = LETTERS[row.state]
     return letter if row.request_age is None else f"{letter} {humanize.duration(row.request_age)}"
 
 

@@ -14,13 +14,12 @@ from prefork.cli.commands.waiting import SPARE_TIME, bar, excuse, seconds_of, wa
 from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.log import escaped
 from prefork.workers.scoreboard import PoolField, SlotField, Snapshot
-from prefork.workers.states import Phase, ReloadState, WorkerState
+from prefork.workers.states import READY, Phase, ReloadState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DEFAULT_TIMEOUT: Final = "the pool's boot_timeout twice, its graceful_timeout, and 5s"
-_READY: Final = (WorkerState.IDLE, WorkerState.BUSY)
 
 
 def _options(command: Callable[..., int]) -> Callable[..., int]:
@@ -100,6 +99,6 @@ def progress(snapshot: Snapshot) -> str:
         return "the new code is tried"
     generation = snapshot[PoolField.GENERATION]
     new = sum(
-        one.state in _READY and one[SlotField.GENERATION] == generation for one in snapshot.slots
+        one.state in READY and one[SlotField.GENERATION] == generation for one in snapshot.slots
     )
     return f"{bar(new, snapshot[PoolField.TARGET])} workers replaced"

@@ -23,15 +23,13 @@ from prefork.cli.commands.waiting import (
 )
 from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.scoreboard import PoolField, Snapshot
-from prefork.workers.states import Phase, WorkerState
+from prefork.workers.states import READY, Phase, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 AGAIN: Final = 1.0
 """Seconds after which a signal without effect is sent again: one that was pending already is no second one."""
-
-_READY: Final = (WorkerState.IDLE, WorkerState.BUSY)
 
 
 class _Signed(click.Command):
@@ -103,7 +101,7 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
     if not in_time or pool.has_stopped():
         logs.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
         return FAILED
-    click.echo(f"{wanted} workers (before: {before}), {after.count(*_READY)} ready")
+    click.echo(f"{wanted} workers (before: {before}), {after.count(*READY)} ready")
     return OK
 
 
@@ -148,12 +146,12 @@ def _wait_briefly(fact: Callable[[], bool], end: float) -> None:
 def is_settled(snapshot: Snapshot, wanted: int) -> bool:
     """Tell whether so many are ready and none is superfluous; load may keep more than the floor (pure)."""
     most = max(wanted, snapshot[PoolField.TARGET])
-    return snapshot.count(*_READY) >= wanted and _live(snapshot) <= most
+    return snapshot.count(*READY) >= wanted and _live(snapshot) <= most
 
 
 def progress(snapshot: Snapshot, wanted: int) -> str:
     """Say how far it has come (pure)."""
-    ready, live = snapshot.count(*_READY), _live(snapshot)
+    ready, live = snapshot.count(*READY), _live(snapshot)
     if ready >= wanted < live:
         return f"{live - wanted} workers finish their requests before they leave"
     return f"{bar(ready, wanted)} workers ready"
