@@ -19,6 +19,7 @@ from prefork.workers.scoreboard import (
     Snapshot,
 )
 from prefork.workers.states import READY, Phase, ReloadState, WorkerState
+from prefork.workers.text import escaped
 
 LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
 """One letter for each state of a slot: a pool fits into a line of text."""
@@ -229,7 +230,4 @@ def _text_or_none(value: object) -> str | None:
 
 def _text(value: object) -> str:
     """Return a text fit for a terminal and a page: clipped, and of printable characters only."""
-    text = value[:LONGEST_TEXT] if isinstance(value, str) else ""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
-    )
+    return escaped(value, LONGEST_TEXT) if isinstance(value, str) else ""

@@ -20,8 +20,8 @@ import struct
 from collections.abc import Iterator
 from socketserver import BaseServer
 
-from prefork.workers.log import escaped
 from prefork.workers.settings import Settings
+from prefork.workers.text import escaped
 from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
 
 # The socket module has no names for these.

@@ -11,10 +11,9 @@ import errno
 import logging
 import traceback
 
-logger = logging.getLogger("prefork")
+from prefork.workers.text import escaped
 
-_LONGEST_FACT = 200
-"""Characters of one fact: a client chooses the name of its Unix socket, not the length of our lines."""
+logger = logging.getLogger("prefork")
 
 
 def event(level: int, subject: str, what: str, *, report: str = "", **facts: object) -> None:
@@ -39,14 +38,6 @@ def event(level: int, subject: str, what: str, *, report: str = "", **facts: obj
 def failure(level: int, subject: str, what: str, error: BaseException, **facts: object) -> None:
     """Log an event with the traceback of the exception that caused it."""
     event(level, subject, what, report="".join(traceback.format_exception(error)), **facts)
-
-
-def escaped(text: str) -> str:
-    """Return bounded text that cannot start a new line or steer a terminal."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-    return shown if len(shown) <= _LONGEST_FACT else shown[:_LONGEST_FACT] + "…"
 
 
 def _shown(value: object) -> str:

@@ -14,6 +14,7 @@ import os
 import re
 
 from prefork.workers import system
+from prefork.workers.text import printable
 
 REPORT_BYTES = 64 * 1024
 """A hundred frames of a dozen threads; pages are allocated only when written."""
@@ -75,7 +76,7 @@ def shown(report: str) -> str:
     lines = []
     is_below = False
     for raw in report.splitlines():
-        line = "".join(c if c.isprintable() else "\ufffd" for c in raw)
+        line = printable(raw)
         if not line.startswith("  "):  # the next thread
             is_below = False
         ours = _FRAME_OF_OURS.search(line)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from prefork.workers.log import escaped
+from prefork.workers.text import escaped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class _Entry(msgspec.Struct, frozen=True):
         if record.stack_info:
             reports.append(record.stack_info)
         report = "\n".join(str(part).rstrip() for part in reports if part)
-        return cls(_plain(line), report, _facts(record))
+        return cls(printable(line), report, _facts(record))
 
     def within(self, limit: int, render: Callable[[_Entry], str]) -> bytes:
         """Render in at most ``limit`` bytes, leaving out as little as needed."""
@@ -113,13 +113,6 @@ def _fitting(lines: list[str], size: int) -> list[str]:
     return kept
 
 
-def _plain(line: str) -> str:
-    """Text that neither starts a new line nor steers a terminal."""
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
 def _time(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -151,7 +144,7 @@ class TextFormatter(logging.Formatter):
             start = ""  # a line of the access log for machines has its own time, and stands alone
 
         def render(entry: _Entry) -> str:
-            below = (_INDENT + _plain(line) for line in entry.report.splitlines())
+            below = (_INDENT + printable(line) for line in entry.report.splitlines())
             return "\n".join([start + entry.line, *below, ""])
 
         return _Entry.of(record).within(limit, render)

@@ -23,8 +23,8 @@ from typing import Final, Literal
 import msgspec
 
 from prefork.workers.errors import SettingsError
-from prefork.workers.log import escaped
 from prefork.workers.settings import ROWS
+from prefork.workers.text import escaped
 
 Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 

@@ -21,6 +21,7 @@ from prefork.workers import log
 from prefork.workers.listener import Listener
 from prefork.workers.pool.views import PoolView
 from prefork.workers.states import Phase
+from prefork.workers.text import escaped
 
 SOCKET: Final = "NOTIFY_SOCKET"
 WATCHDOG: Final = "WATCHDOG_USEC"
@@ -111,7 +112,7 @@ class Notifier:
     def _tell(self, what: str, status: str) -> None:
         if self._address is None:
             return
-        shown = log.escaped(status)
+        shown = escaped(status)
         self._remember(shown)
         self._owed.append(f"{what}\nSTATUS={shown}")
         self._pay()
@@ -173,4 +174,4 @@ def status_line(
         parts.append("reloading")
     elif failure:
         parts.append(f"the last reload failed: {failure.partition(chr(10))[0]}")
-    return log.escaped(", ".join(parts))
+    return escaped(", ".join(parts))

@@ -19,6 +19,7 @@ from prefork.host.addresses import Address
 from prefork.reloading import trial
 from prefork.reloading.handover import program
 from prefork.workers import log
+from prefork.workers.text import escaped
 
 VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -120,7 +121,7 @@ def why_none() -> str:
     """Say why there is no socket of a name."""
     if not _handed_here:
         return "no socket was handed over to this process (LISTEN_FDS, LISTEN_PID)"
-    names = ", ".join(dict.fromkeys(log.escaped(one.name) for one in _handed_here))
+    names = ", ".join(dict.fromkeys(escaped(one.name) for one in _handed_here))
     return f"no socket of that name was handed over, only {names}"
 
 

@@ -23,9 +23,9 @@ from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
 from prefork.workers import reports, system
 from prefork.workers.errors import PreforkError
-from prefork.workers.log import escaped
 from prefork.workers.scoreboard import MEMFD_NAME, PoolField, Scoreboard, Snapshot
 from prefork.workers.settings import MOST_CHILDREN
+from prefork.workers.text import escaped
 
 if TYPE_CHECKING:
     import signal

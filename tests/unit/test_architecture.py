@@ -40,7 +40,7 @@ PURE = (
 """The modules that decide."""
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
-OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors"}
+OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors", "text"}
 """What the readers of the scoreboard may import of the workers."""
 
 PROCESS_CALLS = {

@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 
 from prefork.workers import log
 from prefork.workers.states import ExitCause, ExitKind
+from prefork.workers.text import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 patient = examples(deadline=None)  # a loaded machine may take its time
-
-LONGEST = 200
-"""Characters of one fact, as promised; the ellipsis and the quotes come on top."""
 
 
 class Caught(logging.Handler):
@@ -131,18 +129,6 @@ def test_one_event_is_one_line(caught: Caught, facts: dict[str, object]) -> None
     assert text.isprintable()
     assert all(f" {key}=" in text for key in facts)
     assert caught.records[-1].facts == {"subject": "master", "event": "did", **facts}  # type: ignore[attr-defined]
-
-
-@patient
-@given(st.text(max_size=5), st.integers(0, 10_000))
-def test_facts_are_bounded(part: str, times: int) -> None:
-    """A fact takes no more than its bound in the line, however long it is and whatever it grows to when escaped."""
-    text = part * times
-    shown = log.escaped(text)
-
-    assert len(shown) <= LONGEST + 1
-    if text.isprintable() and len(text) <= LONGEST:
-        assert shown == text
 
 
 def test_cut_facts_say_so(caught: Caught) -> None:

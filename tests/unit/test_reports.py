@@ -170,7 +170,7 @@ def test_dump_is_cut_below_the_worker_and_escaped() -> None:
         '  File "threading.py", line 2 in run',
         "",
         "Current thread 0x02 (most recent call first):",
-        '  File "app\ufffd.py", line 7 in handle',
+        r'  File "app\x1b.py", line 7 in handle',
         '  File "/lib/prefork/workers/worker/life.py", line 153 in run_worker',
         "Thread 0x03 (most recent call first):",
         '  File "late.py", line 1 in late',

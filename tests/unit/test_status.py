@@ -241,7 +241,7 @@ def test_texts_are_printable_and_short(board: Scoreboard) -> None:
     found = seen(board, about)
 
     assert found["name"] == "\\x1b[2J\\u202eé\\ud800"
-    assert found["settings"] == {"k": "x" * LONGEST_TEXT}
+    assert found["settings"] == {"k": "x" * LONGEST_TEXT + "…"}
 
 
 # --- whatever the words say

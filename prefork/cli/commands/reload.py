@@ -12,9 +12,9 @@ from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.commands.waiting import SPARE_TIME, bar, excuse, seconds_of, wait_until
 from prefork.inspect.find import RunningPool, find_pool
-from prefork.workers.log import escaped
 from prefork.workers.scoreboard import PoolField, SlotField, Snapshot
 from prefork.workers.states import READY, Phase, ReloadState
+from prefork.workers.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,25 @@
+"""Text that is safe to show: what a client, a worker or an application chose, on one line of a terminal (pure)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LONGEST: Final = 200
+"""Characters of one escaped text: a client chooses the name of its Unix socket, not the length of our lines."""
+
+
+def printable(text: str) -> str:
+    r"""Return the text with a backslash escape in place of each character that is not printable.
+
+    The result cannot start a new line, steer a terminal or reverse the direction of writing. A newline
+    becomes ``\n``, an escape character ``\x1b``, half a surrogate pair ``\ud800``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def escaped(text: str, longest: int = LONGEST) -> str:
+    """Return ``printable(text)``, cut to ``longest`` characters; an ellipsis then marks the cut."""
+    shown = printable(text[: longest + 1])
+    return shown if len(shown) <= longest else shown[:longest] + "…"
