@@ -11,18 +11,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from prefork.host import systemd_sockets
-from prefork.host.socket_file import (
-    identity_of,
-    one_start_at_a_time,
-    remove_stale,
-    unlink_if_still,
-)
+from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.mixin import PreForkingMixIn
 from prefork.reloading.handover import pending
 from prefork.reloading.sockets import is_adopted
 from prefork.reloading.trial import is_on_trial
 from prefork.workers import log
 from prefork.workers.errors import BindError
+from prefork.workers.files import Identity, identity_of, unlink_if_still
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.clients import LostClients, is_clients_doing
 
@@ -77,7 +73,7 @@ class _Unix(_Logged):
     """A path in the file system (or an abstract name), handled so that no two servers harm each other."""
 
     unix_mode = 0o660
-    _bound: tuple[int, str, tuple[int, int]] | None = None
+    _bound: tuple[int, str, Identity] | None = None
 
     def server_bind(self) -> None:
         """Bind; replace a path that nobody listens on any more, and give it its mode without a gap."""

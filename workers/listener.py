@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator
 from socketserver import BaseServer
 
+from prefork.workers.files import Identity, identity_of, is_still, unlink_if_still
 from prefork.workers.settings import Settings
 from prefork.workers.text import escaped
 from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
@@ -57,8 +58,8 @@ class Listener:
         self._changed: list[tuple[int, int, int]] = []
         """Options that were set for the time of serving, each with its former value."""
         self._intake_closed = False
-        self._inode = os.fstat(self.fd).st_ino
-        self._path = _path_and_inode(self)
+        self._identity = identity_of(self.fd)
+        self._path = _path_and_identity(self)
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN | select.POLLRDHUP)
 
@@ -74,9 +75,7 @@ class Listener:
 
     def is_still(self, fd: int) -> bool:
         """Tell whether that descriptor is still this listener."""
-        with contextlib.suppress(OSError):
-            return fd == self.fd and os.fstat(fd).st_ino == self._inode
-        return False
+        return fd == self.fd and is_still(fd, self._identity)
 
     def __str__(self) -> str:
         return self.name
@@ -217,32 +216,23 @@ class Listener:
                     fresh.setsockopt(level, option, old.getsockopt(level, option))
             # The old socket has to go before the new one can have its address; the number stays taken.
             os.dup2(fresh.fileno(), old.fileno(), inheritable=False)
-        mode = self._remove_own_path()
+        mode = self.remove_path()
         old.bind(address)
         if mode is not None:
             os.chmod(address, mode)
         if listening:
             old.listen(backlog)
-        self._inode, self._path = os.fstat(self.fd).st_ino, _path_and_inode(self)
+        self._identity, self._path = identity_of(self.fd), _path_and_identity(self)
         remember_path = getattr(self.server, "remember_path", None)
         if self._path is not None and remember_path is not None:
             remember_path()
 
-    def remove_path(self) -> None:
-        """Remove the file of a Unix socket that is given up, unless it is a successor's by now (master)."""
-        self._remove_own_path()
+    def remove_path(self) -> int | None:
+        """Remove the file of this Unix socket, unless the path is a successor's by now (master).
 
-    def _remove_own_path(self) -> int | None:
-        """Make room for a new socket file, unless the path is a successor's by now; return its mode."""
-        if self._path is None:
-            return None
-        path, inode = self._path
-        with contextlib.suppress(FileNotFoundError):
-            found = os.lstat(path)
-            if (found.st_dev, found.st_ino) == inode:
-                os.unlink(path)
-                return found.st_mode & 0o777
-        return None
+        Returns the mode of the removed file, None where there was none to remove.
+        """
+        return None if self._path is None else unlink_if_still(*self._path)
 
     @contextlib.contextmanager
     def _as_socket(self) -> Iterator[socket.socket]:
@@ -296,7 +286,7 @@ _KEPT_OPTIONS = (
 )
 
 
-def _path_and_inode(listener: Listener) -> tuple[str, tuple[int, int]] | None:
+def _path_and_identity(listener: Listener) -> tuple[str, Identity] | None:
     """Return the file of a Unix socket and which file it is; None where there is none."""
     if listener.family != socket.AF_UNIX:
         return None
@@ -304,8 +294,7 @@ def _path_and_inode(listener: Listener) -> tuple[str, tuple[int, int]] | None:
     path = sock.getsockname()
     sock.detach()
     with contextlib.suppress(OSError, ValueError):
-        found = os.lstat(path)
-        return path, (found.st_dev, found.st_ino)
+        return path, identity_of(path)
     return None
 
 

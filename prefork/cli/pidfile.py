@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 from prefork.reloading.handover import keep_pidfile, pending
 from prefork.reloading.trial import inventory
 from prefork.workers.errors import PreforkError, SettingsError
+from prefork.workers.files import identity_of, is_still, unlink_if_still
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,8 +45,8 @@ class PidFile:
         tried = inventory()
         if tried is None:
             self._hold()
-        elif not _is_masters(self.path, tried.pidfile):
-            self._hold()  # a trial makes sure that it can
+        elif not is_still(self.path, tried.pidfile):
+            self._hold()  # a trial makes sure that it can; its master's own file is left alone
             self.__exit__(None, None, None)
         return self
 
@@ -54,7 +55,7 @@ class PidFile:
         if (
             previous is not None
             and previous.pidfile is not None
-            and _is_at(self.path, previous.pidfile)
+            and is_still(self.path, identity_of(previous.pidfile))
         ):
             self._fd = previous.pidfile  # with its lock, through the exec
         while self._fd < 0:
@@ -64,7 +65,7 @@ class PidFile:
                 self._refuse_what_is_no_pid_file(fd)
                 # Whoever held it until now may have removed it just before we got the lock; then
                 # the next one would lock another file, and both would run.
-                if _is_at(self.path, fd):
+                if is_still(self.path, identity_of(fd)):
                     self._write(fd)
                     self._fd = fd
             finally:
@@ -83,8 +84,7 @@ class PidFile:
         if self._fd not in _held:  # a child of the holder
             return
         with contextlib.suppress(OSError):  # the directory is gone or has become read-only
-            if _is_at(self.path, self._fd):
-                self.path.unlink()
+            unlink_if_still(self.path, identity_of(self._fd))
         keep_pidfile(None)
         _held.discard(self._fd)
         os.close(self._fd)
@@ -132,22 +132,6 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "it is a symbolic link, which could lead a privileged server to overwrite any file"
     return f"it cannot be written ({error.strerror})"
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
-
-
-def _is_masters(path: Path, pidfile: tuple[int, int] | None) -> bool:
-    """Tell whether that is the pid file of the master for which a trial is made."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == pidfile
 
 
 def _let_go_in_child() -> None:

@@ -7,8 +7,9 @@ import socket
 from typing import Any
 
 from prefork.host.addresses import Address
-from prefork.host.socket_file import identity_of, one_start_at_a_time, remove_stale, unlink_if_still
+from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.workers.errors import BindError, SettingsError
+from prefork.workers.files import Identity, identity_of, unlink_if_still
 from prefork.workers.settings import ROWS
 
 BACKLOG = 64
@@ -26,7 +27,7 @@ class Endpoint:
     def __init__(self, text: str, fd: int | None = None) -> None:
         sock = _bound(_parsed(text)) if fd is None else socket.socket(fileno=fd)
         bound = Address.of_socket(sock)
-        self._path: tuple[str, tuple[int, int]] | None = None
+        self._path: tuple[str, Identity] | None = None
         if bound.path and not bound.path.startswith("\0"):
             self._path = os.path.abspath(bound.path), identity_of(bound.path)
         self.address = str(bound).removeprefix("tcp://")

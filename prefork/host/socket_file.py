@@ -1,4 +1,4 @@
-"""The file of a Unix socket: making room for it, and knowing it again (a leaf)."""
+"""Making room for the file of a Unix socket (a leaf)."""
 
 from __future__ import annotations
 
@@ -68,16 +68,3 @@ def remove_stale(path: str, kind: int) -> None:
             if not isinstance(error, BlockingIOError):
                 raise
     raise OSError(errno.EADDRINUSE, "somebody listens there", path)
-
-
-def identity_of(path: str) -> tuple[int, int]:
-    """Return which file it is, whatever it is called."""
-    found = os.lstat(path)
-    return found.st_dev, found.st_ino
-
-
-def unlink_if_still(path: str, identity: tuple[int, int]) -> None:
-    """Remove the file, unless the path is a successor's by now."""
-    with contextlib.suppress(OSError):
-        if identity_of(path) == identity:
-            os.unlink(path)

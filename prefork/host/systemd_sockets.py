@@ -19,6 +19,7 @@ from prefork.host.addresses import Address
 from prefork.reloading import trial
 from prefork.reloading.handover import program
 from prefork.workers import log
+from prefork.workers.files import Identity, identity_of, is_still
 from prefork.workers.text import escaped
 
 VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -38,12 +39,12 @@ class Handed(msgspec.Struct, frozen=True):
 
     fd: int
     name: str
-    identity: tuple[int, int]
+    identity: Identity
 
     @property
     def is_open(self) -> bool:
         """Whether it is still what was handed over."""
-        return _identity(self.fd) == self.identity
+        return is_still(self.fd, self.identity)
 
 
 def read(environ: Mapping[str, str], pids: Collection[int]) -> tuple[Handed, ...]:
@@ -62,15 +63,8 @@ def _number(text: str) -> int:
 def _handed(count: int, names: Sequence[str]) -> Iterator[Handed]:
     for number in range(count):
         name = names[number] if number < len(names) else ""
-        if (identity := _identity(FIRST + number)) is not None:
-            yield Handed(FIRST + number, name or UNNAMED, identity)
-
-
-def _identity(fd: int) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        found = os.fstat(fd)
-        return found.st_dev, found.st_ino
-    return None
+        with contextlib.suppress(OSError):  # the program may have closed it
+            yield Handed(FIRST + number, name or UNNAMED, identity_of(FIRST + number))
 
 
 def _pids() -> set[int]:

@@ -19,6 +19,7 @@ from prefork.reloading.reload import Reload, Step
 from prefork.reloading.sockets import Named
 from prefork.reloading.trial import Inventory
 from prefork.workers import log, system
+from prefork.workers.files import identity_of
 from prefork.workers.listener import Listener
 from prefork.workers.pool.pool import Pool
 from prefork.workers.settings import Settings
@@ -97,12 +98,11 @@ class Succession:
     def _inventory(self) -> Inventory:
         named = [Named.of(fd) for fd in self.handed_over]
         pidfile = kept_pidfile()
-        found = None if pidfile is None else os.fstat(pidfile)
         return Inventory(
             sockets=tuple((one.family, one.kind, one.told) for one in named),
             kept=self.kept,
             metrics=self._metrics,
-            pidfile=None if found is None else (found.st_dev, found.st_ino),
+            pidfile=None if pidfile is None else identity_of(pidfile),
         )
 
     def _watch_roll(self, now: float) -> None:

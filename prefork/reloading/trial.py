@@ -20,6 +20,7 @@ from prefork.host.description import shown
 from prefork.reloading.handover import FORMAT, Program
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
+from prefork.workers.files import Identity
 from prefork.workers.scoreboard import LAYOUT
 from prefork.workers.settings import Settings
 
@@ -42,7 +43,7 @@ class Inventory(msgspec.Struct, frozen=True):
     sockets: tuple[tuple[int, int, Any], ...]
     kept: tuple[int, ...] = ()
     metrics: str | None = None
-    pidfile: tuple[int, int] | None = None
+    pidfile: Identity | None = None
 
 
 class TrialOrders(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -338,7 +339,13 @@ def test_variables_that_hand_over_nothing(environ: dict[str, str]) -> None:
 
 def test_descriptors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names belong to the numbers from 3 on; one without is called as systemd calls it."""
-    monkeypatch.setattr(systemd_sockets, "_identity", lambda fd: None if fd == 5 else (1, fd))
+
+    def identity_of(fd: int) -> tuple[int, int]:
+        if fd == 5:
+            raise OSError(errno.EBADF, "closed")
+        return 1, fd
+
+    monkeypatch.setattr(systemd_sockets, "identity_of", identity_of)
     environ = {"LISTEN_FDS": "4", "LISTEN_PID": "7", "LISTEN_FDNAMES": "web::gone"}
 
     found = systemd_sockets.read(environ, {7})
@@ -347,7 +354,7 @@ def test_descriptors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_count_of_descriptors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A count that somebody made up costs little."""
-    monkeypatch.setattr(systemd_sockets, "_identity", lambda fd: (1, fd))
+    monkeypatch.setattr(systemd_sockets, "identity_of", lambda fd: (1, fd))
     environ = {"LISTEN_FDS": "9" * 9, "LISTEN_PID": "7"}
 
     assert len(systemd_sockets.read(environ, {7})) == 1000
