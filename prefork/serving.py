@@ -19,16 +19,19 @@ import setproctitle
 
 from prefork.host import systemd_sockets
 from prefork.host.endpoint import Endpoint, is_same_place
-from prefork.master.master import Master
+from prefork.master.master import Caller, Master
 from prefork.master.signals import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import handover, sockets, trial
+from prefork.reloading.succession import Predecessor
 from prefork.workers import log
+from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
 from prefork.workers.pool import pool
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.worker.side import WorkerSide
 
 handover.receive_state()
@@ -178,34 +181,15 @@ def _serve_with_pool(
     call_hook: Callable[..., bool],
     user_metrics: slots.Lease,
 ) -> None:
-    listeners = [one.listener for one in all_served]
     previous = handover.pending()
     if previous is not None:
         settings = _fitting(settings, previous)
-
-    def publish_pids(pids: set[int]) -> None:
-        for one in all_served:
-            one.server.active_children = pids
-
+    caller = _caller(all_served, poll_interval)
     with pool.changing_pools:
         wakeup = Wakeup(None if previous is None else previous.wakeup)
         try:
-            master = Master(
-                settings,
-                listeners,
-                wakeup=wakeup,
-                hooks=_with_metrics(call_hook, user_metrics),
-                enter=_entrance_to(all_served, user_metrics),
-                title=_title(settings, listeners),
-                service_actions=all_served[0].server.service_actions,
-                publish_pids=publish_pids,
-                poll_interval=poll_interval,
-                let_go=lambda: _let_go_of_others(()),
-                metrics_dir=user_metrics.directory,
-                previous=previous,
-                abandoned=_abandoned(),
-                settle=_settle,
-            )
+            spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
+            master = Master(spec, wakeup, caller, _predecessor(previous))
         except BaseException:
             if handover.pending() is None:
                 wakeup.close()
@@ -224,6 +208,42 @@ def _serve_with_pool(
         if handover.pending() is None:
             master.close()
             wakeup.close()
+
+
+def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller:
+    """Return what the master's loop does for the servers."""
+
+    def publish_pids(pids: set[int]) -> None:
+        for one in all_served:
+            one.server.active_children = pids
+
+    return Caller(
+        service_actions=all_served[0].server.service_actions,
+        publish_pids=publish_pids,
+        poll_interval=0.5 if poll_interval is None else max(0.0, poll_interval),
+    )
+
+
+def _spec_of_workers(
+    all_served: Sequence[Served],
+    settings: Settings,
+    call_hook: Callable[..., bool],
+    user_metrics: slots.Lease,
+    wakeup: Wakeup,
+) -> WorkerSpec:
+    """Return what every worker of these servers is made from."""
+    listeners = [one.listener for one in all_served]
+    return WorkerSpec(
+        settings=settings,
+        listeners=listeners,
+        wake=wakeup.workers_fd,
+        credentials=credentials_of(settings),
+        title=_title(settings, listeners),
+        hooks=_with_metrics(call_hook, user_metrics),
+        enter=_entrance_to(all_served, user_metrics),
+        drop_servers=lambda: _let_go_of_others(()),
+        metrics_dir=user_metrics.directory,
+    )
 
 
 def _entrance_to(
@@ -299,10 +319,13 @@ def _fitting(settings: Settings, previous: handover.MasterState) -> Settings:
     )
 
 
-def _abandoned() -> list[Listener]:
-    """Return the sockets of before that no server has asked for."""
+def _predecessor(previous: handover.MasterState | None) -> Predecessor | None:
+    """Return what an earlier image has left, with those of its sockets that no server asked for."""
+    if previous is None:
+        return None
     left = [] if _adoptable is None else _adoptable.give_up()
-    return [Listener(sockets.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
+    abandoned = [Listener(sockets.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
+    return Predecessor(previous, abandoned, _settle)
 
 
 def _settle() -> None:

@@ -1,7 +1,8 @@
-"""What the master makes its workers from (both)."""
+"""What the children of a master are made from: its workers, and the metrics process (both)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,24 +16,54 @@ from prefork.workers.worker.side import WorkerSide
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """What every worker of a pool is made from; the same for all of them.
+    """What every worker of a pool is made from: all that the program decides, the same for each.
 
-    title: what stands before and after the slot in the process title.
-    hooks: the leading server's, called as ``hooks(name, *arguments)``; returns whether the hook is
-    the program's own. enter: tells the server
-    objects that they are in a worker now. shed: called with the slot, closes what belongs to
-    other workers and to other pools of the process.
+    The spec is made once, when serving begins (prefork/serving.py). The master, the pool and the
+    metrics process hand it on whole.
+
+    listeners: one for each server, in the order of ``serve()``.
+    wake: the descriptor that wakes the master when a worker writes to it.
+    credentials: what a worker becomes before it runs code of the program; None to stay as it is.
+    title: the text before and after the slot's number in a worker's process title.
+    hooks: calls a hook of the first server, as ``hooks(name, *arguments)``; returns whether the hook
+    is the program's own.
+    enter: called in each worker, to note in the server objects that they are in a worker now.
+    drop_servers: called in a child that serves nothing, to let go of the sockets of all servers.
+    metrics_dir: the directory of the program's own metrics; None where it keeps none.
     """
 
     settings: Settings
-    board: Scoreboard
     listeners: list[Listener]
-    life: int
     wake: int
-    master_pid: int
     credentials: Credentials | None
-    umask: int | None
     title: tuple[str, str]
     hooks: Callable[..., Any]
     enter: Callable[[WorkerSide], None]
+    drop_servers: Callable[[], None]
+    metrics_dir: str | None
+
+    def drop_privileges(self) -> None:
+        """Take on the umask and the credentials of a worker (child, before code of the program runs)."""
+        if self.settings.umask is not None:
+            os.umask(self.settings.umask)
+        if self.credentials is not None:
+            self.credentials.assume()
+
+
+class PoolLink(msgspec.Struct, frozen=True):
+    """What ties each child of a master to its pool; made by the pool, the same for each.
+
+    life: the end of the life pipe that is readable when the master has ended. The master holds the
+    other end and writes nothing to it.
+    shed: called in the child with its slot (NO_SLOT for a child that is no worker). It closes what
+    belongs to other workers and to other pools of the process.
+    """
+
+    board: Scoreboard
+    life: int
+    master_pid: int
     shed: Callable[[int], None]
+
+
+NO_SLOT = -1
+"""The slot of a child that is no worker."""

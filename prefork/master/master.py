@@ -14,8 +14,9 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+
+import msgspec
 
 from prefork.host.description import about, shown
 from prefork.host.notify import Notifier, status_line
@@ -31,19 +32,17 @@ from prefork.reloading.handover import (
     program,
 )
 from prefork.reloading.reload import Reload
-from prefork.reloading.succession import Succession, floor_after
+from prefork.reloading.succession import Predecessor, Succession, floor_after
 from prefork.workers import log
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.identity import SHUTDOWN
-from prefork.workers.listener import Listener
 from prefork.workers.pool.before_fork import frozen_heap, refuse_threads
 from prefork.workers.pool.policy import decide
 from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
-from prefork.workers.settings import Settings
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import Phase
-from prefork.workers.worker.side import WorkerSide
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""
@@ -65,34 +64,37 @@ SAME_ORDER = 0.05
 child and then to its group, a terminal's wrapper may do alike. People take longer."""
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """What the master does in its loop for the servers, beside keeping the pool.
+
+    service_actions: called in every tick. publish_pids: called in every tick with the pids of the
+    live workers. poll_interval: seconds between two ticks at the most.
+    """
+
+    service_actions: Callable[[], None]
+    publish_pids: Callable[[set[int]], None]
+    poll_interval: float
+
+
 class Master:
-    """Keeps one pool. Made and run by ``serve_forever()``, in the calling thread."""
+    """Keeps one pool. Made and run by ``serve_forever()``, in the calling thread.
+
+    predecessor: what an earlier image of this process has left; None in the first one.
+    """
 
     def __init__(
         self,
-        settings: Settings,
-        listeners: list[Listener],
-        *,
+        spec: WorkerSpec,
         wakeup: Wakeup,
-        hooks: Callable[..., Any],
-        enter: Callable[[WorkerSide], None],
-        title: tuple[str, str],
-        service_actions: Callable[[], None],
-        publish_pids: Callable[[set[int]], None],
-        poll_interval: float | None,
-        let_go: Callable[[], None],
-        metrics_dir: str | None,
-        previous: MasterState | None = None,
-        abandoned: Sequence[Listener] = (),
-        settle: Callable[[], None] = lambda: None,
+        caller: Caller,
+        predecessor: Predecessor | None = None,
     ) -> None:
-        self._settings = settings
-        self._listeners = listeners
+        previous = None if predecessor is None else predecessor.state
+        settings = self._settings = spec.settings
+        listeners = self._listeners = spec.listeners
         self._is_successor = previous is not None
         self._wakeup = wakeup
-        self._service_actions = service_actions
-        self._publish_pids = publish_pids
-        self._poll_interval = 0.5 if poll_interval is None else max(0.0, poll_interval)
+        self._caller = caller
         self._signals = SignalCounts()
         self._shutdown_asked = False
         self._interrupted = False
@@ -108,21 +110,14 @@ class Master:
         self._thread = threading.get_ident()
         self._poll = select.poll()
         self.metrics = metrics = MetricsProcess(
-            settings,
-            poll=self._poll,
-            let_go=let_go,
-            directory=metrics_dir,
+            spec,
+            self._poll,
             previous=None if previous is None else previous.metrics,
             now=self._now(),
         )
         try:
             self.pool = Pool(
-                settings,
-                listeners,
-                hooks=hooks,
-                enter=enter,
-                title=title,
-                wake=wakeup.workers_fd,
+                spec,
                 private_fds=lambda: [*wakeup.abandon(), *metrics.private_fds()],
                 previous=None if previous is None else previous.pool,
             )
@@ -145,9 +140,7 @@ class Master:
             self._reload,
             self.pool,
             listeners,
-            before=previous,
-            abandoned=abandoned,
-            settle=settle,
+            predecessor=predecessor,
             metrics=metrics.address,
             state_to_hand_over=self._state_to_hand_over,
         )
@@ -218,7 +211,7 @@ class Master:
             )
 
     def _run_until_stopped(self) -> None:
-        service_actions = self._service_actions
+        service_actions = self._caller.service_actions
         failure: BaseException | None = None
         while failure is None or self._now() < self._stop_by:
             try:
@@ -285,7 +278,7 @@ class Master:
 
     def _wait(self, wake: float | None) -> None:
         now = self._now()
-        length = min(self._poll_interval, LOOK_INTERVAL)
+        length = min(self._caller.poll_interval, LOOK_INTERVAL)
         if wake is not None:
             length = min(length, max(0.0, wake - now))
         if any(fd == self._wakeup.fileno() for fd, _ in self._poll.poll(length * 1000)):
@@ -452,7 +445,7 @@ class Master:
         board.set_pool(PoolField.PHASE, self._phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
         self._size.publish(were_ready=self._ready_announced)
-        self._publish_pids(self.pool.pids)
+        self._caller.publish_pids(self.pool.pids)
 
     def _status_line(self, view: PoolView) -> str:
         return status_line(

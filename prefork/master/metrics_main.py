@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
@@ -21,9 +20,7 @@ import setproctitle
 
 from prefork.workers import log, system
 from prefork.workers.scoreboard import Scoreboard
-from prefork.workers.spec import WorkerSpec
-
-_NO_SLOT = -1
+from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
 
 LEAVE = signal.SIGRTMIN
 """Asks the metrics process to end. A TERM to the whole group must not: it answers to the end of the drain."""
@@ -42,15 +39,13 @@ _CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
 class MetricsSpec(msgspec.Struct, frozen=True):
     """What the metrics process is made from.
 
-    listener: the listening socket. beat: an eventfd for its signs of life. let_go: drops the
-    sockets of all servers. directory: where handlers put their own metrics, if they do.
+    listener: the listening socket. beat: an eventfd for its signs of life. title: of the process.
     """
 
     worker_spec: WorkerSpec
+    link: PoolLink
     listener: int
     beat: int
-    let_go: Callable[[], None]
-    directory: str | None
     title: str
 
 
@@ -66,13 +61,13 @@ def live(spec: MetricsSpec, mask: set[int]) -> NoReturn:
 
 
 def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
-    worker_spec = spec.worker_spec
+    worker_spec, link = spec.worker_spec, spec.link
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
-    worker_spec.shed(_NO_SLOT)
+    link.shed(NO_SLOT)
     os.close(worker_spec.wake)
-    spec.let_go()
-    board = _read_only(worker_spec.board)
+    worker_spec.drop_servers()
+    board = _read_only(link.board)
     # operator.is_: see workers/worker/life.py.
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -81,19 +76,19 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
     # privileges are dropped: the interpreter's folders may be root's.
     from prefork.metrics import exporter  # noqa: PLC0415
 
-    _drop_privileges(worker_spec)
+    worker_spec.drop_privileges()
     with contextlib.suppress(Exception):  # a title is a nicety
         setproctitle.setproctitle(spec.title)
     complain = _Complaints(name)
     exporter.run(
         socket.socket(fileno=spec.listener),
-        exporter.Routes(board, spec.directory, complain),
+        exporter.Routes(board, worker_spec.metrics_dir, complain),
         complain=complain,
         heed={
-            worker_spec.life: lambda: True,  # its end is all that it ever tells
+            link.life: lambda: True,  # its end is all that it ever tells
             wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
         },
-        beat=lambda: _beat(spec.beat, worker_spec.master_pid),
+        beat=lambda: _beat(spec.beat, link.master_pid),
     )
 
 
@@ -111,13 +106,6 @@ def _read_only(board: Scoreboard) -> Scoreboard:
     readable = Scoreboard.attach(fd)
     board.close()
     return readable
-
-
-def _drop_privileges(worker_spec: WorkerSpec) -> None:
-    if worker_spec.umask is not None:
-        os.umask(worker_spec.umask)
-    if worker_spec.credentials is not None:
-        worker_spec.credentials.assume()
 
 
 class _Complaints:

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable
 from enum import Enum, auto
 
 import msgspec
@@ -25,7 +24,7 @@ from prefork.workers import log, system
 from prefork.workers.pool.failures import backoff
 from prefork.workers.pool.pool import Pool, changing_pools
 from prefork.workers.scoreboard import PoolField
-from prefork.workers.settings import Settings
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, ExitStatus
 
 START_INTERVAL = 1.0
@@ -95,30 +94,25 @@ class MetricsProcess:
     """Keeps the metrics process of one pool; does nothing where ``metrics`` is off (master).
 
     Making it binds the address: SettingsError for a text that is none, BindError where it cannot
-    be had. poll: where the master waits; the end of the process wakes it. let_go: has the child
-    drop the sockets of all servers. directory: where handlers put their own metrics, if they do.
+    be had. poll: where the master waits; the end of the process wakes it.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        *,
+        spec: WorkerSpec,
         poll: select.poll,
-        let_go: Callable[[], None],
-        directory: str | None,
+        *,
         previous: MetricsState | None = None,
         now: float = 0.0,
     ) -> None:
+        self._spec = spec
         self._poll = poll
-        self._let_go = let_go
-        self._directory = directory
-        self._name = settings.name
         self._record = Record()
         self._child: system.Child | None = None
         self._forking: int | None = None
         self._replacing = False
         """Whether the process is one of before a reload, which was asked to leave."""
-        self._endpoint = _endpoint(settings.metrics, previous)
+        self._endpoint = _endpoint(spec.settings.metrics, previous)
         self._beat = (
             -1 if self._endpoint is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         )
@@ -217,13 +211,12 @@ class MetricsProcess:
     def _start(self, endpoint: Endpoint, pool: Pool, now: float) -> None:
         self._record = self._record.started(now)
         self._drain_beat()  # what the one before has left there
-        name = f"[{self._name}] " if self._name else ""
+        name = f"[{self._spec.settings.name}] " if self._spec.settings.name else ""
         spec = MetricsSpec(
-            worker_spec=pool.spec,
+            worker_spec=self._spec,
+            link=pool.link,
             listener=endpoint.fd,
             beat=self._beat,
-            let_go=self._let_go,
-            directory=self._directory,
             title=f"prefork: metrics {name}{endpoint.address}",
         )
         (self._child,), error = self._fork(spec)

@@ -6,6 +6,8 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from prefork.host import systemd_sockets
 from prefork.host.description import shown
 from prefork.reloading.handover import (
@@ -25,12 +27,22 @@ from prefork.workers.pool.pool import Pool
 from prefork.workers.settings import Settings
 
 
+class Predecessor(msgspec.Struct, frozen=True):
+    """What an earlier image of the master has left to this one.
+
+    abandoned: its sockets that no server of this image asked for. settle: gives up what was kept
+    in case this image fails before it has everything in hand.
+    """
+
+    state: MasterState
+    abandoned: list[Listener]
+    settle: Callable[[], None]
+
+
 class Succession:
     """Both ends of a reload in one master (its every tick, while it serves).
 
-    before: what an earlier image has left, None in the first one. abandoned: its sockets that no
-    server of this one has asked for. settle: gives up what was kept for the case that this one fails.
-    metrics: where the metrics process listens. state_to_hand_over: returns what this image would leave.
+    predecessor: what an earlier image has left, None in the first one. metrics: where the metrics process listens. state_to_hand_over: returns what this image would leave.
     """
 
     def __init__(
@@ -39,30 +51,27 @@ class Succession:
         pool: Pool,
         listeners: Sequence[Listener],
         *,
-        before: MasterState | None,
-        abandoned: Sequence[Listener],
-        settle: Callable[[], None],
+        predecessor: Predecessor | None,
         metrics: str | None,
         state_to_hand_over: Callable[[], MasterState],
     ) -> None:
         self.reload = reload
         self._pool = pool
         self._listeners = listeners
-        self._before = before
-        self._abandoned = list(abandoned)
-        self._settle = settle
+        self._predecessor = predecessor
+        self._abandoned = [] if predecessor is None else list(predecessor.abandoned)
         self._metrics = metrics
         self._state_to_hand_over = state_to_hand_over
         self._roll_at_latest = 0.0
 
     def take_up(self, settings: Settings, now: float) -> None:
         """Have everything in hand again; only now do signals come through (their handlers stand)."""
-        if self._before is None:
+        if self._predecessor is None:
             return
         adopted()
-        self._settle()
+        self._predecessor.settle()
         system.unblock(CONTROL_SIGNALS)
-        for key, old, new in _changes(self._before.settings, shown(settings)):
+        for key, old, new in _changes(self._predecessor.state.settings, shown(settings)):
             log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
         for listener in self._abandoned:
             log.event(logging.INFO, f"listener {listener}", "is not wanted any more")

@@ -14,12 +14,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from prefork.workers import log, reports, system
-from prefork.workers.credentials import credentials_of
 from prefork.workers.identity import DUMP_AT_ONCE, WorkerInfo, WorkerPipes
-from prefork.workers.listener import Listener
 from prefork.workers.memory import Memory, OomAttribution
 from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
 from prefork.workers.pool.failures import PROVEN, Failures, is_crash
@@ -27,8 +24,7 @@ from prefork.workers.pool.handle import Handle
 from prefork.workers.pool.state import PoolState
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
-from prefork.workers.settings import Settings
-from prefork.workers.spec import WorkerSpec
+from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.states import (
     ExitCause,
     ExitKind,
@@ -41,7 +37,6 @@ from prefork.workers.states import (
 )
 from prefork.workers.worker.life import run_worker
 from prefork.workers.worker.prepared import PreparedWorker
-from prefork.workers.worker.side import WorkerSide
 
 _pools_here: list[Pool] = []
 """Every running pool of this process, so that a worker of one closes what is the others'."""
@@ -67,24 +62,20 @@ class Pool:
 
     def __init__(
         self,
-        settings: Settings,
-        listeners: list[Listener],
+        spec: WorkerSpec,
         *,
-        hooks: Callable[..., Any],
-        enter: Callable[[WorkerSide], None],
-        title: tuple[str, str],
-        wake: int,
         private_fds: Callable[[], list[int]],
         previous: PoolState | None = None,
     ) -> None:
-        credentials = credentials_of(settings)
-        self.settings = settings
+        self.spec = spec
+        self.settings = spec.settings
         if previous is None:
-            self.board = Scoreboard.create(settings.max_children)
+            self.board = Scoreboard.create(spec.settings.max_children)
             self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         else:
             self.board = Scoreboard.attach(previous.board, writable=True)
             self._life_read, self._life_write = previous.life
+        self.link = PoolLink(self.board, self._life_read, os.getpid(), self._shed_in_worker)
         self.handles: dict[int, Handle] = {}
         self._pipes: dict[int, WorkerPipes] = {}
         self._let_go = False
@@ -95,25 +86,10 @@ class Pool:
         """Workers that died unexpectedly and have not been replaced yet."""
         self.oom_killed = 0
         """Workers that the kernel has killed for want of memory since the last plan."""
-        self._hooks = hooks
         self._oom = OomAttribution(Memory())
         self._truncated_seen = 0
         self._private_fds = private_fds
         self._exits = select.epoll()
-        self.spec = WorkerSpec(
-            settings=settings,
-            board=self.board,
-            listeners=listeners,
-            life=self._life_read,
-            wake=wake,
-            master_pid=os.getpid(),
-            credentials=credentials,
-            umask=settings.umask,
-            title=title,
-            hooks=hooks,
-            enter=enter,
-            shed=self._shed_in_worker,
-        )
         if previous is not None:
             self._take_over(previous)
         _pools_here.append(self)
@@ -172,7 +148,7 @@ class Pool:
     def call_hook(self, name: str, *arguments: object) -> None:
         """Call a hook of the leading server; one that raises is logged and counted."""
         try:
-            self._hooks(name, *arguments)
+            self.spec.hooks(name, *arguments)
         except Exception as error:  # noqa: BLE001 - a hook never stops supervision
             self.board.count_pool(PoolField.HOOK_FAILURES)
             log.failure(logging.ERROR, "master", f"{name}() raised", error)
@@ -222,17 +198,11 @@ class Pool:
                 self._pipes[slot] = self._make_pipes(slot)
         except OSError as error:
             return [None] * len(slots), error
-        return system.fork_children(
-            [
-                functools.partial(
-                    run_worker,
-                    self.spec,
-                    self.generation,
-                    PreparedWorker(self.spec, slot, self._pipes[slot]),
-                )
-                for slot in slots
-            ]
-        )
+        prepared = [
+            PreparedWorker(self.spec, self.link, slot, self.generation, self._pipes[slot])
+            for slot in slots
+        ]
+        return system.fork_children([functools.partial(run_worker, one) for one in prepared])
 
     def _make_pipes(self, slot: int) -> WorkerPipes:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -26,7 +26,7 @@ from prefork.workers.scoreboard import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
 from prefork.workers.worker.loop import Loop
-from prefork.workers.worker.prepared import PreparedWorker, sources_of
+from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
 from prefork.workers.worker.side import ThisWorker, WorkerSide
 from prefork.workers.worker.witness import witness_for
@@ -50,33 +50,32 @@ _CHLD, _TERM, _USR1 = int(signal.SIGCHLD), int(signal.SIGTERM), int(signal.SIGUS
 _DEFAULT = int(signal.SIG_DFL)
 
 
-def run_worker(
-    spec: WorkerSpec, generation: int, prepared: PreparedWorker, mask: set[int]
-) -> NoReturn:
+def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
     """Live a worker's whole life; called in the child with all signals blocked."""
+    spec, link = prepared.spec, prepared.link
     slot, pipes, writer = prepared.slot, prepared.pipes, prepared.writer
-    info = ThisWorker(slot, generation, os.getpid(), writer)
+    info = ThisWorker(slot, prepared.generation, os.getpid(), writer)
     call_master = functools.partial(_call_master, spec.wake)
     try:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # the program's own, when the pool is served in a thread
-        spec.shed(slot)
+        link.shed(slot)
         os.close(pipes.wake_write)
         loop = Loop(
-            prepared.sources or sources_of(spec, writer),
+            prepared.sources or prepared.make_sources(),
             writer,
             str(info),
-            master_pid=spec.master_pid,
-            life=spec.life,
+            master_pid=link.master_pid,
+            life=link.life,
             wake_read=pipes.wake_read,
             wakeup=wakeup_read,
-            witness=witness_for(spec.settings, (slot, generation), spec.board, call_master),
+            witness=witness_for(spec.settings, (slot, info.generation), link.board, call_master),
             checks=limits_for(spec.settings, writer, call_master),
         )
         _set_dispositions(loop, pipes.report)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         system.set_mask(mask)
-        _drop_privileges(spec)
+        spec.drop_privileges()
         _set_title(f"{spec.title[0]}{slot}{spec.title[1]}")
         spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
         _mark_forks(loop, writer)
@@ -161,13 +160,6 @@ def _stack_writer(report: int) -> Callable[[int, object], None]:
 def _set_title(title: str) -> None:
     with contextlib.suppress(Exception):  # a title is a nicety
         setproctitle.setproctitle(title)
-
-
-def _drop_privileges(spec: WorkerSpec) -> None:
-    if spec.umask is not None:
-        os.umask(spec.umask)
-    if spec.credentials is not None:
-        spec.credentials.assume()
 
 
 def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
