@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
-import errno
 import math
 import os
 import select
@@ -306,13 +305,3 @@ def _backlog(sock: socket.socket) -> int:
         limit: int = struct.unpack_from("=I", info, 28)[0]
         return limit
     return socket.SOMAXCONN
-
-
-PRESSURE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL})
-"""Errors of accept() that the next call will meet again: wait a little. Others cost one client.
-
-EINVAL: somebody shut the listener down, for all processes.
-"""
-
-BROKEN = frozenset({errno.EBADF, errno.ENOTSOCK})
-"""Errors that say that this process has lost its listener: only a new worker has it again."""

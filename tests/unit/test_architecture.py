@@ -36,6 +36,7 @@ UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.r
 PURE = (
     "states",
     *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
+    "worker.shortage",
 )
 """The modules that decide."""
 
@@ -187,7 +188,7 @@ def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
     """The decisions are values in, values out: no clock, process, file or random number can come in."""
     outside = {found.split(".")[0] for found in imports_of(SOURCES[name])} - {"prefork"}
 
-    assert outside <= {"__future__", "collections", "enum", "math", "msgspec", "signal"}
+    assert outside <= {"__future__", "collections", "enum", "errno", "math", "msgspec", "signal"}
     assert process_calls(SOURCES[name]) == set()
 
 

@@ -29,9 +29,10 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from prefork.workers.worker.datagrams import ROUND, Datagrams
-from prefork.workers.worker.loop import FRUITLESS_TRY, Loop
+from prefork.workers.worker.loop import Loop
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
+from prefork.workers.worker.takes import FRUITLESS_TRY
 from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> No
         assert select.select([bench.server], [], [], CEILING)[0]
         now = time.monotonic_ns()
         bench.loop._serve_datagrams(bench.source, datagrams, now, now + 10**9)
-        assert bench.loop._fruitless <= FRUITLESS_TRY
+        assert bench.loop._takes.fruitless <= FRUITLESS_TRY
     assert len(bench.handled) == 100
 
 

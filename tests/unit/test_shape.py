@@ -36,7 +36,6 @@ EXCEPTIONS: Final = {
     "prefork.workers.pool.pool.Pool": BEING_SPLIT,
     "prefork.workers.scoreboard.Scoreboard": BEING_SPLIT,
     "prefork.workers.worker.loop.Loop.__init__": BEING_SPLIT,
-    "prefork.workers.worker.loop.Loop._nothing_taken": BEING_SPLIT,
     "prefork.workers.worker.loop.Loop._serve_rounds": BEING_SPLIT,
     "prefork.workers.worker.loop.Loop.run": BEING_SPLIT,
 }

@@ -22,19 +22,12 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
-from prefork.workers.listener import BROKEN, PRESSURE
-from prefork.workers.scoreboard import (
-    ORDER,
-    REQUEST_NS,
-    SHORTEST_NS,
-    Outcome,
-    SlotField,
-    SlotWriter,
-)
+from prefork.workers.scoreboard import ORDER, REQUEST_NS, SHORTEST_NS, Outcome, SlotWriter
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.worker.accounting import AT_ONCE_NS, Overlapping, account_for
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.worker.source import Source, is_made_plainly
+from prefork.workers.worker.takes import Takes
 from prefork.workers.worker.witness import Witness
 
 WAIT_BOUND = 5.0
@@ -65,12 +58,6 @@ CHORES_BOUND = 0.5
 
 PRESSURE_PAUSE = 0.05
 """Seconds between two tries while accept() has no descriptor or memory to give."""
-
-FRUITLESS_BOUND = 1024
-"""Points after which a worker pauses: its descriptor is readable for ever. A take that brings something ends them."""
-
-FRUITLESS_TRY = 64
-"""Points for a take that found nothing; one that failed has used up a client as a rule, and gives one."""
 
 
 GOOD = Outcome.OK  # an enum's look-up costs as much as a frame
@@ -103,11 +90,7 @@ class Loop:
         self._life = life
         self._bell = wake_read
         self._wakeup = wakeup
-        self._pressed: set[Source] = set()
-        """Those that cannot be taken from, for want of descriptors or memory."""
-        self._fruitless = 0
-        self._dry = False
-        """Whether the last take said that nothing is queued."""
+        self._takes = Takes(writer, identity, self._pause)
         self._checks = checks
         self._sources = {source.listener.fd: source for source in sources}
         self._account = account_for([source.server for source in sources], writer, witness)
@@ -168,14 +151,15 @@ class Loop:
 
     def _serve_queued(self, source: Source) -> bool:
         """Serve as long as something is queued and can be taken; tell whether nothing is left."""
-        self._dry = False
-        while not self._dry and self._reason is None:
+        takes = self._takes
+        takes.dry = False
+        while not takes.dry and self._reason is None:
             now = monotonic_ns()
             self._serve(source, now, now)
             self._look_around()
-            if source in self._pressed:
+            if takes.is_stalled(source):
                 break
-        return self._dry
+        return takes.dry
 
     def settle_steps(self) -> None:
         """Look again which steps the servers leave as they are."""
@@ -206,15 +190,15 @@ class Loop:
         the caches are cold after each system call.
         """
         server, take, writer, account = source.server, source.take, self._writer, self._account
-        verify, process = source.verify, source.process
+        verify, process, takes = source.verify, source.process, self._takes
         while True:
             try:
                 request, address = take()
             except Exception as error:  # noqa: BLE001 - an overridden get_request() may raise what it likes
-                self._nothing_taken(source, error)
+                takes.failed(source, error)
                 return now
-            if self._fruitless:
-                self._fruitful(source)
+            if takes.fruitless:
+                takes.succeeded(source)
             outcome = GOOD
             if account is None:
                 writer.words[REQUEST_NS] = now
@@ -274,7 +258,7 @@ class Loop:
                     data, address = receive(most, MSG_DONTWAIT)
                 except Exception as error:  # noqa: BLE001 - as in _serve()
                     self._end_round(source, datagrams, done, done, now - begun)
-                    self._nothing_taken(source, error)
+                    self._takes.failed(source, error)
                     return now
                 request = (data if len(data) <= size else datagrams.cut(data)), sock
                 try:
@@ -314,8 +298,8 @@ class Loop:
         """Keep the books of a round. short: those that are accounted for here, all in so long."""
         self._writer.account_short(short, duration_ns)
         datagrams.count(taken)
-        if taken and self._fruitless:
-            self._fruitful(source)
+        if taken and self._takes.fruitless:
+            self._takes.succeeded(source)
 
     def _fail(self, server: socketserver.BaseServer, request: Any, address: Any, since: int) -> int:
         """End a request whose handler raised, and account for it; return the instant of its end."""
@@ -324,48 +308,6 @@ class Loop:
         now = monotonic_ns()
         self._writer.account(Outcome.ERROR, now - since)
         return now
-
-    def _nothing_taken(self, source: Source, error: Exception) -> None:
-        """Pause when it was not just a sibling that was faster, or one client that went wrong."""
-        code = error.errno if isinstance(error, OSError) else 0
-        if code in BROKEN:
-            raise error
-        # A Unix socket whose intake is closed says EINVAL when its queue is empty. The others ask
-        # for a descriptor and memory before they look whether there is somebody to accept.
-        if self._writer.order() == Order.DRAIN and (
-            code == errno.EINVAL or (code in PRESSURE and source.listener.is_empty())
-        ):
-            self._dry = True
-            return
-        self._dry = isinstance(error, BlockingIOError)
-        self._fruitless += FRUITLESS_TRY if self._dry else 1
-        bound_reached = self._fruitless >= FRUITLESS_BOUND
-        if code in PRESSURE or code == 0 or (bound_reached and not self._dry):
-            self._under_pressure(source, error)
-        if source in self._pressed or bound_reached:
-            self._dry = self._dry or bound_reached
-            for fd, _ in self._control.poll(PRESSURE_PAUSE * 1000):
-                self._heed(fd)
-
-    def _under_pressure(self, source: Source, error: Exception) -> None:
-        self._writer.count(SlotField.ACCEPT_FAILURES)
-        if source not in self._pressed:
-            self._pressed.add(source)
-            what = "cannot take requests, goes on trying"
-            if isinstance(error, OSError):
-                log.event(
-                    logging.ERROR, self._identity, what, listener=source.listener, error=error
-                )
-            else:
-                log.failure(logging.ERROR, self._identity, what, error, listener=source.listener)
-
-    def _fruitful(self, source: Source) -> None:
-        if source in self._pressed:
-            self._pressed.remove(source)
-            log.event(
-                logging.WARNING, self._identity, "takes requests again", listener=source.listener
-            )
-        self._fruitless = len(self._pressed)  # so that the others are asked for, too
 
     def _reject(self, server: socketserver.BaseServer, request: Any) -> None:
         if self._account is not None:
@@ -413,6 +355,11 @@ class Loop:
         elif signal.SIGTERM in os.read(fd, 4096):
             # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
             self.leave(ExitKind.RETIRED)
+
+    def _pause(self) -> None:
+        """Wait a little before the next take; act on what the master and signals say meanwhile."""
+        for fd, _ in self._control.poll(PRESSURE_PAUSE * 1000):
+            self._heed(fd)
 
     def _look_around(self) -> None:
         """Look at what no event tells."""

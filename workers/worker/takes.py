@@ -1,0 +1,95 @@
+"""What a worker does about takes that fail: nothing, a pause, one log line, or its end (worker)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from prefork.workers import log
+from prefork.workers.scoreboard import ORDER, SlotField, SlotWriter
+from prefork.workers.states import Order
+from prefork.workers.worker.shortage import Meaning, meaning
+from prefork.workers.worker.source import Source
+
+FRUITLESS_BOUND = 1024
+"""Points after which a worker pauses, because a descriptor stays readable and brings nothing."""
+
+FRUITLESS_TRY = 64
+"""Points for a take that found nothing. A take that failed has usually used up a client, and gives one point."""
+
+_DRAIN = int(Order.DRAIN)  # an enum's look-up costs as much as a frame
+
+
+class Takes:
+    """How the takes of one worker go, over all its sources.
+
+    A take that finds nothing is normal, and so is a client that is gone. Both must not become a
+    loop that never ends: a listener can stay readable although no take brings anything. So each
+    failed take gives points, a take that succeeds clears them, and at FRUITLESS_BOUND the worker
+    pauses between two takes. It pauses at once where the next take is known to fail, for lack of
+    descriptors or memory. Then the source is *stalled*: the log has one line when that begins and
+    one when it ends, however often the worker tries in between.
+
+    pause: waits a little, and acts on what the master says meanwhile.
+    """
+
+    def __init__(self, writer: SlotWriter, identity: str, pause: Callable[[], None]) -> None:
+        self.fruitless = 0
+        """The points. Not 0 while a source is stalled, so that the next success is reported."""
+        self.dry = False
+        """Whether the last failed take showed that nothing is queued, or that it is no use to go on."""
+        self._writer = writer
+        self._identity = identity
+        self._pause = pause
+        self._stalled: set[Source] = set()
+
+    def failed(self, source: Source, error: Exception) -> None:
+        """Act on a take that has failed. Raises the error when the worker has lost its listener."""
+        draining = self._writer.words[ORDER] == _DRAIN
+        empty = draining and source.listener.is_empty()
+        self.dry = False
+        match meaning(error, draining=draining, empty=empty):
+            case Meaning.SIBLING:
+                self.dry = True
+                self.fruitless += FRUITLESS_TRY
+            case Meaning.CLIENT_GONE:
+                self.fruitless += 1
+                if self.fruitless >= FRUITLESS_BOUND:
+                    self._stall(source, error)
+            case Meaning.SHORTAGE:
+                self.fruitless += 1
+                self._stall(source, error)
+            case Meaning.DRAINED:
+                self.dry = True
+                return
+            case Meaning.BROKEN:
+                raise error
+        if self.fruitless >= FRUITLESS_BOUND:
+            self.dry = True
+            self._pause()
+        elif source in self._stalled:
+            self._pause()
+
+    def succeeded(self, source: Source) -> None:
+        """Forget the points after a take that brought a request; needed only while there are any."""
+        if source in self._stalled:
+            self._stalled.remove(source)
+            log.event(
+                logging.WARNING, self._identity, "takes requests again", listener=source.listener
+            )
+        self.fruitless = len(self._stalled)
+
+    def is_stalled(self, source: Source) -> bool:
+        """Return whether requests cannot be taken from this source for now."""
+        return source in self._stalled
+
+    def _stall(self, source: Source, error: Exception) -> None:
+        self._writer.count(SlotField.ACCEPT_FAILURES)
+        if source in self._stalled:
+            return
+        self._stalled.add(source)
+        what = "cannot take requests, retrying"
+        if isinstance(error, OSError):
+            log.event(logging.ERROR, self._identity, what, listener=source.listener, error=error)
+        else:
+            log.failure(logging.ERROR, self._identity, what, error, listener=source.listener)
