@@ -39,7 +39,7 @@ bench: check-venv $(installed) ## measure prefork beside the standard library (A
 	$(bin)/python benchmarks/run.py $(ARGS)
 
 docs: check-venv $(testable) ## write the generated tables and plots
-	$(bin)/python tests/unit/test_docs.py
+	$(bin)/python -m tests.unit.test_docs
 	$(bin)/python -m docs.images.policy
 
 clean: ## remove the environment and everything that was built

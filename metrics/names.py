@@ -6,7 +6,6 @@ It knows neither the scoreboard nor prometheus_client, so that commands and docu
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -261,27 +260,3 @@ METRICS: Final = {
     for metric in group
 }
 """The table, by name, in the order of the output and of the documentation."""
-
-
-def docs_table() -> str:
-    """Render the Markdown table of all metrics, as docs/METRICS.md shows it."""
-    head = ("metric", "type", "unit", "labels", "meaning")
-    lines = [_cells(head), _cells(["---"] * len(head))]
-    lines += [_cells(_documented(metric)) for metric in METRICS.values()]
-    return "\n".join(lines) + "\n"
-
-
-def _documented(metric: Metric) -> list[str]:
-    labels = ", ".join(f"`{label}`" for label in metric.labels)
-    asked_for = " Only when asked for by name." if metric.opt_in else ""
-    return [
-        f"`{metric.name}`",
-        metric.type.value,
-        metric.unit or "-",
-        labels or "-",
-        metric.help + asked_for,
-    ]
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

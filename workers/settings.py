@@ -7,7 +7,6 @@ wrong by naming key, value, source and what is allowed, and remembers where each
 """
 
 import difflib
-import functools
 import grp
 import pwd
 from collections.abc import Callable, Mapping, Sequence
@@ -574,32 +573,3 @@ def _refuse_contradictions(
     if min_spare is not None and workers == 0:
         allowed = "a pool that follows load needs at least one worker; leave min_spare out"
         raise SettingsError("workers", workers, source("workers"), allowed)
-
-
-# --- documentation -------------------------------------------------------------------------------
-
-
-@functools.cache
-def docs_table() -> str:
-    """Render the Markdown table of all settings, as README and docs show it."""
-    head = ("setting (TOML)", "flag", "environment", "class attribute", "default", "meaning")
-    lines = [_cells(head), _cells(["---"] * len(head))]
-    lines += [_cells(_documented(row)) for row in ROWS.values()]
-    return "\n".join(lines) + "\n"
-
-
-def _documented(row: Row) -> list[str]:
-    short = f"`{row.about.short}`, " if row.about.short else ""
-    default = row.shown(row.default)
-    return [
-        f"`{row.key}`",
-        f"{short}`{row.flag} {row.about.metavar}`",
-        f"`{row.variable}`",
-        f"`{row.attribute}`" if row.attribute else "-",
-        "-" if row.default is None else f"`{default}`",
-        row.about.help,
-    ]
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

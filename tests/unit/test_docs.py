@@ -1,6 +1,6 @@
 """The documents: their generated tables are current, their links lead somewhere.
 
-Run as a program (``make docs``), this file writes the tables.
+``make docs`` runs this file as a program, which writes the tables.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from docs import tables
 from prefork.cli.command_line import commands
 from prefork.master.signals import markdown_table
-from prefork.metrics import names
-from prefork.workers.settings import ROWS, Layer, docs_table, merge
+from prefork.workers.settings import Layer, merge
 
 pytestmark = pytest.mark.once  # documents
 
@@ -24,27 +24,11 @@ DOCUMENTS = sorted(
     [*HOME.glob("*.md"), *HOME.glob("docs/*.md"), *HOME.glob("examples/**/README.md")]
 )
 
-MAIN_SETTINGS = (
-    *("workers", "max_children", "min_spare", "max_memory"),
-    *("request_timeout", "client_timeout", "graceful_timeout", "metrics"),
-)
-"""The settings that README.md shows; all others are in docs/SETTINGS.md alone."""
-
-
-def main_settings() -> str:
-    """Render the Markdown table of the settings that most users need."""
-    lines = ["| class attribute | flag | default | meaning |", "| --- | --- | --- | --- |"]
-    for row in (ROWS[key] for key in MAIN_SETTINGS):
-        default = "-" if row.default is None else f"`{row.shown(row.default)}`"
-        lines.append(f"| `{row.attribute}` | `{row.flag}` | {default} | {row.about.help} |")
-    return "\n".join(lines)
-
-
 TABLES = {
-    ("README.md", "settings"): main_settings,
-    ("docs/SETTINGS.md", "settings"): docs_table,
+    ("README.md", "settings"): tables.main_settings,
+    ("docs/SETTINGS.md", "settings"): tables.settings,
     ("docs/SIGNALS.md", "signals"): markdown_table,
-    ("docs/METRICS.md", "metrics"): names.docs_table,
+    ("docs/METRICS.md", "metrics"): tables.metrics,
 }
 """File and name of each pair of markers ``<!-- name -->``, ``<!-- /name -->``, and what stands between."""
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from prefork.metrics.names import METRICS, Metric, Type, docs_table
+from docs import tables
+from prefork.metrics.names import METRICS, Metric, Type
 from prefork.workers.states import ExitKind, StartReason, WorkerState
 from tests.support.server import environment
 
@@ -75,7 +76,7 @@ def test_help_lists_the_words(name: str, words: list[str]) -> None:
 
 def test_docs_show_all() -> None:
     """The table of the documentation has one line for each metric, in order, and says what has to be asked for."""
-    lines = docs_table().splitlines()[2:]
+    lines = tables.metrics().splitlines()[2:]
 
     assert [line.split("`")[1] for line in lines] == [*METRICS]
     assert {line.count(" | ") for line in lines} == {4}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from docs import tables
 from prefork.workers.cpus import Usable
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import (
@@ -17,7 +18,6 @@ from prefork.workers.settings import (
     Layer,
     Settings,
     attributes_layer,
-    docs_table,
     from_attributes,
     merge,
     resolve,
@@ -325,10 +325,12 @@ def test_flags_do_not_collide() -> None:
     assert ROWS["max_children"].variable == "PREFORK_MAX_CHILDREN"
 
 
-def test_docs_table_has_every_setting() -> None:
-    """The Markdown table is rendered from the rows."""
-    lines = docs_table().splitlines()
+def test_documents_show_every_setting() -> None:
+    """The table of docs/SETTINGS.md has a row for each setting, with all its names and its default."""
+    lines = tables.settings().splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert lines[0].startswith("| setting")
-    assert "| `name` | `-n`, `--name NAME` | `PREFORK_NAME` | `pool_name` | - |" in docs_table()
-    assert "`25s`" in docs_table()
+    assert (
+        "| `name` | `-n`, `--name NAME` | `PREFORK_NAME` | `pool_name` | - |" in tables.settings()
+    )
+    assert "`25s`" in tables.settings()

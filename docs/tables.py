@@ -1,0 +1,73 @@
+"""The generated tables of the documents, as Markdown. ``make docs`` writes them, a test compares them."""
+# ruff: noqa: INP001 - a folder of documents, not a package
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from prefork.metrics.names import METRICS, Metric
+from prefork.workers.settings import ROWS, Row
+
+MAIN_SETTINGS: Final = (
+    *("workers", "max_children", "min_spare", "max_memory"),
+    *("request_timeout", "client_timeout", "graceful_timeout", "metrics"),
+)
+"""The settings that README.md shows; all others are in docs/SETTINGS.md alone."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of these cells, one row a line."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def main_settings() -> str:
+    """Return the table of the settings that most users need."""
+    head = ("class attribute", "flag", "default", "meaning")
+    return table(
+        head,
+        (
+            (f"`{row.attribute}`", f"`{row.flag}`", _default(row), row.about.help)
+            for row in (ROWS[key] for key in MAIN_SETTINGS)
+        ),
+    )
+
+
+def settings() -> str:
+    """Return the table of all settings."""
+    head = ("setting (TOML)", "flag", "environment", "class attribute", "default", "meaning")
+    return table(head, map(_setting, ROWS.values()))
+
+
+def _setting(row: Row) -> Sequence[str]:
+    short = f"`{row.about.short}`, " if row.about.short else ""
+    return (
+        f"`{row.key}`",
+        f"{short}`{row.flag} {row.about.metavar}`",
+        f"`{row.variable}`",
+        f"`{row.attribute}`" if row.attribute else "-",
+        _default(row),
+        row.about.help,
+    )
+
+
+def _default(row: Row) -> str:
+    return "-" if row.default is None else f"`{row.shown(row.default)}`"
+
+
+def metrics() -> str:
+    """Return the table of all metrics."""
+    return table(("metric", "type", "unit", "labels", "meaning"), map(_metric, METRICS.values()))
+
+
+def _metric(metric: Metric) -> Sequence[str]:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    asked_for = " Only when asked for by name." if metric.opt_in else ""
+    return (
+        f"`{metric.name}`",
+        metric.type.value,
+        metric.unit or "-",
+        labels or "-",
+        metric.help + asked_for,
+    )
