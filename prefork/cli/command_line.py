@@ -24,15 +24,7 @@ import click
 from prefork._version import __version__
 from prefork.cli import logs
 from prefork.cli.commands import check, config, dump, reload, run, scale, status, stop, top
-from prefork.cli.commands.outcome import (
-    BIND_FAILED,
-    BOOT_FAILED,
-    CRASH_LOOP,
-    FAILED,
-    INTERRUPTED,
-    OK,
-    USAGE,
-)
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.host.stopping import StoppedEarly
 from prefork.inspect.find import SeveralPoolsError
 from prefork.workers.errors import (
@@ -49,14 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_CODES: Final = {
-    SettingsError: USAGE,
-    TargetError: USAGE,
-    BootError: BOOT_FAILED,
-    BindError: BIND_FAILED,
-    CrashLoopError: CRASH_LOOP,
-    SeveralPoolsError: USAGE,
+    SettingsError: ExitCode.USAGE,
+    TargetError: ExitCode.USAGE,
+    BootError: ExitCode.BOOT_FAILED,
+    BindError: ExitCode.BIND_FAILED,
+    CrashLoopError: ExitCode.CRASH_LOOP,
+    SeveralPoolsError: ExitCode.USAGE,
 }
-"""What leaves a command as an exception, and its exit code; FAILED for all that prefork raises beside."""
+"""The exit codes of the exceptions that end a command; FAILED for everything else that prefork raises."""
 
 
 def main() -> NoReturn:
@@ -82,15 +74,17 @@ def run_command(arguments: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefork"
         logs.say(f"prefork: error: {error.format_message()}\nTry '{path} --help'.")
-        return USAGE
+        return ExitCode.USAGE
     except PreforkError as error:
         _tell(error)
-        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), FAILED)
+        return next(
+            (code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED
+        )
     except StoppedEarly:
-        return OK
+        return ExitCode.OK
     except (KeyboardInterrupt, click.Abort):
-        return INTERRUPTED
-    return int(code or OK) if arguments else USAGE
+        return ExitCode.INTERRUPTED
+    return int(code or ExitCode.OK) if arguments else ExitCode.USAGE
 
 
 def _tell(error: PreforkError) -> None:

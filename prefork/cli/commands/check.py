@@ -7,6 +7,7 @@ import os
 import click
 
 from prefork.cli import check_child, logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     loaded,
     misspelt_variables,
@@ -14,7 +15,6 @@ from prefork.cli.commands.loading import (
     spare_the_metrics_directory,
 )
 from prefork.cli.commands.options import factory_option, setting_options
-from prefork.cli.commands.outcome import INTERRUPTED, OK
 from prefork.host.stopping import StoppedEarly, term_unwinds
 
 
@@ -48,7 +48,7 @@ def command(
     settings = resolved.settings
     text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"
     os.write(verdict_to, text.encode("utf-8", "replace")[:4000])
-    return OK
+    return ExitCode.OK
 
 
 def _check_in_child(arguments: list[str], limit: float) -> int:
@@ -56,8 +56,8 @@ def _check_in_child(arguments: list[str], limit: float) -> int:
         with term_unwinds():  # so that the child is ended, too
             status, verdict = check_child.run(["check", *arguments], limit)
     except StoppedEarly:
-        return INTERRUPTED
-    if status == OK:
+        return ExitCode.INTERRUPTED
+    if status == ExitCode.OK:
         click.echo(f"OK: {verdict}")
     return status
 

@@ -9,6 +9,7 @@ import sys
 import click
 
 from prefork.cli import logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     loaded,
     misspelt_variables,
@@ -17,7 +18,6 @@ from prefork.cli.commands.loading import (
     spare_the_metrics_directory,
 )
 from prefork.cli.commands.options import factory_option, setting_options
-from prefork.cli.commands.outcome import OK
 from prefork.workers.settings import AUTO, ROWS, Resolved, Row
 
 
@@ -40,7 +40,7 @@ def command(
         with contextlib.redirect_stdout(sys.stderr):  # what the application prints is no TOML
             resolved, _ = loaded(target, given.layers, factory=factory)
     click.echo(_as_json(resolved) if as_json else _as_toml(resolved))
-    return OK
+    return ExitCode.OK
 
 
 def _as_toml(resolved: Resolved) -> str:

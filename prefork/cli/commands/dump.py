@@ -8,8 +8,8 @@ from typing import Final
 import click
 
 from prefork.cli import logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.commands.waiting import Looks, excuse, wait_until
 from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.reports import shown
@@ -37,7 +37,7 @@ def _dump(pool: RunningPool, timeout: float) -> int:
     pool.send(signal.SIGUSR1)
     if not wait_until(looks.enough, lambda: "waits for the master", timeout):
         logs.say(f"prefork: error: the master does not answer{excuse(pool)}")
-        return FAILED
+        return ExitCode.FAILED
     answered = wait_until(
         lambda: not _silent(pool),
         lambda: f"waits for {len(_silent(pool))} workers",
@@ -46,7 +46,7 @@ def _dump(pool: RunningPool, timeout: float) -> int:
     snapshot, reports = pool.snapshot(), pool.reports()
     for slot in _asked(snapshot):
         click.echo(_told(snapshot, slot, reports.get(slot, "")))
-    return OK if answered else FAILED
+    return ExitCode.OK if answered else ExitCode.FAILED
 
 
 def _asked(snapshot: Snapshot) -> list[int]:

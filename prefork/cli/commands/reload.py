@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from prefork.cli import logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.commands.waiting import SPARE_TIME, bar, excuse, seconds_of, wait_until
 from prefork.inspect.find import RunningPool, find_pool
 from prefork.workers.scoreboard import PoolField, SlotField, Snapshot
@@ -58,14 +58,14 @@ def _reload(
         before = found.snapshot()
         if before.phase is not Phase.SERVING:
             logs.say(f"prefork: error: the pool is stopping: {found}")
-            return FAILED
+            return ExitCode.FAILED
         if timeout is None:
             timeout = 2 * seconds_of(found, "boot_timeout")
             timeout += seconds_of(found, "graceful_timeout") + SPARE_TIME
         found.send(number)
         if not wait:
             click.echo(f"asked to reload: {found}")
-            return OK
+            return ExitCode.OK
         return _wait(found, before, timeout)
 
 
@@ -80,13 +80,13 @@ def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
     after = pool.snapshot()
     if not is_over or pool.has_stopped():
         logs.say(f"prefork: error: not yet: {progress(after)}{excuse(pool)}")
-        return FAILED
+        return ExitCode.FAILED
     if after[PoolField.RELOAD_STATE] == ReloadState.FAILED:
         reason = "\n".join(map(escaped, pool.board.reload_report().splitlines()))
         logs.say(f"prefork: error: not reloaded, the old workers go on: {reason}")
-        return FAILED
+        return ExitCode.FAILED
     click.echo(f"reloaded: {pool}, generation {after[PoolField.GENERATION]}")
-    return OK
+    return ExitCode.OK
 
 
 def _ended(snapshot: Snapshot) -> int:

@@ -11,6 +11,7 @@ import click
 import setproctitle
 
 from prefork.cli import logs, sources
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     Given,
     loaded,
@@ -20,7 +21,6 @@ from prefork.cli.commands.loading import (
     resolved_with,
 )
 from prefork.cli.commands.options import factory_option, setting_options
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.pidfile import PidFile
 from prefork.cli.target import application_report
 from prefork.cli.watch import folder_of, refuse_where_impossible, watching
@@ -98,7 +98,7 @@ def _serve(servers: list[Any], resolved: Resolved) -> int:
     try:
         serve(*servers, settings=resolved.settings)
     except KeyboardInterrupt:  # Ctrl-C, after a graceful stop
-        return OK
+        return ExitCode.OK
     except BootError as error:
         if logger.isEnabledFor(logging.ERROR):
             error.report = ""  # it stands in the log already, where the worker's exit was told
@@ -108,8 +108,8 @@ def _serve(servers: list[Any], resolved: Resolved) -> int:
     except Exception as error:  # noqa: BLE001 - the application's service_actions() may raise anything
         event(logging.CRITICAL, "master", "failed", report=application_report(error))
         logs.say(f"prefork: error: serving ended by {type(error).__name__}: {error}")
-        return FAILED
-    return OK
+        return ExitCode.FAILED
+    return ExitCode.OK
 
 
 def _set_title(name: str | None, servers: list[BaseServer]) -> None:

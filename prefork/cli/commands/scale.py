@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from prefork.cli import logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.commands.waiting import (
     LOOK_EVERY,
     SPARE_TIME,
@@ -52,7 +52,7 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     with find_pool(pool, name) as found:
         if found.snapshot().phase is not Phase.SERVING:
             logs.say(f"prefork: error: the pool is stopping: {found}")
-            return FAILED
+            return ExitCode.FAILED
         if timeout is None:
             longest = max(seconds_of(found, key) for key in ("boot_timeout", "graceful_timeout"))
             timeout = longest + SPARE_TIME
@@ -83,7 +83,7 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
     # Of several operators who correct each other's signals nobody would arrive: one at a time.
     if not wait_until(pool.take_turn, lambda: "another command scales this pool", _left(end)):
         logs.say("prefork: error: another command scales this pool all the time")
-        return FAILED
+        return ExitCode.FAILED
     before = floor_of(pool.snapshot())
     wanted = wanted_size(size, before, pool.board.slots)
     is_asked_for = _move_floor(pool, wanted, end)
@@ -100,15 +100,15 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
         return _refused(pool, wanted)
     if not in_time or pool.has_stopped():
         logs.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
-        return FAILED
+        return ExitCode.FAILED
     click.echo(f"{wanted} workers (before: {before}), {after.count(*READY)} ready")
-    return OK
+    return ExitCode.OK
 
 
 def _refused(pool: RunningPool, wanted: int) -> int:
     floor = floor_of(pool.snapshot())
     logs.say(f"prefork: error: the master keeps {floor} workers, not {wanted}{excuse(pool)}")
-    return FAILED
+    return ExitCode.FAILED
 
 
 def _is_over(snapshot: Snapshot, wanted: int) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import which_pool
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.inspect import humanize
 from prefork.inspect.find import find_pool
 
@@ -34,7 +34,7 @@ def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
     else:
         width = max(60, shutil.get_terminal_size((100, 24)).columns)
         click.echo("\n".join(as_lines(status, width)))
-    return OK if status["ready"] and not humanize.is_hung(status) else FAILED
+    return ExitCode.OK if status["ready"] and not humanize.is_hung(status) else ExitCode.FAILED
 
 
 def as_lines(status: dict[str, Any], width: int) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Final
 import click
 
 from prefork.cli import logs
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
-from prefork.cli.commands.outcome import FAILED, OK
 from prefork.cli.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
 from prefork.inspect.find import NoSignalsError, RunningPool, find_pool
 from prefork.workers.states import Phase, WorkerState
@@ -52,10 +52,10 @@ def _stop(pool: RunningPool, timeout: float, *, now: bool) -> int:
     if not wait_until(is_over, lambda: _progress(pool), timeout):
         advice = "" if now else "; --now kills its workers"
         logs.say(f"prefork: error: not yet: {_progress(pool)}{excuse(pool)}{advice}")
-        return FAILED
+        return ExitCode.FAILED
     goes_on = not wait_until(pool.has_ended, lambda: "the process ends", EXIT_TIME)
     click.echo(f"stopped: {who}" + (f"; process {pool.pid} itself goes on" if goes_on else ""))
-    return OK
+    return ExitCode.OK
 
 
 class _Hurry:

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import which_pool
-from prefork.cli.commands.outcome import OK
 from prefork.host.stopping import term_unwinds
 from prefork.inspect.find import find_pool
 from prefork.inspect.view import COLUMNS
@@ -47,7 +47,7 @@ def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
         raise click.UsageError("top needs a terminal; 'prefork status' prints the same once")
     with find_pool(pool, name) as found, term_unwinds():
         click.echo(top.watch(found, sort=sort, delay=delay), nl=False)
-    return OK
+    return ExitCode.OK
 
 
 def _drawing() -> Any:
