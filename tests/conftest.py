@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings as properties
 
 from tests.support.leftovers import socket_files, wait_for_descriptors, wait_for_no_children
 from tests.support.processes import become_subreaper, fds_of
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 _PROGRAMS = pytest.StashKey[list[Program]]()
 
+EXAMPLES = 100
+"""Examples that hypothesis invents for each of its tests."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Adopt every orphan of the tests, so that the leftovers of a test can be seen."""
@@ -27,12 +31,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "once: the interpreter makes no difference to it; the CI runs it on one of them"
     )
+    _set_up_hypothesis(EXAMPLES)
     become_subreaper()
     # The time limit of a CI sends TERM: end in order then, so that no program under test is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A shell has its background jobs ignore these, and programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+def _set_up_hypothesis(max_examples: int) -> None:
+    """Have all tests of properties look at this many examples, however long a loaded machine takes for one."""
+    properties.register_profile("prefork", max_examples=max_examples, deadline=None)
+    properties.load_profile("prefork")
 
 
 @pytest.fixture(autouse=True)

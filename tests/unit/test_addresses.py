@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.host.addresses import LONGEST_PATH, Address
@@ -108,14 +107,12 @@ _ADDRESSES = st.one_of(
 )
 
 
-@examples(deadline=None)
 @given(_ADDRESSES)
 def test_canonical_text_round_trips(address: Address) -> None:
     """``str()`` of any address parses to an equal one."""
     assert Address.parse(str(address)) == address
 
 
-@examples(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     """Parsing ends in one of two ways, and an address always has a canonical text."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import choose_encoder as clients_choose_encoder
@@ -55,7 +54,6 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 WORD = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 20)
 SLOTS = 3
 
-patient = examples(deadline=None, max_examples=60)
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -432,7 +430,6 @@ STEPS = st.lists(
 )
 
 
-@patient
 @given(STEPS)
 def test_requests_are_the_sum_of_their_outcomes(steps: list[tuple[int, str]]) -> None:
     """At rest every request is under one outcome, in one slot's total and, unless its worker died, in one bucket."""
@@ -473,7 +470,6 @@ def _take_step(board: Scoreboard, slot: int, step: str) -> None:
                 spawn(board, slot)
 
 
-@patient
 @given(STEPS)
 def test_totals_never_decrease(steps: list[tuple[int, str]]) -> None:
     """However workers come, serve and go, no total and no bucket is ever less than in the scrape before."""
@@ -559,7 +555,6 @@ JUNK = st.recursive(
 )
 
 
-@patient
 @given(
     st.lists(scribbles(SlotField, 64), min_size=2, max_size=2),
     scribbles(PoolField, 120),
@@ -593,7 +588,6 @@ def test_scribbled_words_disturb_nothing(
         assert min(samples(families(reading(board, junk, queues, facts))).values()) >= 0
 
 
-@patient
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_random_bytes_disturb_nothing(seed: int, slots: int) -> None:
     """Random bytes over all records, and in the place of the master's text, give a scrape that can be read."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.cli.commands.scale import is_settled, progress, wanted_size
@@ -24,7 +23,6 @@ from tests.support.waiting import let_pass
 if TYPE_CHECKING:
     from prefork.workers.scoreboard import Scoreboard
 
-patient = examples(deadline=None, max_examples=50)  # a loaded machine may take its time
 
 NOW = 1000 * SECOND
 MS = SECOND // 1000
@@ -80,7 +78,6 @@ def test_status_of_a_pool_without_workers() -> None:
     assert lines[-1] == "no worker yet"
 
 
-@patient
 @given(st.lists(WORD, min_size=64, max_size=64), st.integers(60, 200))
 def test_status_of_whatever_a_worker_writes(words: list[int], width: int) -> None:
     """A slot of random words is shown, in printable lines."""

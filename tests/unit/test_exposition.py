@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from prometheus_client import exposition as client
 from prometheus_client.metrics_core import Metric as Family
@@ -34,7 +33,6 @@ FORMATS = pytest.mark.parametrize(
     ids=["text", "openmetrics"],
 )
 
-patient = examples(deadline=None)
 
 NAME = st.from_regex(r"[a-z]{1,5}(_[a-z]{2,5})?", fullmatch=True)
 TEXT = st.text(
@@ -82,7 +80,6 @@ def own_families(draw: st.DrawFn) -> Family:
 
 
 @FORMATS
-@patient
 @given(st.lists(foreign_families() | own_families(), max_size=6, unique_by=lambda one: one.name))
 def test_same_as_the_client_s(
     accept: str, read: Callable[[str], object], families: list[Family]

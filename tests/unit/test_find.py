@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.inspect import find
@@ -32,7 +31,6 @@ from tests.support.boards import occupy, scoreboard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-patient = examples(deadline=None, max_examples=60)  # a loaded machine may take its time
 
 HERE = os.getpid()
 WORD = st.integers(-(2**63), 2**63 - 1)
@@ -143,7 +141,6 @@ def test_rubbish_of_the_same_name_is_passed_over(
         assert pools == []
 
 
-@patient
 @given(st.lists(WORD, min_size=8, max_size=8), st.integers(0, 2**20))
 def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
     """Whatever eight words begin a memory of whatever size, a look neither fails nor believes them."""
@@ -152,7 +149,6 @@ def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
         assert pools == []
 
 
-@patient
 @given(st.text(max_size=200))
 def test_whatever_a_pool_says_of_itself(about: str) -> None:
     """Nonsense is nothing said, and no name can steer a terminal or begin a line."""

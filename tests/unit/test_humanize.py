@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.inspect import humanize
-
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 BOUNDS = [0.1, 0.2, 0.4]
 COUNTS = st.lists(st.integers(0, 2**40), min_size=4, max_size=4)
@@ -35,7 +32,6 @@ def test_quantile(share: float, counts: list[int], seconds: float | None) -> Non
     )
 
 
-@patient
 @given(COUNTS, st.floats(0, 1), st.floats(0, 1))
 def test_quantile_grows_with_its_share(counts: list[int], one: float, other: float) -> None:
     """A larger share is never faster, and none is outside of the buckets that hold something."""
@@ -104,14 +100,12 @@ def test_size(number: int | None, text: str) -> None:
     assert humanize.size(number) == text
 
 
-@patient
 @given(st.floats(0, 2**63 / 1e9))
 def test_durations_stay_short(seconds: float) -> None:
     """The width of a column does not grow with the uptime."""
     assert len(humanize.duration(seconds)) <= 7
 
 
-@patient
 @given(st.integers(0, 2**63))
 def test_numbers_stay_short(number: int) -> None:
     """The width of a column does not grow with the counters."""
@@ -134,7 +128,6 @@ def test_queue(listener: dict[str, Any], text: str) -> None:
     assert humanize.queue(listener) == text
 
 
-@patient
 @given(st.lists(st.text("ab", min_size=1, max_size=30), max_size=20), st.integers(10, 60))
 def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
     """No line is wider than asked for unless its only word is, and no word is lost."""

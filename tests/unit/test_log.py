@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.workers import log
@@ -17,8 +16,6 @@ from prefork.workers.text import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 
 class Caught(logging.Handler):
@@ -118,7 +115,6 @@ KEYS = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).filter(
 )
 
 
-@patient
 @given(facts=st.dictionaries(KEYS, ANY_VALUE, max_size=5))
 @example(facts={"a": "x\ny", "b": "\x85\x0b\x0c\x1c\u2028\u2029"})
 def test_one_event_is_one_line(caught: Caught, facts: dict[str, object]) -> None:
@@ -169,7 +165,6 @@ def test_report_is_indented(caught: Caught) -> None:
     assert caught.records[-1].report.startswith("Thread 0x1")  # type: ignore[attr-defined]
 
 
-@patient
 @given(report=st.text())
 def test_no_line_of_a_report_stands_at_the_margin(caught: Caught, report: str) -> None:
     """Whatever a report contains, only the event's own line begins at the margin."""

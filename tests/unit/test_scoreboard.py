@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.workers.scoreboard import (
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 SLOTS = 3
 WORD = st.integers(-(2**63), 2**63 - 1)
@@ -112,7 +110,6 @@ def test_file_can_be_found_and_is_not_inherited(board: Scoreboard) -> None:
     assert not os.get_inheritable(board.fd)
 
 
-@patient
 @given(st.integers(1, 200))
 def test_regions_do_not_overlap(slots: int) -> None:
     """The pool's words, the page-aligned texts of the master and the slots fill the file without touching each other."""
@@ -226,7 +223,6 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
         Header.TEXT_BYTES,
     ],
 )
-@patient
 @given(word=WORD)
 @example(word=0)
 @example(word=-1)
@@ -383,7 +379,6 @@ def test_starts_are_counted_by_reason(board: Scoreboard, reason: StartReason) ->
     assert [*seen.starts] == [*StartReason]
 
 
-@patient
 @given(st.lists(DURATION, max_size=20))
 def test_boots_are_measured(durations: list[int]) -> None:
     """Each worker that becomes ready is in one bucket of the times from fork to ready, and in their sum."""
@@ -462,7 +457,6 @@ def test_state_of_a_slot(
     assert state is board.snapshot().slots[2].state
 
 
-@patient
 @given(st.lists(st.tuples(st.sampled_from(Outcome), DURATION), max_size=30))
 def test_accounts_add_up(requests: list[tuple[Outcome, int]]) -> None:
     """Every request is in one bucket, whose bound is the first not below it, and under one outcome."""
@@ -564,7 +558,6 @@ def test_orders_reach_the_pen(board: Scoreboard) -> None:
 # --- what was scribbled
 
 
-@patient
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
     """Random bytes over the whole map, header included, raise in no reader: states and phases stay in their tables."""
@@ -584,7 +577,6 @@ def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
         board.reload_report().encode()
 
 
-@patient
 @given(st.dictionaries(st.sampled_from(SlotField), WORD))
 def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
     """Any numbers in a slot are shown as they are, also the least and the greatest."""

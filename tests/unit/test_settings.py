@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from docs import tables
@@ -69,7 +68,6 @@ def test_durations_that_cannot_be(raw: object) -> None:
     assert "500ms" in error.allowed
 
 
-@examples(deadline=None)
 @given(st.floats(0, LONGEST, allow_nan=False))
 def test_a_shown_duration_reads_the_same(seconds: float) -> None:
     """What ``prefork config`` prints can be put into a file."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.master.signals import TABLE, SignalCounts, Wakeup, markdown_table
@@ -21,7 +20,6 @@ from prefork.workers.identity import SHUTDOWN, WAKE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 HANDLED = [number for number in TABLE if number is not signal.SIGWINCH]
 
@@ -99,7 +97,6 @@ def test_window_size_is_ignored(counts: SignalCounts, wakeup: Wakeup) -> None:
     assert counts.take(b"") == Counter()
 
 
-@patient
 @given(st.binary(max_size=200))
 def test_bytes_are_counted_by_kind(wakeup_bytes: bytes) -> None:
     """Whatever is in the pipe, only handled signals come out, each as often as its byte is there."""

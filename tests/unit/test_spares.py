@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -166,7 +165,6 @@ def test_floor_is_kept() -> None:
     assert follow_load(Spares(2), Load(9, 0), 5, SETTINGS, NOW).size == 5
 
 
-@examples(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.001, 2), any_load), max_size=60), st.integers(1, 64))
 def test_no_load_whatever_breaks_a_bound(history: list[tuple[float, Load]], floor: int) -> None:
     """Through any history the size stays between floor and max_children, and moves down by one at most, and by the killed."""

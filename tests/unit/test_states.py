@@ -8,12 +8,9 @@ import subprocess
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.workers.states import ExitCause, ExitKind, ExitStatus, Phase, cause_of_exit
-
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 RETIRED = ExitCause(ExitKind.RETIRED)
 SCALED_DOWN = ExitCause(ExitKind.SCALED_DOWN)
@@ -104,7 +101,6 @@ def test_causes_are_shown_in_the_words_of_the_log(shown: str, cause: ExitCause) 
     assert shown == str(cause)
 
 
-@patient
 @given(
     st.sampled_from(ExitKind),
     st.none() | st.integers(-(2**63), 2**63 - 1),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prefork.metrics.kernel import Queue
@@ -28,7 +27,6 @@ from prefork.workers.states import ExitKind, Order, Phase, ReloadState, StartRea
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-patient = examples(deadline=None)  # a loaded machine may take its time
 
 SLOTS = 5
 SECOND = 1_000_000_000
@@ -247,7 +245,6 @@ def test_texts_are_printable_and_short(board: Scoreboard) -> None:
 # --- whatever the words say
 
 
-@patient
 @given(
     pool=st.lists(WORD, min_size=120, max_size=120),
     slot_words=st.lists(WORD, min_size=64, max_size=64),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -21,7 +20,6 @@ from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, ta
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-patient = examples(deadline=None, max_examples=50)  # a loaded machine may take its time
 
 NOW = 1000 * SECOND
 MS = SECOND // 1000
@@ -165,7 +163,6 @@ def test_slots_that_never_had_a_worker_are_no_rows() -> None:
     assert shown.scoreboard == ".._."
 
 
-@patient
 @given(st.lists(WORD, min_size=64, max_size=64), st.lists(WORD, min_size=64, max_size=64))
 def test_whatever_a_worker_writes(first: list[int], second: list[int]) -> None:
     """Random words of a slot at both looks: something is shown, no rate is negative, and it fits the screen."""
