@@ -16,7 +16,7 @@ installed := $(VENV)/.stamp-installed
 testable := $(VENV)/.stamp-testable
 equipped := $(VENV)/.stamp-equipped
 
-.PHONY: help demo test lint bench docs clean check-python check-venv
+.PHONY: help demo test quick lint bench docs clean check-python check-venv
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -29,6 +29,9 @@ demo: check-venv $(installed) ## serve the Mandelbrot set with one worker, then 
 
 test: check-venv $(testable) ## run all tests (ARGS="-k upper" chooses some)
 	$(bin)/python -m pytest $(ARGS)
+
+quick: check-venv $(testable) ## run the tests that start no process, in seconds
+	$(bin)/python -m pytest -m quick tests/unit tests/compat $(ARGS)
 
 lint: check-venv $(equipped) ## check style and types
 	$(bin)/python -m ruff check .

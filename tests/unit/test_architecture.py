@@ -247,6 +247,7 @@ def test_reader_finds_nothing_else(source: str) -> None:
 # --- what is loaded
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "module",
     [

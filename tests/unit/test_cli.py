@@ -340,7 +340,10 @@ def test_own_default_of_client_timeout(
     assert json.loads(out)["client_timeout"] == {"value": value, "origin": origin}
 
 
-@pytest.mark.parametrize("arguments", [["config"], ["check", "application:Shout"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["config"], pytest.param(["check", "application:Shout"], marks=pytest.mark.processes)],
+)
 def test_misspelt_variables_are_told(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:

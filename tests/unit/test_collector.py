@@ -619,6 +619,7 @@ def busy_pool(board: Scoreboard) -> None:
             writer.words[SlotField.BUSY_NS] = 123_456_789 * slot
 
 
+@pytest.mark.processes
 def test_promtool_is_content(board: Scoreboard) -> None:
     """Debian's promtool finds nothing to say about names, types and help."""
     promtool = shutil.which("promtool")

@@ -166,6 +166,7 @@ def test_name_is_escaped() -> None:
         assert pools[0].name == "\\x1b[2J\\nroot"
 
 
+@pytest.mark.processes
 def test_processes_and_descriptors_that_vanish() -> None:
     """What ends or is closed in the middle of a look is passed over."""
     over = threading.Event()

@@ -439,6 +439,7 @@ def test_terminal(handler_for: Callable[..., NonBlockingHandler]) -> None:
         os.close(terminal)
 
 
+@pytest.mark.processes
 def test_child_owes_nothing_of_the_parents(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
@@ -458,6 +459,7 @@ def test_child_owes_nothing_of_the_parents(
     drain(reader)
 
 
+@pytest.mark.processes
 def test_workers_lines_never_mix(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:

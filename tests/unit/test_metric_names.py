@@ -89,6 +89,7 @@ def test_sampled_metrics_say_so() -> None:
     assert "Sampled" in METRICS["prefork_request_queue_wait_seconds"].help
 
 
+@pytest.mark.processes
 def test_names_cost_nothing() -> None:
     """Whoever needs the names (documents, commands) loads no library for it."""
     program = "import sys, prefork.metrics.names; print(*sys.modules)"

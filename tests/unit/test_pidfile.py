@@ -100,6 +100,7 @@ def test_directory_that_is_not_there(path: Path) -> None:
     assert caught.value.source == "flag --pidfile"
 
 
+@pytest.mark.processes
 def test_children_neither_hold_nor_remove_it(path: Path) -> None:
     """A worker that outlives a killed master does not keep the next one from starting."""
     reader, writer = os.pipe()

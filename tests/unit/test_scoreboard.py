@@ -620,6 +620,7 @@ def test_master_s_texts_are_bounded(board: Scoreboard, text: str) -> None:
 # --- other processes
 
 
+@pytest.mark.processes
 def test_words_are_shared_with_children(board: Scoreboard) -> None:
     """What a forked worker writes is read by the master, and outlives the worker."""
     child = os.fork()
@@ -636,6 +637,7 @@ def test_words_are_shared_with_children(board: Scoreboard) -> None:
     assert (board.state(2), board.snapshot().slots[2].ok) == (WorkerState.IDLE, 1)
 
 
+@pytest.mark.processes
 def test_reader_of_another_process(board: Scoreboard) -> None:
     """Another program of the same user attaches through /proc/PID/fd and reads, without being able to write."""
     board.set_pool(PoolField.TARGET, 42)

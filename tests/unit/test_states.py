@@ -112,6 +112,7 @@ def test_any_cause_can_be_shown(kind: ExitKind, status: int | None) -> None:
     assert re.fullmatch(rf"{kind}(\((SIG[A-Z0-9]+|signal -?\d+|-?\d+|unknown)\))?", shown)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGRTMIN + 3])
 def test_real_deaths_are_judged(number: int) -> None:
     """What the kernel says of a child that a signal ended becomes killed with that signal."""
