@@ -15,8 +15,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from prefork.workers.cpus import Usable, usable_cpus
 from prefork.workers.errors import SettingsError
+from prefork.workers.machine import Usable, usable_cpus
 from prefork.workers.units import (
     account,
     lower,

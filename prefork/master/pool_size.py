@@ -7,7 +7,7 @@ import logging
 import msgspec
 
 from prefork.workers import log
-from prefork.workers.memory import Memory, affordable
+from prefork.workers.machine import Memory, affordable
 from prefork.workers.pool.policy import load_of
 from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.spares import Spares, wants_growth

@@ -305,7 +305,7 @@ def test_demo(tmp_path: Path) -> None:
 
 def default_workers() -> int:
     """Return the number of workers of a pool that was not told otherwise."""
-    from prefork.workers.cpus import usable_cpus
+    from prefork.workers.machine import usable_cpus
 
     return usable_cpus().count
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefork.workers.cgroups import groups
+from prefork.workers.machine import groups
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefork.workers.cgroups import Group
+    from prefork.workers.machine import Group
 
 
 def own_group() -> Group | None:

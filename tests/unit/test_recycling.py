@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.workers.memory import Memory
+from prefork.workers.machine import Memory
 from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotWriter
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, index_of

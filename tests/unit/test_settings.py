@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs import tables
-from prefork.workers.cpus import Usable
 from prefork.workers.errors import SettingsError
+from prefork.workers.machine import Usable
 from prefork.workers.settings import (
     LONGEST,
     ROWS,

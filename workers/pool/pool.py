@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 
 from prefork.workers import log, reports, system
 from prefork.workers.identity import DUMP_AT_ONCE, WorkerInfo, WorkerPipes
-from prefork.workers.memory import Memory, OomAttribution
+from prefork.workers.machine import Memory
 from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
 from prefork.workers.pool.failures import PROVEN, Failures, is_crash
 from prefork.workers.pool.handle import Handle
+from prefork.workers.pool.oom import OomAttribution
 from prefork.workers.pool.state import PoolState
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField

@@ -15,7 +15,7 @@ from time import monotonic
 
 import msgspec
 
-from prefork.workers.memory import Memory
+from prefork.workers.machine import Memory
 from prefork.workers.scoreboard import BUCKETS, SlotField, SlotWriter
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, index_of
