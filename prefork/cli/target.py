@@ -439,7 +439,7 @@ def _frames_of_application(error: BaseException) -> bool:
     )
 
 
-_OUR_DIRECTORY = str(Path(__file__).parent) + os.sep
+_OUR_DIRECTORY = str(Path(__file__).parent.parent) + os.sep  # prefork, and what is linked into it
 _IMPORT_MACHINERY = ("<frozen importlib", str(Path(importlib.__file__).parent) + os.sep)
 
 
