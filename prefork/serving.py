@@ -28,7 +28,7 @@ from prefork.workers import log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
-from prefork.workers.pool import pool
+from prefork.workers.pool import descriptors
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
@@ -185,7 +185,7 @@ def _serve_with_pool(
     if previous is not None:
         settings = _fitting(settings, previous)
     caller = _caller(all_served, poll_interval)
-    with pool.changing_pools:
+    with descriptors.changing_pools:
         wakeup = Wakeup(None if previous is None else previous.wakeup)
         try:
             spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)

@@ -1,27 +1,28 @@
-"""What names a worker, and what the master and one worker have in common (both)."""
+"""What names a worker, and what the master and one worker say to each other with (both)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
 import msgspec
 
 DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
-"""Asks for a stack dump that needs no bytecode to run: for a worker that has not answered USR1."""
+"""The signal that asks for a stack dump without running any bytecode; workers/pool/dumps.py says when."""
 
 WAKE = b"\0"
-"""What a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a worker's.
+"""The byte that a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a worker's.
 
-Never a signal number.
+It is no signal's number, because signals write theirs into the same pipe.
 """
 
 SHUTDOWN = b"\xff"
-"""What a worker writes there when its handler called ``shutdown()``."""
+"""The byte that a worker writes there when its handler has called ``shutdown()``."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """Which worker: its numbered place, the generation of the code it runs, its process."""
+    """Names a worker: by its numbered place, the generation of the code that it runs, and its process."""
 
     slot: int
     generation: int
@@ -32,14 +33,15 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 
 
 class WorkerPipes(msgspec.Struct, frozen=True):
-    """What the master and one worker have in common, made before the fork.
+    """The descriptors that the master and one worker share, made before the fork.
 
-    wake_read: a pipe that the master rings when the worker is to look around: at its order, or for a
-    client that nobody took. It reaches a worker whatever that has done to its signals. Not an
-    eventfd, whose one description both would have: a worker could fill it and set it blocking, and
-    its master would wait in it for ever. wake_write: the end that rings, the master's alone. report:
-    memory for its stack dumps and last words, with one position for both: the master sets where
-    the next dump goes, also while the worker is stuck.
+    wake_read, wake_write: a pipe that the master writes to when the worker is to look at its order, or
+    for a client that no worker has taken. Only the master keeps the write end. A byte in a pipe reaches
+    a worker whatever the worker has done to its signals. An eventfd would not do: it has one open file
+    description for both sides, so a worker could fill it and set it blocking, and the master would
+    wait in it for ever.
+    report: memory for the worker's stack dumps and last words (workers/reports.py). Both sides share one
+    file position, so the master decides where the next dump begins, also while the worker is stuck.
     """
 
     wake_read: int
@@ -50,6 +52,11 @@ class WorkerPipes(msgspec.Struct, frozen=True):
     def fds(self) -> tuple[int, int, int]:
         """All descriptors."""
         return self.wake_read, self.wake_write, self.report
+
+    def wake(self) -> None:
+        """Have the worker look at its order and its listeners (master)."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes it as well
+            os.write(self.wake_write, WAKE)
 
     def close(self) -> None:
         """Close all (master, or a worker that they are not for)."""

@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -42,6 +42,43 @@ class Child(msgspec.Struct, frozen=True):
 
     pid: int
     pidfd: int
+
+
+class System(Protocol):
+    """What keeping children takes of the operating system.
+
+    This module is the real one, and the default wherever a System is an argument. Tests pass
+    tests/support/fake_system.py, whose children are invented; one list of tests holds both.
+    """
+
+    def fork_children(
+        self, runs: Sequence[Callable[[set[int]], NoReturn]]
+    ) -> tuple[list[Child | None], OSError | None]:
+        """Fork one child for each of ``runs``."""
+
+    def collect(self, child: Child) -> ExitStatus | None:
+        """Return how the child ended; None while it lives."""
+
+    def wait_for_end(self, child: Child) -> None:
+        """Wait until the child has ended, without collecting it."""
+
+    def wait_for_all(self, children: Sequence[Child], seconds: float) -> bool:
+        """Wait until the children have ended, for this long at most; return whether they have."""
+
+    def send(self, child: Child, number: int) -> None:
+        """Signal the child."""
+
+    def has_received_alone(self, child: Child, number: int) -> bool:
+        """Return whether the child has one thread, which has received this signal."""
+
+    def is_init(self) -> bool:
+        """Return whether orphans of other processes become children of this one."""
+
+    def zombies_except(self, pids: set[int]) -> Iterator[int]:
+        """Yield the children that have ended and are not among ``pids``."""
+
+    def collect_orphan(self, pid: int) -> None:
+        """Collect one of these."""
 
 
 def fork_children(

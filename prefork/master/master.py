@@ -229,7 +229,7 @@ class Master:
             raise failure
 
     def _is_stopped(self) -> bool:
-        if self._phase in (Phase.SERVING, Phase.NOT_READY) or self.pool.handles:
+        if self._phase in (Phase.SERVING, Phase.NOT_READY) or self.pool.table:
             return False
         return (
             self._phase is not Phase.DRAINING
@@ -241,14 +241,16 @@ class Master:
         self._take_orders()
         service_actions()
         now = self._now()
-        self.pool.reap(now)  # for an override of service_actions() that forgets to call super()
+        self.pool.deaths.reap(
+            now
+        )  # for an override of service_actions() that forgets to call super()
         self.pool.note_ready(now)
         self._check_boots()
         self._announce_ready()
         for listener in self._listeners:
             listener.assert_nonblocking()
         self._step_reload(now)
-        self.pool.insist_on_dumps(now)
+        self.pool.dumps.insist(now)
         view = self._size.look_at_memory(self._view(now))
         plan = decide(view, self._settings, now)
         self._enter(plan.phase)
@@ -256,13 +258,13 @@ class Master:
         self.pool.apply(plan, now)
         self._publish()
         self.metrics.tick(self.pool, now)
-        self.pool.show_dumps(now)
+        self.pool.dumps.show_due(now)
         self.pool.note_truncated()
-        self._orphans.collect(self.pool.pids, now)
+        self._orphans.collect(self.pool.table.pids, now)
         self._notifier.tick(self._phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
         load = self._size.watch(now, serving=self._phase <= Phase.NOT_READY)
-        return _earliest(plan.wake, self.pool.dumps_due, load, trial)
+        return _earliest(plan.wake, self.pool.dumps.next_at, load, trial)
 
     def runs_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the master."""
@@ -274,7 +276,7 @@ class Master:
         Only in the master's own thread: from elsewhere there is nothing to do, the next tick does it.
         """
         if self.runs_here():
-            self.pool.reap(self._now())
+            self.pool.deaths.reap(self._now())
 
     def _wait(self, wake: float | None) -> None:
         now = self._now()
@@ -360,7 +362,7 @@ class Master:
             target=self._size.spares.size,
             pool=self.pool,
         )
-        self.pool.ask_dumps(self._now())
+        self.pool.dumps.ask_all(self._now())
 
     # --- reload
 
@@ -399,9 +401,9 @@ class Master:
             floor=self._size.floor,
             workers=pool.views(now),
             spares=self._size.spares,
-            oom_killed=pool.oom_killed,
+            oom_killed=pool.deaths.oom_killed,
             generation=pool.generation if self._succession.may_roll(now) else 0,
-            lost=pool.lost,
+            lost=pool.table.lost,
             retry_at=pool.failures.retry_at,
             probing=pool.failures.probing,
             drain_at=self._drain_at,
@@ -432,7 +434,7 @@ class Master:
 
     def _announce_ready(self) -> None:
         floor = self._size.floor
-        if not self._ready_announced and self.pool.count_ready() >= floor:
+        if not self._ready_announced and self.pool.table.count_ready() >= floor:
             self._ready_announced = True
             log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=floor)
             if not self._reload.rolling:  # then the end of the reload is what is waited for
@@ -445,7 +447,7 @@ class Master:
         board.set_pool(PoolField.PHASE, self._phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
         self._size.publish(were_ready=self._ready_announced)
-        self._caller.publish_pids(self.pool.pids)
+        self._caller.publish_pids(self.pool.table.pids)
 
     def _status_line(self, view: PoolView) -> str:
         return status_line(

@@ -21,8 +21,9 @@ from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.master.metrics_main import LEAVE, MetricsSpec, live
 from prefork.reloading.handover import MetricsState
 from prefork.workers import log, system
+from prefork.workers.pool import descriptors
 from prefork.workers.pool.failures import backoff
-from prefork.workers.pool.pool import Pool, changing_pools
+from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, ExitStatus
@@ -230,7 +231,7 @@ class MetricsProcess:
         pool.board.count_pool(PoolField.METRICS_STARTS)
 
     def _fork(self, spec: MetricsSpec) -> tuple[list[system.Child | None], OSError | None]:
-        with changing_pools:
+        with descriptors.changing_pools:
             self._forking = threading.get_ident()
             try:
                 return system.fork_children([functools.partial(live, spec)])

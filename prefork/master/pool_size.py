@@ -73,8 +73,7 @@ class PoolSize:
         load = load_of(view)
         if not wants_growth(load, self._settings):
             return view
-        ready = [one.info.pid for one in self._pool.handles.values() if one.ready_at is not None]
-        left = affordable(self._memory, ready, load.starting)
+        left = affordable(self._memory, self._pool.table.ready_pids, load.starting)
         return msgspec.structs.replace(view, affordable=left)
 
     def was_woken(self, now: float) -> None:

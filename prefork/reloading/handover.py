@@ -24,11 +24,11 @@ import msgspec
 from prefork.host.notify import Notifier
 from prefork.workers import log, reports, system
 from prefork.workers.errors import PreforkError
-from prefork.workers.pool.state import PoolState
+from prefork.workers.pool.table import PoolState
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of the memfd's content; a new image that reads another one is refused before the exec."""
 
 VARIABLE: Final = "PREFORK_HANDOVER"

@@ -116,12 +116,12 @@ class Succession:
 
     def _watch_roll(self, now: float) -> None:
         pool = self._pool
-        fresh = pool.count_ready(pool.generation)
+        fresh = pool.table.count_ready(pool.generation)
         if not fresh and pool.failures.boots:
             # Of the code that is here now no worker starts; those of before are left alone.
             pool.generation -= 1
             self.reload.fail("the first new worker did not start", pool.failures.last_report)
-        elif fresh and not pool.has_older_workers() and self.may_roll(now):
+        elif fresh and not pool.table.has_older(pool.generation) and self.may_roll(now):
             self.reload.succeed(pool.generation)
             self._close_abandoned()
 

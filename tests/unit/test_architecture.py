@@ -36,6 +36,7 @@ UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.r
 PURE = (
     "states",
     *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
+    *(f"pool.{one}" for one in ("handle", "table")),
     "worker.shortage",
 )
 """The modules that decide."""

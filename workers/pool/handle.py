@@ -1,13 +1,23 @@
-"""The master's record of one worker: what it is, what it has in hand, how far its retirement has come."""
+"""The master's record of one worker: its process, its request in hand, and how far its end has come (pure).
+
+A record only moves forward. The worker moves it from starting to ready. Everything else is decided by
+the master, and each step may be the first one:
+
+    starting ── note_ready() ──▸ ready ── note_proven() ──▸ proven
+    any of them ── ask_to_leave() ──▸ leaving         it finishes its request, or runs into leave_by
+    any of them ── note_kill() ─────▸ killed          SIGKILL was sent
+    any of them ── its process ends ▸ off the table   (workers/pool/deaths.py)
+
+Escalation is state in this record, not waiting: the master never blocks on a worker. All instants are
+seconds on the master's clock.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 import msgspec
 
-from prefork.workers.identity import WAKE, WorkerInfo, WorkerPipes
+from prefork.workers.identity import WorkerInfo, WorkerPipes
+from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.views import WorkerView
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.states import ExitCause, ExitKind, WorkerState, kind_at
@@ -19,51 +29,105 @@ LONGEST_EXTENSION = 7 * 86_400.0
 _RECYCLE_REASONS = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
 
 
+class Dump(msgspec.Struct):
+    """How far the stack dump of one worker has come; workers/pool/dumps.py has the procedure.
+
+    dumped_at: when a dump before a kill was asked for; the kill follows DUMP_TIME later. None while
+    no kill is near.
+    show_at: when the answer goes into the log; None while no dump is under way.
+    insist_at: when to ask with the second signal; None when that was done, or is not needed.
+    kill_follows: whether the worker is to be killed after the dump that is under way.
+    """
+
+    dumped_at: float | None = None
+    show_at: float | None = None
+    insist_at: float | None = None
+    kill_follows: bool = False
+
+
 class Handle(msgspec.Struct):
-    """One live worker. Instants are seconds on the master's clock; escalation is state, not waiting."""
+    """One live worker, as the master knows it.
+
+    spread: the worker's share of ``jitter``, 0 to 1.
+    ready_at: when the master saw that the worker was ready; None before.
+    proven: whether the worker has outlived its first moments (PROVEN).
+    request_ns: the request in hand as the scoreboard names it, by the monotonic nanoseconds of its
+    beginning; 0 for none. With threads it is the oldest one.
+    busy_since: the beginning of that request on the master's clock.
+    seen_at: when the master last looked.
+    slow_noted: whether that request was reported as slow.
+    asked_for, leave_by: why the master asked the worker to leave, and its deadline for that.
+    killed_for: why the master killed the worker.
+    """
 
     info: WorkerInfo
     child: Child
     pipes: WorkerPipes
     spawned_at: float
     spread: float = 0.0
-    """0 to 1: its share of ``jitter``."""
     ready_at: float | None = None
     proven: bool = False
-    """Whether it has outlived its first moments."""
     request_ns: int = 0
-    """The request in hand as the scoreboard names it: since when; 0 for none."""
     busy_since: float | None = None
     seen_at: float = 0.0
-    """When the master last looked."""
     slow_noted: bool = False
     asked_for: ExitCause | None = None
     leave_by: float | None = None
     killed_for: ExitCause | None = None
-    dumped_at: float | None = None
-    dump_due: float | None = None
-    """When to show the stack dump that was asked for; None when the last one is in the log."""
-    insist_at: float | None = None
-    """When to insist on it; None when that was done, or was not needed."""
-    doomed: bool = False
-    """Whether it is to be killed after that dump."""
+    dump: Dump = msgspec.field(default_factory=Dump)
 
     def __str__(self) -> str:
         return str(self.info)
 
-    def wake(self) -> None:
-        """Have the worker look around."""
-        with contextlib.suppress(BlockingIOError):  # it has enough rings to come
-            os.write(self.pipes.wake_write, WAKE)
+    @property
+    def slot(self) -> int:
+        """The worker's place in the pool."""
+        return self.info.slot
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker has booted."""
+        return self.ready_at is not None
+
+    # --- steps forward
+
+    def note_ready(self, board: Scoreboard, now: float) -> bool:
+        """Note that the worker is ready, if it has written so; return whether that was news.
+
+        What counts is the word that the worker itself writes, not the state of its slot. A worker
+        that was asked to leave while it booted has the state ``retiring``, and may be ready as well.
+        """
+        state = board.word(self.slot, SlotField.STATE)
+        if self.is_ready or state == WorkerState.STARTING:
+            return False
+        self.ready_at = now
+        return True
+
+    def note_proven(self, now: float) -> bool:
+        """Note that the worker has outlived its first moments, if it has; return whether that was news."""
+        if self.proven or self.ready_at is None or now - self.ready_at < PROVEN:
+            return False
+        self.proven = True
+        return True
+
+    def ask_to_leave(self, cause: ExitCause, leave_by: float) -> None:
+        """Note that the worker was asked to leave."""
+        self.asked_for, self.leave_by = cause, leave_by
+
+    def note_kill(self, cause: ExitCause | None) -> None:
+        """Note that the worker was killed. cause: None keeps the cause that it was asked to leave for."""
+        self.killed_for = cause or self.asked_for
+
+    # --- what the policy sees
 
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
-        """Return what the policy is told of it. now_ns: the monotonic clock."""
-        slot = self.info.slot
+        """Return what the policy sees of the worker. now_ns: the monotonic clock, as workers read it."""
+        slot = self.slot
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
         recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)
         return WorkerView(
             slot=slot,
-            ready=self.ready_at is not None,
+            ready=self.is_ready,
             idle=board.state(slot) is WorkerState.IDLE,
             generation=self.info.generation,
             spawned_at=self.spawned_at,
@@ -72,7 +136,7 @@ class Handle(msgspec.Struct):
             extension=self._extension(board),
             recycle_request=recycle_request if recycle_request in _RECYCLE_REASONS else None,
             spread=self.spread,
-            dumped_at=self.dumped_at,
+            dumped_at=self.dump.dumped_at,
             slow_noted=self.slow_noted,
             killed=self.killed_for is not None,
         )
@@ -81,14 +145,14 @@ class Handle(msgspec.Struct):
         if request_ns != self.request_ns:
             self.request_ns, self.slow_noted, self.busy_since = request_ns, False, None
             if request_ns:
-                # It began after the last look: time in which the master did not run does not
-                # count, nor what a worker may claim.
+                # The request began after the previous look. Time in which the master did not run
+                # does not count, nor an earlier beginning that a worker may claim.
                 age = min(max(0.0, (now_ns - request_ns) / 1e9), now - self.seen_at)
                 self.busy_since = now - age
         self.seen_at = now
 
     def _extension(self, board: Scoreboard) -> float:
-        slot = self.info.slot
+        slot = self.slot
         if not self.request_ns or board.word(slot, SlotField.EXTENDED_FOR_NS) != self.request_ns:
             return 0.0
         return min(max(0.0, board.word(slot, SlotField.EXTENSION_NS) / 1e9), LONGEST_EXTENSION)
