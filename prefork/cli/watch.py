@@ -21,7 +21,7 @@ from typing import Final
 
 import setproctitle
 
-from prefork.inspect.find import is_taken
+from prefork.inspect.proc import is_taken
 from prefork.reloading import handover, trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError

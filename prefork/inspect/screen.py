@@ -19,7 +19,7 @@ from rich.text import Text
 
 from prefork.host.stopping import undisturbed_cleanup
 from prefork.inspect import humanize
-from prefork.inspect.find import NoPoolError, RunningPool
+from prefork.inspect.running_pool import NoPoolError, RunningPool
 from prefork.inspect.view import (
     COLUMNS,
     Look,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from prefork.inspect.survey import look_around
 from prefork.metrics.status import status
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
 from prefork.workers.states import StartReason, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from prefork.inspect.running_pool import RunningPool
+
+HERE = os.getpid()
+"""This process, which is the master of the boards made here."""
 
 SECOND = 1_000_000_000
 
@@ -76,3 +83,28 @@ def take_request(writer: SlotWriter, since: int) -> None:
 def status_of_board(board: Scoreboard, at: int) -> dict[str, Any]:
     """Return the status at an instant, in nanoseconds."""
     return status(board.snapshot(), json.loads(board.about()), at)
+
+
+@contextlib.contextmanager
+def pools_of(pid: int) -> Iterator[list[RunningPool]]:
+    """Look around and give the pools of one process: others may run on this machine."""
+    survey = look_around()
+    try:
+        yield [pool for pool in survey.pools if pool.pid == pid]
+    finally:
+        survey.close()
+
+
+@contextlib.contextmanager
+def memfd(content: bytes, *, size: int | None = None, sealed: bool = True) -> Iterator[None]:
+    """Hold a memfd that bears the scoreboard's name, and may have its seals."""
+    fd = os.memfd_create("prefork-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, content)
+        if size is not None:
+            os.ftruncate(fd, size)
+        if sealed:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        yield
+    finally:
+        os.close(fd)

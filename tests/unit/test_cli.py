@@ -16,7 +16,8 @@ from prefork._version import __version__
 from prefork.cli import command_line
 from prefork.cli.commands import loading
 from prefork.host.stopping import StoppedEarly
-from prefork.inspect.find import NoPoolError, SeveralPoolsError
+from prefork.inspect.find import SeveralPoolsError
+from prefork.inspect.running_pool import NoPoolError
 from prefork.workers.errors import (
     BindError,
     BootError,

@@ -11,7 +11,8 @@ from prefork.cli import logs
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import Looks, excuse, wait_until
-from prefork.inspect.find import RunningPool, find_pool
+from prefork.inspect.find import find_pool
+from prefork.inspect.running_pool import RunningPool
 from prefork.workers.reports import shown
 from prefork.workers.scoreboard import SlotField, Snapshot
 from prefork.workers.states import WorkerState

@@ -21,7 +21,8 @@ from prefork.cli.commands.waiting import (
     seconds_of,
     wait_until,
 )
-from prefork.inspect.find import RunningPool, find_pool
+from prefork.inspect.find import find_pool
+from prefork.inspect.running_pool import RunningPool
 from prefork.workers.scoreboard import PoolField, Snapshot
 from prefork.workers.states import READY, Phase, WorkerState
 

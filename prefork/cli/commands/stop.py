@@ -13,7 +13,8 @@ from prefork.cli import logs
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
-from prefork.inspect.find import NoSignalsError, RunningPool, find_pool
+from prefork.inspect.find import find_pool
+from prefork.inspect.running_pool import NoSignalsError, RunningPool
 from prefork.workers.states import Phase, WorkerState
 
 AGAIN: Final = 0.2

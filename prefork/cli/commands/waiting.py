@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from prefork.inspect.find import RunningPool
+    from prefork.inspect.running_pool import RunningPool
 
 LOOK_EVERY: Final = 0.01
 """Seconds between two looks at the scoreboard: a snapshot of a usual pool costs some 50 µs."""

@@ -1,0 +1,124 @@
+"""Looking around for masters: what is one, and what only looks like one."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.inspect.survey import look_around
+from prefork.workers.scoreboard import MAGIC, VERSION, Header
+from tests.support.boards import HERE, memfd, occupy, pools_of, scoreboard
+
+WORD = st.integers(-(2**63), 2**63 - 1)
+
+
+def header(**words: int) -> bytes:
+    """Return the first words of a scoreboard of two slots, this process its master, some words replaced."""
+    with scoreboard(2) as board:
+        values = board.words[:8].tolist()
+    for name, value in words.items():
+        values[Header[name.upper()]] = value
+    return struct.pack("9q", *values, HERE)
+
+
+def size_of(slots: int) -> int:
+    """Return the size of a scoreboard's memory."""
+    with scoreboard(slots) as board:
+        return os.fstat(board.fd).st_size
+
+
+def test_master_is_found_by_its_scoreboard() -> None:
+    """The process whose pid stands in a scoreboard that it has open is a master; all about it can be read."""
+    with scoreboard(3, name="shop") as board, pools_of(HERE) as pools:
+        (pool,) = pools
+        occupy(board, 1, 4711)
+        assert pool.name == "shop"
+        assert str(pool) == f"{HERE} shop tcp://127.0.0.1:9000"
+        assert pool.status()["scoreboard"] == "._."
+        assert not pool.has_stopped()
+
+
+def test_scoreboard_is_mapped_for_reading() -> None:
+    """Nothing that a reader does can change it."""
+    with scoreboard() as _, pools_of(HERE) as pools:
+        (pool,) = pools
+        with pytest.raises(TypeError):
+            pool.board.words[0] = 1
+        with pytest.raises(OSError, match=r"Permission denied|Bad file descriptor"):
+            os.pwrite(pool.board.fd, b"x", 0)
+
+
+def test_process_with_the_scoreboard_of_another_is_no_master() -> None:
+    """Workers and the metrics process have the descriptor, too."""
+    with scoreboard(master=1), pools_of(HERE) as pools:
+        assert pools == []
+
+
+def test_descriptors_of_one_memory_are_one_pool() -> None:
+    """A duplicated descriptor makes no second pool; two pools of one program are two."""
+    with scoreboard(name="one") as board, scoreboard(name="two"):
+        again = os.dup(board.fd)
+        try:
+            with pools_of(HERE) as pools:
+                assert sorted(str(pool.name) for pool in pools) == ["one", "two"]
+        finally:
+            os.close(again)
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "sealed"),
+    [
+        (b"", None, True),
+        (b"\0" * 64, None, True),
+        (b"rubbish" * 1000, None, True),
+        (struct.pack("q", MAGIC), None, True),
+        (header(), None, True),
+        (header(), size_of(2), False),
+        (header(slots=-1), 69_632, True),
+        (header(slots=2**62), size_of(2), True),
+        (header(slots=5000), size_of(5000), True),
+        (header(version=VERSION + 1), size_of(2), True),
+        (header(slots=0), size_of(0), True),
+    ],
+)
+def test_rubbish_of_the_same_name_is_passed_over(
+    content: bytes, size: int | None, *, sealed: bool
+) -> None:
+    """Empty, short, of another layout, of impossible size, or such that its owner could end the reader with SIGBUS."""
+    with memfd(content, size=size, sealed=sealed), pools_of(HERE) as pools:
+        assert pools == []
+
+
+@given(st.lists(WORD, min_size=8, max_size=8), st.integers(0, 2**20))
+def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
+    """Whatever eight words begin a memory of whatever size, a look neither fails nor believes them."""
+    words[Header.MAGIC] = MAGIC
+    with memfd(struct.pack("9q", *words, HERE), size=max(72, size)), pools_of(HERE) as pools:
+        assert pools == []
+
+
+@pytest.mark.processes
+def test_processes_and_descriptors_that_vanish() -> None:
+    """What ends or is closed in the middle of a look is passed over."""
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            with memfd(header(), size=size_of(2)):
+                pass
+            subprocess.run(["true"], check=True)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(15):
+            look_around().close()
+    finally:
+        over.set()
+        thread.join()
