@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prefork.cli import sources
-from prefork.cli.target import Requested, ServePlan, load, plan
+from prefork.cli.serve_plan import Requested, ServePlan, plan
+from prefork.cli.target import load
 from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
 from prefork.metrics import slots

@@ -11,6 +11,7 @@ import click
 import setproctitle
 
 from prefork.cli import logs, sources
+from prefork.cli.application_errors import application_report
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     Given,
@@ -22,7 +23,6 @@ from prefork.cli.commands.loading import (
 )
 from prefork.cli.commands.options import factory_option, setting_options
 from prefork.cli.pidfile import PidFile
-from prefork.cli.target import application_report
 from prefork.cli.watch import folder_of, refuse_where_impossible, watching
 from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
