@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from prefork._version import __version__
-from prefork.cli import logs
+from prefork.cli import messages
 from prefork.cli.commands import check, config, dump, reload, run, scale, status, stop, top
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.host.stopping import StoppedEarly
@@ -73,7 +73,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefork"
-        logs.say(f"prefork: error: {error.format_message()}\nTry '{path} --help'.")
+        messages.say(f"prefork: error: {error.format_message()}\nTry '{path} --help'.")
         return ExitCode.USAGE
     except PreforkError as error:
         _tell(error)
@@ -89,7 +89,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _tell(error: PreforkError) -> None:
     report = error.report.rstrip() if isinstance(error, BootError) else ""
-    logs.say("\n".join(part for part in (f"prefork: error: {error}", report) if part))
+    messages.say("\n".join(part for part in (f"prefork: error: {error}", report) if part))
 
 
 def _fill_standard_streams() -> None:

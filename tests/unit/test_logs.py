@@ -1,4 +1,4 @@
-"""The command line's log: what lines say, and that writing them never waits, fails or mixes."""
+"""The command line's log: writing it never waits, fails or mixes lines."""
 
 from __future__ import annotations
 
@@ -10,57 +10,20 @@ import os
 import pty
 import re
 import socket
-import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from prefork.cli import logs
-from prefork.cli.logs import ATOMIC, JsonFormatter, NonBlockingHandler, TextFormatter
-from prefork.workers.log import event
-from prefork.workers.log import logger as prefork_logger
+from prefork.cli.log_lines import JsonFormatter, LineFormatter
+from prefork.cli.logs import NonBlockingHandler
+from prefork.cli.sinks import ATOMIC, Sink
+from tests.support.logs import drain, fill, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
-
-
-def record(message: str = "hello", *arguments: object, name: str = "app", **more: Any) -> Any:
-    """Make a log record as the application makes them."""
-    made = logging.LogRecord(name, logging.INFO, "app.py", 7, message, arguments, None)
-    made.__dict__.update(more)
-    return made
-
-
-class Caught(logging.Handler):
-    """Keeps the records that event() logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
-        self.records.append(record)
-
-
-@pytest.fixture
-def told() -> Iterator[Callable[..., logging.LogRecord]]:
-    """``told(subject, what, **facts)`` gives the record of an event."""
-    caught, level = Caught(), prefork_logger.level
-    prefork_logger.addHandler(caught)
-    prefork_logger.setLevel(logging.INFO)
-
-    def tell(subject: str, what: str, **facts: Any) -> logging.LogRecord:
-        event(logging.INFO, subject, what, **facts)
-        return caught.records[-1]
-
-    yield tell
-    prefork_logger.removeHandler(caught)
-    prefork_logger.setLevel(level)
 
 
 @pytest.fixture
@@ -78,7 +41,7 @@ def handler_for() -> Iterator[Callable[..., NonBlockingHandler]]:
     """``handler_for(fd)`` makes a handler that is closed after the test."""
     made: list[NonBlockingHandler] = []
 
-    def make(fd: int, formatter: logs.LineFormatter | None = None) -> NonBlockingHandler:
+    def make(fd: int, formatter: LineFormatter | None = None) -> NonBlockingHandler:
         made.append(NonBlockingHandler(fd, formatter))
         return made[-1]
 
@@ -98,150 +61,6 @@ def in_child(body: Callable[..., None], *arguments: object) -> int:
         finally:
             os._exit(status)
     return child
-
-
-def fill(fd: int) -> None:
-    """Fill a pipe to the last byte."""
-    os.set_blocking(fd, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(fd, b"x" * ATOMIC)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(fd, b"x")
-    os.set_blocking(fd, True)
-
-
-def drain(fd: int) -> bytes:
-    """Read what is there now."""
-    os.set_blocking(fd, False)
-    parts = []
-    with contextlib.suppress(BlockingIOError):
-        while part := os.read(fd, 65_536):
-            parts.append(part)
-    os.set_blocking(fd, True)
-    return b"".join(parts)
-
-
-# --- text
-
-
-def test_events_are_lines_of_their_own_words(told: Callable[..., logging.LogRecord]) -> None:
-    """Lines of prefork carry time, level and the identity that event() gave them."""
-    line = TextFormatter().format(told("worker slot=3 gen=0 pid=4711", "ready", boot=0.25))
-    assert re.fullmatch(f"{TIME} INFO    worker slot=3 gen=0 pid=4711 ready boot=0.25", line)
-
-
-def test_the_application_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other loggers' lines say who speaks, and in which process."""
-    line = TextFormatter().format(record("%d apples", 3, name="shop.stock", process=99))
-    assert re.fullmatch(rf"{TIME} INFO    shop\.stock\[99\]: 3 apples", line)
-
-
-def test_reports_follow_indented(told: Callable[..., logging.LogRecord]) -> None:
-    """A report appears once, below its line."""
-    text = TextFormatter().format(told("master", "failed", report="Traceback:\n  File x\nE: y\n"))
-    assert text.split(" ", 1)[1] == "INFO    master failed\n    Traceback:\n      File x\n    E: y"
-
-
-def test_exceptions_follow_indented() -> None:
-    """``logging.exception`` of the application: message first, traceback below."""
-    try:
-        1 / 0  # noqa: B018 - the exception is the point
-    except ZeroDivisionError:
-        made = record("broken", exc_info=sys.exc_info())
-    lines = TextFormatter().format(made).splitlines()
-    assert lines[0].endswith(f"app[{os.getpid()}]: broken")
-    assert lines[1] == "    Traceback (most recent call last):"
-    assert lines[-1] == "    ZeroDivisionError: division by zero"
-
-
-def test_clients_cannot_forge_lines_or_steer_terminals() -> None:
-    """What follows a line break is indented, and control characters are shown as text."""
-    text = TextFormatter().format(record("got \x1b[2J\r %s", "a\n2026-01-01 forged\x07"))
-    first, *rest = text.splitlines()
-    assert first.endswith("got \\x1b[2J\\r a")
-    assert rest == ["    2026-01-01 forged\\x07"]
-
-
-def test_records_that_cannot_be_formatted_are_still_told() -> None:
-    """A wrong format string of the application costs neither the line nor the worker."""
-    assert "app.py:7 cannot be formatted: 'x %d'" in TextFormatter().format(record("x %d", "y"))
-
-
-# --- JSON
-
-
-def test_json_has_the_facts(told: Callable[..., logging.LogRecord]) -> None:
-    """One object per line; facts keep their types and stand apart from our keys."""
-    made = told("worker slot=1 gen=0 pid=7", "exited", cause="killed(SIGKILL)", age=1.5, pid=3)
-    line = JsonFormatter().format(made)
-    assert "\n" not in line
-    said = json.loads(line)
-    assert re.fullmatch(TIME, said.pop("time"))
-    assert said == {
-        "level": "info",
-        "logger": "prefork",
-        "pid": os.getpid(),
-        "message": "worker slot=1 gen=0 pid=7 exited cause=killed(SIGKILL) age=1.5 pid=3",
-        "subject": "worker slot=1 gen=0 pid=7",
-        "event": "exited",
-        "facts": {"cause": "killed(SIGKILL)", "age": 1.5, "pid": 3},
-    }
-
-
-def test_json_reports_are_a_key(told: Callable[..., logging.LogRecord]) -> None:
-    """The report keeps its lines, inside one line of JSON."""
-    said = json.loads(JsonFormatter().format(told("master", "failed", report="one\n  two\n")))
-    assert said["report"] == "one\n  two"
-    assert said["message"] == "master failed"
-    assert "facts" not in said
-
-
-def test_json_of_the_application() -> None:
-    """Records of other loggers have a message, and a report where there is an exception."""
-    error = ValueError("\udcff")
-    made = record("x", exc_info=(type(error), error, None), name="shop")
-    said = json.loads(JsonFormatter().format(made))
-    assert (said["logger"], said["message"]) == ("shop", "x")
-    assert said["report"].endswith("ValueError: \udcff")
-
-
-# --- length
-
-
-@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
-@pytest.mark.parametrize(
-    "made",
-    [
-        record("m", report="line\n" * 5000),
-        record("m", report="x" * 50_000),
-        record("x" * 50_000),
-        record("\U0001f600" * 50_000, name="\U0001f600" * 50_000),
-        record("m", facts={f"f{n}": "\U0001f600" * 500 for n in range(50)}),
-    ],
-    ids=["long report", "long line in report", "long line", "wide", "many facts"],
-)
-def test_records_fit(formatter: Any, made: logging.LogRecord) -> None:
-    """Whatever is logged fits into one atomic write, ends in a newline and stays readable."""
-    rendered = formatter.encoded(made, ATOMIC)
-    assert len(rendered) <= ATOMIC
-    assert rendered.endswith(b"\n")
-    if isinstance(formatter, JsonFormatter):
-        assert json.loads(rendered)["level"] == "info"
-
-
-def test_long_reports_lose_their_middle() -> None:
-    """A traceback tells most at its end, and where it began."""
-    report = "\n".join(["first", *(f"frame {n}" for n in range(5000)), "ValueError: last"])
-    lines = TextFormatter().encoded(record("m", report=report), ATOMIC).decode().splitlines()
-    assert lines[1] == "    first"
-    assert lines[-1] == "    ValueError: last"
-    (cut,) = [line for line in lines if "lines cut" in line]
-    assert len(lines) - 2 + int(cut.split()[1]) == 5002
-
-
-# --- sinks
 
 
 def test_one_record_is_one_write(
@@ -412,7 +231,7 @@ def test_rest_of_a_cut_line_comes_first(
     handler = handler_for(writer)
     write, most = os.write, 5
 
-    class Narrow(logs._Sink):
+    class Narrow(Sink):
         def write(self, data: bytes) -> int:
             return write(self.fd, data[:most])
 
@@ -483,7 +302,19 @@ def test_workers_lines_never_mix(
     assert all(set(words[2]) == {words[0]} and len(words[2]) == 3000 for words in said)
 
 
-# --- set-up, and words without a log
+def test_handler_swallows_what_a_formatter_raises(
+    pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
+) -> None:
+    """Even a bug of a formatter is only a lost line."""
+
+    class Broken:
+        def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
+            raise RuntimeError
+
+    handler = handler_for(pipe[1], Broken())
+    handler.emit(record())
+    assert (handler.lost, handler._why) == (1, "RuntimeError")
+    assert traceback.format_exc() == "NoneType: None\n"
 
 
 def test_set_up_replaces_what_the_root_logger_had(pipe: tuple[int, int]) -> None:
@@ -502,37 +333,3 @@ def test_set_up_replaces_what_the_root_logger_had(pipe: tuple[int, int]) -> None
     finally:
         root.handlers[:] = before
         root.setLevel(level)
-
-
-def test_say_gives_up_on_a_reader_that_does_not_come(pipe: tuple[int, int]) -> None:
-    """An exit does not hang behind a full pipe."""
-    reader, writer = pipe
-    fill(writer)
-    logs.say("never", writer, patience=0.01)
-    drain(reader)
-    logs.say("said\nlong " + "x" * 10_000, writer)
-    assert drain(reader) == b"said\nlong " + b"x" * 10_000 + b"\n"
-
-
-def test_say_to_nobody() -> None:
-    """A closed standard error is no error."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    logs.say("x", writer)
-    os.close(writer)
-    logs.say("x", writer)
-
-
-def test_handler_swallows_what_a_formatter_raises(
-    pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
-) -> None:
-    """Even a bug of a formatter is only a lost line."""
-
-    class Broken:
-        def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
-            raise RuntimeError
-
-    handler = handler_for(pipe[1], Broken())
-    handler.emit(record())
-    assert (handler.lost, handler._why) == (1, "RuntimeError")
-    assert traceback.format_exc() == "NoneType: None\n"

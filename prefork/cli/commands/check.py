@@ -6,7 +6,7 @@ import os
 
 import click
 
-from prefork.cli import check_child, logs
+from prefork.cli import check_child, messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     loaded,
@@ -41,7 +41,7 @@ def command(
     given = read_settings(flags, config)
     if verdict_to is None:
         for said in misspelt_variables():
-            logs.say(f"prefork: warning: {said}")
+            messages.say(f"prefork: warning: {said}")
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
     spare_the_metrics_directory()
     resolved, planned = loaded(target, given.layers, factory=factory)

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from prefork.cli import logs
+from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     loaded,
@@ -32,7 +32,7 @@ def command(
     """Print every setting with its origin, as TOML; with TARGET also what that one says itself."""
     given = read_settings(flags, config)
     for said in misspelt_variables():
-        logs.say(f"prefork: warning: {said}")
+        messages.say(f"prefork: warning: {said}")
     if target is None:
         resolved = resolved_with([], given.layers)
     else:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from prefork.cli import logs
+from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import Looks, excuse, wait_until
@@ -37,7 +37,7 @@ def _dump(pool: RunningPool, timeout: float) -> int:
     looks = Looks(pool)
     pool.send(signal.SIGUSR1)
     if not wait_until(looks.enough, lambda: "waits for the master", timeout):
-        logs.say(f"prefork: error: the master does not answer{excuse(pool)}")
+        messages.say(f"prefork: error: the master does not answer{excuse(pool)}")
         return ExitCode.FAILED
     answered = wait_until(
         lambda: not _silent(pool),

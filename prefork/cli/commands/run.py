@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import setproctitle
 
-from prefork.cli import logs, sources
+from prefork.cli import logs, messages, sources
 from prefork.cli.application_errors import application_report
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
@@ -107,7 +107,7 @@ def _serve(servers: list[Any], resolved: Resolved) -> int:
         raise
     except Exception as error:  # noqa: BLE001 - the application's service_actions() may raise anything
         event(logging.CRITICAL, "master", "failed", report=application_report(error))
-        logs.say(f"prefork: error: serving ended by {type(error).__name__}: {error}")
+        messages.say(f"prefork: error: serving ended by {type(error).__name__}: {error}")
         return ExitCode.FAILED
     return ExitCode.OK
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from prefork.cli import logs
+from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import (
@@ -52,7 +52,7 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     """
     with find_pool(pool, name) as found:
         if found.snapshot().phase is not Phase.SERVING:
-            logs.say(f"prefork: error: the pool is stopping: {found}")
+            messages.say(f"prefork: error: the pool is stopping: {found}")
             return ExitCode.FAILED
         if timeout is None:
             longest = max(seconds_of(found, key) for key in ("boot_timeout", "graceful_timeout"))
@@ -83,7 +83,7 @@ def floor_of(snapshot: Snapshot) -> int:
 def _scale(pool: RunningPool, size: str, end: float) -> int:
     # Of several operators who correct each other's signals nobody would arrive: one at a time.
     if not wait_until(pool.take_turn, lambda: "another command scales this pool", _left(end)):
-        logs.say("prefork: error: another command scales this pool all the time")
+        messages.say("prefork: error: another command scales this pool all the time")
         return ExitCode.FAILED
     before = floor_of(pool.snapshot())
     wanted = wanted_size(size, before, pool.board.slots)
@@ -100,7 +100,7 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
     if floor_of(after) != wanted:
         return _refused(pool, wanted)
     if not in_time or pool.has_stopped():
-        logs.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
+        messages.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
         return ExitCode.FAILED
     click.echo(f"{wanted} workers (before: {before}), {after.count(*READY)} ready")
     return ExitCode.OK
@@ -108,7 +108,7 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
 
 def _refused(pool: RunningPool, wanted: int) -> int:
     floor = floor_of(pool.snapshot())
-    logs.say(f"prefork: error: the master keeps {floor} workers, not {wanted}{excuse(pool)}")
+    messages.say(f"prefork: error: the master keeps {floor} workers, not {wanted}{excuse(pool)}")
     return ExitCode.FAILED
 
 

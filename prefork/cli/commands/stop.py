@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from prefork.cli import logs
+from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import SPARE_TIME, excuse, seconds_of, wait_until
@@ -52,7 +52,7 @@ def _stop(pool: RunningPool, timeout: float, *, now: bool) -> int:
 
     if not wait_until(is_over, lambda: _progress(pool), timeout):
         advice = "" if now else "; --now kills its workers"
-        logs.say(f"prefork: error: not yet: {_progress(pool)}{excuse(pool)}{advice}")
+        messages.say(f"prefork: error: not yet: {_progress(pool)}{excuse(pool)}{advice}")
         return ExitCode.FAILED
     goes_on = not wait_until(pool.has_ended, lambda: "the process ends", EXIT_TIME)
     click.echo(f"stopped: {who}" + (f"; process {pool.pid} itself goes on" if goes_on else ""))

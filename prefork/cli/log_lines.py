@@ -1,0 +1,182 @@
+"""Log records as lines: text for people or JSON, whole, within a limit of bytes (pure)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from prefork.workers.text import escaped, printable
+
+LONGEST: Final = 65_536
+"""Bytes of a record in a regular file, where every append is whole."""
+
+_INDENT = "    "
+_CUT = "... {} lines cut ..."
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A log record in parts: one line, a report (traceback, stack dump) and facts for machines."""
+
+    line: str
+    report: str
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, record: logging.LogRecord) -> _Entry:
+        line, _, more = _message(record).partition("\n")
+        # event() puts its report below its line and gives it along, too; of other records, what
+        # follows the first line of the message is a report as good as any.
+        reports = [getattr(record, "report", None) or more]
+        if record.exc_info:
+            reports.append("".join(traceback.format_exception(*record.exc_info)))
+        elif record.exc_text:  # a record that came through a queue
+            reports.append(record.exc_text)
+        if record.stack_info:
+            reports.append(record.stack_info)
+        report = "\n".join(str(part).rstrip() for part in reports if part)
+        return cls(printable(line), report, _facts(record))
+
+    def within(self, limit: int, render: Callable[[_Entry], str]) -> bytes:
+        """Render in at most ``limit`` bytes, leaving out as little as needed."""
+        rendered = b""
+        for entry in self._ever_smaller():
+            rendered = render(entry).encode("utf-8", "backslashreplace")
+            if len(rendered) <= limit:
+                break
+        return rendered
+
+    def _ever_smaller(self) -> Iterator[_Entry]:
+        """First the report loses its middle, then the facts go, then the line loses its end."""
+        yield self
+        size = len(self.report) // 2
+        while size >= 80:
+            yield _Entry(self.line, _shortened(self.report, size), self.facts)
+            size //= 2
+        yield _Entry(self.line, "", self.facts)
+        line = self.line
+        while line:
+            yield _Entry(line + "..." * (line != self.line), "", {})
+            line = line[: len(line) // 2]
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - a wrong format string of the application, or a __str__ that raises
+        return f"log record of {record.pathname}:{record.lineno} cannot be formatted: {record.msg!r:.200}"
+
+
+def _shortened(report: str, size: int) -> str:
+    """Keep a third from the start and two thirds from the end, where a traceback tells most."""
+    lines = report.splitlines()
+    head = _fitting(lines, size // 3)
+    tail = _fitting(lines[::-1], size - size // 3)[::-1]
+    return "\n".join([*head, _CUT.format(len(lines) - len(head) - len(tail)), *tail])
+
+
+def _fitting(lines: list[str], size: int) -> list[str]:
+    kept = []
+    for line in lines:
+        size -= len(line) + 1
+        if size < 0:
+            break
+        kept.append(line)
+    return kept
+
+
+def _time(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class LineFormatter(Protocol):
+    """Turns a record into its whole bytes, newline included, within a limit."""
+
+    def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
+        """Give the bytes of one record, at most ``limit`` of them."""
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people; a report follows its line, indented.
+
+    Such as::
+
+    2026-11-21T04:30:12.345Z INFO    worker slot=3 gen=0 pid=4711 ready
+    2026-11-21T04:30:13.001Z WARNING myapp[4711]: what the application logs
+    """
+
+    def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
+        """Give the bytes of one record, at most ``limit`` of them."""
+        # prefork's own lines say who speaks; those of the application do not.
+        name = escaped(record.name)[:80]
+        speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
+        start = f"{_time(record)} {record.levelname:<7} {speaker}"
+        if name == "prefork.access" and _message(record).startswith("{"):
+            start = ""  # a line of the access log for machines has its own time, and stands alone
+
+        def render(entry: _Entry) -> str:
+            below = (_INDENT + printable(line) for line in entry.report.splitlines())
+            return "\n".join([start + entry.line, *below, ""])
+
+        return _Entry.of(record).within(limit, render)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the text of one record, without the last newline."""
+        return self.encoded(record, LONGEST).decode().removesuffix("\n")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line.
+
+    Keys: time, level, logger, pid, message, and where the record has them subject, event, facts
+    and report.
+    """
+
+    def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
+        """Give the bytes of one record, at most ``limit`` of them."""
+        fixed: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": escaped(record.name)[:80],
+            "pid": record.process,
+        }
+
+        def render(entry: _Entry) -> str:
+            said = {"message": entry.line, **entry.facts}
+            if entry.report:
+                said["report"] = entry.report
+            return json.dumps(fixed | said) + "\n"
+
+        return _Entry.of(record).within(limit, render)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the text of one record, without the newline."""
+        return self.encoded(record, LONGEST).decode().removesuffix("\n")
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    """Split what event() gave along; facts stand in an object of their own, away from our keys."""
+    given = getattr(record, "facts", None)
+    if not isinstance(given, dict):
+        return {}
+    facts = {str(key): _json_value(value) for key, value in given.items()}
+    named = {key: facts.pop(key) for key in ("subject", "event") if key in facts}
+    return named | ({"facts": facts} if facts else {})
+
+
+def _json_value(value: object) -> object:
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return round(value, 6) if isinstance(value, float) else escaped(str(value))
+
+
+FORMATTERS: Final[dict[str, type[TextFormatter | JsonFormatter]]] = {
+    "text": TextFormatter,
+    "json": JsonFormatter,
+}

@@ -1,0 +1,169 @@
+"""Records as lines: what text and JSON say, and how they are cut."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork.cli.log_lines import JsonFormatter, TextFormatter
+from prefork.cli.sinks import ATOMIC
+from prefork.workers.log import event
+from prefork.workers.log import logger as prefork_logger
+from tests.support.logs import record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+class Caught(logging.Handler):
+    """Keeps the records that event() logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.records.append(record)
+
+
+@pytest.fixture
+def told() -> Iterator[Callable[..., logging.LogRecord]]:
+    """``told(subject, what, **facts)`` gives the record of an event."""
+    caught, level = Caught(), prefork_logger.level
+    prefork_logger.addHandler(caught)
+    prefork_logger.setLevel(logging.INFO)
+
+    def tell(subject: str, what: str, **facts: Any) -> logging.LogRecord:
+        event(logging.INFO, subject, what, **facts)
+        return caught.records[-1]
+
+    yield tell
+    prefork_logger.removeHandler(caught)
+    prefork_logger.setLevel(level)
+
+
+# --- text
+
+
+def test_events_are_lines_of_their_own_words(told: Callable[..., logging.LogRecord]) -> None:
+    """Lines of prefork carry time, level and the identity that event() gave them."""
+    line = TextFormatter().format(told("worker slot=3 gen=0 pid=4711", "ready", boot=0.25))
+    assert re.fullmatch(f"{TIME} INFO    worker slot=3 gen=0 pid=4711 ready boot=0.25", line)
+
+
+def test_the_application_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other loggers' lines say who speaks, and in which process."""
+    line = TextFormatter().format(record("%d apples", 3, name="shop.stock", process=99))
+    assert re.fullmatch(rf"{TIME} INFO    shop\.stock\[99\]: 3 apples", line)
+
+
+def test_reports_follow_indented(told: Callable[..., logging.LogRecord]) -> None:
+    """A report appears once, below its line."""
+    text = TextFormatter().format(told("master", "failed", report="Traceback:\n  File x\nE: y\n"))
+    assert text.split(" ", 1)[1] == "INFO    master failed\n    Traceback:\n      File x\n    E: y"
+
+
+def test_exceptions_follow_indented() -> None:
+    """``logging.exception`` of the application: message first, traceback below."""
+    try:
+        1 / 0  # noqa: B018 - the exception is the point
+    except ZeroDivisionError:
+        made = record("broken", exc_info=sys.exc_info())
+    lines = TextFormatter().format(made).splitlines()
+    assert lines[0].endswith(f"app[{os.getpid()}]: broken")
+    assert lines[1] == "    Traceback (most recent call last):"
+    assert lines[-1] == "    ZeroDivisionError: division by zero"
+
+
+def test_clients_cannot_forge_lines_or_steer_terminals() -> None:
+    """What follows a line break is indented, and control characters are shown as text."""
+    text = TextFormatter().format(record("got \x1b[2J\r %s", "a\n2026-01-01 forged\x07"))
+    first, *rest = text.splitlines()
+    assert first.endswith("got \\x1b[2J\\r a")
+    assert rest == ["    2026-01-01 forged\\x07"]
+
+
+def test_records_that_cannot_be_formatted_are_still_told() -> None:
+    """A wrong format string of the application costs neither the line nor the worker."""
+    assert "app.py:7 cannot be formatted: 'x %d'" in TextFormatter().format(record("x %d", "y"))
+
+
+# --- JSON
+
+
+def test_json_has_the_facts(told: Callable[..., logging.LogRecord]) -> None:
+    """One object per line; facts keep their types and stand apart from our keys."""
+    made = told("worker slot=1 gen=0 pid=7", "exited", cause="killed(SIGKILL)", age=1.5, pid=3)
+    line = JsonFormatter().format(made)
+    assert "\n" not in line
+    said = json.loads(line)
+    assert re.fullmatch(TIME, said.pop("time"))
+    assert said == {
+        "level": "info",
+        "logger": "prefork",
+        "pid": os.getpid(),
+        "message": "worker slot=1 gen=0 pid=7 exited cause=killed(SIGKILL) age=1.5 pid=3",
+        "subject": "worker slot=1 gen=0 pid=7",
+        "event": "exited",
+        "facts": {"cause": "killed(SIGKILL)", "age": 1.5, "pid": 3},
+    }
+
+
+def test_json_reports_are_a_key(told: Callable[..., logging.LogRecord]) -> None:
+    """The report keeps its lines, inside one line of JSON."""
+    said = json.loads(JsonFormatter().format(told("master", "failed", report="one\n  two\n")))
+    assert said["report"] == "one\n  two"
+    assert said["message"] == "master failed"
+    assert "facts" not in said
+
+
+def test_json_of_the_application() -> None:
+    """Records of other loggers have a message, and a report where there is an exception."""
+    error = ValueError("\udcff")
+    made = record("x", exc_info=(type(error), error, None), name="shop")
+    said = json.loads(JsonFormatter().format(made))
+    assert (said["logger"], said["message"]) == ("shop", "x")
+    assert said["report"].endswith("ValueError: \udcff")
+
+
+# --- length
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+@pytest.mark.parametrize(
+    "made",
+    [
+        record("m", report="line\n" * 5000),
+        record("m", report="x" * 50_000),
+        record("x" * 50_000),
+        record("\U0001f600" * 50_000, name="\U0001f600" * 50_000),
+        record("m", facts={f"f{n}": "\U0001f600" * 500 for n in range(50)}),
+    ],
+    ids=["long report", "long line in report", "long line", "wide", "many facts"],
+)
+def test_records_fit(formatter: Any, made: logging.LogRecord) -> None:
+    """Whatever is logged fits into one atomic write, ends in a newline and stays readable."""
+    rendered = formatter.encoded(made, ATOMIC)
+    assert len(rendered) <= ATOMIC
+    assert rendered.endswith(b"\n")
+    if isinstance(formatter, JsonFormatter):
+        assert json.loads(rendered)["level"] == "info"
+
+
+def test_long_reports_lose_their_middle() -> None:
+    """A traceback tells most at its end, and where it began."""
+    report = "\n".join(["first", *(f"frame {n}" for n in range(5000)), "ValueError: last"])
+    lines = TextFormatter().encoded(record("m", report=report), ATOMIC).decode().splitlines()
+    assert lines[1] == "    first"
+    assert lines[-1] == "    ValueError: last"
+    (cut,) = [line for line in lines if "lines cut" in line]
+    assert len(lines) - 2 + int(cut.split()[1]) == 5002
