@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from prefork.inspect import humanize
-from prefork.metrics.status import LETTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class ProcessUsage(msgspec.Struct, frozen=True):
@@ -179,104 +178,3 @@ def _utilization(before: Look | None, status: Mapping[str, Any], rows: Sequence[
     if before is None or not shares:
         return float(status["utilization"])
     return sum(shares) / len(shares)
-
-
-# --- columns -------------------------------------------------------------------------------------
-
-
-class Column(msgspec.Struct, frozen=True):
-    """One column of the table. largest_first: how it is sorted. text: how a row is shown there.
-
-    width: the least number of characters.
-    """
-
-    key: str
-    heading: str
-    width: int
-    sort_by: Callable[[SlotRow], Any]
-    text: Callable[[SlotRow], str]
-    largest_first: bool = True
-    is_text: bool = False
-
-
-_STATES: Final = ("busy", "starting", "retiring", "idle", "gone")
-
-
-def _state_order(row: SlotRow) -> tuple[int, float]:
-    return _STATES.index(row.state), -(row.request_age or 0.0)
-
-
-def _state(row: SlotRow) -> str:
-    letter = LETTERS[row.state]
-    return letter if row.request_age is None else f"{letter} {humanize.duration(row.request_age)}"
-
-
-COLUMNS: Final = (
-    Column("slot", "slot", 4, lambda r: r.slot, lambda r: str(r.slot), largest_first=False),
-    Column(
-        "pid", "pid", 5, lambda r: r.pid, lambda r: str(r.pid or humanize.NONE), largest_first=False
-    ),
-    Column("gen", "gen", 3, lambda r: r.generation, lambda r: str(r.generation)),
-    Column("state", "state", 7, _state_order, _state, largest_first=False, is_text=True),
-    Column("age", "age", 5, lambda r: r.age or 0.0, lambda r: humanize.duration(r.age)),
-    Column("requests", "reqs", 5, lambda r: r.requests, lambda r: humanize.count(r.requests)),
-    Column("rate", "req/s", 5, lambda r: r.rate or 0.0, lambda r: humanize.rate(r.rate)),
-    Column("busy", "busy", 4, lambda r: r.busy or 0.0, lambda r: humanize.percent(r.busy)),
-    Column("cpu", "cpu", 4, lambda r: r.cpu or 0.0, lambda r: humanize.percent(r.cpu)),
-    Column("memory", "mem", 4, lambda r: r.memory or 0, lambda r: humanize.size(r.memory)),
-    Column("spawns", "spawns", 6, lambda r: r.spawns, lambda r: humanize.count(r.spawns)),
-    Column(
-        "exit",
-        "last exit",
-        9,
-        lambda r: r.last_exit or "~",
-        lambda r: r.last_exit or humanize.NONE,
-        largest_first=False,
-        is_text=True,
-    ),
-)
-"""The table of slots, in its order; a key is what ``--sort`` takes."""
-
-
-class SortOrder(msgspec.Struct, frozen=True):
-    """By which column the rows are sorted, and whether the other way round."""
-
-    key: str = "slot"
-    is_reversed: bool = False
-
-    @property
-    def column(self) -> Column:
-        """The column."""
-        return next(column for column in COLUMNS if column.key == self.key)
-
-    @property
-    def descends(self) -> bool:
-        """Whether the largest value comes first."""
-        return self.column.largest_first is not self.is_reversed
-
-    def after_key(self, pressed: str) -> SortOrder:
-        """Return the order after a key: s and S go through the columns, r reverses."""
-        keys = [column.key for column in COLUMNS]
-        step = {"s": 1, "S": -1}.get(pressed, 0)
-        if step:
-            return SortOrder(keys[(keys.index(self.key) + step) % len(keys)])
-        return SortOrder(self.key, not self.is_reversed) if pressed == "r" else self
-
-    def sorted(self, rows: Sequence[SlotRow]) -> list[SlotRow]:
-        """Sort rows; equal ones stay in the order of their slots, slots without a worker come last."""
-        ordered = sorted(rows, key=self.column.sort_by, reverse=self.descends)
-        return sorted(ordered, key=lambda row: not row.pid) if self.key != "slot" else ordered
-
-
-# --- lines ---------------------------------------------------------------------------------------
-
-
-def sparkline(numbers: Sequence[float], width: int, levels: str) -> str:
-    """Draw the latest numbers, one character each, the largest as the last of ``levels``; 0 as the first."""
-    latest = list(numbers)[-width:] if width > 0 else []
-    most = max(latest, default=0.0)
-    if most <= 0:
-        return levels[0] * len(latest)
-    steps = len(levels) - 1
-    # Whatever is not nothing shows.
-    return "".join(levels[max(n > 0, round(n / most * steps))] for n in latest)

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prefork.inspect.survey import look_around
+from prefork.inspect.view import Look, ProcessUsage, SlotRow
 from prefork.metrics.status import status
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
 from prefork.workers.states import StartReason, WorkerState
@@ -108,3 +109,29 @@ def memfd(content: bytes, *, size: int | None = None, sealed: bool = True) -> It
         yield
     finally:
         os.close(fd)
+
+
+def look_at(board: Scoreboard, at: int, **usage: ProcessUsage) -> Look:
+    """Look at a board at an instant (ns); ``_4711=ProcessUsage(…)`` is what a worker uses."""
+    used = {int(pid[1:]): one for pid, one in usage.items()}
+    return Look(at / SECOND, status_of_board(board, at), used)
+
+
+def slot_row(**changes: Any) -> SlotRow:
+    """Make a row of the table."""
+    plain: dict[str, Any] = {
+        "slot": 0,
+        "pid": 1,
+        "generation": 0,
+        "state": "idle",
+        "request_age": None,
+        "age": 1.0,
+        "requests": 0,
+        "rate": None,
+        "busy": None,
+        "cpu": None,
+        "memory": None,
+        "spawns": 1,
+        "last_exit": None,
+    }
+    return SlotRow(**plain | changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any, Final
 
 import click
 
@@ -12,8 +11,7 @@ from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import which_pool
 from prefork.inspect import humanize
 from prefork.inspect.find import find_pool
-
-_INDENT: Final = " " * 11
+from prefork.inspect.status_text import as_lines
 
 
 @click.command("status", short_help="Show a running pool, as text or JSON.")
@@ -35,141 +33,3 @@ def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
         width = max(60, shutil.get_terminal_size((100, 24)).columns)
         click.echo("\n".join(as_lines(status, width)))
     return ExitCode.OK if status["ready"] and not humanize.is_hung(status) else ExitCode.FAILED
-
-
-def as_lines(status: dict[str, Any], width: int) -> list[str]:
-    """Render a status for people, in lines of at most so many characters (pure)."""
-    return [
-        *_head(status),
-        *_workers(status, width),
-        *_requests(status, width),
-        *_listeners(status),
-        *_history(status, width),
-        "",
-        *_slots(status),
-    ]
-
-
-def _head(status: dict[str, Any]) -> list[str]:
-    title = f"prefork {status['name']}" if status["name"] else "prefork"
-    version = f"{status['version']}, Python {status['python']}" if status["version"] else ""
-    parts = (
-        f"pid {status['pid']}",
-        f"up {humanize.duration(status['uptime'])}",
-        f"generation {status['generation']}",
-        version,
-    )
-    return [
-        f"{title}: {humanize.condition(status)}",
-        _INDENT + ", ".join(part for part in parts if part),
-    ]
-
-
-def _workers(status: dict[str, Any], width: int) -> list[str]:
-    workers = status["workers"]
-    said = [f"{workers['busy']} busy", f"{workers['idle']} idle"]
-    said += [f"{workers[key]} {key}" for key in ("starting", "retiring") if workers[key]]
-    wanted = [f"{key} {workers[key]}" for key in ("floor", "target", "max")]
-    board = status["scoreboard"].rstrip(".")
-    free = len(status["scoreboard"]) - len(board)
-    pieces = humanize.chunks(board, width - len(_INDENT))
-    lines = [_line("" if number else "slots", piece) for number, piece in enumerate(pieces)]
-    if free:
-        unused = f"{free} unused"
-        lines = [*lines[:-1], f"{lines[-1]} + {unused}"] if lines else [_line("slots", unused)]
-    return [_line("workers", f"{', '.join(said)} ({', '.join(wanted)})"), *lines]
-
-
-def _requests(status: dict[str, Any], width: int) -> list[str]:
-    requests, histogram = status["requests"], status["durations"]
-    said = [f"{requests['ok']} ok"]
-    said += [
-        f"{requests[key]} {key}"
-        for key in ("error", "rejected", "timeout", "aborted")
-        if requests[key]
-    ]
-    said.append(f"{requests['in_progress']} in progress")
-    if status["slow_requests"]:
-        said.append(f"{status['slow_requests']} slow")
-    return [*_wrapped("requests", said, width), _line("latency", _latencies(histogram))]
-
-
-def _latencies(histogram: dict[str, Any]) -> str:
-    bounds, counts = histogram["bounds"], histogram["counts"]
-    shown = [
-        f"p{share:.0f} {humanize.latency(humanize.quantile(share / 100, bounds, counts), bounds[-1])}"
-        for share in (50, 99)
-    ]
-    mean = histogram["sum"] / sum(counts) if sum(counts) else None
-    return "  ".join([*shown, f"mean {humanize.duration(mean)}", "since the start"])
-
-
-def _listeners(status: dict[str, Any]) -> list[str]:
-    return [
-        _line("" if number else "queue", f"{humanize.queue(one)}  {one['name']}")
-        for number, one in enumerate(status["listeners"])
-    ]
-
-
-def _history(status: dict[str, Any], width: int) -> list[str]:
-    exits = [f"{n} {kind}" for kind, n in humanize.nonzero(status["exits"])]
-    happened = {
-        "ceiling reached": status["ceiling_reached"],
-        "growth refused": status["growth_refused"],
-        "spawn failures": status["spawn_failures"],
-        "hook failures": status["hook_failures"],
-        "reloads": status["reloads"],
-        "reloads failed": status["reloads_failed"],
-    }
-    events = [f"{n} {what}" for what, n in happened.items() if n]
-    return [*_wrapped("exits", exits, width), *_wrapped("events", events, width)]
-
-
-def _wrapped(name: str, parts: list[str], width: int) -> list[str]:
-    rows = humanize.wrapped(
-        [f"{part}," for part in parts[:-1]] + parts[-1:], width - len(_INDENT), gap=" "
-    )
-    return [_line("" if number else name, row) for number, row in enumerate(rows)]
-
-
-def _line(name: str, text: str) -> str:
-    return f"{name:<{len(_INDENT)}}{text}".rstrip()
-
-
-_HEADINGS: Final = (
-    *("slot", "pid", "gen", "state", "age", "requests", "errors", "busy", "spawns", "last exit"),
-)
-
-
-def _slots(status: dict[str, Any]) -> list[str]:
-    """Render the table of the slots that have ever had a worker."""
-    rows = [_cells(one) for one in status["slots"] if one["pid"] or one["spawns"]]
-    if not rows:
-        return ["no worker yet"]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
-    return ["  ".join(_aligned(row, widths)).rstrip() for row in (_HEADINGS, *rows)]
-
-
-def _cells(one: dict[str, Any]) -> tuple[str, ...]:
-    since = f" {humanize.duration(one['request_age'])}" if one["request_age"] is not None else ""
-    failed = one["errors"] + one["rejected"] + one["timeouts"] + one["aborted"]
-    return (
-        str(one["slot"]),
-        str(one["pid"] or humanize.NONE),
-        str(one["generation"]),
-        one["state"] + since,
-        humanize.duration(one["age"]),
-        str(one["requests"]),
-        str(failed),
-        humanize.duration(one["busy"]),
-        str(one["spawns"]),
-        one["last_exit"] or humanize.NONE,
-    )
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    texts = ("state", "last exit")
-    return [
-        f"{cell:<{width}}" if heading in texts else f"{cell:>{width}}"
-        for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
-    ]

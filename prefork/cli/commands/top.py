@@ -11,8 +11,8 @@ import click
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import which_pool
 from prefork.host.stopping import term_unwinds
+from prefork.inspect.columns import COLUMNS
 from prefork.inspect.find import find_pool
-from prefork.inspect.view import COLUMNS
 
 MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
 

@@ -1,0 +1,55 @@
+"""``prefork scale``: what size is meant, and when a pool has it."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from prefork.cli.commands.scale import is_settled, progress, wanted_size
+from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.states import Order
+from tests.support.boards import SECOND, occupy, scoreboard
+
+NOW = 1000 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [("4", 4), ("+1", 4), ("+7", 10), ("-2", 1), (" -1", 2), ("1", 1)]
+)
+def test_size_is_a_number_or_a_change(size: str, wanted: int) -> None:
+    """Of three workers, of ten at the most."""
+    assert wanted_size(size, 3, 10) == wanted
+
+
+@pytest.mark.parametrize("size", ["0", "11", "+8", "-3", "-99"])
+def test_size_beyond_the_bounds(size: str) -> None:
+    """Refused with what the pool has and what it may have."""
+    with pytest.raises(click.BadParameter, match=r"the pool has 3 and keeps from 1 to .* = 10"):
+        wanted_size(size, 3, 10)
+
+
+@pytest.mark.parametrize("size", ["", "x", "1.5", "+", "--1", "1..4", "٣", "9" * 5000])
+def test_size_that_is_no_number(size: str) -> None:
+    """Refused with what it may be."""
+    with pytest.raises(click.BadParameter, match=r"is not N, \+N or -N"):
+        wanted_size(size, 3, 10)
+
+
+def test_scaled_is_who_has_the_workers_ready_and_none_too_many() -> None:
+    """Starting ones are not there yet, leaving ones not gone; what load asks for beyond is no surplus."""
+    with scoreboard(6, at=NOW) as board:
+        board.set_pool(PoolField.TARGET, 3)
+        occupy(board, 0, 11, at=NOW)
+        occupy(board, 1, 12, at=NOW)
+        board.prepare_slot(2, 0, NOW)
+        board.words[board.slot_at(2) + SlotField.PID] = 13
+        assert not is_settled(board.snapshot(), 3)
+        assert progress(board.snapshot(), 3) == "[#############-------] 2 of 3 workers ready"
+        occupy(board, 2, 13, at=NOW)
+        assert is_settled(board.snapshot(), 3)
+        occupy(board, 3, 14, at=NOW)
+        board.give_order(3, Order.RETIRE)
+        assert not is_settled(board.snapshot(), 3)
+        assert progress(board.snapshot(), 3) == "1 workers finish their requests before they leave"
+        board.set_pool(PoolField.TARGET, 4)
+        assert is_settled(board.snapshot(), 3)

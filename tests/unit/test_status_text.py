@@ -1,0 +1,88 @@
+"""A status as ``prefork status`` prints it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.inspect.status_text import as_lines
+from prefork.workers.scoreboard import Outcome, PoolField
+from prefork.workers.states import ExitKind
+from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, take_request
+
+if TYPE_CHECKING:
+    from prefork.workers.scoreboard import Scoreboard
+
+
+NOW = 1000 * SECOND
+MS = SECOND // 1000
+WORD = st.integers(-(2**63), 2**63 - 1)
+
+
+def pool_at_work(board: Scoreboard) -> None:
+    """Fill a board: a busy, an idle and a replaced worker."""
+    first, second, third = (occupy(board, slot, 4711 + slot, at=NOW) for slot in range(3))
+    for _ in range(99):
+        first.account(Outcome.OK, 3 * MS)
+    second.account(Outcome.ERROR, 700 * MS)
+    third.account(Outcome.OK, 3 * MS)
+    take_request(second, NOW - 2 * SECOND)
+    board.vacate_slot(2, ExitKind.MAX_REQUESTS, NOW)
+    occupy(board, 2, 4720, at=NOW)
+    board.set_pool(PoolField.SLOW_REQUESTS, 1)
+    board.set_pool(PoolField.CEILING_REACHED, 2)
+
+
+def test_status_as_text() -> None:
+    """All that a person asks first, one line a subject, and the slots that have had a worker as a table."""
+    with scoreboard(5, name="shop", master=4700, at=NOW) as board:
+        pool_at_work(board)
+        lines = as_lines(status_of_board(board, NOW), 80)
+    assert lines == [
+        "prefork shop: serving, ready",
+        "           pid 4700, up 60s, generation 0, 0.1.0, Python 3.11.7",
+        "workers    1 busy, 2 idle (floor 5, target 5, max 5)",
+        "slots      _B_ + 2 unused",
+        "requests   100 ok, 1 error, 1 in progress, 1 slow",
+        "latency    p50 3.8ms  p99 5.0ms  mean 9.9ms  since the start",
+        "queue      -  tcp://127.0.0.1:9000",
+        "exits      1 max_requests",
+        "events     2 ceiling reached",
+        "",
+        "slot   pid  gen  state      age  requests  errors   busy  spawns  last exit",
+        "   0  4711    0  idle       10s        99       0  297ms       1  -",
+        "   1  4712    0  busy 2.0s  10s         1       1  700ms       1  -",
+        "   2  4720    0  idle       10s         1       0  3.0ms       2  max_requests",
+    ]
+
+
+def test_status_of_a_pool_without_workers() -> None:
+    """Before the first worker there is no table; after ten silent seconds the master is said to hang."""
+    with scoreboard(3, at=NOW) as board:
+        lines = as_lines(status_of_board(board, NOW + 12 * SECOND), 80)
+    assert lines[0] == "prefork: HUNG for 12s (serving)"
+    assert "slots      3 unused" in lines
+    assert lines[-1] == "no worker yet"
+
+
+@given(st.lists(WORD, min_size=64, max_size=64), st.integers(60, 200))
+def test_status_of_whatever_a_worker_writes(words: list[int], width: int) -> None:
+    """A slot of random words is shown, in printable lines."""
+    with scoreboard(3, at=NOW) as board:
+        occupy(board, 0, 11, at=NOW)
+        for field, word in enumerate(words):
+            board.words[board.slot_at(1) + field] = word
+        lines = as_lines(status_of_board(board, NOW), width)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_large_pool_stays_within_the_terminal() -> None:
+    """The picture of a thousand slots is wrapped."""
+    with scoreboard(1000, at=NOW) as board:
+        for slot in range(500):
+            occupy(board, slot, slot + 1, at=NOW)
+        lines = as_lines(status_of_board(board, NOW), 80)
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("_") for line in lines) == 500

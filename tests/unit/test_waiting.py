@@ -1,0 +1,85 @@
+"""Waiting for a pool: how long, and the line on the terminal that says how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import pytest
+
+from prefork.cli.commands.waiting import Progress, bar, seconds_of
+from prefork.inspect.find import find_pool
+from tests.support.boards import scoreboard
+from tests.support.waiting import let_pass
+
+
+@pytest.mark.parametrize(
+    ("done", "of", "text"),
+    [
+        (0, 4, "[--------------------] 0 of 4"),
+        (1, 4, "[#####---------------] 1 of 4"),
+        (4, 4, "[####################] 4 of 4"),
+        (9, 4, "[####################] 9 of 4"),
+        (-1, 4, "[--------------------] -1 of 4"),
+        (0, 0, "[####################] 0 of 0"),
+    ],
+)
+def test_bar(done: int, of: int, text: str) -> None:
+    """It has one length, whatever the numbers."""
+    assert bar(done, of) == text
+
+
+def test_waiting_times_come_from_the_pool() -> None:
+    """Its own setting where it says one that can be, the default where it does not."""
+    with scoreboard() as board, find_pool(str(os.getpid())) as pool:
+        assert seconds_of(pool, "boot_timeout") == 7.0
+        assert seconds_of(pool, "graceful_timeout") == 25.0
+        board.set_about('{"settings": {"boot_timeout": ["7s"], "graceful_timeout": "-"}}')
+        assert seconds_of(pool, "boot_timeout") == 60.0
+        assert seconds_of(pool, "graceful_timeout") == 25.0
+
+
+def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
+    """Return what a terminal gets of a progress that takes so long."""
+    reader, writer = os.openpty()
+    try:
+        with Progress(writer) as line:
+            let_pass(seconds)
+            for text in texts:
+                line.show(text)
+    finally:
+        os.close(writer)
+    said = b""
+    try:
+        with contextlib.suppress(OSError):  # EIO is the end: nobody has the other side any more
+            while block := os.read(reader, 4096):
+                said += block
+    finally:
+        os.close(reader)
+    return said.decode()
+
+
+def test_progress_is_one_line_that_goes() -> None:
+    """Each text replaces the one before, the same is not written twice, and nothing is left of it."""
+    said = shown_on_a_terminal(["1 of 2", "1 of 2", "2 of 2"], seconds=0.35)
+    assert said == "\r\x1b[K1 of 2\r\x1b[K2 of 2\r\x1b[K"
+
+
+def test_quick_things_show_no_progress() -> None:
+    """What is done within a moment does not flicker."""
+    assert shown_on_a_terminal(["1 of 2"], seconds=0) == ""
+
+
+def test_progress_into_a_file_is_nothing() -> None:
+    """Logs of cron jobs and scripts get the outcome only."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(reader, False)
+        with Progress(writer) as line:
+            let_pass(0.35)
+            line.show("1 of 2")
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)
