@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import Queue, queues
 from prefork.metrics.names import METRICS, Metric, Type
 from prefork.metrics.processes import Facts, Processes, memory, was_used
@@ -82,14 +82,14 @@ class Columns:
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """All that one scrape shows, read at nearly one moment.
 
-    words: the snapshot's slots. about: the object of ``Scoreboard.about()``. queues: by inode.
+    words: the snapshot's slots. queues: by inode.
     facts: by slot.
     good: requests that went well. to_unix_ns: what makes Unix time of CLOCK_MONOTONIC.
     """
 
     snapshot: Snapshot
     words: Columns
-    about: Mapping[str, Any]
+    description: PoolDescription
     queues: Mapping[int, Queue]
     facts: Mapping[int, Facts]
     good: int
@@ -152,15 +152,15 @@ class PoolCollector(Collector):
 
     def _read(self) -> Reading:
         snapshot = self._board.snapshot()
-        about = _about(self._board.about())
+        description = PoolDescription.from_text(self._board.description())
         words = Columns(snapshot.slots)
         # A worker counts a request first and then as what it was: an error looks good for a moment.
         self._good = max(self._good, words.good())
         return Reading(
             snapshot=snapshot,
             words=words,
-            about=about,
-            queues=queues(_listeners(about)),
+            description=description,
+            queues=queues(description.listeners),
             facts=self._processes.facts(snapshot),
             good=self._good,
             to_unix_ns=self._unix_offset(),
@@ -224,10 +224,10 @@ def memory_families(by_slot: Mapping[int, tuple[int, int]]) -> list[Family]:
 
 
 def _pool(reading: Reading) -> Found:
-    pool, about = reading.snapshot, reading.about
+    pool, description = reading.snapshot, reading.description
     tick_ns = pool[PoolField.TICK_NS]
     return {
-        "prefork_build_info": [(_text(about, "version"), _text(about, "python"), 1)],
+        "prefork_build_info": [(description.version, description.python, 1)],
         "prefork_start_time_seconds": _one(reading.unix(pool[PoolField.STARTED_NS])),
         "prefork_last_tick_timestamp_seconds": _one(reading.unix(tick_ns)) if tick_ns else [],
         "prefork_config_last_reload_successful": _one(
@@ -287,8 +287,7 @@ def _changes(pool: Snapshot) -> Found:
 
 
 def _queues(reading: Reading) -> Found:
-    listed = [one for one in _listeners(reading.about) if isinstance(one.get("inode"), int)]
-    names = {one["inode"]: _text(one, "name") for one in listed}
+    names = {one.inode: one.name for one in reading.description.listeners}
     known = [(names[inode], queue) for inode, queue in reading.queues.items() if inode in names]
     words = reading.words
     return {
@@ -399,25 +398,6 @@ def _seconds(nanoseconds: int) -> float:
 
 def _clipped(words: tuple[int, ...]) -> tuple[int, ...]:
     return words if min(words) >= 0 else tuple(map(_count, words))
-
-
-def _about(text: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _listeners(about: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    listed = about.get("listeners")
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-
-
-def _text(about: Mapping[str, Any], key: str) -> str:
-    """Return a text as a label; half a surrogate pair, which JSON allows, could not be encoded."""
-    found = about.get(key)
-    return found.encode("utf-8", "replace").decode() if isinstance(found, str) else ""
 
 
 # --- prometheus_client's own objects

@@ -7,7 +7,6 @@ busy and while the master does not run.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
@@ -23,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from prefork.metrics import kernel, web
 from prefork.metrics.collector import MemoryCollector, PoolCollector
+from prefork.metrics.description import PoolDescription
 from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.names import METRICS
 from prefork.metrics.page import page
@@ -77,9 +77,9 @@ class Routes:
         return ready_verdict(self._board.snapshot())
 
     def _status(self, _request: Request) -> Response:
-        about = about_of(self._board)
-        queues = kernel.queues(about.get("listeners", []))
-        found = status(self._board.snapshot(), about, time.monotonic_ns(), queues=queues)
+        description = PoolDescription.from_text(self._board.description())
+        queues = kernel.queues(description.listeners)
+        found = status(self._board.snapshot(), description, time.monotonic_ns(), queues=queues)
         return Response(json.dumps(found).encode(), "application/json")
 
     def _metrics(self, request: Request) -> Response:
@@ -132,15 +132,6 @@ def ready_verdict(snapshot: Snapshot) -> Response:
     ready = snapshot.count(*READY)
     text = f"not ready: phase={phase} ready={ready} needed={snapshot[PoolField.NEEDED]}\n"
     return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
-
-
-def about_of(board: Scoreboard) -> dict[str, Any]:
-    """Return what the master says of the pool; {} before it has said it, or if it cannot be read."""
-    with contextlib.suppress(ValueError, RecursionError):  # a worker may have scribbled there
-        found = json.loads(board.about() or "{}")
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 # --- what handlers count themselves

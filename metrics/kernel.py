@@ -9,24 +9,22 @@ every socket of the machine, without a Unix listener's queue.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Self
 
 import msgspec
+
+from prefork.metrics.description import MOST_LISTENERS, ListenerDescription
 
 LONGEST: Final = 0.05
 """Seconds that all questions together may take; what was not answered by then is not known.
 
 A thousand UDP sockets of other programs are answered in a few milliseconds.
 """
-
-MOST_LISTENERS: Final = 100
-"""Listeners that are asked about: their list is read from memory that a worker may have scribbled in."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -44,14 +42,17 @@ class Queue(msgspec.Struct, frozen=True):
     drops: int | None = None
 
 
-def queues(listeners: Sequence[Mapping[str, Any]]) -> dict[int, Queue]:
-    """Return the queues of these listeners by inode. Never raises; what is not known is left out.
+def queues(listeners: Sequence[ListenerDescription]) -> dict[int, Queue]:
+    """Return the queues of these listeners by inode, MOST_LISTENERS of them at most. Never raises.
 
-    listeners: as in ``Scoreboard.about()``; ``inode``, ``kind`` and ``family`` count. Takes a tenth
-    of a millisecond for a listener or two, LONGEST at most. Sees the sockets of this process'
-    network namespace.
+    A queue that is not known is left out. The call takes a tenth of a millisecond for one or two listeners,
+    and LONGEST at most. It sees the sockets of this process' network namespace.
     """
-    asked = dict(itertools.islice(_asked(listeners), MOST_LISTENERS))
+    asked = {
+        one.inode: (one.family, one.kind)
+        for one in listeners[:MOST_LISTENERS]
+        if one.family != "other" and one.kind != "other" and 0 < one.inode < 2**32
+    }
     found: dict[int, Queue] = {}
     if not asked:
         return found
@@ -62,17 +63,6 @@ def queues(listeners: Sequence[Mapping[str, Any]]) -> dict[int, Queue]:
             if family == "unix":
                 found.update(_unix(diag, inode, kind))
     return found
-
-
-def _asked(listeners: Iterable[object]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield inode, family and kind of the listeners that can be asked about; anything else is passed over."""
-    for one in listeners if isinstance(listeners, (list, tuple)) else ():
-        if not isinstance(one, Mapping):
-            continue
-        inode, family, kind = one.get("inode"), one.get("family"), one.get("kind")
-        known = family in ("inet", "inet6", "unix") and kind in ("stream", "datagram")
-        if known and isinstance(inode, int) and 0 < inode < 2**32:
-            yield inode, (str(family), str(kind))
 
 
 # --- questions and answers: linux/inet_diag.h, linux/unix_diag.h

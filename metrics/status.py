@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
@@ -19,7 +20,6 @@ from prefork.workers.scoreboard import (
     Snapshot,
 )
 from prefork.workers.states import READY, Phase, ReloadState, WorkerState
-from prefork.workers.text import escaped
 
 LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
 """One letter for each state of a slot: a pool fits into a line of text."""
@@ -27,30 +27,23 @@ LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retir
 HUNG_AFTER: Final = 10.0
 """Seconds since its last tick after which a master counts as hung. A healthy one ticks every half second."""
 
-MOST_LISTENERS = 100
-MOST_SETTINGS = 200
-LONGEST_TEXT = 500
-"""Characters of one text that are shown; a path of the kernel's longest kind for sockets has 108."""
-
 
 def status(
     snapshot: Snapshot,
-    about: Mapping[str, Any],
+    description: PoolDescription,
     now_ns: int,
     *,
     queues: Mapping[int, Queue] | None = None,
 ) -> dict[str, Any]:
     """Describe a pool. Never raises, whatever the words; the result goes through ``json.dumps``.
 
-    about: the JSON object of ``Scoreboard.about()``, {} before the master has written it.
     now_ns: CLOCK_MONOTONIC. queues: by the inode of a listener. All times in the result are
     seconds; ages and instants are seconds ago. Texts hold printable characters only.
     """
-    about = about if isinstance(about, Mapping) else {}
     return {
-        "name": _text_or_none(about.get("name")),
-        "version": _text(about.get("version")),
-        "python": _text(about.get("python")),
+        "name": description.name,
+        "version": description.version,
+        "python": description.python,
         "pid": _count(snapshot[PoolField.MASTER_PID]),
         "uptime": _ago(now_ns, snapshot[PoolField.STARTED_NS]) or 0.0,
         "phase": snapshot.phase.name.lower(),
@@ -60,10 +53,10 @@ def status(
         **_workers(snapshot),
         **_requests(snapshot),
         **_events(snapshot),
-        "listeners": _listeners(about.get("listeners"), queues or {}),
+        "listeners": [_listener(one, queues or {}) for one in description.listeners],
         "slots": [_slot(one, now_ns) for one in snapshot.slots],
-        "settings": _settings(about.get("settings")),
-        "metrics": _text_or_none(about.get("metrics")),
+        "settings": dict(description.settings),
+        "metrics": description.metrics,
     }
 
 
@@ -174,17 +167,11 @@ def _histogram(
     }
 
 
-def _listeners(listed: object, queues: Mapping[int, Queue]) -> list[dict[str, Any]]:
-    known = listed[:MOST_LISTENERS] if isinstance(listed, list) else []
-    return [_listener(one, queues) for one in known if isinstance(one, dict)]
-
-
-def _listener(one: dict[str, Any], queues: Mapping[int, Queue]) -> dict[str, Any]:
-    inode = one.get("inode")
-    queue = queues.get(inode) if isinstance(inode, int) else None
+def _listener(one: ListenerDescription, queues: Mapping[int, Queue]) -> dict[str, Any]:
+    queue = queues.get(one.inode)
     return {
-        "name": _text(one.get("name")),
-        "kind": _text(one.get("kind")),
+        "name": one.name,
+        "kind": one.kind,
         "depth": queue.depth if queue else None,
         "limit": queue.limit if queue else None,
         "bytes": queue.bytes if queue else None,
@@ -192,12 +179,7 @@ def _listener(one: dict[str, Any], queues: Mapping[int, Queue]) -> dict[str, Any
     }
 
 
-def _settings(listed: object) -> dict[str, str]:
-    known = list(listed.items())[:MOST_SETTINGS] if isinstance(listed, dict) else []
-    return {_text(key): _text(value) for key, value in known}
-
-
-# --- words and texts of uncertain origin
+# --- words of uncertain origin
 
 
 def _count(word: int) -> int:
@@ -222,12 +204,3 @@ def _ago(now_ns: int, then_ns: int) -> float | None:
 
 def _reload_state(word: int) -> ReloadState:
     return ReloadState(word) if word in ReloadState._value2member_map_ else ReloadState.NONE
-
-
-def _text_or_none(value: object) -> str | None:
-    return _text(value) or None
-
-
-def _text(value: object) -> str:
-    """Return a text fit for a terminal and a page: clipped, and of printable characters only."""
-    return escaped(value, LONGEST_TEXT) if isinstance(value, str) else ""

@@ -444,12 +444,12 @@ class Scoreboard:
 
     # --- the master's texts
 
-    def set_about(self, text: str) -> None:
-        """Publish what the pool is: JSON of listeners, settings and versions (master)."""
+    def set_description(self, text: str) -> None:
+        """Publish what the pool is, as ``metrics.description`` writes it (master)."""
         self._set_text(0, text)
 
-    def about(self) -> str:
-        """Return what the pool is; "" before the master has said it."""
+    def description(self) -> str:
+        """Return the text that says what the pool is; "" before the master has written it."""
         return self._text(0)
 
     def set_reload_report(self, text: str) -> None:

@@ -1,60 +1,64 @@
-"""What a pool is, in words for the readers of its scoreboard."""
+"""The master's description of its pool, for the readers of its scoreboard."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
-
-import msgspec
+from collections.abc import Sequence
+from typing import Literal
 
 from prefork._version import __version__
-from prefork.workers.listener import Listener
+from prefork.metrics.description import ListenerDescription, PoolDescription
+from prefork.workers.listener import Kind, Listener
 from prefork.workers.settings import ROWS, Settings
+from prefork.workers.text import printable
 
-_FAMILIES: dict[int, str] = {
+_KINDS: dict[Kind, Literal["stream", "datagram", "other"]] = {
+    Kind.STREAM: "stream",
+    Kind.DATAGRAM: "datagram",
+    Kind.OTHER: "other",
+}
+_FAMILIES: dict[int, Literal["inet", "inet6", "unix"]] = {
     socket.AF_INET: "inet",
     socket.AF_INET6: "inet6",
     socket.AF_UNIX: "unix",
 }
 
 
-def about(settings: Settings, listeners: list[Listener], metrics: str | None) -> str:
-    """Return it as JSON: name, versions, listeners, settings as a user would write them.
+def describe(
+    settings: Settings, listeners: Sequence[Listener], metrics: str | None
+) -> PoolDescription:
+    """Describe a pool (master). metrics: where the metrics process listens, with its real port."""
+    return PoolDescription(
+        name=settings.name,
+        version=__version__,
+        python=sys.version.split(" ")[0],
+        listeners=tuple(describe_listener(listener) for listener in listeners),
+        settings=shown(settings),
+        metrics=metrics,
+    )
 
-    metrics: where the metrics process listens, with the port that it really has.
-    """
-    return msgspec.json.encode(
-        {
-            "name": settings.name,
-            "version": __version__,
-            "python": sys.version.split(" ")[0],
-            "listeners": [described(listener) for listener in listeners],
-            "settings": shown(settings),
-            "metrics": metrics,
-        }
-    ).decode()
+
+def describe_listener(listener: Listener) -> ListenerDescription:
+    """Describe a listener so that readers of the kernel's tables find it (master)."""
+    return ListenerDescription(
+        name=listener.name,
+        kind=_KINDS[listener.kind],
+        family=_FAMILIES.get(listener.family, "other"),
+        inode=os.fstat(listener.fd).st_ino,
+        server=type(listener.server).__name__,
+    )
 
 
 def shown(settings: Settings) -> dict[str, str]:
-    """Return the settings as a user would write them.
+    """Return the settings as a user would write them, printable.
 
-    What only the command line has is left out where nobody gave it: a server made in code is
-    bound elsewhere than at the command line's default address.
+    A setting that only the command line has is left out at its default: a server made in code does not
+    listen on the command line's default address.
     """
     return {
-        key: row.shown(getattr(settings, key))
+        key: printable(row.shown(getattr(settings, key)))
         for key, row in ROWS.items()
         if row.attribute is not None or getattr(settings, key) != row.default
-    }
-
-
-def described(listener: Listener) -> dict[str, object]:
-    """Return what readers of the kernel's tables need to find a listener."""
-    return {
-        "name": listener.name,
-        "kind": listener.kind.name.lower(),
-        "family": _FAMILIES.get(listener.family, "other"),
-        "inode": os.fstat(listener.fd).st_ino,
-        "server": type(listener.server).__name__,
     }

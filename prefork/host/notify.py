@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from prefork.host.description import described
+from prefork.host.description import describe_listener
 from prefork.metrics.kernel import queues
 from prefork.workers import log
 from prefork.workers.listener import Listener
@@ -166,7 +166,7 @@ def status_line(
     """
     ready = [one for one in view.workers if one.ready]
     parts = [f"{sum(not one.idle for one in ready)}/{len(ready)} workers busy"]
-    found = queues([described(one) for one in listeners]).values()
+    found = queues([describe_listener(one) for one in listeners]).values()
     depths = [one.depth for one in found if one.depth is not None]
     if depths:
         parts.append(f"{sum(depths)} clients waiting")

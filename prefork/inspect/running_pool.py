@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import select
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 from prefork.inspect.proc import is_taken, memories_of, scoreboards_of, status_word
+from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
 from prefork.workers import reports, system
@@ -50,25 +50,19 @@ class RunningPool:
         self.board.close()
         os.close(self._pidfd)
 
-    def about(self) -> dict[str, Any]:
-        """Return what the pool says of itself, {} if that is nothing or nonsense."""
-        with contextlib.suppress(ValueError, RecursionError):
-            about = json.loads(self.board.about())
-            if isinstance(about, dict):
-                return about
-        return {}
+    def description(self) -> PoolDescription:
+        """Return what the pool says of itself; an empty description where it says nothing, or nonsense."""
+        return PoolDescription.from_text(self.board.description())
 
     @property
     def name(self) -> str | None:
         """The name of the pool, escaped."""
-        name = self.about().get("name")
-        return escaped(name) if isinstance(name, str) and name else None
+        return self.description().name
 
     @property
     def where(self) -> str:
         """Where it listens, for people, escaped."""
-        names = [one.get("name") for one in _listeners(self.about())]
-        return escaped(" ".join(name for name in names if isinstance(name, str)))
+        return escaped(" ".join(one.name for one in self.description().listeners))
 
     def __str__(self) -> str:
         return " ".join(part for part in (str(self.pid), self.name or "-", self.where) if part)
@@ -89,9 +83,9 @@ class RunningPool:
 
     def status(self) -> dict[str, Any]:
         """Describe the pool as it is now: the status of ``prefork.metrics.status``."""
-        about = self.about()
-        waiting = queues(_listeners(about))
-        return status(self.snapshot(), about, time.monotonic_ns(), queues=waiting)
+        description = self.description()
+        waiting = queues(description.listeners)
+        return status(self.snapshot(), description, time.monotonic_ns(), queues=waiting)
 
     def has_ended(self) -> bool:
         """Tell whether the master is gone; its scoreboard can be read on."""
@@ -172,8 +166,3 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _listeners(about: dict[str, Any]) -> list[dict[str, Any]]:
-    listed = about.get("listeners")
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from prefork.host.description import about, shown
+from prefork.host.description import describe, shown
 from prefork.host.notify import Notifier, status_line
 from prefork.master.clock import Clock
 from prefork.master.metrics_process import MetricsProcess
@@ -189,7 +189,8 @@ class Master:
         board.set_pool(PoolField.MASTER_PID, os.getpid())
         if not self._is_successor:
             board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
-        board.set_about(about(self._settings, self._listeners, self.metrics.address))
+        description = describe(self._settings, self._listeners, self.metrics.address)
+        board.set_description(description.to_text())
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",

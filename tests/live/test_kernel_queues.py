@@ -9,11 +9,17 @@ import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import pytest
 
 from prefork.metrics import kernel
+from prefork.metrics.description import (
+    MOST_LISTENERS,
+    ListenerDescription,
+    PoolDescription,
+)
 from prefork.metrics.kernel import Queue, queues
 from tests.support.server import environment
 from tests.support.waiting import wait_until
@@ -22,42 +28,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6, "unix": socket.AF_UNIX}
+FAMILIES: dict[Literal["inet", "inet6", "unix"], int] = {
+    "inet": socket.AF_INET,
+    "inet6": socket.AF_INET6,
+    "unix": socket.AF_UNIX,
+}
 LOOPBACK = {"inet": "127.0.0.1", "inet6": "::1"}
 
 
-NONSENSE: list[Any] = [
-    None,
-    7,
-    "x",
-    [],
-    {},
-    {"inode": "7", "kind": "stream", "family": "inet"},
-    {"inode": [], "kind": "stream", "family": "inet"},
-    {"inode": -1, "kind": "stream", "family": "unix"},
-    {"inode": 2**80, "kind": "stream", "family": "unix"},
-    {"inode": 7, "kind": [], "family": {}},
-    {"inode": 7, "kind": "other", "family": "inet"},
-    {"inode": 1, "kind": "stream", "family": "unix"},
-]
-"""What may stand in a list that was scribbled over."""
-
-
-def about(listener: socket.socket) -> dict[str, Any]:
+def described(listener: socket.socket) -> ListenerDescription:
     """Describe a listener as the master does on the scoreboard."""
-    return {
-        "name": "a listener",
-        "kind": "stream" if listener.type == socket.SOCK_STREAM else "datagram",
-        "family": next(name for name, number in FAMILIES.items() if number == listener.family),
-        "inode": os.fstat(listener.fileno()).st_ino,
-        "server": "Test",
-    }
+    return ListenerDescription(
+        name="a listener",
+        kind="stream" if listener.type == socket.SOCK_STREAM else "datagram",
+        family=next(name for name, number in FAMILIES.items() if number == listener.family),
+        inode=os.fstat(listener.fileno()).st_ino,
+        server="Test",
+    )
 
 
 def queue_of(listener: socket.socket) -> Queue:
     """Ask for the queue of one listener."""
-    one = about(listener)
-    return queues([one])[one["inode"]]
+    one = described(listener)
+    return queues([one])[one.inode]
 
 
 @contextlib.contextmanager
@@ -169,12 +162,13 @@ def test_all_at_once_and_others_not(tmp_path: Path) -> None:
         listeners = [stack.enter_context(listening(*place)) for place in places]
         stack.enter_context(listening("inet", socket.SOCK_STREAM, ("127.0.0.1", 0), 9))
         gone = [
-            {**about(listener), "inode": 4_000_000_000 + n} for n, listener in enumerate(listeners)
+            msgspec.structs.replace(described(listener), inode=4_000_000_000 + n)
+            for n, listener in enumerate(listeners)
         ]
-        found = queues([*gone, *NONSENSE, *map(about, listeners)])
+        found = queues([*gone, *map(described, listeners)])
 
         assert found == {
-            about(listener)["inode"]: Queue(bytes=0, drops=0)
+            described(listener).inode: Queue(bytes=0, drops=0)
             if listener.type == socket.SOCK_DGRAM
             else Queue(depth=0, limit=place[3])
             for listener, place in zip(listeners, places, strict=True)
@@ -190,13 +184,15 @@ def test_no_privilege_is_needed() -> None:
         clients_of(listener, 2),
     ):
         program = (
-            "import os, sys, ast\n"
+            "import os, sys\n"
+            "from prefork.metrics.description import PoolDescription\n"
             "from prefork.metrics.kernel import queues\n"
             "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
-            "print(*queues([ast.literal_eval(sys.argv[1])]).values())\n"
+            "print(*queues(PoolDescription.from_text(sys.argv[1]).listeners).values())\n"
         )
+        pool = PoolDescription(listeners=(described(listener),))
         told = subprocess.run(
-            [sys.executable, "-c", program, repr(about(listener))],
+            [sys.executable, "-c", program, pool.to_text()],
             env=environment(),
             check=True,
             capture_output=True,
@@ -208,11 +204,20 @@ def test_no_privilege_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    "listeners", [None, 7, "listeners", [], NONSENSE, *([one] for one in NONSENSE)], ids=repr
+    "listener",
+    [
+        ListenerDescription("x", "stream", "inet", 0),
+        ListenerDescription("x", "stream", "unix", -1),
+        ListenerDescription("x", "stream", "unix", 2**80),
+        ListenerDescription("x", "other", "inet", 7),
+        ListenerDescription("x", "stream", "other", 7),
+        ListenerDescription("x", "stream", "unix", 1),
+    ],
+    ids=repr,
 )
-def test_nonsense_is_passed_over(listeners: Any) -> None:
-    """A list of listeners that was scribbled over gives no queue and no error."""
-    assert queues(listeners) == {}
+def test_listener_that_the_kernel_does_not_know(listener: ListenerDescription) -> None:
+    """A listener of another kind, or that cannot exist or does not, has no queue and is no error."""
+    assert queues([listener]) == {}
 
 
 def test_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +227,7 @@ def test_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     with listening("inet", socket.SOCK_STREAM, ("127.0.0.1", 0), 7) as listener:
-        one = about(listener)
+        one = described(listener)
         monkeypatch.setattr(kernel.socket, "socket", refuse)
         assert queues([one]) == {}
 
@@ -253,7 +258,10 @@ DONE = message(16, 3)
 )
 @pytest.mark.parametrize(("family", "kind"), [("inet", "datagram"), ("unix", "stream")])
 def test_answers_of_another_kernel(
-    monkeypatch: pytest.MonkeyPatch, answer: bytes, family: str, kind: str
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    family: Literal["inet", "unix"],
+    kind: Literal["stream", "datagram"],
 ) -> None:
     """Answers that make no sense end within the time allowed, with nothing known."""
 
@@ -276,7 +284,7 @@ def test_answers_of_another_kernel(
             pass
 
     monkeypatch.setattr(kernel.socket, "socket", Strange)
-    found = queues([{"inode": 7, "kind": kind, "family": family}])
+    found = queues([ListenerDescription("x", kind, family, 7)])
 
     assert found in ({}, {7: Queue()})
 
@@ -293,7 +301,7 @@ def test_silent_kernel_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(kernel.socket, "socket", silent)
     began = time.process_time(), time.monotonic()
-    listeners = [{"inode": n, "kind": "stream", "family": "unix"} for n in range(1, 50)]
+    listeners = [ListenerDescription("x", "stream", "unix", n) for n in range(1, 50)]
 
     assert queues(listeners) == {}
     assert time.process_time() - began[0] < 0.05
@@ -309,6 +317,6 @@ def test_many_listeners_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         yield inode, Queue()
 
     monkeypatch.setattr(kernel, "_unix", note)
-    listeners = [{"inode": n, "kind": "stream", "family": "unix"} for n in range(1, 5000)]
+    listeners = [ListenerDescription("x", "stream", "unix", n) for n in range(1, 5000)]
 
-    assert len(queues(listeners)) == len(asked) == kernel.MOST_LISTENERS
+    assert len(queues(listeners)) == len(asked) == MOST_LISTENERS

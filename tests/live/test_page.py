@@ -7,10 +7,11 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.page import page
 from prefork.metrics.status import status
@@ -54,7 +55,7 @@ class Site:
 
     def __init__(self, board: Scoreboard) -> None:
         self.board = board
-        self.about: dict[str, Any] = {}
+        self.description = PoolDescription()
         self.queues: dict[int, Queue] = {}
         self.answers = 0
         self.silent = False
@@ -89,7 +90,7 @@ class Site:
         if self.silent:
             return 503, b""
         now = time.monotonic_ns()
-        found = status(self.board.snapshot(), self.about, now, queues=self.queues)
+        found = status(self.board.snapshot(), self.description, now, queues=self.queues)
         return 200, json.dumps(found).encode()
 
     def worker(self, slot: int, state: WorkerState, since: int = 0) -> SlotWriter:
@@ -272,11 +273,11 @@ def test_what_is_wrong_is_said(site: Site, browser: Browser) -> None:
 def test_texts_of_the_pool_stay_texts(site: Site, browser: Browser) -> None:
     """HTML in a name, a listener or a setting is shown as it is written, and makes no element."""
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    site.about = {
-        "name": evil,
-        "listeners": [{"name": evil, "kind": "stream", "family": "unix", "inode": 5}],
-        "settings": {evil: evil},
-    }
+    site.description = PoolDescription(
+        name=evil,
+        listeners=(ListenerDescription(evil, "stream", "unix", 5),),
+        settings={evil: evil},
+    )
     site.queues = {5: Queue(depth=4, limit=128)}
     browser.open(site.url)
 
@@ -328,11 +329,11 @@ def test_slots_are_walked_by_keyboard(site: Site, browser: Browser) -> None:
 def test_nothing_is_wider_than_the_window(site: Site, browser: Browser, width: int) -> None:
     """On a phone, a tablet and a desk nothing has to be scrolled sideways, whatever the length of a path."""
     path = "unix:/run/" + "a" * 90
-    site.about = {
-        "name": "n" * 64,
-        "listeners": [{"name": path, "kind": "stream", "family": "unix", "inode": 5}],
-        "settings": {"bind": path, "log_format": "text"},
-    }
+    site.description = PoolDescription(
+        name="n" * 64,
+        listeners=(ListenerDescription(path, "stream", "unix", 5),),
+        settings={"bind": path, "log_format": "text"},
+    )
     browser.show(width, 800)
     browser.open(site.url)
     wait_text(browser, "#phase", "Ready")

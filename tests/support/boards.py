@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from prefork.inspect.survey import look_around
 from prefork.inspect.view import Look, ProcessUsage, SlotRow
+from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.status import status
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
 from prefork.workers.states import StartReason, WorkerState
@@ -47,17 +47,15 @@ def scoreboard(
             (PoolField.NEEDED, 1),
         ):
             board.set_pool(field, value)
-        about = {
-            "name": name,
-            "version": "0.1.0",
-            "python": "3.11.7",
-            "listeners": [
-                {"name": "tcp://127.0.0.1:9000", "kind": "stream", "family": "inet", "inode": 1}
-            ],
-            "settings": {"workers": "2", "boot_timeout": "7s"},
-            "metrics": None,
-        }
-        board.set_about(json.dumps(about))
+        listener = ListenerDescription("tcp://127.0.0.1:9000", "stream", "inet", 1)
+        description = PoolDescription(
+            name=name,
+            version="0.1.0",
+            python="3.11.7",
+            listeners=(listener,),
+            settings={"workers": "2", "boot_timeout": "7s"},
+        )
+        board.set_description(description.to_text())
         yield board
     finally:
         for pen in pens:
@@ -83,7 +81,7 @@ def take_request(writer: SlotWriter, since: int) -> None:
 
 def status_of_board(board: Scoreboard, at: int) -> dict[str, Any]:
     """Return the status at an instant, in nanoseconds."""
-    return status(board.snapshot(), json.loads(board.about()), at)
+    return status(board.snapshot(), PoolDescription.from_text(board.description()), at)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -30,6 +29,7 @@ from prefork.metrics.collector import (
     families,
     memory_families,
 )
+from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, Type
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 WORD = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 20)
 SLOTS = 3
+NOTHING_SAID = PoolDescription()
 
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -88,7 +89,7 @@ def pen(board: Scoreboard, slot: int) -> Iterator[SlotWriter]:
 
 def reading(
     board: Scoreboard,
-    about: Mapping[str, Any] | None = None,
+    description: PoolDescription = NOTHING_SAID,
     queues: Mapping[int, Queue] | None = None,
     facts: Mapping[int, Facts] | None = None,
     to_unix_ns: int = 0,
@@ -99,7 +100,7 @@ def reading(
     return Reading(
         snapshot=snapshot,
         words=words,
-        about=about or {},
+        description=description,
         queues=queues or {},
         facts=facts or {},
         good=words.good(),
@@ -159,8 +160,8 @@ def test_families_are_what_the_table_says(board: Scoreboard) -> None:
     board.set_pool(PoolField.TICK_NS, 1)
     for slot in range(SLOTS):
         spawn(board, slot, os.getpid())
-    about = {"listeners": [{"name": "x", "inode": 5}]}
-    made = reading(board, about, {5: Queue(1, 2, 3, 4)}, {0: Facts(1.0, 2.0, 3, 4, 5, 6)})
+    pool = PoolDescription(listeners=(ListenerDescription("x", inode=5),))
+    made = reading(board, pool, {5: Queue(1, 2, 3, 4)}, {0: Facts(1.0, 2.0, 3, 4, 5, 6)})
     master = [one for one in PoolCollector(board).collect() if not one.name.startswith("prefork")]
     shown = [*families(made), *memory_families({0: (1, 2)}), *master]
     endings = {"counter": "_total", "info": "_info"}
@@ -262,7 +263,7 @@ def test_workers_by_state(board: Scoreboard) -> None:
 
 def test_build_info(board: Scoreboard) -> None:
     """Both versions are labels of a 1; before the master has told them they are empty."""
-    told = samples(families(reading(board, {"version": "0.1.0", "python": "3.11.7"})))
+    told = samples(families(reading(board, PoolDescription(version="0.1.0", python="3.11.7"))))
     untold = samples(families(reading(board)))
     info = "prefork_build_info"
 
@@ -300,16 +301,14 @@ def test_histograms_are_cumulative(board: Scoreboard) -> None:
 
 def test_queues_are_shown_by_listener(board: Scoreboard) -> None:
     """Each listener has what the kernel tells of it; those of one name are added up, unknown ones left out."""
-    about = {
-        "listeners": [
-            {"name": "tcp://127.0.0.1:1", "inode": 1},
-            {"name": "udp://127.0.0.1:1", "inode": 2},
-            {"name": "tcp://127.0.0.1:1", "inode": 3},
-            {"name": "unix:/gone", "inode": 4},
-        ]
-    }
+    listeners = (
+        ListenerDescription("tcp://127.0.0.1:1", inode=1),
+        ListenerDescription("udp://127.0.0.1:1", inode=2),
+        ListenerDescription("tcp://127.0.0.1:1", inode=3),
+        ListenerDescription("unix:/gone", inode=4),
+    )
     queues = {1: Queue(3, 10), 3: Queue(4, 10), 2: Queue(bytes=500, drops=9), 77: Queue(1, 1)}
-    found = samples(families(reading(board, about, queues)))
+    found = samples(families(reading(board, PoolDescription(listeners=listeners), queues)))
     shown = {
         (name, dict(labels)["listener"]): number
         for (name, labels), number in found.items()
@@ -540,32 +539,15 @@ def scribbles(fields: type[SlotField | PoolField], words: int) -> st.SearchStrat
     )
 
 
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.just("inet") | st.just("stream"),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["name", "inode", "kind", "family", "listeners", "settings", "version"])
-            | st.text(max_size=3),
-            inner,
-            max_size=5,
-        )
-    ),
-    max_leaves=12,
-)
-
-
 @given(
     st.lists(scribbles(SlotField, 64), min_size=2, max_size=2),
     scribbles(PoolField, 120),
-    JUNK,
     st.text(max_size=20),
 )
-@example([{SlotField.SPAWNS: 1, SlotField.PID: -5}, {SlotField.SPAWNS: -1}], {}, None, "{")
-@example([{}, {}], {PoolField.MASTER_PID: 2**62}, {"listeners": [{"inode": []}]}, "[" * 20)
-@example([{}, {}], {}, {"listeners": [{"inode": 1, "name": "\ud800"}], "version": "\ud83d"}, "")
+@example([{SlotField.SPAWNS: 1, SlotField.PID: -5}, {SlotField.SPAWNS: -1}], {}, "{")
+@example([{}, {}], {PoolField.MASTER_PID: 2**62}, '{"version": "\\ud83d"}')
 def test_scribbled_words_disturb_nothing(
-    slots: list[dict[int, int]], pool_words: dict[int, int], about: object, ending: str
+    slots: list[dict[int, int]], pool_words: dict[int, int], text: str
 ) -> None:
     """For any words whatsoever a scrape comes out in both formats, can be read, and counts nothing below zero."""
     with scoreboard(2) as board:
@@ -574,7 +556,7 @@ def test_scribbled_words_disturb_nothing(
                 board.words[board.slot_at(slot) + at] = word
         for at, word in pool_words.items():
             board.set_pool(at, word)
-        board.set_about(json.dumps(about) + ending)
+        board.set_description(text)
         pool = registry(PoolCollector(board), MemoryCollector(board))
         for accept, read in (("", read_text), (OPENMETRICS, read_openmetrics)):
             for choose in (choose_encoder, clients_choose_encoder):
@@ -583,9 +565,7 @@ def test_scribbled_words_disturb_nothing(
                 negative = {key for key, number in shown.items() if number < 0}
                 assert negative == set()
         facts = {0: Facts(0.0, 0.0, 0, 0)}
-        junk = about if isinstance(about, dict) else {}
-        queues = {0: Queue(1, 1), 1: Queue(2, 2, 2, 2)}
-        assert min(samples(families(reading(board, junk, queues, facts))).values()) >= 0
+        assert min(samples(families(reading(board, facts=facts))).values()) >= 0
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4))
@@ -608,8 +588,9 @@ def busy_pool(board: Scoreboard) -> None:
     """Fill a scoreboard as a busy pool would."""
     board.set_pool(PoolField.MASTER_PID, os.getpid())
     board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
-    listeners = [{"name": 'unix:/a "\\b', "inode": 1, "kind": "stream", "family": "unix"}]
-    board.set_about(json.dumps({"version": "1", "python": "3", "listeners": listeners}))
+    listener = ListenerDescription('unix:/a "\\b', "stream", "unix", 1)
+    description = PoolDescription(version="1", python="3", listeners=(listener,))
+    board.set_description(description.to_text())
     for slot in range(board.slots):
         spawn(board, slot, 2**40 + slot)
         with pen(board, slot) as writer:

@@ -15,10 +15,10 @@ from tests.support.boards import HERE, pools_of, scoreboard
 
 
 @given(st.text(max_size=200))
-def test_whatever_a_pool_says_of_itself(about: str) -> None:
+def test_whatever_a_pool_says_of_itself(text: str) -> None:
     """Nonsense is nothing said, and no name can steer a terminal or begin a line."""
     with scoreboard(name="x") as board:
-        board.set_about(about)
+        board.set_description(text)
         with pools_of(HERE) as pools:
             (pool,) = pools
             assert str(pool).isprintable()

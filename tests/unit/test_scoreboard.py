@@ -201,7 +201,7 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
             lambda: attached.prepare_slot(0, 1, 1),
             lambda: attached.give_order(0, Order.RETIRE),
             lambda: writer.become(WorkerState.BUSY),
-            lambda: attached.set_about("x"),
+            lambda: attached.set_description("x"),
             lambda: attached.vacate_slot(0, ExitKind.KILLED, 1),
             lambda: os.pwrite(attached.fd, b"x", 0),
         ]
@@ -573,7 +573,7 @@ def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
         for slot in range(slots):
             assert board.word(slot, SlotField.PID) == seen.slots[slot][SlotField.PID]
             board.total(SlotField.ERRORS)
-        board.about().encode()
+        board.description().encode()
         board.reload_report().encode()
 
 
@@ -595,26 +595,28 @@ def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
 
 def test_master_s_texts_are_apart(board: Scoreboard) -> None:
     """What the pool is and how the last reload failed are two texts, each replaced whole."""
-    assert (board.about(), board.reload_report()) == ("", "")
-    board.set_about('{"name": "one two three"}')
+    assert (board.description(), board.reload_report()) == ("", "")
+    board.set_description('{"name": "one two three"}')
     board.set_reload_report("SyntaxError: é")
-    board.set_about('{"name": "\u2026"}')
+    board.set_description('{"name": "\u2026"}')
     with reader(board) as attached:
-        assert attached.about() == '{"name": "\u2026"}'
+        assert attached.description() == '{"name": "\u2026"}'
         assert attached.reload_report() == "SyntaxError: é"
     board.set_reload_report("")
 
-    assert (board.about(), board.reload_report()) == ('{"name": "\u2026"}', "")
+    assert (board.description(), board.reload_report()) == ('{"name": "\u2026"}', "")
 
 
 @pytest.mark.parametrize("text", ["é" * TEXT_BYTES, "a" * (TEXT_BYTES + 9), "a\udc80b"])
 def test_master_s_texts_are_bounded(board: Scoreboard, text: str) -> None:
     """A text that is too long is cut within its region, and one that cannot be encoded is escaped."""
-    board.set_about(text)
+    board.set_description(text)
     board.set_reload_report(text)
 
-    assert 0 < len(board.about().encode()) <= TEXT_BYTES + 2  # a character cut in half is replaced
-    assert board.about() == board.reload_report()
+    assert (
+        0 < len(board.description().encode()) <= TEXT_BYTES + 2
+    )  # a character cut in half is replaced
+    assert board.description() == board.reload_report()
 
 
 # --- other processes

@@ -36,8 +36,7 @@ _BAR: Final = 20
 def seconds_of(pool: RunningPool, key: str) -> float:
     """Return a duration of the pool's settings, the default if it does not say."""
     row = ROWS[key]
-    settings = pool.about().get("settings")
-    said = settings.get(key) if isinstance(settings, dict) else None
+    said = pool.description().settings.get(key)
     try:
         seconds: float = row.converted(said, "scoreboard", text=True)
     except PreforkError:
