@@ -123,19 +123,20 @@ def waits(load: float, service: str) -> dict[str, list[float]]:
 
 def rules() -> str:
     """Say the rules of workers/pool/spares.py with their numbers."""
-    calm = "A second" if GROWTH_CALM == 1 else f"{GROWTH_CALM:g} s"
+    calm = "one second" if GROWTH_CALM == 1 else f"{GROWTH_CALM:g} s"
     lines = [
-        "- The pool has between `workers` and `max_children` workers. Those that start count as idle.",
-        "- **It grows at once** when fewer than `min_spare` workers are idle. While no request waits, the reserve is filled up;",
-        f"  while requests wait, workers are added by 1, then 2, 4, 8 and so on, never more than {GROWTH_CAP} at once. {calm}",
-        "  without growth, counted from when the last step was ready, and it begins with 1 again. A step has to be ready and",
-        "  taken before the next one, so that slow imports cause no storm of forks.",
-        "- The master looks when a worker becomes ready and when an idle one takes a request, though for requests at most",
-        f"  every {LOOK_PAUSE * 1000:g} ms; and every {LOOK_INTERVAL:g} s whatever happens.",
-        f"- **It shrinks slowly:** when more than `max_spare` workers were idle in each of the last {WINDOW} whole seconds, at",
-        "  their worst moments, one idle worker is asked to leave, of the oldest generation first; the next one a second",
-        "  later at the earliest. A worker with a request is never asked. Without `max_spare` it is twice `min_spare`.",
-        f"- Growth begins the {WINDOW} seconds anew. Nothing is added that the memory which is left cannot bear.",
+        "- The pool has between `workers` and `max_children` workers. Workers that are starting count as idle.",
+        "- **It grows at once** when fewer than `min_spare` workers are idle. While no request waits, it adds as many as the",
+        f"  reserve lacks. While requests wait, it adds 1, then 2, 4, 8 and so on, never more than {GROWTH_CAP} at once. After {calm}",
+        "  without growth, counted from when the last step was ready, the step size falls back to 1. The workers of a step have",
+        "  to be ready and busy before the next step, so that slow imports cause no storm of forks.",
+        "- **When it looks.** The master looks when a worker becomes ready, and when an idle worker takes a request, for requests",
+        f"  at most every {LOOK_PAUSE * 1000:g} ms. It looks every {LOOK_INTERVAL:g} s in any case.",
+        f"- **It shrinks slowly.** If more than `max_spare` workers were idle in each of the last {WINDOW} whole seconds, at the",
+        "  worst moment of each second, one idle worker is asked to leave. It is one of the oldest generation. The next one",
+        "  follows a second later at the earliest. A busy worker is never asked. Without `max_spare` the limit is twice",
+        "  `min_spare`.",
+        f"- Each growth starts the {WINDOW} seconds again. The pool adds no worker for which memory has no room.",
     ]
     return "\n".join(lines)
 
@@ -191,7 +192,7 @@ def machine() -> str:
     """Say what the simulator takes for granted."""
     usual = Machine()
     return (
-        f"It assumes that a fork takes {_length(usual.fork)}, that a worker boots in {_length(usual.boot)} unless said otherwise,\n"
+        f"It assumes that a fork takes {_length(usual.fork)}, that a worker boots in {_length(usual.boot)} unless stated otherwise,\n"
         f"and that the master reacts within {usual.reaction * 1000:g} ms."
     )
 
