@@ -6,14 +6,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from prefork.master.lifecycle import ENTERS, TRANSITIONS, Effect, MasterOrder
+from prefork.master.signals import TABLE
 from prefork.metrics.names import METRICS, Metric
 from prefork.workers.settings import ROWS, Row
+from prefork.workers.states import Phase
 
 MAIN_SETTINGS: Final = (
     *("workers", "max_children", "min_spare", "max_memory"),
     *("request_timeout", "client_timeout", "graceful_timeout", "metrics"),
 )
 """The settings that README.md shows; all others are in docs/SETTINGS.md alone."""
+
+ORDERS: Final = {
+    MasterOrder.AGAIN: "*again*: a second TERM or INT",
+    MasterOrder.SHUTDOWN: "`shutdown()`",
+    MasterOrder.FAILURE: "an exception in the master's loop",
+}
+"""What docs/SIGNALS.md calls the orders that are no signals; a signal is called by its name."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -71,3 +81,30 @@ def _metric(metric: Metric) -> Sequence[str]:
         labels or "-",
         metric.help + asked_for,
     )
+
+
+def signals() -> str:
+    """Return the table of what each signal means to the master and to a worker."""
+    rows = ((number.name.removeprefix("SIG"), *meanings) for number, meanings in TABLE.items())
+    return table(("signal", "to the master", "to a worker"), rows)
+
+
+def orders() -> str:
+    """Return the table of what each order does in each phase."""
+    return table(("order", *map(_phase, Phase)), map(_order, MasterOrder))
+
+
+def _phase(phase: Phase) -> str:
+    return f"`{phase.name.lower()}`"
+
+
+def _order(order: MasterOrder) -> Sequence[str]:
+    cells = (_effect(order, TRANSITIONS[phase][order]) for phase in Phase)
+    return (ORDERS.get(order, order.name), *cells)
+
+
+def _effect(order: MasterOrder, effect: Effect) -> str:
+    if effect is Effect.CANNOT_OCCUR and order is not MasterOrder.AGAIN:
+        return "see *again*"
+    entered = f": {_phase(ENTERS[effect])}" if effect in ENTERS else ""
+    return effect.value + entered

@@ -39,17 +39,25 @@ class Order(enum.IntEnum):
 
 
 class Phase(enum.IntEnum):
-    """What the whole pool is doing. It only ever moves downwards in this list."""
+    """What the whole pool is doing. A pool only moves downwards in this list.
+
+    ``prefork/master/lifecycle.py`` says what moves a pool from one phase to another.
+    """
 
     SERVING = 0
     NOT_READY = 1
-    """Asked to stop, but accepting goes on for ``drain_delay`` so that load balancers notice first."""
+    """The pool will stop. It still accepts clients for ``drain_delay``, so that load balancers notice first."""
     DRAINING = 2
-    """No new clients; what the kernel has queued is served, requests in hand are finished."""
+    """New clients are refused. The workers serve what the kernel has queued, and leave."""
     LEAVING = 3
-    """``shutdown()``: requests in hand are finished, the queue is left to whoever comes next."""
+    """The workers finish the requests in hand and leave. The queue is left to the next server of the socket."""
     STOPPING_NOW = 4
-    """Workers are killed without asking."""
+    """The master kills the workers."""
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the pool is kept at its size: dead workers are replaced, load is followed."""
+        return self <= Phase.NOT_READY
 
 
 class ExitKind(enum.StrEnum):

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import select
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,10 +20,20 @@ import msgspec
 from prefork.host.description import describe, shown
 from prefork.host.notify import Notifier, status_line
 from prefork.master.clock import Clock
+from prefork.master.lifecycle import (
+    Effect,
+    Life,
+    MasterOrder,
+    advance,
+    effect_of,
+    has_stopped,
+    next_instant,
+    obey,
+)
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize
-from prefork.master.signals import SignalCounts, Wakeup
+from prefork.master.signals import SignalCounts, Wakeup, orders_of
 from prefork.reloading.handover import (
     FORMAT,
     MasterState,
@@ -58,10 +67,6 @@ FAILURE_PAUSE = 0.02
 
 TRIAL_LOOK = 0.05
 """Seconds between two looks at a reload that is under way."""
-
-SAME_ORDER = 0.05
-"""Seconds within which a second TERM or INT is the first once more: ``timeout(1)`` sends it to a
-child and then to its group, a terminal's wrapper may do alike. People take longer."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -97,15 +102,10 @@ class Master:
         self._caller = caller
         self._signals = SignalCounts()
         self._shutdown_asked = False
-        self._interrupted = False
-        self._stop_signalled_at: float | None = None
-        self._phase = Phase.SERVING
-        self._dump_first = False
         self._ready_announced = False
-        self._drain_at = 0.0
-        self._stop_by = 0.0
         self._clock = Clock(0.0 if previous is None else previous.lost_time)
         self._now = self._clock.now
+        self._life = Life(since=self._now())
         self._orphans = Orphans()
         self._thread = threading.get_ident()
         self._poll = select.poll()
@@ -175,7 +175,7 @@ class Master:
                 self.metrics.stop()
                 log.event(logging.INFO, "master", "stopped", pid=os.getpid())
                 self.pool.call_hook("on_exit")
-        if self._interrupted:
+        if self._life.interrupted:
             raise KeyboardInterrupt
 
     def close(self) -> None:
@@ -212,39 +212,44 @@ class Master:
             )
 
     def _run_until_stopped(self) -> None:
+        # An exception, the program's own in service_actions() above all, leaves serve_forever() after
+        # the workers. Until then the loop goes on without service_actions(), at most until stop_by:
+        # when the loop itself is what fails, no tick can be trusted to get the workers to leave.
         service_actions = self._caller.service_actions
         failure: BaseException | None = None
-        while failure is None or self._now() < self._stop_by:
+        while failure is None or self._now() < self._life.stop_by:
             try:
                 wake = self._tick(service_actions)
-                if self._is_stopped():
+                if self._has_stopped():
                     break
                 self._wait(wake)
-            except BaseException as error:  # noqa: BLE001 - leaves serve_forever(), after the workers
+            except BaseException as error:  # noqa: BLE001 - raised again below
                 failure = failure or error
-                service_actions = self.collect  # the program's own failed: it is not called again
-                self._leave(Phase.LEAVING)
-                select.select([], [], [], FAILURE_PAUSE)  # if it is the loop that fails, slowly
+                service_actions = self.collect
+                self._leave_after(failure)
+                select.select([], [], [], FAILURE_PAUSE)
         if failure is not None:
             self.pool.kill_all(self._now())
             raise failure
 
-    def _is_stopped(self) -> bool:
-        if self._phase in (Phase.SERVING, Phase.NOT_READY) or self.pool.table:
-            return False
-        return (
-            self._phase is not Phase.DRAINING
-            or not self._work_waiting()
-            or self._now() >= self._stop_by
-        )
+    def _leave_after(self, failure: BaseException) -> None:
+        life = obey(self._life, MasterOrder.FAILURE, self._settings, self._now())
+        # The life changes before the log line is written. So a log handler of the program that raises
+        # does not keep the loop from collecting the workers.
+        with contextlib.suppress(Exception):
+            self._change_life(life, why=type(failure).__name__)
+
+    def _has_stopped(self) -> bool:
+        workers = len(self.pool.table)
+        waiting = not workers and self._work_waiting()
+        return has_stopped(self._life, self._now(), workers=workers, work_waiting=waiting)
 
     def _tick(self, service_actions: Callable[[], None]) -> float | None:
         self._take_orders()
         service_actions()
         now = self._now()
-        self.pool.deaths.reap(
-            now
-        )  # for an override of service_actions() that forgets to call super()
+        # An override of service_actions() may have forgotten to call super(), which reaps.
+        self.pool.deaths.reap(now)
         self.pool.note_ready(now)
         self._check_boots()
         self._announce_ready()
@@ -252,9 +257,9 @@ class Master:
             listener.assert_nonblocking()
         self._step_reload(now)
         self.pool.dumps.insist(now)
+        self._change_life(advance(self._life, now), why="drain_delay")
         view = self._size.look_at_memory(self._view(now))
         plan = decide(view, self._settings, now)
-        self._enter(plan.phase)
         self._size.follow(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
@@ -262,10 +267,10 @@ class Master:
         self.pool.dumps.show_due(now)
         self.pool.note_truncated()
         self._orphans.collect(self.pool.table.pids, now)
-        self._notifier.tick(self._phase, functools.partial(self._status_line, view))
+        self._notifier.tick(self._life.phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
-        load = self._size.watch(now, serving=self._phase <= Phase.NOT_READY)
-        return _earliest(plan.wake, self.pool.dumps.next_at, load, trial)
+        load = self._size.watch(now, serving=self._life.phase.keeps_size)
+        return _earliest(plan.wake, self.pool.dumps.next_at, load, trial, next_instant(self._life))
 
     def runs_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the master."""
@@ -295,71 +300,43 @@ class Master:
         if SHUTDOWN in wakeup_bytes:
             log.event(logging.INFO, "master", "asked by a worker's handler to shut down")
             self._shutdown_asked = True
-        if self._shutdown_asked and self._phase < Phase.DRAINING:
-            self._leave(Phase.LEAVING)
-        arrived = self._signals.take(wakeup_bytes)
-        for number in arrived:
-            self._obey(number)
-        if change := arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]:
-            self._size.move_floor(change, "SIGTTIN" if change > 0 else "SIGTTOU")
+        if self._shutdown_asked:
+            self._shutdown_asked = False
+            self._obey(MasterOrder.SHUTDOWN)
+        for order, change in orders_of(self._signals.take(wakeup_bytes)):
+            self._obey(order, change)
 
-    def _obey(self, number: signal.Signals) -> None:
-        """Act on a kind of signal that came since the last tick, however often."""
-        match number:
-            case signal.SIGTERM | signal.SIGINT:
-                self._interrupted = self._interrupted or number is signal.SIGINT
-                self._stop_by_signal(number)
-            case signal.SIGQUIT:
-                self._dump_first = self._phase < Phase.STOPPING_NOW
-                log.event(
-                    logging.WARNING, "master", "stops now, with stack dumps", signal=number.name
-                )
-                self._leave(Phase.STOPPING_NOW)
-            case signal.SIGTTIN | signal.SIGTTOU:
-                pass  # counted together
-            case signal.SIGUSR1:
-                self._report_status()
-            case signal.SIGHUP | signal.SIGUSR2:
-                if self._phase is Phase.SERVING:
-                    self._reload.ask(number.name)
-
-    def _stop_by_signal(self, number: signal.Signals) -> None:
+    def _obey(self, order: MasterOrder, change: int = 0) -> None:
+        """Do what an order does in this phase. change: of the number of workers to keep."""
         now = self._now()
-        if self._stop_signalled_at is not None:
-            if now - self._stop_signalled_at < SAME_ORDER:
-                return
-            log.event(logging.WARNING, "master", "stops now", signal=number.name)
-            self._dump_first = False
-            self._leave(Phase.STOPPING_NOW)
+        effect = effect_of(self._life, order, now)
+        self._change_life(obey(self._life, order, self._settings, now), why=order.value)
+        match effect:
+            case Effect.RELOAD:
+                self._reload.ask(order.value)
+            case Effect.RESIZE:
+                self._size.move_floor(change, order.value)
+            case Effect.REPORT:
+                self._report_status()
+
+    def _change_life(self, life: Life, *, why: str) -> None:
+        """Take over a new state of the pool's life; no other method does."""
+        before, self._life = self._life, life
+        if life.phase is before.phase:
             return
-        self._stop_signalled_at = now
-        if self._phase is not Phase.SERVING:
-            return  # shutdown() came first
-        log.event(logging.INFO, "master", "stops gracefully", signal=number.name)
-        self._drain_at = now + self._settings.drain_delay
-        self._stop_by = self._drain_at + self._settings.graceful_timeout
-        self._phase = Phase.NOT_READY
-
-    def _leave(self, phase: Phase) -> None:
-        """Enter one of the phases of stopping, unless a later one was reached already."""
-        if self._phase < phase:
-            if self._phase is Phase.SERVING:
-                self._stop_by = self._now() + self._settings.graceful_timeout
-            self._phase = phase
-
-    def _enter(self, phase: Phase) -> None:
-        """Follow the policy into the phase it decided on."""
-        if phase is Phase.DRAINING and self._phase is Phase.NOT_READY:
-            self._leave(Phase.DRAINING)
+        if life.phase is Phase.DRAINING:
             for listener in self._listeners:
                 listener.close_intake()
+        level = logging.WARNING if life.phase is Phase.STOPPING_NOW else logging.INFO
+        old, new = before.phase.name.lower(), life.phase.name.lower()
+        log.event(level, "master", "phase changed", old=old, new=new, why=why)
 
     def _report_status(self) -> None:
         log.event(
             logging.INFO,
             "master",
             "status",
-            phase=self._phase.name.lower(),
+            phase=self._life.phase.name.lower(),
             target=self._size.spares.size,
             pool=self.pool,
         )
@@ -368,7 +345,7 @@ class Master:
     # --- reload
 
     def _step_reload(self, now: float) -> None:
-        if self._phase is Phase.SERVING:
+        if self._life.phase is Phase.SERVING:
             self._succession.step(now)
         else:
             self._reload.cancel()
@@ -398,7 +375,7 @@ class Master:
     def _view(self, now: float) -> PoolView:
         pool = self.pool
         return PoolView(
-            phase=self._phase,
+            phase=self._life.phase,
             floor=self._size.floor,
             workers=pool.views(now),
             spares=self._size.spares,
@@ -407,21 +384,20 @@ class Master:
             lost=pool.table.lost,
             retry_at=pool.failures.retry_at,
             probing=pool.failures.probing,
-            drain_at=self._drain_at,
-            stop_by=self._stop_by,
-            dump_first=self._dump_first,
+            stop_by=self._life.stop_by,
+            dump_first=self._life.dump_first,
             work_waiting=self._work_waiting(),
         )
 
     def _work_waiting(self) -> bool:
-        if self._phase is Phase.DRAINING:
+        if self._life.phase is Phase.DRAINING:
             return any(listener.needs_draining() for listener in self._listeners)
         return any(listener.has_work() for listener in self._listeners)
 
     def _check_boots(self) -> None:
         """Give up where the first workers cannot boot, and in a crash loop if so wanted."""
         failures = self.pool.failures
-        if self._phase >= Phase.DRAINING:
+        if not self._life.phase.keeps_size:
             return
         first = not failures.ever_ready and failures.boots > 0
         if first and (failures.own_fault or failures.boots >= BOOT_TRIES):
@@ -445,7 +421,7 @@ class Master:
     def _publish(self) -> None:
         board = self.pool.board
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
-        board.set_pool(PoolField.PHASE, self._phase)
+        board.set_pool(PoolField.PHASE, self._life.phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
         self._size.publish(were_ready=self._ready_announced)
         self._caller.publish_pids(self.pool.table.pids)

@@ -12,6 +12,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 
+from prefork.master.lifecycle import MasterOrder
 from prefork.workers import system
 from prefork.workers.identity import WAKE
 
@@ -33,15 +34,6 @@ TABLE: dict[signal.Signals, tuple[str, str]] = {
     signal.SIGWINCH: ("Ignored (terminals send it)", "Ignored"),
 }
 """What each signal means to the master and to a worker; the docs' table is made from it."""
-
-
-def markdown_table() -> str:
-    """Render the table for the docs."""
-    rows = [
-        f"| {number.name.removeprefix('SIG')} | {master} | {worker} |"
-        for number, (master, worker) in TABLE.items()
-    ]
-    return "\n".join(["| signal | to the master | to a worker |", "|---|---|---|", *rows])
 
 
 PIPE_BYTES = 65536
@@ -150,3 +142,18 @@ class SignalCounts:
             for number, handler in before.items():
                 # None: installed by C code, which Python cannot put back.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def orders_of(arrived: Counter[signal.Signals]) -> Iterator[tuple[MasterOrder, int]]:
+    """Yield the orders that some signals are, each with the change of the number of workers it asks for.
+
+    The order is that of ``TABLE``, so an order to stop comes before those that mean nothing to a pool
+    that stops. A signal that came several times is one order. TTIN and TTOU are one order together:
+    their difference.
+    """
+    change = arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]
+    for number in arrived:
+        if number not in (signal.SIGTTIN, signal.SIGTTOU):
+            yield MasterOrder(number.name), 0
+    if change:
+        yield MasterOrder.TTIN if change > 0 else MasterOrder.TTOU, change

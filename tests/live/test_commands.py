@@ -226,7 +226,7 @@ def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
         program.terminate()
-        program.wait_logged("stops gracefully")
+        program.wait_logged("phase changed old=serving new=not_ready")
         done = wait_until(
             lambda: done if (done := prefork("status", program.pid)).code else None,
             "a status that is not ready",
@@ -397,7 +397,7 @@ def test_stop_now_of_a_serving_pool(pool: Callable[..., Program]) -> None:
         done = prefork("stop", "--now", program.pid)
     assert done.code == 0, done
     assert program.wait() == 0
-    assert program.logged("stops now")
+    assert program.logged("phase changed old=draining new=stopping_now")
 
 
 def test_stop_of_a_pool_whose_program_goes_on(start: Callable[..., Program]) -> None:

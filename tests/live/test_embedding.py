@@ -451,6 +451,50 @@ def test_exception_in_service_actions_leaves_no_worker(start: Callable[..., Prog
     assert program.wait() == 0
 
 
+def test_logging_that_fails_hides_no_exception_and_leaves_no_worker(
+    start: Callable[..., Program],
+) -> None:
+    """A log handler that raises while service_actions() has failed neither replaces that exception nor leaves a worker."""
+    program = start("""
+        from tests.support.app import *
+        import logging
+        import prefork
+
+        class Broken(logging.Handler):
+            def emit(self, record):
+                if "phase changed" in record.getMessage():
+                    tell("refused")
+                    raise OSError("the disk is full")
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = 2
+            when_ready = announce
+
+            def service_actions(self):
+                super().service_actions()
+                if os.path.exists("break"):
+                    raise ZeroDivisionError
+
+        logging.basicConfig(level=logging.INFO, handlers=[Broken()])
+        with Server(LOOPBACK, Echo) as server:
+            try:
+                server.serve_forever(poll_interval=0.02)
+            except ZeroDivisionError:
+                tell("left")
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                tell("no children")
+    """)
+    program.address()
+    program.wait_workers(2)
+    (program.stderr_path.parent / "break").touch()
+    program.told("refused")
+    program.told("left")
+    program.told("no children")
+    assert program.wait() == 0
+
+
 def test_threads_and_plain_datagrams_in_one_pool(start: Callable[..., Program]) -> None:
     """Beside a server with threads a plain datagram server's requests are begun, ended and counted."""
     program = start("""

@@ -183,6 +183,65 @@ def test_second_term_stops_now(start: Callable[..., Program]) -> None:
         assert read_to_the_end(client) == ""
 
 
+def test_stop_is_logged_phase_by_phase(start: Callable[..., Program]) -> None:
+    """Each phase that a stop enters is one line of the log, with the phase before and what made it change."""
+    program = start(serving(workers=2, drain_delay=0.1))
+    program.address()
+    assert program.stop() == 0
+    changes = [line.partition("changed ")[2] for line in program.logged("master phase changed")]
+    assert changes == [
+        "old=serving new=not_ready why=SIGTERM",
+        "old=not_ready new=draining why=drain_delay",
+    ]
+
+
+def test_status_is_reported_while_the_pool_stops(start: Callable[..., Program]) -> None:
+    """USR1 logs the state and the stacks of a pool that drains, and the request in hand goes on."""
+    program = start(serving("TellingRun", workers=2))
+    with send(program.address(), "self.rfile.readline()") as client:
+        busy = program.told("busy")
+        program.terminate()
+        program.wait_logged("new=draining")
+        program.signal(signal.SIGUSR1)
+        program.wait_logged("master status phase=draining")
+        program.wait_logged(rf"pid={busy} stacks state=retiring")
+        client.sendall(b"done\n")
+        assert read_to_the_end(client) == f"{busy} b'done\\n'"
+    assert program.wait() == 0
+
+
+def test_shutdown_then_term_finishes_the_request(start: Callable[..., Program]) -> None:
+    """After shutdown() the first TERM changes nothing: the request in hand is finished. The second one stops now."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = 1
+            when_ready = announce
+
+            def service_actions(self):
+                super().service_actions()
+                if os.path.exists("stop"):
+                    os.unlink("stop")
+                    threading.Thread(target=self.shutdown).start()
+
+        log_to_stderr()
+        with Server(LOOPBACK, TellingRun) as server:
+            server.serve_forever(poll_interval=0.02)
+    """)
+    with send(program.address(), "self.rfile.readline()") as client:
+        busy = program.told("busy")
+        (program.stderr_path.parent / "stop").touch()
+        program.wait_logged(r"phase changed old=serving new=leaving why=shutdown\(\)")
+        program.terminate()
+        program.settle()
+        client.sendall(b"done\n")
+        assert read_to_the_end(client) == f"{busy} b'done\\n'"
+    assert program.wait() == 0
+    assert program.logged("new=stopping_now") == []
+
+
 def test_interrupt_stops_gracefully_and_leaves_as_an_exception(
     start: Callable[..., Program],
 ) -> None:

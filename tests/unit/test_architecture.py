@@ -34,10 +34,11 @@ UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.r
 """Arrows that still point upwards."""
 
 PURE = (
-    "states",
-    *(f"pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
-    *(f"pool.{one}" for one in ("handle", "table")),
-    "worker.shortage",
+    "master.lifecycle",
+    "workers.states",
+    *(f"workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
+    *(f"workers.pool.{one}" for one in ("handle", "table")),
+    "workers.worker.shortage",
 )
 """The modules that decide."""
 
@@ -184,7 +185,7 @@ def test_packages_of_the_lower_floors_are_empty() -> None:
         assert [type(node) for node in SOURCES[name].body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("name", [f"prefork.workers.{name}" for name in PURE])
+@pytest.mark.parametrize("name", [f"prefork.{name}" for name in PURE])
 def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
     """The decisions are values in, values out: no clock, process, file or random number can come in."""
     outside = {found.split(".")[0] for found in imports_of(SOURCES[name])} - {"prefork"}

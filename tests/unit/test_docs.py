@@ -14,7 +14,6 @@ import pytest
 
 from docs import tables
 from prefork.cli.command_line import commands
-from prefork.master.signals import markdown_table
 from prefork.workers.settings import Layer, merge
 
 pytestmark = pytest.mark.once  # documents
@@ -27,7 +26,8 @@ DOCUMENTS = sorted(
 TABLES = {
     ("README.md", "settings"): tables.main_settings,
     ("docs/SETTINGS.md", "settings"): tables.settings,
-    ("docs/SIGNALS.md", "signals"): markdown_table,
+    ("docs/SIGNALS.md", "signals"): tables.signals,
+    ("docs/SIGNALS.md", "orders"): tables.orders,
     ("docs/METRICS.md", "metrics"): tables.metrics,
 }
 """File and name of each pair of markers ``<!-- name -->``, ``<!-- /name -->``, and what stands between."""

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from prefork.master.lifecycle import Life, MasterOrder, advance, next_instant, obey
 from prefork.workers.pool.deadlines import DUMP_TIME
 from prefork.workers.pool.failures import BOOT_BACKOFF_CAP, FORK_BACKOFF_CAP, backoff
 from prefork.workers.pool.policy import SPAWN_BATCH, decide
@@ -83,7 +84,6 @@ def views(draw: st.DrawFn) -> PoolView:
         workers=tuple(replace(one, slot=slot) for slot, one in enumerate(invented)),
         retry_at=draw(INSTANTS),
         probing=draw(st.booleans()),
-        drain_at=draw(INSTANTS),
         stop_by=draw(INSTANTS),
         dump_first=draw(st.booleans()),
         work_waiting=draw(st.booleans()),
@@ -163,14 +163,6 @@ def test_wake_lies_in_the_future(view: PoolView, now: float) -> None:
 
 
 @any_view
-def test_phase_only_moves_on_by_the_clock(view: PoolView, now: float) -> None:
-    """The policy changes one phase only, and only that: NOT_READY becomes DRAINING at drain_at."""
-    due = view.phase is Phase.NOT_READY and now >= view.drain_at
-
-    assert decide(view, SETTINGS, now).phase is (Phase.DRAINING if due else view.phase)
-
-
-@any_view
 def test_leaving_and_stopping_never_spawn(view: PoolView, now: float) -> None:
     """A pool that leaves its queue to others, or stops now, gets no new worker."""
     for phase in (Phase.LEAVING, Phase.STOPPING_NOW):
@@ -213,7 +205,7 @@ def test_healthy_pool_is_left_alone() -> None:
 def test_dead_worker_is_replaced_at_once() -> None:
     """One worker less is one to spawn, also while the load balancers take notice of the end."""
     assert plan(Phase.SERVING, *workers(3)).spawn == 1
-    assert plan(Phase.NOT_READY, *workers(3), drain_at=NOW + 5).spawn == 1
+    assert plan(Phase.NOT_READY, *workers(3)).spawn == 1
 
 
 def test_leaving_worker_is_replaced_before_it_has_left() -> None:
@@ -298,20 +290,15 @@ def test_leaving_workers_are_no_surplus() -> None:
 # --- stopping
 
 
-def test_drain_begins_at_drain_at() -> None:
-    """Accepting goes on for the drain_delay, to the instant, and the master wakes for its end."""
-    view = PoolView(Phase.NOT_READY, 4, workers(4), drain_at=NOW + 5, stop_by=NOW + 30)
-    just_before = decide(view, SETTINGS, math.nextafter(NOW + 5, 0))
-
-    assert just_before == Plan(Phase.NOT_READY, Spares(4), wake=NOW + 5)
-    assert decide(view, SETTINGS, NOW + 5).phase is Phase.DRAINING
+def test_nobody_leaves_during_the_drain_delay() -> None:
+    """A pool that will stop is kept as it is until it drains."""
+    assert plan(Phase.NOT_READY, *workers(4), stop_by=NOW + 30) == Plan(Phase.NOT_READY, Spares(4))
 
 
-def test_tick_that_enters_draining_uses_the_deadline_of_the_view() -> None:
-    """The plan that finds the drain_delay over retires everybody until stop_by, and kills nobody."""
-    decided = plan(Phase.NOT_READY, *workers(2), drain_at=NOW, stop_by=NOW + 25)
+def test_drain_begins_with_retirements() -> None:
+    """The first plan of a draining pool retires every worker until stop_by, and kills none."""
+    decided = plan(Phase.DRAINING, *workers(2), stop_by=NOW + 25)
 
-    assert decided.phase is Phase.DRAINING
     assert decided.retire == (Retirement(0, RETIRED, NOW + 25), Retirement(1, RETIRED, NOW + 25))
     assert (decided.dump, decided.kill) == ((), ())
 
@@ -424,10 +411,8 @@ class VirtualPool:
     dice: random.Random
     settings: Settings = SETTINGS
     now: float = 0.0
-    phase: Phase = Phase.SERVING
+    life: Life = field(default_factory=Life)
     floor: int = 4
-    drain_at: float = 0.0
-    stop_by: float = 0.0
     retry_at: float = 0.0
     failures: int = 0
     troubled: bool = True
@@ -439,14 +424,15 @@ class VirtualPool:
         """Bury, look, decide, check, act."""
         self._bury()
         self._boot()
+        self.life = advance(self.life, self.now)
         view = PoolView(
-            self.phase,
+            self.life.phase,
             self.floor,
             tuple(one.view for one in self.live.values()),
             retry_at=self.retry_at,
             probing=self.failures > 0,
-            drain_at=self.drain_at,
-            stop_by=self.stop_by,
+            stop_by=self.life.stop_by,
+            dump_first=self.life.dump_first,
             work_waiting=self.dice.random() < 0.2,
         )
         decided = decide(view, self.settings, self.now)
@@ -458,7 +444,8 @@ class VirtualPool:
     def pass_time(self, decided: Plan) -> None:
         """Sleep as the master would: until the plan's wake, an event, or LOOK_INTERVAL."""
         events = [min(one.dies_at, one.ready_at) for one in self.live.values()]
-        ends = [end for end in (decided.wake, *events) if end is not None and end > self.now]
+        instants = (decided.wake, next_instant(self.life), *events)
+        ends = [end for end in instants if end is not None and end > self.now]
         self.now = min([self.now + LOOK_INTERVAL, *ends])
 
     def run(self, seconds: float) -> None:
@@ -469,9 +456,7 @@ class VirtualPool:
 
     def stop(self) -> None:
         """Receive TERM."""
-        self.phase = Phase.NOT_READY
-        self.drain_at = self.now + self.settings.drain_delay
-        self.stop_by = self.drain_at + self.settings.graceful_timeout
+        self.life = obey(self.life, MasterOrder.TERM, self.settings, self.now)
 
     def _bury(self) -> None:
         for slot, one in list(self.live.items()):
@@ -495,10 +480,10 @@ class VirtualPool:
         for kill in decided.kill:
             view = self.live[kill.slot].view
             booted_by = view.spawned_at + self.settings.boot_timeout
-            assert self.now >= (booted_by if view.leave_by is None else view.leave_by)
+            if self.life.phase is not Phase.STOPPING_NOW:
+                assert self.now >= (booted_by if view.leave_by is None else view.leave_by)
 
     def _apply(self, decided: Plan) -> None:
-        self.phase = decided.phase
         for kill in decided.kill:
             one = self.live[kill.slot]
             one.view, one.dies_at = replace(one.view, killed=True), self.now + 0.001
@@ -555,11 +540,29 @@ def test_stop_ends_in_time_whoever_resists(seed: int) -> None:
     pool.stop()
     pool.run(pool.settings.drain_delay)
     assert pool.live
-    assert pool.stop_by - pool.now >= pool.settings.graceful_timeout - LOOK_INTERVAL
+    stop_by = pool.life.stop_by
+    assert stop_by - pool.now >= pool.settings.graceful_timeout - LOOK_INTERVAL
     while pool.live:
-        assert pool.now <= pool.stop_by + DUMP_TIME + 2 * LOOK_INTERVAL
+        assert pool.now <= stop_by + DUMP_TIME + 2 * LOOK_INTERVAL
         pool.pass_time(pool.tick())
     assert pool.kills > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stop_ends_in_time_whatever_is_ordered_meanwhile(seed: int) -> None:
+    """No order during a stop, of any kind and number, keeps a pool alive for longer than the first promised."""
+    pool = VirtualPool(random.Random(seed))
+    pool.run(60)
+    for one in pool.live.values():
+        one.stubborn, one.dies_at = True, math.inf
+    pool.stop()
+    stop_by = pool.life.stop_by
+    orders = [order for order in MasterOrder if order is not MasterOrder.AGAIN]
+    while pool.live:
+        assert pool.now <= stop_by + DUMP_TIME + 2 * LOOK_INTERVAL
+        pool.pass_time(pool.tick())
+        if pool.dice.random() < 0.3:
+            pool.life = obey(pool.life, pool.dice.choice(orders), pool.settings, pool.now)
 
 
 def test_wake_knows_what_the_plan_has_begun() -> None:

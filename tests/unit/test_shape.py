@@ -33,7 +33,6 @@ MOST_BRANCHES: Final = 12
 BEING_SPLIT: Final = "being split"
 
 EXCEPTIONS: Final = {
-    "prefork.master.master.Master": BEING_SPLIT,
     "prefork.workers.scoreboard.Scoreboard": BEING_SPLIT,
     "prefork.workers.worker.loop.Loop.__init__": BEING_SPLIT,
     "prefork.workers.worker.loop.Loop._serve_rounds": BEING_SPLIT,

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.master.signals import TABLE, SignalCounts, Wakeup, markdown_table
+from docs import tables
+from prefork.master.lifecycle import MasterOrder
+from prefork.master.signals import TABLE, SignalCounts, Wakeup, orders_of
 from prefork.workers.identity import SHUTDOWN, WAKE
 
 if TYPE_CHECKING:
@@ -158,6 +160,47 @@ def test_storm_does_not_nest(counts: SignalCounts, wakeup: Wakeup) -> None:
     assert total.keys() == set(HANDLED)
 
 
+# --- orders
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_each_signal_is_an_order(number: signal.Signals) -> None:
+    """Every handled signal is one order of the same name, however often it came."""
+    change = {signal.SIGTTIN: 3, signal.SIGTTOU: -3}.get(number, 0)
+
+    assert list(orders_of(Counter({number: 3}))) == [(MasterOrder(number.name), change)]
+
+
+def test_orders_that_are_no_signals() -> None:
+    """The other orders are what shutdown(), a failure and a repetition make."""
+    assert {str(order) for order in MasterOrder} - {number.name for number in HANDLED} == {
+        "shutdown()",
+        "failure",
+        "again",
+    }
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_ttin_and_ttou_are_one_order(more: int, less: int) -> None:
+    """TTIN and TTOU of one tick are one order for the difference, and none if they cancel each other."""
+    arrived = +Counter({signal.SIGTTIN: more, signal.SIGTTOU: less, signal.SIGUSR1: 1})
+    wanted = [(MasterOrder.TTIN if more > less else MasterOrder.TTOU, more - less)]
+
+    assert list(orders_of(arrived)) == [
+        (MasterOrder.USR1, 0),
+        *(wanted if more != less else []),
+    ]
+
+
+def test_stop_comes_before_what_it_makes_void(counts: SignalCounts, wakeup: Wakeup) -> None:
+    """Of the signals of one tick those that stop the pool are obeyed first, whenever they came."""
+    receive(*reversed(HANDLED))
+    orders = [order for order, _ in orders_of(counts.take(wakeup.drain()))]
+
+    assert orders[:3] == [MasterOrder.TERM, MasterOrder.INT, MasterOrder.QUIT]
+    assert set(orders[3:]) == {MasterOrder.USR1, MasterOrder.HUP, MasterOrder.USR2}
+
+
 # --- the pipe
 
 
@@ -272,7 +315,7 @@ def test_other_threads_cannot_open(wakeup: Wakeup) -> None:
 
 def test_table_in_the_docs_has_every_signal() -> None:
     """The docs' table has one row per signal, in the table's order, with both meanings."""
-    rows = [line.strip("| ").split(" | ") for line in markdown_table().splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in tables.signals().splitlines()[2:]]
 
     assert rows == [
         [number.name.removeprefix("SIG"), *meanings] for number, meanings in TABLE.items()

@@ -22,9 +22,10 @@ _NEVER = float("inf")
 
 
 def escalations(
-    view: PoolView, phase: Phase, settings: Settings, now: float
+    view: PoolView, settings: Settings, now: float
 ) -> tuple[tuple[int, ...], tuple[Kill, ...]]:
     """Return the slots whose stacks are to be dumped now, and the workers to be killed."""
+    phase = view.phase
     dump: list[int] = []
     kill: list[Kill] = []
     for worker in view.workers:

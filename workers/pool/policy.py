@@ -32,47 +32,34 @@ class _Outlook(msgspec.Struct, frozen=True):
     view: PoolView
     settings: Settings
     now: float
-    phase: Phase
     size: int
     staying: list[WorkerView]
     replacing: list[tuple[WorkerView, ExitKind]]
     successors: int
 
-    @property
-    def is_serving(self) -> bool:
-        """Whether the pool is kept at its size."""
-        return self.phase in (Phase.SERVING, Phase.NOT_READY)
-
 
 def decide(view: PoolView, settings: Settings, now: float) -> Plan:
     """Compute the next actions of the master."""
-    phase = _next_phase(view, now)
-    spares = _follow_load(view, phase, settings, now)
-    outlook = _look_out(view, settings, now, phase, spares.size)
+    spares = _follow_load(view, settings, now)
+    outlook = _look_out(view, settings, now, spares.size)
     starts, retire = _starts(outlook), _retirements(outlook)
-    dump, kill = escalations(view, phase, settings, now)
+    dump, kill = escalations(view, settings, now)
     return Plan(
-        phase=phase,
+        phase=view.phase,
         spares=spares,
         starts=starts,
         retire=retire,
         dump=dump,
         slow=slow_requests(view, settings, now),
         kill=kill,
-        poke=_pokes(view, phase),
+        poke=_pokes(view),
         wake=_next_instant(outlook, starts, retire, dump),
     )
 
 
-def _next_phase(view: PoolView, now: float) -> Phase:
-    if view.phase is Phase.NOT_READY and now >= view.drain_at:
-        return Phase.DRAINING
-    return view.phase
-
-
-def _follow_load(view: PoolView, phase: Phase, settings: Settings, now: float) -> Spares:
+def _follow_load(view: PoolView, settings: Settings, now: float) -> Spares:
     before = view.spares or Spares(view.floor)
-    if phase not in (Phase.SERVING, Phase.NOT_READY):
+    if not view.phase.keeps_size:
         return before
     load = load_of(view)
     return follow_load(before, load, view.floor, settings, now)
@@ -92,11 +79,11 @@ def load_of(view: PoolView) -> Load:
     )
 
 
-def _look_out(view: PoolView, settings: Settings, now: float, phase: Phase, size: int) -> _Outlook:
+def _look_out(view: PoolView, settings: Settings, now: float, size: int) -> _Outlook:
     # A tenth of the pool at a time: a wave of replacements must not take its capacity.
     replacing = _outdated_workers(view, settings, now)[: _replaced_at_once(size)]
     successors = max(0, min(len(replacing), settings.max_children - size))
-    return _Outlook(view, settings, now, phase, size, view.staying, replacing, successors)
+    return _Outlook(view, settings, now, size, view.staying, replacing, successors)
 
 
 def _outdated_workers(
@@ -136,7 +123,7 @@ def _starts(outlook: _Outlook) -> tuple[StartReason, ...]:
     view = outlook.view
     if outlook.now < view.retry_at:
         return ()
-    wanted = _missing(outlook) if outlook.is_serving else _needed_to_drain(outlook)
+    wanted = _missing(outlook) if view.phase.keeps_size else _needed_to_drain(outlook)
     room = outlook.settings.max_children - len(view.workers)
     return tuple(wanted[: max(0, min(room, 1 if view.probing else SPAWN_BATCH))])
 
@@ -158,15 +145,16 @@ def _missing(outlook: _Outlook) -> list[StartReason]:
 def _needed_to_drain(outlook: _Outlook) -> list[StartReason]:
     # The last worker died, or a handshake was completed late: somebody has to serve the rest.
     view = outlook.view
-    draining = outlook.phase is Phase.DRAINING and outlook.now < view.stop_by
+    draining = view.phase is Phase.DRAINING and outlook.now < view.stop_by
     return [StartReason.RESPAWNED] if draining and view.work_waiting and not view.workers else []
 
 
 def _retirements(outlook: _Outlook) -> tuple[Retirement, ...]:
-    if outlook.phase in (Phase.DRAINING, Phase.LEAVING):
+    view = outlook.view
+    if view.phase in (Phase.DRAINING, Phase.LEAVING):
         retired = ExitCause(ExitKind.RETIRED)
-        return tuple(Retirement(one.slot, retired, outlook.view.stop_by) for one in outlook.staying)
-    if not outlook.is_serving:
+        return tuple(Retirement(one.slot, retired, view.stop_by) for one in outlook.staying)
+    if view.phase is Phase.STOPPING_NOW:
         return ()
     leave_by = outlook.now + outlook.settings.graceful_timeout
     leaving = _replaced(outlook) or _surplus(outlook)
@@ -196,13 +184,13 @@ def _surplus(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:
     return [(one, ExitKind.SCALED_DOWN) for one in expendable[:too_many]]
 
 
-def _pokes(view: PoolView, phase: Phase) -> tuple[int, ...]:
+def _pokes(view: PoolView) -> tuple[int, ...]:
     """Answer to a worker that was woken for a client and then stopped or died before it took it.
 
     All of them: which one the kernel would wake next is unknown, and those that find nothing
     sleep on. Under load this meets a moment like any other, at most once a tick.
     """
-    if not view.work_waiting or phase >= Phase.DRAINING:
+    if not view.work_waiting or not view.phase.keeps_size:
         return ()
     return tuple(worker.slot for worker in view.workers if worker.idle)
 
@@ -216,14 +204,12 @@ def _next_instant(
     """Return the first instant at which there is something to decide, what the plan begins included."""
     view, settings, now = outlook.view, outlook.settings, outlook.now
     coming = [view.retry_at, *(retirement.leave_by for retirement in retire)]
-    if outlook.phase is Phase.NOT_READY:
-        coming.append(view.drain_at)
     if dump:
         coming.append(now + DUMP_TIME)
     if starts:
         coming.append(now + settings.boot_timeout)
     for worker in view.workers:
         if not worker.killed:
-            coming.extend(instants(worker, outlook.phase, settings))
+            coming.extend(instants(worker, view.phase, settings))
             coming.append(_end_of_life(worker, settings))
     return min((instant for instant in coming if now < instant < _NEVER), default=None)

@@ -44,9 +44,8 @@ class PoolView(msgspec.Struct, frozen=True):
     oom_killed: workers that the kernel has killed for want of memory since the last decision.
     generation: of the code that is to serve. lost: workers that died unexpectedly and have not
     been replaced yet. retry_at: no fork before this instant (back-off). probing: the last spawn
-    failed, so try one at a time. drain_at: end of the ``drain_delay``. stop_by: end of the
-    graceful stop. dump_first: stopping now, but with stack dumps. work_waiting: the kernel's
-    queue is not empty.
+    failed, so try one at a time. stop_by: end of the graceful stop. dump_first: stopping now, but
+    with stack dumps. work_waiting: the kernel's queue is not empty.
     """
 
     phase: Phase
@@ -59,7 +58,6 @@ class PoolView(msgspec.Struct, frozen=True):
     lost: int = 0
     retry_at: float = 0.0
     probing: bool = False
-    drain_at: float = 0.0
     stop_by: float = 0.0
     dump_first: bool = False
     work_waiting: bool = False
