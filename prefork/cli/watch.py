@@ -21,7 +21,7 @@ from typing import Final
 
 import setproctitle
 
-from prefork.inspect.proc import is_taken
+from prefork.inspect.proc import takes_signal
 from prefork.reloading import handover, trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError
@@ -150,7 +150,7 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
         unsent = unsent or bool(changes) or stamps != seen
         seen = stamps
         # Before the master's handlers stand, and after its pool has stopped, a HUP would kill it.
-        if unsent and is_taken(master, signal.SIGHUP):
+        if unsent and takes_signal(master, signal.SIGHUP):
             unsent = False
             with contextlib.suppress(ProcessLookupError):
                 system.signal_held(pidfd, signal.SIGHUP)

@@ -1,1 +1,1 @@
-"""Readers from outside of a running pool: finding it, its status, the live screen."""
+"""Readers of running pools from outside: finding one, and showing its state once or live."""

@@ -13,9 +13,10 @@ from prefork.metrics.status import LETTERS
 
 
 class Column(msgspec.Struct, frozen=True):
-    """One column of the table. largest_first: how it is sorted. text: how a row is shown there.
+    """One column of the table.
 
-    width: the least number of characters.
+    key: the name that ``--sort`` takes. width: least number of characters. sort_by: what rows are compared
+    by. text: the cell of a row. largest_first: the usual direction of sorting. is_text: aligned left.
     """
 
     key: str
@@ -63,18 +64,18 @@ COLUMNS: Final = (
         is_text=True,
     ),
 )
-"""The table of slots, in its order; a key is what ``--sort`` takes."""
+"""The columns of the table of slots, from left to right."""
 
 
 class SortOrder(msgspec.Struct, frozen=True):
-    """By which column the rows are sorted, and whether the other way round."""
+    """The column by which rows are sorted, and whether the usual direction is reversed."""
 
     key: str = "slot"
     is_reversed: bool = False
 
     @property
     def column(self) -> Column:
-        """The column."""
+        """The column with this key."""
         return next(column for column in COLUMNS if column.key == self.key)
 
     @property
@@ -83,7 +84,7 @@ class SortOrder(msgspec.Struct, frozen=True):
         return self.column.largest_first is not self.is_reversed
 
     def after_key(self, pressed: str) -> SortOrder:
-        """Return the order after a key: s and S go through the columns, r reverses."""
+        """Return the order after a key was pressed: s and S select another column, r reverses, others do nothing."""
         keys = [column.key for column in COLUMNS]
         step = {"s": 1, "S": -1}.get(pressed, 0)
         if step:
@@ -91,6 +92,10 @@ class SortOrder(msgspec.Struct, frozen=True):
         return SortOrder(self.key, not self.is_reversed) if pressed == "r" else self
 
     def sorted(self, rows: Sequence[SlotRow]) -> list[SlotRow]:
-        """Sort rows; equal ones stay in the order of their slots, slots without a worker come last."""
+        """Return rows in this order.
+
+        Equal rows stay in the order of their slots. Slots without a worker come last, except when the
+        slot number decides.
+        """
         ordered = sorted(rows, key=self.column.sort_by, reverse=self.descends)
         return sorted(ordered, key=lambda row: not row.pid) if self.key != "slot" else ordered

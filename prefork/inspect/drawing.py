@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STYLES: Final = {
-    "gone": "dim",
-    "starting": "cyan",
     "idle": "green",
     "busy": "bold yellow",
+    "starting": "cyan",
     "retiring": "magenta",
+    "gone": "dim",
 }
-"""How the states look; the letters say the same without colours."""
+"""The style of each state. The letters carry the same meaning on a terminal without colours."""
 
 _SPARKS: Final = " ▁▂▃▄▅▆▇█"
 _ASCII_SPARKS: Final = " .:-=+*#%@"
@@ -34,13 +34,13 @@ _BAR: Final = 20
 _LABEL: Final = 7
 _MOST_QUEUES: Final = 3
 _FEW_LINES: Final = 6
-"""Lines that the table needs at least to be of use; before it has fewer, what is below it goes."""
+"""Lines that the table needs to be of use. On a terminal with less room the lines below it are left out."""
 
-_KEYS: Final = "q quit   s S sort by next or previous column   r reverse"
+_KEYS: Final = "q quit   s S next or previous column   r reverse"
 
 
 def drawing(
-    shown: View,
+    view: View,
     order: SortOrder,
     rates: Sequence[float],
     width: int,
@@ -48,76 +48,83 @@ def drawing(
     *,
     ascii_only: bool = False,
 ) -> RenderableType:
-    """Lay a view out for a terminal of that size."""
+    """Return a view laid out for a terminal of this size.
+
+    rates: requests per second at the previous looks, for the sparkline. ascii_only: the terminal
+    cannot show block characters.
+    """
     above = [
-        _title(shown, width),
-        _traffic(shown, rates, width, ascii_only=ascii_only),
-        _utilization(shown, width, ascii_only=ascii_only),
-        *_queues(shown, width),
-        *_slots(shown, width),
+        _title(view, width),
+        _traffic(view, rates, width, ascii_only=ascii_only),
+        _utilization(view, width, ascii_only=ascii_only),
+        *_queues(view, width),
+        *_slots(view, width),
     ]
-    below = [*_history(shown, width), _footer(order, width)]
+    below = [*_history(view, width), _footer(order, width)]
     if height < len(above) + len(below) + _FEW_LINES:
         below = below[-1:]
     room = height - len(above) - len(below) - 2  # a line of air, and one of headings
-    rows, missing = fitting(order.sorted(shown.rows), room)
+    rows, missing = fitting(order.sorted(view.rows), room)
     left_out = [Text(f"and {missing} more slots", style="dim")] if missing else []
-    # The last line of a terminal stays where it is, whatever comes and goes above.
+    # Empty lines keep the keys in the last line of the terminal, however many rows there are.
     filling = [Text()] * max(0, room - len(rows) - len(left_out))
     return Group(*above, Text(), _table(rows, order, width), *left_out, *filling, *below)
 
 
 def fitting(rows: Sequence[SlotRow], room: int) -> tuple[Sequence[SlotRow], int]:
-    """Return the rows that fit into so many lines, and how many do not: these get a line of their own."""
+    """Return the rows that fit into ``room`` lines, and how many are left out.
+
+    Where rows are left out, one of the lines is kept free for their number.
+    """
     if len(rows) <= room:
         return rows, 0
     kept = rows[: max(0, room - 1)]
     return kept, len(rows) - len(kept)
 
 
-def _title(shown: View, width: int) -> Text:
+def _title(view: View, width: int) -> Text:
     left = Text.assemble(
         ("prefork ", "bold"),
-        (f"{shown.name} " if shown.name else "", "bold"),
-        (shown.condition, "green" if shown.is_well else "bold red"),
+        (f"{view.name} " if view.name else "", "bold"),
+        (view.condition, "green" if view.is_well else "bold red"),
     )
-    right = f"pid {shown.pid}  up {humanize.duration(shown.uptime)}  gen {shown.generation}"
+    right = f"pid {view.pid}  up {humanize.duration(view.uptime)}  gen {view.generation}"
     return _spread(left, Text(right), width)
 
 
-def _traffic(shown: View, rates: Sequence[float], width: int, *, ascii_only: bool) -> Text:
+def _traffic(view: View, rates: Sequence[float], width: int, *, ascii_only: bool) -> Text:
     left = Text.assemble(
         _label("rate"),
-        (f"{humanize.rate(shown.rate):<5}", "bold"),
+        (f"{humanize.rate(view.rate):<5}", "bold"),
         " req/s  p50 ",
-        (f"{shown.p50:<6}", "bold"),
+        (f"{view.p50:<6}", "bold"),
         " p99 ",
-        (f"{shown.p99:<6}", "bold"),
-        f" in hand {shown.in_progress}  total {humanize.count(shown.total)}  ",
+        (f"{view.p99:<6}", "bold"),
+        f" in hand {view.in_progress}  total {humanize.count(view.total)}  ",
     )
     levels = _ASCII_SPARKS if ascii_only else _SPARKS
     return _spread(left, Text(sparkline(rates, width - left.cell_len, levels), "cyan"), width)
 
 
-def _utilization(shown: View, width: int, *, ascii_only: bool) -> Text:
+def _utilization(view: View, width: int, *, ascii_only: bool) -> Text:
     full, empty = _ASCII_BARS if ascii_only else _BARS
-    filled = round(min(1.0, shown.busy) * _BAR)
-    workers = shown.workers
+    filled = round(min(1.0, view.busy) * _BAR)
+    workers = view.workers
     text = f"{workers['busy']} busy of {workers['ready']} ready, target {workers['target']}, max {workers['max']}"
     line = Text.assemble(
         _label("busy"),
         (full * filled, STYLES["busy"]),
         (empty * (_BAR - filled), STYLES["idle"]),
-        (f" {humanize.percent(shown.busy):>4}  ", "bold"),
+        (f" {humanize.percent(view.busy):>4}  ", "bold"),
         text,
     )
     line.truncate(width, overflow="ellipsis")
     return line
 
 
-def _queues(shown: View, width: int) -> list[Text]:
+def _queues(view: View, width: int) -> list[Text]:
     lines = []
-    for number, listener in enumerate(shown.listeners[:_MOST_QUEUES]):
+    for number, listener in enumerate(view.listeners[:_MOST_QUEUES]):
         line = Text.assemble(
             _label("" if number else "queue"),
             (f"{humanize.queue(listener):<12} ", _queue_style(listener)),
@@ -125,23 +132,26 @@ def _queues(shown: View, width: int) -> list[Text]:
         )
         line.truncate(width, overflow="ellipsis")
         lines.append(line)
-    if (more := len(shown.listeners) - _MOST_QUEUES) > 0:
+    if (more := len(view.listeners) - _MOST_QUEUES) > 0:
         lines.append(Text.assemble(_label(""), (f"and {more} more listeners", "dim")))
     return lines
 
 
 def _queue_style(listener: Mapping[str, Any]) -> str:
-    """Red for what is lost or soon will be, yellow for what waits."""
+    """Return red where datagrams are dropped or the queue is more than half full, yellow where clients wait."""
     depth, limit = listener["depth"] or 0, listener["limit"] or 0
     if listener["drops"] or 2 * depth > limit > 0:
         return "bold red"
     return "yellow" if depth else ""
 
 
-def _slots(shown: View, width: int) -> list[Text]:
-    """Draw the scoreboard: the picture of the pool, one coloured letter a slot."""
-    used = shown.scoreboard.rstrip(".")
-    unused = len(shown.scoreboard) - len(used)
+def _slots(view: View, width: int) -> list[Text]:
+    """Return the scoreboard as one coloured letter for each slot, with the meaning of the letters at the right.
+
+    What does not fit into the last line is left out: first the meaning, then the number of unused slots.
+    """
+    used = view.scoreboard.rstrip(".")
+    unused = len(view.scoreboard) - len(used)
     styles = {LETTERS[state]: style for state, style in STYLES.items()}
     lines = []
     for number, piece in enumerate(humanize.chunks(used, width - _LABEL) or [""]):
@@ -149,15 +159,22 @@ def _slots(shown: View, width: int) -> list[Text]:
         lines.append(Text.assemble(_label("" if number else "slots"), *letters))
     if unused and lines[-1].cell_len + len(note := f" + {unused} unused") <= width:
         lines[-1].append(note, "dim")
-    return lines
+    return [*lines[:-1], _spread(lines[-1], _meaning(), width)]
 
 
-def _history(shown: View, width: int) -> list[Text]:
+def _meaning() -> Text:
+    """Return the letters of the states, each in its style and with its name."""
+    return Text("  ").join(
+        Text.assemble((LETTERS[state], STYLES[state]), (f" {state}", "dim")) for state in STYLES
+    )
+
+
+def _history(view: View, width: int) -> list[Text]:
     lines = []
     for label, pairs, style in (
-        ("failed", shown.failed, "red"),
-        ("exits", shown.exits, ""),
-        ("events", shown.events, "red"),
+        ("failed", view.failed, "red"),
+        ("exits", view.exits, ""),
+        ("events", view.events, "red"),
     ):
         said = "  ".join(f"{humanize.count(n)} {what}" for what, n in pairs)
         if said:
@@ -174,7 +191,7 @@ def _footer(order: SortOrder, width: int) -> Text:
         if not order.column.is_text
         else order.column.heading
     )
-    return _spread(Text(_KEYS, "dim"), Text(f"by {text}", "dim"), width)
+    return _spread(Text(_KEYS, "dim"), Text(f"sorted by {text}", "dim"), width)
 
 
 def _table(rows: Sequence[SlotRow], order: SortOrder, width: int) -> Table:
@@ -187,7 +204,7 @@ def _table(rows: Sequence[SlotRow], order: SortOrder, width: int) -> Table:
             justify="left" if column.is_text else "right",
             no_wrap=True,
             overflow="ellipsis",
-            # What changes at every look must not make the columns beside it move.
+            # Values change at every look. With a least width the columns beside them do not move.
             min_width=column.width,
         )
     for row in rows:
@@ -205,7 +222,7 @@ def _label(name: str) -> tuple[str, str]:
 
 
 def _spread(left: Text, right: Text, width: int) -> Text:
-    """Put one text at each end of a line; the right one goes where both do not fit."""
+    """Return a line with one text at each end; the right one is left out where both do not fit."""
     gap = width - left.cell_len - right.cell_len
     if gap < 1:
         left.truncate(width, overflow="ellipsis")
@@ -214,11 +231,14 @@ def _spread(left: Text, right: Text, width: int) -> Text:
 
 
 def sparkline(numbers: Sequence[float], width: int, levels: str) -> str:
-    """Draw the latest numbers, one character each, the largest as the last of ``levels``; 0 as the first."""
+    """Return the latest numbers as one character each.
+
+    levels: from the lowest to the highest. The largest number gets the last level, 0 the first one, and
+    every other number at least the second, so that it can be seen.
+    """
     latest = list(numbers)[-width:] if width > 0 else []
     most = max(latest, default=0.0)
     if most <= 0:
         return levels[0] * len(latest)
     steps = len(levels) - 1
-    # Whatever is not nothing shows.
     return "".join(levels[max(n > 0, round(n / most * steps))] for n in latest)

@@ -1,7 +1,7 @@
-"""Figures for people: what a status says, as short text (pure).
+"""Numbers and states as short text for people (pure).
 
-A pool may run for months and its counters be of any size: each text has a width that does not grow
-with them. ``-`` stands for what is not known.
+A pool may run for months, and its counters may have any size. Therefore each function has a widest
+result, which does not grow with the number. ``-`` stands for a value that is not known.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ NONE: Final = "-"
 
 
 def is_hung(status: Mapping[str, Any]) -> bool:
-    """Tell whether the master has not looked around for too long."""
+    """Return whether the master counts as hung: its last tick was more than HUNG_AFTER seconds ago."""
     return bool(status["last_tick"] > HUNG_AFTER)
 
 
 def condition(status: Mapping[str, Any]) -> str:
-    """Say in a few words how the pool is: what it does, and whether it should get traffic."""
+    """Return what the pool does and whether it should get traffic, in a few words: ``serving, ready``."""
     phase = str(status["phase"]).replace("_", " ")
     if is_hung(status):
         return f"HUNG for {duration(status['last_tick'])} ({phase})"
@@ -35,10 +35,11 @@ def condition(status: Mapping[str, Any]) -> str:
 
 
 def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Estimate a quantile of a histogram, evenly within its bucket; None without anything in it.
+    """Return an estimate of a quantile of a histogram; None while the histogram is empty.
 
-    share: 0 to 1. counts: one per bound and one more, each bucket alone. Above the last bound it
-    is infinity: nothing is known of how far.
+    share: 0 to 1. bounds: upper bounds of the buckets. counts: one for each bound and one more for
+    what is above the last one, not cumulative. Values are taken as spread evenly within a bucket. The
+    result is infinity where the quantile is above the last bound, because nothing is known beyond.
     """
     total = sum(counts)
     if total <= 0:
@@ -52,14 +53,14 @@ def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> fl
 
 
 def latency(seconds: float | None, longest: float) -> str:
-    """Show an estimated latency; longest: the last bound of its histogram."""
+    """Return an estimated latency as text, ``>10s`` above ``longest``, the last bound of the histogram."""
     if seconds is None:
         return NONE
     return f">{duration(longest)}" if seconds == float("inf") else duration(seconds)
 
 
 def duration(seconds: float | None) -> str:
-    """Show a length of time in at most 6 characters: ``3.2ms``, ``45ms``, ``1.5s``, ``12m``, ``3h20m``, ``12d``."""
+    """Return a length of time in at most 6 characters: ``3.2ms``, ``45ms``, ``1.5s``, ``12m``, ``3h20m``, ``12d``."""
     if seconds is None:
         return NONE
     if seconds == 0:
@@ -84,7 +85,7 @@ def _two_units(number: int, size: int, large: str, small: str) -> str:
 
 
 def count(number: float | None) -> str:
-    """Show a number in at most 5 characters: ``987``, ``12.3k``, ``4.6M``."""
+    """Return a number in at most 5 characters: ``987``, ``12.3k``, ``4.6M``."""
     if number is None:
         return NONE
     if number < 9999.5:
@@ -99,19 +100,19 @@ def count(number: float | None) -> str:
 
 
 def rate(number: float | None) -> str:
-    """Show a number per second in at most 5 characters."""
+    """Return a number per second in at most 5 characters; small ones have one decimal."""
     if number is None:
         return NONE
     return f"{number:.1f}" if 0 < number < 9.95 else count(number)
 
 
 def percent(share: float | None) -> str:
-    """Show a share of 1."""
+    """Return a share of 1 in percent."""
     return NONE if share is None else f"{share * 100:.0f}%"
 
 
 def size(number: int | None) -> str:
-    """Show bytes in at most 5 characters: ``640K``, ``38M``, ``1.2G``."""
+    """Return a number of bytes in at most 5 characters: ``640K``, ``38M``, ``1.2G``."""
     if number is None:
         return NONE
     if number < 1000:
@@ -127,7 +128,11 @@ def size(number: int | None) -> str:
 
 
 def queue(listener: Mapping[str, Any]) -> str:
-    """Show what waits at a listener, and how much may: ``3/1024``, ``4K``, ``4K, 17 dropped``."""
+    """Return what waits at a listener.
+
+    Connections and how many may wait: ``3/1024``. Bytes of datagrams: ``4K``. Datagrams that the kernel
+    has dropped, if any: ``4K, 17 dropped``.
+    """
     parts = []
     if listener["depth"] is not None:
         limit = listener["limit"]
@@ -142,12 +147,12 @@ def queue(listener: Mapping[str, Any]) -> str:
 
 
 def nonzero(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return what has happened at all, the most frequent first."""
+    """Return the pairs whose number is not 0, the largest number first."""
     return sorted(((key, n) for key, n in numbers.items() if n), key=lambda one: (-one[1], one[0]))
 
 
 def wrapped(parts: Sequence[str], width: int, indent: str = "", gap: str = "  ") -> list[str]:
-    """Lay words out in lines no wider than ``width``, unless a single one is."""
+    """Return words laid out in lines of at most ``width`` characters; a longer word gets a line of its own."""
     lines: list[str] = []
     line = ""
     for part in parts:
@@ -160,5 +165,5 @@ def wrapped(parts: Sequence[str], width: int, indent: str = "", gap: str = "  ")
 
 
 def chunks(text: str, width: int) -> list[str]:
-    """Cut a text into pieces of one width."""
+    """Return a text cut into pieces of ``width`` characters; the last one may be shorter."""
     return [text[at : at + width] for at in range(0, len(text), width)]

@@ -1,4 +1,4 @@
-"""One look at a running pool: its status, and what the kernel says of its workers."""
+"""One look at a running pool: its status, and what the kernel reports about its workers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from prefork.inspect.running_pool import RunningPool
 from prefork.inspect.view import Look, ProcessUsage
 
 MOST_MEASURED: Final = 100
-"""Live workers up to which private memory is asked for: it costs the kernel a walk of 0.2 ms each."""
+"""The most workers whose private memory is measured, because the kernel needs 0.2 ms for each.
+
+In a larger pool the resident memory is shown instead.
+"""
 
 
 def look(pool: RunningPool) -> Look:
-    """Read a pool and what the kernel says of its workers."""
+    """Return one look at a pool and at the processes of its workers.
+
+    A pool in a container knows its workers by pids that mean other processes here. Then no process
+    is looked at.
+    """
     status = pool.status()
     pids = [one["pid"] for one in status["slots"] if one["pid"]]
     if status["pid"] != pool.pid:
-        pids = []  # a pool in a container: its pids are others here
+        pids = []
     measured = len(pids) <= MOST_MEASURED
     return Look(time.monotonic(), status, {pid: _usage(pid, private=measured) for pid in pids})
 

@@ -1,4 +1,4 @@
-"""What ``/proc`` shows of another process: its memfds, its title, its owner, the signals that it takes."""
+"""What ``/proc`` shows of another process: its memfds, its title, its owner, the signals that it handles."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ from typing import Final
 
 from prefork.workers.scoreboard import MEMFD_NAME
 
-_MEMORY: Final = "/memfd:"
-_DELETED: Final = " (deleted)"
-"""How /proc shows a memfd, before and after its name."""
+_MEMFD_PREFIX: Final = "/memfd:"
+_MEMFD_SUFFIX: Final = " (deleted)"
+"""``/proc/PID/fd`` shows a memfd as a link to its name between these two."""
 
 
 def memories_of(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield the descriptors that are a memfd, each with its name."""
+    """Yield each descriptor of a process that is a memfd, with the name of the memfd.
+
+    OSError: the process has ended (FileNotFoundError, ProcessLookupError) or belongs to another
+    user (PermissionError).
+    """
     for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # closed since the listing
             link = os.readlink(f"/proc/{pid}/fd/{number}")
-            if link.startswith(_MEMORY) and link.endswith(_DELETED):
-                yield int(number), link[len(_MEMORY) : -len(_DELETED)]
+            if link.startswith(_MEMFD_PREFIX) and link.endswith(_MEMFD_SUFFIX):
+                yield int(number), link[len(_MEMFD_PREFIX) : -len(_MEMFD_SUFFIX)]
 
 
 def scoreboards_of(pid: int) -> dict[int, int]:
-    """Return the descriptors that look like scoreboards, one for the inode of each memory behind them."""
+    """Return the memfds of a process that have the name of a scoreboard, as inode to descriptor.
+
+    A process usually has several descriptors of one memfd: the master's own, which survives an
+    exec in place, and the duplicate that Python's ``mmap`` keeps, which does not. The lowest number
+    is most often the master's own. Raises OSError as ``memories_of()``.
+    """
     found: dict[int, int] = {}
     for number, name in memories_of(pid):
         if name == MEMFD_NAME:
             with contextlib.suppress(FileNotFoundError):
                 inode = os.stat(f"/proc/{pid}/fd/{number}").st_ino
-                # Most often the master's own, which stays over an exec in place; Python's mmap has
-                # a duplicate of it.
                 found[inode] = min(number, found.get(inode, number))
     return found
 
 
 def own_pid_of(pid: int) -> int:
-    """Return the pid by which a process knows itself: in a container it is another one than here."""
+    """Return the pid by which a process knows itself. In a container that is not the pid seen from here."""
     return int(status_word(pid, "NSpid", str(pid)).split()[-1])
 
 
 def status_word(pid: int, key: str, otherwise: str) -> str:
-    """Return a value of ``/proc/PID/status``, ``otherwise`` where it is missing or empty; raises OSError."""
+    """Return the value of one line of ``/proc/PID/status``, or ``otherwise`` where it is missing or empty.
+
+    OSError: the process has ended.
+    """
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")
@@ -53,8 +63,12 @@ def status_word(pid: int, key: str, otherwise: str) -> str:
     return otherwise
 
 
-def is_taken(pid: int, number: signal.Signals) -> bool:
-    """Tell whether a process handles a signal, or keeps it blocked until it does: over an exec in place."""
+def takes_signal(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler for a signal, or blocks it for now.
+
+    A master blocks its signals during an exec in place and handles them afterwards. False for a
+    process that has ended.
+    """
     with contextlib.suppress(OSError, ValueError):
         caught, blocked = (int(status_word(pid, key, "0"), 16) for key in ("SigCgt", "SigBlk"))
         return bool((caught | blocked) >> (number - 1) & 1)
@@ -62,7 +76,7 @@ def is_taken(pid: int, number: signal.Signals) -> bool:
 
 
 def title_of(pid: int) -> bytes:
-    """Return the title of a process as ``ps`` shows it, empty when the process is gone."""
+    """Return the title of a process as ``ps`` shows it, empty when the process has ended."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read(4096).replace(b"\0", b" ").strip()
@@ -71,7 +85,7 @@ def title_of(pid: int) -> bytes:
 
 
 def owner_of(pid: int) -> str:
-    """Return the name of the user that a process belongs to, for people."""
+    """Return the name of the user that a process belongs to, as text for a message."""
     try:
         uid = os.stat(f"/proc/{pid}").st_uid
         return pwd.getpwuid(uid).pw_name
@@ -79,3 +93,10 @@ def owner_of(pid: int) -> str:
         return f"uid {uid}"
     except OSError:
         return "another user"
+
+
+def is_of_another_user(pid: int) -> bool:
+    """Return whether a process belongs to another user than this one. False when it has ended."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}").st_uid != os.geteuid()
+    return False

@@ -1,4 +1,7 @@
-"""A running pool, held to be read and to be signalled by other processes of its user."""
+"""A running pool, held by another process of its user to be read and signalled.
+
+Signals are the only way in, and shared memory is the only way out. The master does not notice a reader.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from prefork.inspect.proc import is_taken, memories_of, scoreboards_of, status_word
+from prefork.inspect.proc import memories_of, owner_of, scoreboards_of, status_word, takes_signal
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
@@ -23,15 +26,22 @@ if TYPE_CHECKING:
 
 
 class NoPoolError(PreforkError):
-    """There is no such pool, or it may not be looked at."""
+    """No pool matches, or this user may not read or signal it. The text says what to do."""
 
 
 class NoSignalsError(PreforkError):
-    """The master takes no signals, which would do to its program what their default is: end or stop it."""
+    """The master has no handler for the signal. Sent anyway, the signal would end or stop its program."""
 
 
 class RunningPool:
-    """A running master and its scoreboard, mapped read-only. A context manager: it holds descriptors."""
+    """A running master and its scoreboard, which is mapped read-only.
+
+    The object holds two descriptors, so it is a context manager. Everything can still be read after the
+    master has ended: the memory stays as the master left it.
+
+    pid: the master's, as seen from here. number: the descriptor of the scoreboard in the master.
+    pidfd, board: taken over, and closed by ``close()``.
+    """
 
     def __init__(self, pid: int, number: int, pidfd: int, board: Scoreboard) -> None:
         self.pid = pid
@@ -46,53 +56,64 @@ class RunningPool:
         self.close()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptors."""
         self.board.close()
         os.close(self._pidfd)
 
     def description(self) -> PoolDescription:
-        """Return what the pool says of itself; an empty description where it says nothing, or nonsense."""
+        """Return the pool's description of itself, an empty one while there is none or where it cannot be read."""
         return PoolDescription.from_text(self.board.description())
 
     @property
     def name(self) -> str | None:
-        """The name of the pool, escaped."""
+        """The name of the pool, escaped; None where it has none."""
         return self.description().name
 
     @property
     def where(self) -> str:
-        """Where it listens, for people, escaped."""
+        """The addresses that the pool listens on, escaped, with spaces in between."""
         return escaped(" ".join(one.name for one in self.description().listeners))
 
     def __str__(self) -> str:
         return " ".join(part for part in (str(self.pid), self.name or "-", self.where) if part)
 
     def snapshot(self) -> Snapshot:
-        """Read all words."""
+        """Return a copy of all words of the scoreboard."""
         return self.board.snapshot()
 
     def reports(self) -> dict[int, str]:
-        """Return what the live workers have written of themselves, by slot, not yet escaped."""
+        """Return the reports of the live workers by slot: stacks, or a traceback. The text is not escaped.
+
+        The result lacks workers that end meanwhile. It is empty during an exec in place, when no process
+        may look into another one's descriptors.
+        """
         names = {reports.name_of(self.board.fd, slot): slot for slot in range(self.board.slots)}
         found: dict[int, str] = {}
-        with contextlib.suppress(OSError):  # the master has ended, or is in the middle of an exec
+        with contextlib.suppress(OSError):
             for number, name in memories_of(self.pid):
                 if name in names:
                     found[names[name]] = _report(self.pid, number)
         return found
 
     def status(self) -> dict[str, Any]:
-        """Describe the pool as it is now: the status of ``prefork.metrics.status``."""
+        """Return the status of the pool now, as ``prefork.metrics.status.status()`` describes it."""
         description = self.description()
         waiting = queues(description.listeners)
         return status(self.snapshot(), description, time.monotonic_ns(), queues=waiting)
 
     def has_ended(self) -> bool:
-        """Tell whether the master is gone; its scoreboard can be read on."""
+        """Return whether the master's process has ended."""
         return has_ended(self._pidfd)
 
     def has_stopped(self) -> bool:
-        """Tell whether the pool is gone: its process may go on, which then has the scoreboard no more."""
+        """Return whether the pool has ended. The process of its master may go on without it.
+
+        A master that has closed its scoreboard has no pool any more. So the question is whether the
+        process still has this memory open. The descriptor of the first look is checked first. An exec
+        in place may have closed it: the lowest number can have been the duplicate of ``mmap``. Then
+        all descriptors are searched. A process that looks at itself finds the descriptor that this
+        object holds, so the search is left out there.
+        """
         if self.has_ended():
             return True
         mine = os.fstat(self.board.fd)
@@ -100,19 +121,17 @@ class RunningPool:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(self._link), mine):
                     return False
-            # What was the lowest number may have been that of mmap's duplicate, which an exec closes.
-            # (A process that looks at itself would find what it looks with.)
             return self.pid == os.getpid() or mine.st_ino not in scoreboards_of(self.pid)
         except FileNotFoundError:
             return True
         except OSError:
-            return False  # in the middle of an exec in place nobody may look
+            return False  # in the middle of an exec in place no process may look
 
     def take_turn(self) -> bool:
-        """Try to become the one command that changes this pool; ``end_turn()`` or the process' end gives it up.
+        """Try to become the one command that changes this pool; return whether that succeeded.
 
-        An advisory lock between commands on the memory that they all have open; the pool knows
-        nothing of it.
+        The turn is an advisory lock on the scoreboard's memory, which all commands have open. The pool
+        does not know about it. ``end_turn()`` gives the turn up, and so does the end of the process.
         """
         try:
             fcntl.flock(self.board.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,36 +144,40 @@ class RunningPool:
         fcntl.flock(self.board.fd, fcntl.LOCK_UN)
 
     def is_suspended(self) -> bool:
-        """Tell whether the master was stopped, by SIGSTOP or a debugger, and takes no orders for now."""
+        """Return whether the master is stopped, by SIGSTOP or by a debugger, and cannot act on signals now."""
         with contextlib.suppress(OSError):
             return status_word(self.pid, "State", "")[:1] in ("T", "t")
         return False
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the master. One that has just ended is no error: see ``has_ended()``.
+        """Send a signal to the master. Nothing happens if the master has just ended: see ``has_ended()``.
 
-        NoSignalsError where nobody would take it; NoPoolError where it is not permitted.
+        NoSignalsError: the master has no handler for this signal. NoPoolError: this user may not
+        signal it.
         """
         if self.has_ended():
             return
-        if not is_taken(self.pid, number):
+        if not takes_signal(self.pid, number):
             raise NoSignalsError(
-                f"the master {self.pid} does not take {number.name}: serve_forever() runs in a thread of "
-                "its program, or is starting or ending; stop or scale it from within"
+                f"the master {self.pid} has no handler for {number.name}: its serve_forever() does not run in "
+                "the main thread, or is starting or ending; try again, or call shutdown() in its program"
             )
         try:
             system.signal_held(self._pidfd, number)
         except ProcessLookupError:
             return
         except PermissionError:
-            raise NoPoolError(f"process {self.pid} may not be signalled by this user") from None
+            raise NoPoolError(
+                f"this user may not send {number.name} to the master {self.pid}, which belongs to "
+                f"{owner_of(self.pid)}; run the command as that user"
+            ) from None
 
 
 def _report(pid: int, number: int) -> str:
     try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return ""  # its worker has ended meanwhile
+        return ""  # the worker has ended
     try:
         return reports.read(fd)
     finally:

@@ -1,4 +1,4 @@
-"""The loop of ``prefork top``: look, draw, and take keys, until somebody quits."""
+"""The loop of ``prefork top``: look at the pool, draw the screen, take keys, until q is pressed."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ _HISTORY: Final = 600
 
 
 def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
-    """Show the pool until somebody quits; NoPoolError when it ends. The terminal is as before afterwards.
+    """Show a pool until q, Ctrl-C or the end of the terminal; the terminal is restored afterwards.
 
-    delay: seconds between two looks.
+    sort: the key of a column. delay: seconds between two looks. NoPoolError: the pool has ended.
     """
     console = Console()
     who = str(pool)
     with contextlib.suppress(KeyboardInterrupt), undisturbed_cleanup() as cleanup:
         keys = cleanup.enter_context(_single_keys())
         screen = cleanup.enter_context(console.screen(hide_cursor=True))
-        state = _Watching(pool, SortOrder(sort), delay)
+        state = _Session(pool, SortOrder(sort), delay)
         while not pool.has_stopped():
             state.look_if_due()
-            console.control(Control.home())  # rich would draw below the screen before, and scroll
+            # Without this rich draws below the previous screen, and the terminal scrolls.
+            console.control(Control.home())
             screen.update(state.drawn(console))
             pressed = _pressed(keys, state.seconds_left)
             if pressed is None or "q" in pressed:
@@ -51,8 +52,8 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
         raise NoPoolError(f"the pool has ended: {who}")
 
 
-class _Watching:
-    """What was seen so far, and how it is to be shown."""
+class _Session:
+    """What was seen so far, and the order in which rows are shown."""
 
     def __init__(self, pool: RunningPool, order: SortOrder, delay: float) -> None:
         self._pool = pool
@@ -96,12 +97,14 @@ class _Watching:
 
 @contextlib.contextmanager
 def _single_keys() -> Iterator[int]:
-    """Have the terminal give keys as they are pressed, unseen; put it back afterwards."""
+    """Make the terminal return each key at once and without echo; restore it afterwards.
+
+    Ctrl-Z is switched off: a suspended ``top`` would leave the shell on the other screen, without an echo.
+    """
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     changed = termios.tcgetattr(fd)
     changed[3] &= ~(termios.ICANON | termios.ECHO)
-    # Suspended, it would leave the shell on the other screen without an echo.
     changed[6][termios.VSUSP] = b"\0"
     termios.tcsetattr(fd, termios.TCSADRAIN, changed)
     try:
@@ -111,7 +114,10 @@ def _single_keys() -> Iterator[int]:
 
 
 def _pressed(fd: int, seconds: float) -> str | None:
-    """Return the keys pressed within so many seconds, None when there is no terminal any more."""
+    """Wait for a key, and return the keys that were pressed; None when the terminal is gone.
+
+    seconds: the longest wait, though never more than 0.25 s, so that the end of the pool is noticed.
+    """
     try:
         if not select.select([fd], [], [], min(seconds, 0.25))[0]:
             return ""

@@ -10,7 +10,7 @@ _INDENT: Final = " " * 11
 
 
 def as_lines(status: dict[str, Any], width: int) -> list[str]:
-    """Render a status for people, in lines of at most so many characters (pure)."""
+    """Return a status in lines. width: the most characters of a line, except in the table of slots."""
     return [
         *_head(status),
         *_workers(status, width),
@@ -114,7 +114,7 @@ _HEADINGS: Final = (
 
 
 def _slots(status: dict[str, Any]) -> list[str]:
-    """Render the table of the slots that have ever had a worker."""
+    """Return the table of the slots that have ever had a worker."""
     rows = [_cells(one) for one in status["slots"] if one["pid"] or one["spawns"]]
     if not rows:
         return ["no worker yet"]

@@ -1,9 +1,11 @@
 """Find the running masters of this machine by their scoreboards.
 
-A master shows its scoreboard as a descriptor in ``/proc/PID/fd``; whoever may open that one may read
-all about the pool, also while the master hangs. No file and no socket has to be agreed upon.
+A master keeps its scoreboard open, so the scoreboard appears as a descriptor in ``/proc/PID/fd``. A
+user who may open that descriptor may read everything about the pool, even while the master hangs.
+No file or socket has to be agreed upon.
 
-What is found is checked as a stranger's: any process can make a memfd of that name.
+Any process can create a memfd with the same name. Therefore nothing that is found is trusted: the
+size, the seals, the layout and the pid in the header are checked before the memory is mapped.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ _MASTERS_TITLE: Final = b"prefork: master"
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What a look around has found.
+    """The masters that were found.
 
-    pools: to be closed by whoever has them. forbidden: masters (by their title) of other users.
-    unreadable: processes with a scoreboard of another version.
+    pools: those that can be read, which the caller has to close. forbidden: pids of processes of
+    other users that have a master's title. unreadable: pids of masters whose scoreboard has the layout of
+    another version.
     """
 
     pools: list[RunningPool]
@@ -36,23 +39,23 @@ class Survey(msgspec.Struct, frozen=True):
     unreadable: list[int]
 
     def close(self, *, but: RunningPool | None = None) -> None:
-        """Let go of all pools but one."""
+        """Close all pools except one."""
         for pool in self.pools:
             if pool is not but:
                 pool.close()
 
 
 def look_around() -> Survey:
-    """Find every running master that this process may read."""
+    """Return every running master of this machine; the pools are in the order of their pids."""
     survey = Survey([], [], [])
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
-            _look_at(int(entry), survey)
+            _add_pools_of(int(entry), survey)
     survey.pools.sort(key=lambda pool: pool.pid)
     return survey
 
 
-def _look_at(pid: int, survey: Survey) -> None:
+def _add_pools_of(pid: int, survey: Survey) -> None:
     try:
         numbers = list(scoreboards_of(pid).values())
     except PermissionError:
@@ -60,12 +63,12 @@ def _look_at(pid: int, survey: Survey) -> None:
             survey.forbidden.append(pid)
         return
     except OSError:
-        return  # it has ended meanwhile
+        return  # the process has ended
     for number in numbers:
         try:
             pool = _attached(pid, number)
         except OSError:
-            continue  # process or descriptor went meanwhile, or it is no scoreboard at all
+            continue  # the process or the descriptor is gone, or the memfd is no scoreboard
         except ValueError:
             if title_of(pid).startswith(_MASTERS_TITLE) and pid not in survey.unreadable:
                 survey.unreadable.append(pid)
@@ -75,9 +78,14 @@ def _look_at(pid: int, survey: Survey) -> None:
 
 
 def _attached(pid: int, number: int) -> RunningPool | None:
-    """Hold a process and map its scoreboard; None if it is not the master. ValueError for another layout."""
+    """Hold a process and map its scoreboard.
+
+    Returns None where the process is not the master that the scoreboard names. ValueError: the
+    scoreboard has another layout.
+    """
     with contextlib.ExitStack() as undo:
-        # Held before it is looked at: its pid cannot become another's in between unnoticed.
+        # The pidfd is opened before anything is read. If the process ends and another one gets its
+        # pid in between, the pidfd says so, and has_ended() below finds out.
         pidfd = system.hold_process(pid)
         undo.callback(os.close, pidfd)
         board = _mapped(pid, number)
@@ -92,10 +100,14 @@ def _attached(pid: int, number: int) -> RunningPool | None:
 
 
 def _mapped(pid: int, number: int) -> Scoreboard | None:
-    # Not blocking: by now the number may be another file's, a pipe's for one.
+    """Map a memfd for reading; None where its owner could still shrink it.
+
+    A mapping of a memfd that is shrunk afterwards ends its reader with SIGBUS. O_NONBLOCK is set
+    because the number may belong to another file by now, a pipe for instance, and ``open()`` of a
+    pipe waits.
+    """
     fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        # One that could be shrunk would end this process with SIGBUS at the next look.
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             return Scoreboard.attach(fd)
     except BaseException:

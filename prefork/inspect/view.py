@@ -1,4 +1,4 @@
-"""What ``prefork top`` shows, computed from two looks at a pool (pure): no clock, no terminal, no colours."""
+"""What ``prefork top`` shows, computed from two looks at a pool (pure): no clock, terminal or colours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ if TYPE_CHECKING:
 
 
 class ProcessUsage(msgspec.Struct, frozen=True):
-    """What the kernel says of one worker. cpu: processor seconds so far; memory: bytes; None where it does not."""
+    """What the kernel reports about one worker; None for what it does not report.
+
+    cpu: seconds of processor time so far. memory: bytes.
+    """
 
     cpu: float | None = None
     memory: int | None = None
 
 
 class Look(msgspec.Struct, frozen=True):
-    """One look at a pool. at: monotonic seconds. status: as of ``metrics.status``. usage: by pid."""
+    """One look at a pool.
+
+    at: monotonic seconds. status: as ``prefork.metrics.status.status()`` returns it. usage: by pid.
+    """
 
     at: float
     status: Mapping[str, Any]
@@ -28,9 +34,10 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class SlotRow(msgspec.Struct, frozen=True):
-    """One slot. Rates and shares are those between the two looks, None where there is only one.
+    """One slot. Rates and shares are those of the time between the two looks, None at the first look.
 
-    busy: the share of the time in which a request was in hand. cpu: processors in use.
+    rate: requests per second. busy: the share of the time with a request in hand. cpu: processors in
+    use, so that 1.0 is one whole processor. age, request_age: seconds.
     """
 
     slot: int
@@ -49,9 +56,11 @@ class SlotRow(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True):
-    """The whole screen. Rates, shares and latencies are those between the two looks.
+    """The content of the whole screen.
 
-    Without a first look the latencies are those since the start, and busy is that of the moment.
+    Rates, shares and latencies are those of the time between the two looks. At the first look there
+    is no such time: rates are None, latencies are those since the start, and ``busy`` is the share of
+    the workers that are busy at this moment.
     """
 
     name: str | None
@@ -76,7 +85,7 @@ class View(msgspec.Struct, frozen=True):
 
 
 def view(before: Look | None, now: Look) -> View:
-    """Compute what to show; ``before`` is None at the first look."""
+    """Return what to show. before: the previous look, None at the first one."""
     status = now.status
     rows = _rows(before, now)
     return View(
@@ -136,7 +145,8 @@ def _row(
         age=one["age"],
         requests=one["requests"],
         rate=_rate(before, now, was["requests"] if was else None, one["requests"]),
-        # Threads of one worker add their times up, and the two words are not read at one moment.
+        # The share can pass 1: the times of the threads of one worker are added up, and the words of a
+        # slot are not read at one instant.
         busy=None if busy is None else min(1.0, busy),
         cpu=_rate(before, now, used.cpu, usage.cpu),
         memory=usage.memory,
@@ -146,7 +156,11 @@ def _row(
 
 
 def _busy_seconds(one: Mapping[str, Any] | None) -> float | None:
-    """Return the time with requests in hand, the present one's included: it is counted when it has ended."""
+    """Return the seconds with a request in hand, with those of the present request.
+
+    The scoreboard adds a request's time when it has ended. Without the present request a worker that
+    handles one long request would look idle for minutes, and then busy for minutes at once.
+    """
     return None if one is None else one["busy"] + (one["request_age"] or 0.0)
 
 
@@ -155,7 +169,11 @@ def _total(look: Look | None) -> float | None:
 
 
 def _rate(before: Look | None, now: Look, was: float | None, is_now: float | None) -> float | None:
-    """Return the increase per second; 0 for a decrease, which a worker that died in a request can cause."""
+    """Return the increase per second between two looks, None where one of the values is missing.
+
+    A decrease counts as 0. A worker that dies in a request causes one, because the seconds of the
+    present request go with it.
+    """
     if before is None or was is None or is_now is None or now.at <= before.at:
         return None
     return max(0.0, is_now - was) / (now.at - before.at)

@@ -111,7 +111,7 @@ def test_several_pools_are_listed(pool: Callable[..., Program]) -> None:
     one, other = pool(pool_name="one"), pool(pool_name="other")
     done = prefork("status")
     assert (done.code, done.out) == (2, "")
-    assert "several pools are running; say which, by its pid or name:" in done.err
+    assert "several pools are running; name one of them by its pid or name:" in done.err
     for program, name in ((one, "one"), (other, "other")):
         port = program.address()[1]
         assert re.search(
@@ -126,7 +126,7 @@ def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
         (program.worker(), f"belongs to a pool; its master is {program.pid}"),
         (os.getpid(), f"process {os.getpid()} is not the master of a pool"),
         (2**22 + 7, "there is no process 4194311"),
-        ("nobody", "no running pool is called nobody; there are:"),
+        ("nobody", "no running pool is called nobody; these are running:"),
     ):
         done = prefork("status", asked)
         assert (done.code, done.out) == (1, "")
@@ -145,7 +145,8 @@ def test_master_of_another_user(pool: Callable[..., Program]) -> None:
     for command in (["status"], ["stop"], ["scale", "3"], ["dump"]):
         done = prefork(*command, program.pid, before=nobody)
         assert (done.code, done.out) == (1, "")
-        assert f"no permission to look at process {program.pid}: it belongs to root" in done.err
+        assert f"this user may not look at process {program.pid} (" in done.err
+        assert "), which belongs to root" in done.err
     assert len(program.workers()) == 2
 
 
@@ -355,7 +356,7 @@ def test_pool_in_a_thread_takes_no_signals(start: Callable[..., Program]) -> Non
     for command in (["scale", "3"], ["dump"], ["stop"]):
         done = prefork(*command, program.pid)
         assert done.code == 1
-        assert f"the master {program.pid} does not take SIG" in done.err
+        assert f"the master {program.pid} has no handler for SIG" in done.err
     assert len(program.workers()) == 2
 
 

@@ -75,7 +75,8 @@ def test_screen_of_80_columns() -> None:
     assert "in hand 2" in lines[1]
     assert "2 busy of 4 ready, target 10, max 10" in lines[2]
     assert lines[3] == "queue  -            tcp://127.0.0.1:9000"
-    assert lines[4] == "slots  _BB_RS + 4 unused"
+    assert lines[4].startswith("slots  _BB_RS + 4 unused   ")
+    assert lines[4].endswith("  _ idle  B busy  S starting  R retiring  . gone")
     headings = lines[6].split()
     assert headings == [
         *[
@@ -101,6 +102,15 @@ def test_screen_of_80_columns() -> None:
     assert "events 3 ceiling reached" in screen
     assert lines[-1].startswith("q quit ")
     assert "…" not in screen
+
+
+def test_meaning_of_the_letters_gives_way() -> None:
+    """Where the slots need the line, the meaning of the letters is left out, and nothing else is."""
+    with scoreboard(40, at=NOW) as board:
+        for slot in range(40):
+            occupy(board, slot, slot + 1, at=NOW)
+        assert lines_of(board, 80, 24)[4] == "slots  " + "_" * 40
+        assert lines_of(board, 100, 24)[4].endswith(" . gone")
 
 
 def test_hung_master_is_told_first() -> None:

@@ -37,42 +37,47 @@ def survey() -> Iterator[Callable[..., Survey]]:
         yield make
 
 
+def chosen(survey: Survey, which: str | None, name: str | None) -> RunningPool:
+    """Choose from pools that were found as ``find_pool()`` does."""
+    return find._chosen(survey, find._wanted(which, name))
+
+
 def test_lone_pool_needs_no_name(survey: Callable[..., Survey]) -> None:
     """With one pool running it is that one; a name or pid that is not its own is still refused."""
     alone = survey(_4711="shop")
-    assert find._chosen(alone, None, None).pid == 4711
-    assert find._chosen(alone, "shop", None).pid == 4711
-    assert find._chosen(alone, None, "shop").pid == 4711
-    assert find._chosen(alone, "4711", None).pid == 4711
+    assert chosen(alone, None, None).pid == 4711
+    assert chosen(alone, "shop", None).pid == 4711
+    assert chosen(alone, None, "shop").pid == 4711
+    assert chosen(alone, "4711", None).pid == 4711
     with pytest.raises(
-        NoPoolError, match=r"no running pool is called shoe; there are:\n +4711  shop"
+        NoPoolError, match=r"no running pool is called shoe; these are running:\n +4711  shop"
     ):
-        find._chosen(alone, "shoe", None)
+        chosen(alone, "shoe", None)
 
 
 def test_several_pools_have_to_be_told_apart(survey: Callable[..., Survey]) -> None:
     """The list names pid, name and listeners of each; pid, name or both decide."""
     several = survey(_4711="shop", _4712="shop", _4713=None, _4714="4711")
     with pytest.raises(SeveralPoolsError) as refused:
-        find._chosen(several, None, None)
+        chosen(several, None, None)
     assert str(refused.value).splitlines() == [
-        "several pools are running; say which, by its pid or name:",
+        "several pools are running; name one of them by its pid or name:",
         "     4711  shop             tcp://127.0.0.1:9000",
         "     4712  shop             tcp://127.0.0.1:9000",
         "     4713  -                tcp://127.0.0.1:9000",
         "     4714  4711             tcp://127.0.0.1:9000",
     ]
     with pytest.raises(SeveralPoolsError):
-        find._chosen(several, "shop", None)
-    assert find._chosen(several, "4711", None).pid == 4711
-    assert find._chosen(several, None, "4711").pid == 4714
-    assert find._chosen(several, "4712", "shop").pid == 4712
+        chosen(several, "shop", None)
+    assert chosen(several, "4711", None).pid == 4711
+    assert chosen(several, None, "4711").pid == 4714
+    assert chosen(several, "4712", "shop").pid == 4712
 
 
 def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
     """One line says so."""
     with pytest.raises(NoPoolError) as refused:
-        find._chosen(survey(), None, None)
+        chosen(survey(), None, None)
     assert str(refused.value) == "no pool is running"
 
 
@@ -86,15 +91,17 @@ def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
 def test_process_that_is_no_master(survey: Callable[..., Survey], pid: int, reason: str) -> None:
     """What stands behind the pid instead is said."""
     with pytest.raises(NoPoolError) as refused:
-        find._chosen(survey(), str(pid), None)
+        chosen(survey(), str(pid), None)
     assert str(refused.value) == reason
 
 
 def test_child_of_a_master_names_its_master(survey: Callable[..., Survey]) -> None:
     """Whoever asks for a worker, as ps showed it, is told the pid that is needed."""
     parent = os.getppid()
-    with pytest.raises(NoPoolError, match=f"{HERE} belongs to a pool; its master is {parent}$"):
-        find._chosen(survey(**{f"_{parent}": "shop"}), str(HERE), None)
+    with pytest.raises(
+        NoPoolError, match=f"{HERE} is not a master but belongs to a pool; its master is {parent}$"
+    ):
+        chosen(survey(**{f"_{parent}": "shop"}), str(HERE), None)
 
 
 def test_masters_of_others_are_told(
@@ -103,9 +110,9 @@ def test_masters_of_others_are_told(
     """Where permission is missing the message says whose master it is, title escaped."""
     monkeypatch.setattr(find, "title_of", lambda _pid: b"prefork: master [\x1bshop] tcp://:80")
     with pytest.raises(NoPoolError) as refused:
-        find._chosen(survey(forbidden=(1,)), None, None)
-    assert "no permission to look at process 1" in str(refused.value)
-    assert "(prefork: master [\\x1bshop] tcp://:80): it belongs to root" in str(refused.value)
+        chosen(survey(forbidden=(1,)), None, None)
+    assert "this user may not look at process 1 (" in str(refused.value)
+    assert "(prefork: master [\\x1bshop] tcp://:80), which belongs to root" in str(refused.value)
 
 
 def test_nothing_is_held_after_a_look() -> None:

@@ -35,7 +35,7 @@ def test_signal_that_nobody_takes_is_not_sent() -> None:
     """TTIN would stop the program, USR1 end it, where serve_forever() runs in a thread and handles neither."""
     with scoreboard() as _, pools_of(HERE) as pools:
         for number in (signal.SIGTTIN, signal.SIGUSR1):
-            with pytest.raises(NoSignalsError, match=f"{HERE} does not take {number.name}"):
+            with pytest.raises(NoSignalsError, match=f"{HERE} has no handler for {number.name}"):
                 pools[0].send(number)
 
 
