@@ -9,8 +9,8 @@ ARGS ?=
 bin := $(VENV)/bin
 needs_python := 3.11
 
-# What the stamps stand for: an environment with pip, with the package, with what the tests need, with
-# all tools.
+# Each stamp stands for an environment: with pip, with the package, with what the tests need, with all
+# tools.
 made := $(VENV)/.stamp-made
 installed := $(VENV)/.stamp-installed
 testable := $(VENV)/.stamp-testable
@@ -72,7 +72,7 @@ $(equipped): $(testable) pyproject.toml
 	@$(bin)/python -m pip install -qq --group dev
 	@touch $@
 
-# Written so that any Python since 2.7 can read it, and say what is wrong.
+# Any Python since 2.7 can read this program and say what is wrong.
 check-python:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "make: there is no $(PYTHON) here; prefork needs CPython $(needs_python) or later: make PYTHON=/path/to/python3" >&2; \
@@ -82,7 +82,7 @@ check-python:
 	good = sys.version_info >= tuple(map(int, "$(needs_python)".split("."))) and here.startswith("CPython"); \
 	good or sys.exit("make: $(PYTHON) is %s; prefork needs CPython $(needs_python) or later: make PYTHON=/path/to/python3" % here)'
 
-# An environment left by another Python than the one asked for would test the wrong one.
+# An environment of another Python than the requested one would test the wrong interpreter.
 version := import sys; print("%d.%d" % sys.version_info[:2])
 check-venv: $(if $(filter-out file,$(origin PYTHON)),check-python)
 	@test ! -e $(made) || $(bin)/python -c "" || { \

@@ -16,7 +16,7 @@ from table import markdown, spread
 
 WORK_SECONDS = 0.005
 CLIENTS = 6
-"""Few, so that they cost the cores nothing, and enough that no worker ever waits for a request."""
+"""Few enough to cost the cores almost nothing, and enough to keep every worker busy."""
 
 
 def report(rounds: int, seconds: float) -> str:
@@ -68,7 +68,7 @@ def calibrated() -> int:
 def _turn(server: Server, seconds: float) -> tuple[float, float]:
     """Return requests per second, and the CPU time that the server used per second.
 
-    The latter is what the pool can be blamed for: the former also follows the speed of the cores.
+    The pool decides the second value only. The first one also follows the speed of the cores.
     """
     start, used = time.monotonic(), server.cpu_seconds()
     answered = ask(server, CLIENTS, seconds)
@@ -77,7 +77,7 @@ def _turn(server: Server, seconds: float) -> tuple[float, float]:
 
 
 def _bare_rate(processes: int, work: int, seconds: float) -> float:
-    """Return what so many processes do that share nothing: no server can do better."""
+    """Return the rate of this many processes that share nothing, which is the most a server can reach."""
     command = [sys.executable, str(HERE / "cores.py"), str(work), str(seconds)]
     started = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())

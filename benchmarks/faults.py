@@ -31,13 +31,13 @@ CEILING = 32
 WORKERS = 8
 CLIENTS = 8
 HOLD = 0.003
-"""Seconds a handler takes: long enough for most kills to meet a request."""
+"""Seconds that a handler takes, long enough for most kills to hit a request."""
 
 PAUSE = (0.002, 0.01)
-"""Seconds between two kills: at most so many workers are away at a time that the load goes on."""
+"""Seconds between two kills, long enough that some workers always serve."""
 
 PATIENCE = 10.0
-"""Seconds after which an answer is late, and a pool that has not come to rest is not going to."""
+"""Seconds after which an answer is late, and after which a pool that has not come to rest has failed."""
 
 Address = tuple[str, int]
 
@@ -84,17 +84,17 @@ def _burst() -> float:
 
 @dataclass
 class Losses:
-    """What became of the clients' requests; each client notes under the lock."""
+    """The fate of the clients' requests; each client writes under the lock."""
 
     answered: int = 0
     under: list[int] = field(default_factory=list)
-    """The worker that had said it has the request, for each request that was cut off; 0 for none."""
+    """For each request that was cut off, the pid of the worker that had announced it; 0 if none had."""
     others: Counter[str] = field(default_factory=Counter)
-    """What no kill explains: refused, late, somebody else's answer."""
+    """Losses that no kill explains: refused, late, the answer of another request."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def unexplained(self, killed: set[int]) -> int:
-        """Count what no kill explains; each kill explains one cut request at most (pure)."""
+        """Count the losses that no kill explains; each kill explains at most one cut request (pure)."""
         named = Counter(pid for pid in self.under if pid)
         explained = {pid for pid in named if pid in killed}
         nameless = len(self.under) - named.total()
@@ -127,17 +127,17 @@ def _storm_rows(kills: int) -> list[list[str]]:
         [f"kill -9 under load of {CLIENTS} clients", f"{len(killed)} in {seconds:.1f} s"],
         ["replacements", str(respawned)],
         ["requests answered", str(losses.answered)],
-        ["lost in the hands of a killed worker", f"{lost}, {nameless} before it told its name"],
+        ["lost with a killed worker", f"{lost}, {nameless} before it named itself"],
         ["aborted, as the scoreboard counts", str(aborted)],
-        ["lost without an explanation", _must_be(0, unexplained, dict(losses.others))],
+        ["lost for another reason", _must_be(0, unexplained, dict(losses.others))],
         ["zombies afterwards", _must_be(0, zombies)],
         [
-            "oldest zombie in a look every 5 ms",
+            "oldest zombie, looked at every 5 ms",
             f"{watch.oldest_zombie * 1000:.0f} ms ({watch.zombies_seen} seen)",
         ],
-        ["counters that fell", _must_be(0, watch.fallen)],
-        ["descriptors more or less in the master", _must_be(0, len(leaked))],
-        ["private memory more in the master", f"{grown / 2**20:.2f} MiB"],
+        ["counters that decreased", _must_be(0, watch.fallen)],
+        ["descriptors gained or lost in the master", _must_be(0, len(leaked))],
+        ["growth of the master's private memory", f"{grown / 2**20:.2f} MiB"],
     ]
 
 
@@ -159,7 +159,7 @@ def _kill(board: Scoreboard, master: int, kills: int) -> set[int]:
 
 
 def _kill_child(pid: int, master: int) -> bool:
-    """Kill a live child of the master; a pid that is somebody else's by now is left alone."""
+    """Kill a live child of the master; leave a pid alone that another process has by now."""
     try:
         held = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -199,7 +199,7 @@ def _clients(address: Address, losses: Losses) -> Iterator[None]:
 
 
 def _ask(address: Address, nonce: bytes, losses: Losses) -> None:
-    """Make one request and note what became of it."""
+    """Make one request and note its fate."""
     answer, trouble, connected = b"", "", False
     try:
         with socket.create_connection(address, PATIENCE) as client:
@@ -220,7 +220,7 @@ def _ask(address: Address, nonce: bytes, losses: Losses) -> None:
         elif nonce.startswith(rest):
             losses.under.append(int(told.split()[0]) if ended else 0)
         else:
-            losses.others["somebody else's answer"] += 1
+            losses.others["the answer of another request"] += 1
 
 
 # --- watching
@@ -263,7 +263,7 @@ class Watch:
 
 
 def _counters(board: Scoreboard) -> tuple[int, ...]:
-    """Return every number of the scoreboard that must never become smaller."""
+    """Return every number of the scoreboard that must never decrease."""
     snapshot = board.snapshot()
     ends = [*snapshot.exits.values(), *snapshot.starts.values(), *snapshot.boots]
     ends += [snapshot[PoolField.SPAWN_FAILURES], snapshot[PoolField.BOOT_NS]]
@@ -314,7 +314,7 @@ def _private(pid: int) -> int:
 
 
 def _descriptors(pid: int) -> set[str]:
-    """Return the descriptors of a process that is at rest, and of which kind each is."""
+    """Return the descriptors of a process at rest, each with its kind."""
     return {
         f"{link.name} {os.readlink(link).partition(':[')[0]}"
         for link in Path(f"/proc/{pid}/fd").iterdir()
@@ -322,7 +322,7 @@ def _descriptors(pid: int) -> set[str]:
 
 
 def _wait(fact: Callable[[], T | None]) -> T:
-    """Return the first true value of a fact; RuntimeError when there is none in time."""
+    """Return the first true value of a fact; raise RuntimeError if there is none in time."""
     end = time.monotonic() + PATIENCE
     while not (value := fact()):
         if time.monotonic() > end:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 MESSAGE = b"m" * 64
 FAMILIES = {"tcp": socket.AF_INET, "udp": socket.AF_INET, "unix": socket.AF_UNIX}
 LONGEST_ANSWER = 10.0
-"""Seconds without any answer after which a run is given up."""
+"""Seconds without an answer after which a run fails."""
 
 
 def ask(server: Server, clients: int, seconds: float) -> int:
     """Load ``server`` from ``clients`` clients for ``seconds``; return how many requests were answered.
 
-    One process serves all clients, so that the load itself stays cheap and on one core.
+    One process runs all clients, so that the load itself is cheap and stays on one core.
     """
     if clients == 1:
         answered = 0

@@ -42,7 +42,7 @@ def _idle_rows(seconds: float) -> list[list[str]]:
 
 
 def _replacement_rows(kills: int) -> list[list[str]]:
-    """Each time is from the kill until the replacement is ready to accept."""
+    """Return the rows of replacement times, each from the kill until the replacement is ready."""
     with running("tcp", "pool", "--workers", 4) as server:
         _wait_ready(server, 4)
         times = []
@@ -65,7 +65,7 @@ def _start_row() -> list[str]:
 
 
 def _wait_ready(server: Server, workers: int) -> float:
-    """Wait for that many readings of "ready"; return the instant of the last."""
+    """Wait until this many workers have reported that they are ready; return the instant of the last one."""
     return max(server.next_told()["ready"] for _ in range(workers))
 
 

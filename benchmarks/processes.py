@@ -1,4 +1,4 @@
-"""Start servers as real processes, and read what they cost."""
+"""Start servers as real processes, and read the CPU time that they use."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Server:
         return [child.pid for child in psutil.Process(self.pid).children()]
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process, its descendants and all they have reaped."""
+        """Return user and system time of the process, its descendants and all children they have reaped."""
         family = psutil.Process(self.pid).children(recursive=True)
         alive = [self.pid, *(each.pid for each in family)]
         return sum(_cpu_of_live(pid) for pid in alive) + _cpu_of_reaped(alive)
 
 
 def _cpu_of_live(pid: int) -> float:
-    """Exact to the nanosecond, of all threads, dead ones too: the process's own CPU clock."""
+    """Read the CPU clock of a process, exact to the nanosecond; it covers all its threads, also ended ones."""
     try:
         return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) computes
     except OSError:
@@ -63,7 +63,7 @@ def _cpu_of_live(pid: int) -> float:
 
 
 def _cpu_of_reaped(parents: list[int]) -> float:
-    """Sum the children's times: whole clock ticks, summed by the kernel before it rounds."""
+    """Sum the times of reaped children. They are whole clock ticks; the kernel sums before it rounds."""
     ticks = 0
     for pid in parents:
         with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ def _cpu_of_reaped(parents: list[int]) -> float:
 
 @contextlib.contextmanager
 def running(transport: str, variant: str, *options: object) -> Iterator[Server]:
-    """Start one server; on the way out it and all its processes are gone."""
+    """Start one server; end it and all its processes when the block ends."""
     with tempfile.TemporaryDirectory(prefix="prefork-bench-") as folder:
         command = [sys.executable, str(HERE / "servers.py"), transport, variant]
         command += ["--path", f"{folder}/socket", *map(str, options)]

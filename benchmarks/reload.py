@@ -1,4 +1,4 @@
-"""What reloads cost those who ask meanwhile, and what a hundred of them leave behind."""
+"""What reloads cost the clients, and what a hundred reloads leave behind."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 WORKERS = 12
 CLIENTS = {"tcp": 6, "unix": 5, "udp": 5}
-"""Clients of each kind, each kind in a process of its own, together somewhat more than the workers."""
+"""Clients of each kind. Each kind has a process of its own; together they are a few more than the workers."""
 
 PATIENCE = 10.0
 """Seconds after which a request has failed."""
 
 LONGEST = 240.0
-"""Seconds after which the load ends although requests are wanting."""
+"""Seconds after which the load ends, even with fewer requests than wanted."""
 
 STORM = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
 STORM_PAUSE = 0.05
@@ -62,7 +62,7 @@ class Reloaded:
     board: Scoreboard
 
     def reload(self, *, broken: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
-        """Have it reload and wait for the end; RuntimeError when it ends otherwise than it should."""
+        """Reload the server and wait for the end; raise RuntimeError if the outcome is not the expected one."""
         mark = self.folder / "broken"
         if broken:
             mark.touch()
@@ -73,7 +73,7 @@ class Reloaded:
         end = time.monotonic() + LONGEST
         while (now := self._ended()) == before:
             if time.monotonic() > end:
-                raise RuntimeError("a reload does not end")
+                raise RuntimeError("a reload did not end")
             if meanwhile is not None:
                 meanwhile()
             time.sleep(0.005)
@@ -111,7 +111,7 @@ def _wait(fact: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not fact():
         if time.monotonic() > end:
-            raise RuntimeError("the server does not come up")
+            raise RuntimeError("the server did not come up")
         time.sleep(0.02)
 
 
@@ -120,7 +120,7 @@ def _wait(fact: Callable[[], bool]) -> None:
 
 @dataclass
 class Outcome:
-    """What the clients saw: instants of begin and end of each answer, and failures in words."""
+    """What the clients saw: the begin and the end of each answered request, and failures in words."""
 
     began: array.array[float] = field(default_factory=lambda: array.array("d"))
     ended: array.array[float] = field(default_factory=lambda: array.array("d"))
@@ -224,11 +224,11 @@ class Clients:
         }
 
     def answered(self) -> int:
-        """Return how many requests were answered so far; a second old."""
+        """Return how many requests were answered, as of a second ago."""
         return sum(int(path.read_text() or 0) for path in self.folder.glob("answered.*"))
 
     def stop(self) -> dict[str, Outcome]:
-        """End them and return what they saw."""
+        """End the clients and return what they saw."""
         self.end()
         outcomes = {}
         for kind in self._running:
@@ -239,7 +239,7 @@ class Clients:
         return outcomes
 
     def end(self) -> None:
-        """Have them finish their requests and leave."""
+        """Make the clients finish their requests and leave."""
         (self.folder / "enough").touch()
         for process in self._running.values():
             process.wait(2 * PATIENCE)
@@ -263,7 +263,7 @@ def _as_address(told: Any) -> Any:
 
 def _be_clients(kind: str, address: Any, folder: Path) -> None:
     """Ask from several threads until there is enough, and write down what was seen."""
-    import threading  # noqa: PLC0415 - a client's business
+    import threading  # noqa: PLC0415 - only a client needs it
 
     outcome = Outcome()
     lock = threading.Lock()
@@ -311,7 +311,7 @@ def _open(kind: str) -> socket.socket:
 
 
 def _ask(kind: str, kept: socket.socket, address: Any, nonce: bytes) -> bytes:
-    """Make one request: a stream connects afresh, datagrams go through the same socket."""
+    """Make one request. A stream uses a new connection, datagrams use the same socket."""
     if kind == "udp":
         kept.sendto(nonce, address)
         return kept.recv(1024)
@@ -335,7 +335,7 @@ def _idle_rows(reloads: int) -> list[list[str]]:
         for _ in range(reloads):
             server.reload()
         took = time.monotonic() - began
-        time.sleep(0.5)  # whoever leaves has left
+        time.sleep(0.5)  # the workers that leave are gone
         after = _state(server.pid)
     words = "descriptors {}, children {}, private memory {:.2f} MiB".format
     return [

@@ -1,7 +1,7 @@
 """The server that ``reload.py`` reloads: one pool on TCP, UDP and a Unix socket, with handlers of 5 ms.
 
-``python reload_server.py FOLDER WORKERS``; it reads the file ``broken`` of that folder each time it
-is run, and fails if it says so. It is run again by each reload, so it tells nothing but its addresses.
+``python reload_server.py FOLDER WORKERS``. Each reload runs it again. If the folder has a file
+``broken``, the program fails. It writes its addresses to a file of the folder and prints nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     if (folder / "broken").exists():
         raise RuntimeError("broken on purpose")
     tcp = prefork.PreForkingTCPServer(("127.0.0.1", 0), Hold)
-    # Room for all workers of two generations: a pool that rolls is not to be short of them.
+    # Room for workers of two generations, so that a pool that rolls has all of its workers.
     tcp.workers, tcp.max_children = workers, workers + 4
     unix = prefork.PreForkingUnixStreamServer(str(folder / "socket"), Hold)
     udp = prefork.PreForkingUDPServer(("127.0.0.1", 0), Hold)

@@ -12,7 +12,7 @@ from processes import Server, running
 from table import markdown, spread
 
 CROWD = 64
-"""Clients at once: so many that the server has the next request waiting, though they share one core."""
+"""Clients at once: enough that the server always has the next request waiting, though they share one core."""
 BASELINE = "handwritten"
 SHOWN = {
     "handwritten": "hand-written loop",

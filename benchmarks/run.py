@@ -1,7 +1,7 @@
 """Measure prefork beside a hand-written accept loop and the standard library's mix-ins.
 
-The figures that matter are ratios: all servers run at once on one core, the clients on another,
-and they take turns (A B C D A B C D …), so that a busy machine spoils all of them alike.
+Compare the ratios. All servers run at once on one core and the clients on another, and they take
+turns (A B C D A B C D …), so that a busy machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "requests": "What a request costs: CPU time, user and system, of all processes of the server. "
-    "Medians, and the least of all rounds; ratios are to the hand-written loop in the same round.",
-    "cores": "What a second core brings: requests per second, on a machine that does nothing else.",
+    "Medians, and the least of all rounds. Ratios are to the hand-written loop in the same round.",
+    "cores": "What a second core brings: requests per second. Meaningful on an idle machine only.",
     "pool": "What the pool itself costs.",
-    "faults": "How soon a pool follows a burst, and what is lost when its workers are killed all the time. "
-    "A loss is explained when its client had been told that the very worker had it which was killed, "
-    "one for each kill; or when it was cut off before that and a kill is left over for it.",
-    "reload": "What reloads cost those who ask meanwhile: handlers of 5 ms on TCP, UDP and a Unix socket, broken code "
-    "in between, and TTIN, TTOU and USR1 raining on every second reload.",
+    "faults": "How soon a pool follows a burst, and what is lost while its workers are killed one after the other. "
+    "Each kill explains one loss: a request whose worker had named itself and was killed, or one that was "
+    "cut off before its worker had named itself.",
+    "reload": "What reloads cost the clients: handlers of 5 ms on TCP, UDP and a Unix socket, broken code in "
+    "between, and a storm of TTIN, TTOU and USR1 during every second reload.",
 }
 
 
@@ -90,7 +90,7 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
 
 @contextlib.contextmanager
 def own_core() -> Iterator[int]:
-    """Keep this process, which is the clients, off the core it yields for the servers."""
+    """Keep this process, in which the clients run, off the core that it yields for the servers."""
     usable = os.sched_getaffinity(0)
     server_cpu = min(usable)
     os.sched_setaffinity(0, usable - {server_cpu} or usable)

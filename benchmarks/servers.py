@@ -1,7 +1,7 @@
 """One server process under measurement: ``python servers.py tcp prefork --workers 2``.
 
 It prints its address as one JSON line and serves until it is killed. Every variant serves the
-same handler with the same backlog, so that what differs is how the requests reach it.
+same handler with the same backlog. The variants differ in how requests reach the handler.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Echo(socketserver.BaseRequestHandler):
 
 
 class Burn(socketserver.BaseRequestHandler):
-    """Compute for about 5 ms: a fixed amount of work, so that a disturbed core takes longer."""
+    """Compute for about 5 ms. The amount of work is fixed, so a disturbed core takes longer."""
 
     rounds = 0
 
@@ -51,12 +51,12 @@ class Burn(socketserver.BaseRequestHandler):
 
 
 class Hold(socketserver.BaseRequestHandler):
-    """Say who serves and since when, hold the worker for a while, then answer with what came."""
+    """Send the pid and the time, hold the worker for a while, then send back what came."""
 
     seconds = 0.0
 
     def handle(self) -> None:
-        """Tell a client first who has its request, so that it knows whose death it suffers from."""
+        """Name the worker to the client first, so that a lost request can be matched with a kill."""
         asked = self.request.recv(1024)
         self.request.sendall(b"%d %d\n" % (os.getpid(), time.monotonic_ns()))
         time.sleep(self.seconds)
@@ -72,7 +72,7 @@ def burn(rounds: int) -> int:
 
 
 class HandWritten:
-    """What somebody would write who needs no server class: one process, no error handling."""
+    """The loop that one writes without a server class: one process, no error handling."""
 
     request_queue_size = BACKLOG
     allow_reuse_address = True
@@ -85,7 +85,7 @@ class HandWritten:
             self.answer_connections()
 
     def answer_connections(self: Any) -> None:
-        """Accept, serve, say goodbye."""
+        """Accept, serve, close."""
         handler, listener = self.RequestHandlerClass, self.socket
         while True:
             request, client_address = listener.accept()
@@ -102,7 +102,7 @@ class HandWritten:
 
 
 class Accounted(HandWritten):
-    """The same loop, which also keeps the books of a worker: what they cost is the difference."""
+    """The same loop, which also writes a worker's scoreboard; the difference is the cost of the scoreboard."""
 
     def serve_forever(self: Any) -> None:
         """Serve until killed."""
@@ -110,7 +110,7 @@ class Accounted(HandWritten):
         super().serve_forever()
 
     def answer_connections(self: Any) -> None:
-        """Accept, serve, say goodbye, account."""
+        """Accept, serve, close, account."""
         handler, listener, writer = self.RequestHandlerClass, self.socket, self.writer
         now = time.monotonic_ns()
         while True:
@@ -147,7 +147,7 @@ class Forking(socketserver.ForkingMixIn):
 
 
 class Seen:
-    """With a metrics process beside, for which the worker measures queue waits."""
+    """A pool with a metrics process, for which the worker measures queue waits."""
 
     metrics_address = "127.0.0.1:0"
 
@@ -156,7 +156,7 @@ class Told:
     """Print when each worker is ready, on the clock that all processes share."""
 
     def worker_ready(self, worker: Any) -> None:
-        """Tell the runner, who kills workers on purpose: their deaths are no news."""
+        """Report to the runner, and keep the log quiet: the runner kills workers on purpose."""
         logging.getLogger("prefork").setLevel(logging.CRITICAL)
         tell(ready=time.monotonic(), slot=worker.slot, pid=worker.pid)
 
@@ -165,7 +165,7 @@ VARIANTS = ("handwritten", "accounted", "prefork", "seen", "pool", "threading", 
 
 
 def server_class(transport: str, variant: str) -> type[Any]:
-    """Make the class to measure; ``pool`` is ``prefork`` that also tells of its workers."""
+    """Make the class to measure; ``pool`` is ``prefork`` that also reports its workers."""
     plain = STREAM_OF.get(transport) or DATAGRAM_OF[transport]
     bases = {
         "handwritten": (HandWritten, plain),
@@ -191,9 +191,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--path", help="the Unix socket")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--burn", type=int, default=0, help="compute so many rounds, do not echo")
-    parser.add_argument("--hold", type=float, default=0.0, help="hold each request so many seconds")
-    parser.add_argument("--most", type=int, help="grow under load up to so many workers")
+    parser.add_argument(
+        "--burn", type=int, default=0, help="compute this many rounds instead of echoing"
+    )
+    parser.add_argument(
+        "--hold", type=float, default=0.0, help="hold each request this many seconds"
+    )
+    parser.add_argument("--most", type=int, help="grow under load up to this many workers")
     parser.add_argument("--cpu", type=int, help="run on this core only")
     return parser.parse_args()
 
@@ -207,7 +211,7 @@ def main() -> None:
     serving = server_class(given.transport, given.variant)
     serving.workers = serving.max_children = given.workers
     if given.hold:
-        logging.getLogger("prefork").setLevel(logging.CRITICAL)  # deaths on purpose are no news
+        logging.getLogger("prefork").setLevel(logging.CRITICAL)  # workers are killed on purpose
     if given.most is not None:
         serving.max_children, serving.min_spare, serving.max_spare = given.most, 1, 2
     address = given.path if given.transport == "unix" else ("127.0.0.1", 0)

@@ -1,4 +1,4 @@
-"""The output: Markdown that can go into a document as it is."""
+"""The output: Markdown that fits into a document as it is."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Smallest and largest value."""
+    """Return the smallest and the largest value."""
     return f"{form.format(min(values))} … {form.format(max(values))}"
 
 
 def machine() -> str:
-    """Where and when: figures without it mean nothing."""
+    """Say when and on which machine this runs; a figure means nothing without that."""
     cpus = len(os.sched_getaffinity(0))
     now = dt.datetime.now(dt.UTC)
     return (

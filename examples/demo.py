@@ -1,8 +1,8 @@
 """What ``make demo`` runs: the Mandelbrot server with one worker, then with one per usable core.
 
-Both runs answer the same requests on a free loopback port. The end says how many per second, how
-much faster that is, and which process served how many. Nothing is left behind; the exit status is
-0, or 1 with a sentence about what went wrong.
+Both runs answer the same requests on a free loopback port. The table at the end shows the requests
+per second, the speed-up, and how many each process served. Nothing is left behind. The exit status
+is 0, or 1 with a sentence about what went wrong.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from client import Drawn, View, draw, progress_bar, size  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PATIENCE = 60.0  # seconds for the server to start, to stop, and for its workers to be gone
+PATIENCE = 60.0  # seconds for the server to start or stop, and for its workers to be gone
 INDENT = "  "
 WIDTH = 76  # characters, of what stands to the right of the indent
 PREVIEW = 64  # characters
-GOOD = 0.8  # of one core's speed, per core: less is worth a word
+GOOD = 0.8  # of one core's speed, per core; below it the conclusion adds a sentence
 
 
 class WentWrongError(Exception):
@@ -93,7 +93,7 @@ first by one worker, then by one worker per usable core.
 
 
 def run(workers: str, view: View) -> Run:
-    """Start the server, have it draw the picture, stop it, and see that nothing of it is left."""
+    """Start the server, have it draw the picture, stop it, and check that nothing of it is left."""
     with serving(workers) as (address, count):
         label = INDENT + of_workers(count)
         try:
@@ -112,7 +112,7 @@ def serving(workers: str) -> Iterator[tuple[tuple[str, int], int]]:
     """Run the server as a program of its own; yield its address and its number of workers."""
     program = str(HERE / "mandelbrot" / "server.py")
     command = [sys.executable, program, "--port=0", f"--workers={workers}"]
-    # In a group of its own, so that Ctrl-C is the demo's to handle, which then asks the server to stop.
+    # In a process group of its own: Ctrl-C reaches the demo only, which then asks the server to stop.
     with subprocess.Popen(  # noqa: S603 - our own file
         command, stdout=subprocess.PIPE, text=True, process_group=0
     ) as server:
@@ -149,7 +149,7 @@ def wait_until_gone(pids: set[int]) -> None:
 
 
 def table(runs: list[Run]) -> str:
-    """Requests per second, the speed-up, and who served how many."""
+    """Return the table: requests per second, the speed-up, and how many each pid served."""
     head = f"{'workers':>7}   {'seconds':>7}   {'requests/s':>10}   {'speed-up':>8}   "
     beside = "requests served by each pid"
     lines = [bold(head + beside), "─" * WIDTH]
@@ -194,7 +194,7 @@ def bold(text: str) -> str:
 
 
 def terminal_colours() -> str:
-    """How well a picture can be shown on the terminal: "exact", "256", or not at all."""
+    """Return how well the terminal can show a picture: "exact", "256", or "" for not at all."""
     if "NO_COLOR" in os.environ or not sys.stdout.isatty():
         return ""
     if os.environ.get("COLORTERM") in ("truecolor", "24bit"):

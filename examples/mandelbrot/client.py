@@ -1,4 +1,4 @@
-"""Draw a part of the Mandelbrot set with the tiles of server.py, all of them asked for at once.
+"""Draw a part of the Mandelbrot set from the tiles of server.py, requested all at once.
 
 $ python examples/mandelbrot/client.py --port 9000 spiral.png
 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  360/360  7.1 s
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 
 SIDE = 40  # pixels of a tile's edge: some ten milliseconds of work
-AT_ONCE = 64  # requests under way; the server's backlog holds those that no worker has taken yet
+AT_ONCE = 64  # requests under way; those that no worker has taken wait in the accept queue
 PATIENCE = 120.0  # seconds for one answer, most of which the request waits for its turn
 BAR = 40  # characters
 
@@ -61,7 +61,7 @@ class View:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the server gave: the answers by tile, and how long all of them took."""
+    """The answers of the server by tile, and the time that all of them took."""
 
     answers: dict[tuple[int, int], bytes]
     seconds: float
@@ -85,7 +85,7 @@ class Drawn:
 
 
 def draw(address: Address, view: View, progress: Callable[[int, int], None]) -> Drawn:
-    """Ask for every tile; progress is told after each how many of how many are there."""
+    """Ask for every tile; after each one, call progress with the numbers of tiles done and in all."""
     answers = {}
     tiles = view.tiles()
     start = time.monotonic()
@@ -96,17 +96,17 @@ def draw(address: Address, view: View, progress: Callable[[int, int], None]) -> 
             answers[asked[done]] = done.result()
             progress(len(answers), len(tiles))
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)  # whoever interrupts wants no more tiles
+        threads.shutdown(wait=False, cancel_futures=True)  # also after an interrupt
     return Drawn(answers, time.monotonic() - start)
 
 
 def ask(address: Address, request: bytes) -> bytes:
-    """One request on one connection: a line there, everything until the end of file back."""
+    """Make one request on one connection: send a line, read until the end of file."""
     with socket.create_connection(address, PATIENCE) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as answer:
             found = answer.read()
-    # A worker that dies while it computes leaves an answer that ends too early.
+    # If a worker dies while it computes, its answer ends too early.
     _, *lines = found.splitlines() or [b""]
     if len(lines) != int(request.split()[5]):
         raise RuntimeError(f"asked {request!r}, got {found[:100]!r} ({len(lines)} lines)")
@@ -114,7 +114,7 @@ def ask(address: Address, request: bytes) -> bytes:
 
 
 def progress_bar(label: str = "", out: TextIO = sys.stdout) -> Callable[[int, int], None]:
-    """Make a progress bar of one line; nothing at all if nobody is looking."""
+    """Make a progress bar of one line; it shows nothing if ``out`` is no terminal."""
     start = time.monotonic()
 
     def show(done: int, total: int) -> None:

@@ -3,14 +3,14 @@
     $ python examples/mandelbrot/server.py --port 9000
     Serving on 127.0.0.1:9000 with 2 workers
 
-It speaks lines, so that ``nc 127.0.0.1 9000`` is a client too. A request is
+The protocol is lines, so ``nc 127.0.0.1 9000`` is a client too. A request is
 
     tile LEFT TOP STEP WIDTH HEIGHT LIMIT
 
 with LEFT, TOP the first pixel's place in the complex plane, STEP the distance between two pixels,
 WIDTH and HEIGHT in pixels, LIMIT the iterations after which a pixel counts as inside the set. The
-answer is the pid of the worker that did it, then HEIGHT lines of WIDTH numbers: how many iterations
-(with two decimals, for smooth colours) the pixel took to escape, 0.00 for never.
+answer is the pid of the worker, then HEIGHT lines of WIDTH numbers: the iterations that the pixel took
+to escape (with two decimals, for smooth colours), or 0.00 if it did not escape.
 """
 
 from __future__ import annotations

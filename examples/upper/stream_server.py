@@ -1,4 +1,4 @@
-"""The same service as tcp_server.py, written with streams: the handler reads a line as from a file.
+"""The service of tcp_server.py, written with streams: the handler reads a line as from a file.
 
 $ python examples/upper/stream_server.py
 Serving on 127.0.0.1:9999
@@ -12,7 +12,7 @@ import prefork
 
 
 class MyTCPHandler(prefork.StreamRequestHandler):
-    # seconds; a client that connects and says nothing must not keep a worker for ever
+    # seconds; a client that connects and says nothing must not keep a worker forever
     timeout = 10
 
     def handle(self) -> None:

@@ -3,7 +3,7 @@
     $ python examples/upper/tcp_server.py
     Serving on 127.0.0.1:9999
 
-What differs from the documentation's program is the class of the server, in ``main``.
+Only the class of the server, in ``main``, differs from the documentation's program.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     $ curl http://127.0.0.1:8000/1000000016000000063
     {"number": 1000000016000000063, "factors": [1000000007, 1000000009], "pid": 4711}
 
-One request keeps a core busy for a while; meanwhile the other workers answer the others.
+One request keeps a core busy for a while. Meanwhile the other workers answer other requests.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LARGEST = 2**64
 
 
 class FactorsServer(prefork.PreForkingMixIn, HTTPServer):
-    """The mix-in stands first. In front of ThreadingHTTPServer each worker would serve with threads,
-    which is for clients that keep their connections open."""
+    """The mix-in stands first. In front of ThreadingHTTPServer, each worker would serve with threads,
+    which suits clients that keep their connections open."""
 
 
 class FactorsHandler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds; a client that connects and says nothing must not keep a worker for ever
+    timeout = 10  # seconds; a client that connects and says nothing must not keep a worker forever
 
     def do_GET(self) -> None:
         text = self.path.removeprefix("/")

@@ -1,4 +1,4 @@
-"""A WSGI application with a pool, and what its workers share: a database, not memory.
+"""A WSGI application with a pool, whose workers share a database instead of memory.
 
     $ python examples/web/visits.py --port 8000
     Serving on http://127.0.0.1:8000/
@@ -7,7 +7,7 @@
     $ curl http://127.0.0.1:8000/
     This is visit 2, and the first to worker 4712.
 
-``self.own`` is changed by requests, too, but every worker has its own, which ends with it.
+Requests also change ``self.own``, but each worker has its own copy, which ends with the worker.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Visits:
         return [f"This is visit {visit}, and {before} worker {os.getpid()}.\n".encode()]
 
     def connect(self) -> None:
-        """Open the database in this process; SQLite forbids to carry a connection across a fork."""
+        """Open the database in this process; SQLite does not allow to use a connection across a fork."""
         self.database = sqlite3.connect(self.path, timeout=10)
 
     def count(self) -> int | None:
-        """Add a visit, and return how many there are with it."""
+        """Add a visit, and return the number of visits."""
         assert self.database is not None  # noqa: S101 - worker_init() comes before any request
         with self.database:
             return self.database.execute("INSERT INTO visits VALUES (?)", [os.getpid()]).lastrowid
@@ -61,7 +61,7 @@ class Visits:
 
 class VisitsServer(prefork.PreForkingMixIn, WSGIServer):
     def worker_init(self, worker: prefork.WorkerInfo) -> None:  # noqa: ARG002
-        """Open what a worker must have for itself; runs in each new worker, before it serves."""
+        """Open the worker's own connection; runs in each new worker before it serves."""
         application = self.get_app()
         if isinstance(application, Visits):
             application.connect()

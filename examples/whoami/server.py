@@ -1,11 +1,11 @@
-"""A lookup service on a Unix socket that knows who asks, because the kernel tells it.
+"""A lookup service on a Unix socket, to which the kernel reports who asks.
 
     $ python examples/whoami/server.py /run/user/1000/whoami
     Serving on /run/user/1000/whoami
 
-A request is a line, and there may be several on a connection: ``me`` is answered with the client's
-own credentials, any other word with the entry of the user of that name. Only root and the user who
-runs the server are served: a password or a token could be stolen, a peer's uid cannot.
+A request is a line, and a connection may carry several. ``me`` is answered with the client's own
+credentials, any other word with the entry of the user of that name. Only root and the user who runs
+the server are served. A password or a token could be stolen, a peer's uid cannot.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Peer(NamedTuple):
 
 
 class WhoAmI(prefork.StreamRequestHandler):
-    # seconds; a connection occupies its worker, so one that is idle must not stay for ever
+    # seconds; a connection occupies its worker, so an idle one must not stay forever
     timeout = 10
 
     def handle(self) -> None:

@@ -1,4 +1,4 @@
-"""docs/FAULTS.md keeps its word: every test it names exists, and every fault has a test or a reason."""
+"""docs/FAULTS.md is complete: every test that it names exists, and every fault has a test or a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 class Row(NamedTuple):
-    """One fault, the promise, and what holds it."""
+    """One fault, the promise, and the tests that hold it."""
 
     group: str
     fault: str
@@ -58,7 +58,7 @@ def functions_in(path: str) -> set[str]:
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.fault[:60])
 def test_fault_has_a_test_or_a_reason(row: Row) -> None:
-    """Each fault says what is promised, and names tests that exist or why there is none."""
+    """Each fault has a promise, and names tests that exist or the reason why there is none."""
     assert row.fault
     assert row.promise
     named = NAMED.findall(row.held_by)
@@ -71,14 +71,14 @@ def test_fault_has_a_test_or_a_reason(row: Row) -> None:
 
 
 def test_no_group_is_missing() -> None:
-    """The groups are those of the page, none is empty, and no fault stands there twice."""
+    """The page has these groups, each with a fault, and each fault appears once."""
     found = rows()
     assert tuple(dict.fromkeys(row.group for row in found)) == GROUPS
     assert len({row.fault for row in found}) == len(found)
 
 
 def test_unit_of_the_example_outlives_a_worker() -> None:
-    """The example's systemd unit does not take the kernel's kill of one worker for the end of the service."""
+    """The systemd unit of the example continues when the kernel kills one worker."""
     units = list((HOME / "examples" / "systemd").glob("*.service"))
     assert units
     for unit in units:
