@@ -344,16 +344,23 @@ def become(
 
 
 def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
-    """Wait until these children have ended, so long at most, without collecting them; tell whether they have."""
+    """Wait until these children have ended, for this long at most, without collecting them.
+
+    Returns whether all have ended. With 0 seconds it only looks.
+    """
     poll = select.poll()
     alive = {child.pidfd for child in children}
     for pidfd in alive:
         poll.register(pidfd, select.POLLIN)
     end = time.monotonic() + seconds
-    while alive and (left := end - time.monotonic()) > 0:
-        for pidfd, _ in poll.poll(left * 1000):
+    while alive:
+        left = max(0.0, end - time.monotonic())
+        ended = poll.poll(left * 1000)
+        for pidfd, _ in ended:
             poll.unregister(pidfd)
             alive.discard(pidfd)
+        if not ended and not left:
+            break
     return not alive
 
 

@@ -42,7 +42,7 @@ from prefork.reloading.handover import (
 )
 from prefork.reloading.reload import Reload
 from prefork.reloading.succession import Predecessor, Succession, floor_after
-from prefork.workers import log
+from prefork.workers import log, system
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.identity import SHUTDOWN
 from prefork.workers.pool.before_fork import frozen_heap, refuse_threads
@@ -52,6 +52,7 @@ from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import Phase
+from prefork.workers.system import System
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready; a boot error ends it at once."""
@@ -85,6 +86,7 @@ class Master:
     """Keeps one pool. Made and run by ``serve_forever()``, in the calling thread.
 
     predecessor: what an earlier image of this process has left; None in the first one.
+    system: what forks, signals and collects. clock: None for the real one. Tests pass others.
     """
 
     def __init__(
@@ -93,6 +95,9 @@ class Master:
         wakeup: Wakeup,
         caller: Caller,
         predecessor: Predecessor | None = None,
+        *,
+        system: System = system,
+        clock: Clock | None = None,
     ) -> None:
         previous = None if predecessor is None else predecessor.state
         settings = self._settings = spec.settings
@@ -103,10 +108,10 @@ class Master:
         self._signals = SignalCounts()
         self._shutdown_asked = False
         self._ready_announced = False
-        self._clock = Clock(0.0 if previous is None else previous.lost_time)
+        self._clock = clock or Clock(0.0 if previous is None else previous.lost_time)
         self._now = self._clock.now
         self._life = Life(since=self._now())
-        self._orphans = Orphans()
+        self._orphans = Orphans(system)
         self._thread = threading.get_ident()
         self._poll = select.poll()
         self.metrics = metrics = MetricsProcess(
@@ -114,12 +119,14 @@ class Master:
             self._poll,
             previous=None if previous is None else previous.metrics,
             now=self._now(),
+            system=system,
         )
         try:
             self.pool = Pool(
                 spec,
                 private_fds=lambda: [*wakeup.abandon(), *metrics.private_fds()],
                 previous=None if previous is None else previous.pool,
+                system=system,
             )
         except BaseException:
             metrics.close()

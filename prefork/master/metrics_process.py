@@ -1,7 +1,8 @@
-"""The metrics process as the master keeps it: forked, watched, replaced, ended last.
+"""The metrics process as the master keeps it: forked, watched, replaced, and ended last (master).
 
-It is no worker: it is in no slot, and ``max_children`` does not count it. That it is well it says
-itself, through an eventfd: one that hangs or was stopped is as useless as one that is dead.
+The metrics process is no worker: it has no slot, and ``max_children`` does not count it. It writes a
+sign of life to an eventfd every second. The master kills it when these signs stop, because a process that
+hangs or was stopped answers no client either.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, ExitStatus
+from prefork.workers.system import Child, System
 
 START_INTERVAL = 1.0
-"""Seconds between two starts at least; so one that has run for a while is replaced at once."""
+"""Seconds between two starts, at least. A process that has run for longer is replaced at once."""
 
 FAILURE_CAP = 30.0
-"""Seconds between two starts at most, when it dies before its first sign of life."""
+"""Seconds between two starts, at most, while each process dies before its first sign of life."""
 
 BOOT_BOUND = 15.0
-"""Seconds from the fork to the first sign of life; its imports take some 0.2 s of processor time."""
+"""Seconds from the fork to the first sign of life. The imports take some 0.2 s of processor time."""
 
 SILENCE = 10.0
-"""Seconds without a sign of life after which it is killed; it gives one every second."""
+"""Seconds without a sign of life after which the process is killed. It gives one every second."""
 
 END_BOUND = 1.0
-"""Seconds it has for leaving."""
+"""Seconds that the process has for leaving."""
 
 
 class Act(Enum):
@@ -55,8 +57,8 @@ class Act(Enum):
 class Record(msgspec.Struct, frozen=True):
     """What the master knows of the metrics process. Instants are seconds on the master's clock.
 
-    heard_at: its last sign of life, None before the first. failures: how many in a row ended
-    before they gave one.
+    heard_at: the last sign of life; None before the first. failures: how many processes in a row
+    ended before their first sign of life.
     """
 
     running: bool = False
@@ -66,21 +68,21 @@ class Record(msgspec.Struct, frozen=True):
     failures: int = 0
 
     def started(self, now: float) -> Record:
-        """Return the record of one just forked."""
+        """Return the record once a process was forked."""
         return Record(running=True, started_at=now, failures=self.failures)
 
     def heard(self, now: float) -> Record:
-        """Return the record of one that has given a sign of life."""
+        """Return the record once the process has given a sign of life."""
         return msgspec.structs.replace(self, heard_at=now, failures=0)
 
     def ended(self) -> Record:
-        """Return the record of one that has ended, or that could not be forked."""
+        """Return the record once the process has ended, or could not be forked."""
         failures = self.failures + (self.heard_at is None)
         return Record(started_at=self.started_at, failures=failures)
 
 
 def decide(record: Record, now: float) -> Act:
-    """Choose what to do (pure)."""
+    """Return what to do about the metrics process now (pure)."""
     if not record.running:
         pause = max(START_INTERVAL, backoff(record.failures, FAILURE_CAP))
         return Act.START if now >= record.started_at + pause else Act.NOTHING
@@ -92,10 +94,11 @@ def decide(record: Record, now: float) -> Act:
 
 
 class MetricsProcess:
-    """Keeps the metrics process of one pool; does nothing where ``metrics`` is off (master).
+    """Keeps the metrics process of one pool. Where the setting ``metrics`` is off there is none.
 
-    Making it binds the address: SettingsError for a text that is none, BindError where it cannot
-    be had. poll: where the master waits; the end of the process wakes it.
+    The constructor binds the address. It raises SettingsError for a text that is no address, and
+    BindError for an address that cannot be bound. poll: where the master waits; the end of the
+    process wakes it there.
     """
 
     def __init__(
@@ -105,14 +108,16 @@ class MetricsProcess:
         *,
         previous: MetricsState | None = None,
         now: float = 0.0,
+        system: System = system,
     ) -> None:
         self._spec = spec
+        self._system = system
         self._poll = poll
         self._record = Record()
-        self._child: system.Child | None = None
+        self._child: Child | None = None
         self._forking: int | None = None
         self._replacing = False
-        """Whether the process is one of before a reload, which was asked to leave."""
+        """Whether the process is that of an earlier image, which was asked to leave."""
         self._endpoint = _endpoint(spec.settings.metrics, previous)
         self._beat = (
             -1 if self._endpoint is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -122,13 +127,13 @@ class MetricsProcess:
             self._replace(previous, now)
 
     def _replace(self, previous: MetricsState, now: float) -> None:
-        """Have the metrics process of an earlier image leave; clients wait in the queue meanwhile."""
-        self._child = system.Child(previous.pid, previous.pidfd)
-        # Silent from now on; one that hangs is killed END_BOUND later.
+        """Ask the metrics process of an earlier image to leave. Until the next one runs, clients wait in the queue."""
+        self._child = Child(previous.pid, previous.pidfd)
+        # It gives no sign of life any more. Where it does not leave, it is killed END_BOUND from now.
         self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
         self._replacing = True
         self._poll.register(self._child.pidfd, select.POLLIN)
-        system.send(self._child, LEAVE)
+        self._system.send(self._child, LEAVE)
 
     def handover_state(self) -> MetricsState | None:
         """Return what the next image of the master needs to go on answering."""
@@ -144,9 +149,10 @@ class MetricsProcess:
         return None if self._endpoint is None else self._endpoint.address
 
     def private_fds(self) -> list[int]:
-        """Return what this child of the master must not have; called in every one of them."""
+        """Return the descriptors that this child of the master must close (called in every child)."""
         fds = [] if self._child is None else [self._child.pidfd]
-        # A fork copies the thread that calls it, with its name: here it is the metrics process.
+        # A child has the thread that has forked it, and with it the thread's number. The child of the
+        # thread that is forking the metrics process is the metrics process, which keeps these.
         if self._endpoint is not None and self._forking != threading.get_ident():
             fds += [self._endpoint.fd, self._beat]
         return fds
@@ -154,7 +160,7 @@ class MetricsProcess:
     def tick(self, pool: Pool, now: float) -> None:
         """Look after the metrics process, without waiting. now: the master's clock."""
         if self._endpoint is None:
-            self._collect(pool)  # there is one where a reload has switched the metrics off
+            self._collect(pool)  # a reload that has switched metrics off leaves one to collect
             return
         self._hear(now)
         self._collect(pool)
@@ -167,20 +173,18 @@ class MetricsProcess:
                 pass
 
     def stop(self) -> None:
-        """End the metrics process and wait for its end; END_BOUND and a moment at most."""
+        """End the metrics process and collect it. Waits END_BOUND and a moment at most."""
         if self._child is None:
             return
-        system.send(self._child, LEAVE)
-        ended = select.poll()
-        ended.register(self._child.pidfd, select.POLLIN)
-        if not ended.poll(END_BOUND * 1000):
-            system.send(self._child, signal.SIGKILL)
-            system.wait_for_end(self._child)
-        system.collect(self._child)
+        self._system.send(self._child, LEAVE)
+        if not self._system.wait_for_all([self._child], END_BOUND):
+            self._system.send(self._child, signal.SIGKILL)
+            self._system.wait_for_end(self._child)
+        self._system.collect(self._child)
         self._forget_child()
 
     def close(self) -> None:
-        """Give the address back; the process has ended by now."""
+        """Release the address. The process has ended by now."""
         if self._endpoint is not None:
             self._endpoint.close()
             os.close(self._beat)
@@ -199,19 +203,19 @@ class MetricsProcess:
         return False
 
     def _collect(self, pool: Pool) -> None:
-        if self._child is None or (status := system.collect(self._child)) is None:
+        if self._child is None or (status := self._system.collect(self._child)) is None:
             return
         subject = str(self)
         self._forget_child()
         self._record = self._record.ended()
         pool.board.set_pool(PoolField.METRICS_PID, 0)
         replaced, self._replacing = self._replacing, False
-        if self._record.failures <= 1 and not replaced:  # the first in a row tells enough
+        if self._record.failures <= 1 and not replaced:  # one line for a row of failures
             log.event(logging.ERROR, subject, "exited", cause=_cause(status))
 
     def _start(self, endpoint: Endpoint, pool: Pool, now: float) -> None:
         self._record = self._record.started(now)
-        self._drain_beat()  # what the one before has left there
+        self._drain_beat()  # signs of life of the previous process
         name = f"[{self._spec.settings.name}] " if self._spec.settings.name else ""
         spec = MetricsSpec(
             worker_spec=self._spec,
@@ -230,18 +234,18 @@ class MetricsProcess:
         pool.board.set_pool(PoolField.METRICS_PID, self._child.pid)
         pool.board.count_pool(PoolField.METRICS_STARTS)
 
-    def _fork(self, spec: MetricsSpec) -> tuple[list[system.Child | None], OSError | None]:
+    def _fork(self, spec: MetricsSpec) -> tuple[list[Child | None], OSError | None]:
         with descriptors.changing_pools:
             self._forking = threading.get_ident()
             try:
-                return system.fork_children([functools.partial(live, spec)])
+                return self._system.fork_children([functools.partial(live, spec)])
             finally:
                 self._forking = None
 
     def _kill(self) -> None:
         if self._child is not None:
             log.event(logging.ERROR, str(self), "gives no sign of life, killed")
-            system.send(self._child, signal.SIGKILL)
+            self._system.send(self._child, signal.SIGKILL)
             self._record = msgspec.structs.replace(self._record, killed=True)
 
     def _forget_child(self) -> None:
@@ -261,13 +265,13 @@ def _cause(status: ExitStatus) -> ExitCause:
 
 
 def _endpoint(address: str | None, previous: MetricsState | None) -> Endpoint | None:
-    """Return where to answer: the socket of before where it still fits, a new one where it does not."""
+    """Return where to answer: the previous image's socket if it has the wanted address, else a new one."""
     if previous is None:
         return None if address is None else Endpoint(address)
     kept = Endpoint(previous.address, previous.fd)
     if address is not None and is_same_place(address, kept.address):
         return kept
-    # The new one first: if it cannot be had, the old one is still there for the next try.
+    # The new socket first: if the address cannot be bound, the old socket is still there for the next try.
     new = None if address is None else Endpoint(address)
     kept.close()
     return new

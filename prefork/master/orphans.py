@@ -1,26 +1,31 @@
-"""The children of others that fall to PID 1 or a subreaper (master)."""
+"""Orphans: children of other processes that fall to this one to collect, as PID 1 or a subreaper (master)."""
 
 from __future__ import annotations
 
 from prefork.workers import system
+from prefork.workers.system import System
 
 ORPHAN_AGE = 0.5
-"""Seconds an unknown ended child is left to whoever in this program may be waiting for it."""
+"""Seconds for which an unknown child that has ended is left alone: the program may be waiting for it."""
 
 
 class Orphans:
-    """Collects them where they are this process's to collect; elsewhere it does nothing."""
+    """Collects orphans where they become children of this process; elsewhere there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, system: System = system) -> None:
+        self._system = system
         self._are_ours = system.is_init()
         self._since: dict[int, float] = {}
 
     def collect(self, own: set[int], now: float) -> None:
-        """Collect what has ended some time ago, but for the workers: the program's own children come first."""
+        """Collect each child that ended ORPHAN_AGE ago. own: pids that are collected elsewhere, the workers.
+
+        now: seconds on the master's clock.
+        """
         if not self._are_ours:
             return
-        seen = set(system.zombies_except(own))
+        seen = set(self._system.zombies_except(own))
         self._since = {pid: self._since.get(pid, now) for pid in seen}
         for pid, since in self._since.items():
             if now - since >= ORPHAN_AGE:
-                system.collect_orphan(pid)
+                self._system.collect_orphan(pid)

@@ -24,6 +24,7 @@ from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
+from prefork.workers.system import Child, System
 from prefork.workers.worker.life import run_worker
 from prefork.workers.worker.prepared import PreparedWorker
 
@@ -46,7 +47,7 @@ class Pool:
         *,
         private_fds: Callable[[], list[int]],
         previous: PoolState | None = None,
-        system: system.System = system,
+        system: System = system,
     ) -> None:
         slots = spec.settings.max_children
         self.spec = spec
@@ -178,7 +179,7 @@ class Pool:
                 self._adopt(slot, child, reason, now)
         self._note_forks(failure, now)
 
-    def _fork(self, slots: list[int]) -> tuple[list[system.Child | None], OSError | None]:
+    def _fork(self, slots: list[int]) -> tuple[list[Child | None], OSError | None]:
         try:
             self._descriptors.open_pipes(slots)
         except OSError as error:
@@ -191,7 +192,7 @@ class Pool:
         ]
         return self._system.fork_children([functools.partial(run_worker, one) for one in prepared])
 
-    def _adopt(self, slot: int, child: system.Child, reason: StartReason, now: float) -> None:
+    def _adopt(self, slot: int, child: Child, reason: StartReason, now: float) -> None:
         handle = Handle(
             WorkerInfo(slot, self.generation, child.pid),
             child,

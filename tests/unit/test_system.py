@@ -1,0 +1,315 @@
+"""What the supervisor is promised of the operating system, held by the real module and by the fake of the tests alike."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from prefork.workers import system
+from prefork.workers.states import ExitStatus
+from prefork.workers.system import Child, System
+from tests.support.fake_system import FakeSystem
+from tests.support.processes import status_of
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REFUSED = OSError(errno.EAGAIN, "Resource temporarily unavailable")
+NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+
+
+class World:
+    """A system, and what happens to its children; this one is invented."""
+
+    system: System
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._fake = FakeSystem()
+        self.system = self._fake
+        self._children: list[Child] = []
+
+    def fork(self, count: int) -> tuple[list[Child | None], OSError | None]:
+        """Fork this many children, which live until they are ended."""
+        children, failure = self.system.fork_children([_never_called] * count)
+        self._children += [child for child in children if child is not None]
+        return children, failure
+
+    def end(self, child: Child, code: int | None = None, *, by: int | None = None) -> None:
+        """Have a child end, and return when it has."""
+        self._fake.end(child.pid, code, by=by)
+
+    def steal(self, child: Child) -> None:
+        """Have a child end whose status another part of the program collects."""
+        self._fake.end(child.pid)
+
+    def refuse_fork(self, number: int) -> None:
+        """Have the fork with that number fail, 0 for the first one."""
+        self._fake.fork_errors[number] = REFUSED
+
+    def refuse_pidfd(self, number: int) -> None:
+        """Have the child with that number get no pidfd."""
+        self._fake.pidfd_errors[number] = NO_DESCRIPTOR
+
+    def close(self) -> None:
+        """Leave nothing; the pidfds are the caller's to close."""
+        for child in self._children:
+            os.close(child.pidfd)
+
+
+class RealWorld(World):
+    """Real children: each waits for the exit status that it is to end with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(monkeypatch)
+        self.system = system
+        self._orders: dict[int, int] = {}
+
+    def fork(self, count: int) -> tuple[list[Child | None], OSError | None]:
+        """Fork real ones, each with a pipe of its own."""
+        pipes = [os.pipe() for _ in range(count)]
+        runs = [functools.partial(_live, reader) for reader, _ in pipes]
+        children, failure = self.system.fork_children(runs)
+        for (reader, writer), child in zip(pipes, children, strict=True):
+            os.close(reader)
+            if child is None:
+                os.close(writer)
+            else:
+                self._orders[child.pid] = writer
+                self._children.append(child)
+        return children, failure
+
+    def end(self, child: Child, code: int | None = None, *, by: int | None = None) -> None:
+        """Write the status into its pipe, or signal it."""
+        if by is None:
+            os.write(self._orders[child.pid], bytes([code or 0]))
+        else:
+            os.kill(child.pid, by)
+        self.system.wait_for_end(child)
+
+    def steal(self, child: Child) -> None:
+        """Collect it as a stranger would."""
+        self.end(child, 3)
+        os.waitpid(child.pid, 0)
+
+    def refuse_fork(self, number: int) -> None:
+        """Have os.fork() fail."""
+        self._fail_once("fork", number, REFUSED)
+
+    def refuse_pidfd(self, number: int) -> None:
+        """Have os.pidfd_open() fail."""
+        self._fail_once("pidfd_open", number, NO_DESCRIPTOR)
+
+    def _fail_once(self, name: str, number: int, error: OSError) -> None:
+        real: Callable[..., Any] = getattr(os, name)
+        left = [number]
+
+        def call(*arguments: object) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                raise error
+            return real(*arguments)
+
+        self._monkeypatch.setattr(os, name, call)
+
+    def close(self) -> None:
+        """End and collect all, too."""
+        self._monkeypatch.undo()
+        for child in self._children:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+        for writer in self._orders.values():
+            os.close(writer)
+        super().close()
+
+
+def _never_called(_mask: set[int]) -> NoReturn:
+    raise AssertionError("a fake runs nothing")
+
+
+def _live(orders: int, mask: set[int]) -> NoReturn:
+    system.set_mask(mask)
+    os._exit(os.read(orders, 1)[0])
+
+
+@pytest.fixture(
+    name="world",
+    params=[World, pytest.param(RealWorld, marks=pytest.mark.processes)],
+)
+def _world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Give both worlds, one after the other."""
+    world = request.param(monkeypatch)
+    yield world
+    world.close()
+
+
+def forked(world: World, count: int = 1) -> list[Child]:
+    """Fork children, all of which there are."""
+    children, failure = world.fork(count)
+    assert failure is None
+    return [child for child in children if child is not None]
+
+
+def is_readable(fd: int) -> bool:
+    """Return whether a poll would wake for a descriptor."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+# --- what both promise
+
+
+def test_child_that_lives_has_no_status(world: World) -> None:
+    """A child is forked for each run, and while it lives its pidfd is silent and there is nothing to collect."""
+    children = forked(world, 3)
+    assert len({child.pid for child in children}) == 3
+    for child in children:
+        assert not is_readable(child.pidfd)
+        assert world.system.collect(child) is None
+    assert not world.system.wait_for_all(children, 0.0)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_child_that_ends_tells_its_status(world: World, code: int) -> None:
+    """A child that exits wakes who polls its pidfd, and is collected with its exit status; the others live on."""
+    first, second = forked(world, 2)
+    world.end(second, code)
+    assert is_readable(second.pidfd)
+    assert not is_readable(first.pidfd)
+    assert world.system.wait_for_all([second], 0.0)
+    assert not world.system.wait_for_all([first, second], 0.0)
+    status = world.system.collect(second)
+    assert status is not None
+    assert (status.code, status.signal) == (code, None)
+    assert world.system.collect(first) is None
+
+
+def test_child_that_a_signal_ends_tells_which(world: World) -> None:
+    """A child that is killed, from outside or by the supervisor, is collected with the signal's number."""
+    crashed, killed = forked(world, 2)
+    world.end(crashed, by=signal.SIGUSR2)
+    world.system.send(killed, signal.SIGKILL)
+    world.system.wait_for_end(killed)
+    for child, number in ((crashed, signal.SIGUSR2), (killed, signal.SIGKILL)):
+        status = world.system.collect(child)
+        assert status is not None
+        assert (status.code, status.signal) == (None, number)
+
+
+def test_status_that_was_taken_is_unknown(world: World) -> None:
+    """A child whose status another part of the program has collected has ended, with neither code nor signal."""
+    (child,) = forked(world)
+    world.steal(child)
+    assert is_readable(child.pidfd)
+    assert world.system.collect(child) == ExitStatus()
+
+
+def test_signal_to_one_that_has_ended_is_no_error(world: World) -> None:
+    """A signal that comes too late is lost, before the child was collected and afterwards."""
+    (child,) = forked(world)
+    world.end(child, 0)
+    world.system.send(child, signal.SIGKILL)
+    status = world.system.collect(child)
+    assert status is not None
+    assert status.code == 0
+    world.system.send(child, signal.SIGKILL)
+
+
+def test_fork_that_fails_ends_the_batch(world: World) -> None:
+    """When the kernel refuses a fork, those before it stand, those after it are not tried, and the error says why."""
+    world.refuse_fork(2)
+    children, failure = world.fork(5)
+    assert failure is not None
+    assert failure.errno == errno.EAGAIN
+    assert [child is not None for child in children] == [True, True, False, False, False]
+
+
+def test_child_without_a_descriptor_costs_only_itself(world: World) -> None:
+    """A child for which there is no pidfd could not be supervised: it is ended, and its siblings stand."""
+    world.refuse_pidfd(1)
+    children, failure = world.fork(3)
+    assert failure is not None
+    assert failure.errno == errno.EMFILE
+    assert [child is not None for child in children] == [True, False, True]
+
+
+# --- what only a real child can show
+
+
+@pytest.fixture(name="real")
+def _real(monkeypatch: pytest.MonkeyPatch) -> Iterator[RealWorld]:
+    """Give the real world only."""
+    world = RealWorld(monkeypatch)
+    yield world
+    world.close()
+
+
+@pytest.mark.processes
+def test_error_of_a_fork_holds_no_child(real: RealWorld) -> None:
+    """The error of a fork that failed has no traceback: that would keep what the children were to be made of."""
+    real.refuse_fork(0)
+    _, failure = real.fork(1)
+    assert failure is not None
+    assert failure.__traceback__ is None
+
+
+@pytest.mark.processes
+def test_status_tells_what_the_child_has_used(real: RealWorld) -> None:
+    """The status has the processor time, context switches and peak memory that the kernel has counted."""
+    (child,) = forked(real)
+    real.end(child, 0)
+    status = real.system.collect(child)
+    assert status is not None
+    assert status.usage.peak_bytes > 1 << 20
+    assert status.usage.user_ns + status.usage.system_ns > 0
+
+
+def _hear(threads: int, blocked: bool, told: int, mask: set[int]) -> NoReturn:
+    """Be a child that takes SIGUSR1, or leaves it pending, with some threads."""
+    _ = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
+    for _ in range(threads - 1):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    system.set_mask(mask | {signal.SIGUSR1} if blocked else mask)
+    os.write(told, b"!")
+    while True:
+        signal.pause()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("threads", "blocked", "alone"),
+    [(1, False, True), (1, True, False), (2, False, False)],
+)
+def test_only_a_single_thread_that_has_the_signal_counts(
+    threads: int, blocked: bool, alone: bool
+) -> None:
+    """A child has received a signal alone when it has one thread and the signal is not pending any more."""
+    reader, writer = os.pipe()
+    (child,), _ = system.fork_children([functools.partial(_hear, threads, blocked, writer)])
+    assert child is not None
+    try:
+        assert os.read(reader, 1) == b"!"
+        system.send(child, signal.SIGUSR1)
+        facts = status_of(child.pid)
+        if alone:
+            wait_until(lambda: system.has_received_alone(child, signal.SIGUSR1), "it has it")
+        assert system.has_received_alone(child, signal.SIGUSR1) is alone, facts
+    finally:
+        system.send(child, signal.SIGKILL)
+        system.wait_for_end(child)
+        system.collect(child)
+        assert not system.has_received_alone(child, signal.SIGUSR1)
+        for fd in (reader, writer, child.pidfd):
+            os.close(fd)
