@@ -26,14 +26,13 @@ FIRST_PID = 1001
 class FakeProcess:
     """One invented process.
 
-    run: what the child was to run; it is never called. received: the signals that it was sent, in order.
+    received: the signals that it was sent, in order.
     status: how it ended, None while it lives. collected: whether its parent has taken the status.
     has_received_alone: whether it has one thread, which takes signals at once.
     """
 
     pid: int
     pidfd: int
-    run: Any = None
     received: list[int] = field(default_factory=list)
     status: ExitStatus | None = None
     collected: bool = False
@@ -41,7 +40,7 @@ class FakeProcess:
 
 
 class FakeSystem:
-    """Forks, signals and collects without a process.
+    """Forks, signals and collects without a process. What a child was to run is never called.
 
     A pidfd is an eventfd, which becomes readable when its process ends, as a real one does: what waits in
     a poll or an epoll needs no change. ``close()`` closes those that are left.
@@ -110,7 +109,7 @@ class FakeSystem:
         self.batches.append(len(runs))
         children: list[Child | None] = [None] * len(runs)
         failure: OSError | None = None
-        for number, run in enumerate(runs):
+        for number in range(len(runs)):
             if number in self.fork_errors:
                 failure = self.fork_errors[number]
                 break
@@ -119,7 +118,7 @@ class FakeSystem:
                 failure = self.pidfd_errors[number]
                 continue  # it was ended at once, and collected
             pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self.processes[pid] = FakeProcess(pid, pidfd, run)
+            self.processes[pid] = FakeProcess(pid, pidfd)
             children[number] = Child(pid, pidfd)
         return children, failure
 

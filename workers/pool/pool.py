@@ -172,7 +172,8 @@ class Pool:
             self.call_hook("pre_fork", WorkerInfo(slot, self.generation, 0))
         with descriptors.changing_pools:
             children, failure = self._fork(slots)
-        for slot, child, reason in zip(slots, children, starts, strict=True):
+        # Not strict: there may be fewer free slots than starts, and never a worker beyond the last slot.
+        for slot, child, reason in zip(slots, children, starts, strict=False):
             if child is None:
                 self._descriptors.close_pipes(slot)
             else:
