@@ -113,8 +113,8 @@ def _table() -> dict[Phase, dict[MasterOrder, Effect]]:
         MasterOrder.FAILURE:  (leave,   leave,    leave,   none,   none),
         MasterOrder.HUP:      (load,    none,     none,    none,   none),
         MasterOrder.USR2:     (load,    none,     none,    none,   none),
-        MasterOrder.TTIN:     (size,    size,     size,    size,   size),
-        MasterOrder.TTOU:     (size,    size,     size,    size,   size),
+        MasterOrder.TTIN:     (size,    none,     none,    none,   none),
+        MasterOrder.TTOU:     (size,    none,     none,    none,   none),
         MasterOrder.USR1:     (show,    show,     show,    show,   show),
     }
     # fmt: on

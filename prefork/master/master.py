@@ -325,6 +325,9 @@ class Master:
                 self._size.move_floor(change, order.value)
             case Effect.REPORT:
                 self._report_status()
+            case Effect.NONE:
+                phase = self._life.phase.name.lower()
+                log.event(logging.INFO, "master", "order has no effect", order=order, phase=phase)
 
     def _change_life(self, life: Life, *, why: str) -> None:
         """Take over a new state of the pool's life; no other method does."""

@@ -92,6 +92,13 @@ def state_of(pid: int) -> str:
         return file.read().rpartition(")")[2].split()[0]
 
 
+def is_pending(number: signal.Signals, pid: int) -> bool:
+    """Tell whether a process has a signal before it that it has not received yet."""
+    with open(f"/proc/{pid}/status") as file:
+        (shared,) = [line.split()[1] for line in file if line.startswith("ShdPnd:")]
+    return bool(int(shared, 16) & 1 << number - 1)
+
+
 # --- finding
 
 
@@ -317,6 +324,22 @@ def test_several_scale_at_once(pool: Callable[..., Program]) -> None:
     codes = {other.returncode for other in others}
     assert codes <= {0, 1}  # whose number another one has moved on before its workers were ready
     assert 0 in codes
+
+
+def test_scale_of_a_pool_that_begins_to_stop(pool: Callable[..., Program]) -> None:
+    """A command that was under way when the pool was stopped ends soon with exit code 1, and says why."""
+    program = pool()
+    command = [sys.executable, "-m", "prefork", "scale", "4", str(program.pid), "--timeout", "60s"]
+    with send(program.address(), "(tell('in'), self.rfile.read())"):
+        program.told("in")
+        with suspended(program):
+            scale = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+            wait_until(lambda: is_pending(signal.SIGTTIN, program.pid), "TTIN was sent")
+            program.terminate()
+        said = scale.communicate(timeout=PATIENCE)[1].decode()
+        assert scale.returncode == 1
+        assert "the master keeps 2 workers, not 4; the pool is stopping" in said
+    assert program.wait() == 0
 
 
 def test_scale_of_workers_that_cannot_boot(start: Callable[..., Program]) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.inspect.find import find_pool
+from prefork.workers.scoreboard import PoolField
 from tests.support.clients import ask, can_bind, hangs_up, read_to_the_end, send
 from tests.support.load import Load, Verdict
 from tests.support.processes import fds_of
@@ -183,6 +185,47 @@ def test_second_term_stops_now(start: Callable[..., Program]) -> None:
         assert read_to_the_end(client) == ""
 
 
+STOPPING = """
+    from tests.support.app import *
+
+    def pool_resized(self, old, new, why):
+        tell("resized", [old, new, why])
+
+    serve(TellingRun, workers=2, max_children=6, drain_delay={delay}, pool_resized=pool_resized)
+"""
+
+
+@pytest.mark.parametrize("delay", [0, 60])
+@pytest.mark.parametrize("name", ["SIGTTIN", "SIGTTOU", "SIGHUP", "SIGUSR2"])
+def test_pool_that_stops_neither_grows_nor_shrinks_nor_reloads(
+    start: Callable[..., Program], name: str, delay: int
+) -> None:
+    """After TERM, while a request is in hand or clients are still accepted, an order for a serving pool does nothing."""
+    phase = "not_ready" if delay else "draining"
+    program = start(STOPPING.format(delay=delay))
+    with send(program.address(), "self.rfile.read()"):
+        program.told("busy")
+        program.terminate()
+        program.wait_logged(f"phase changed old=.* new={phase}")
+        floor = floor_of(program)
+        program.signal(signal.Signals[name])
+        program.wait_logged(f"master order has no effect order={name} phase={phase}")
+        program.settle()  # and a tick after it, which would act on another size
+        assert floor_of(program) == floor == 2
+        assert program.logged("resized|reload|tried|spawned reason=(grew|started)")[2:] == []
+        if delay:
+            assert len(program.workers()) == 2
+            program.signal(signal.SIGQUIT)
+    program.wait()
+    assert program.all_told("resized") == []
+
+
+def floor_of(program: Program) -> int:
+    """Return how many workers the master means to keep."""
+    with find_pool(str(program.pid)) as pool:
+        return pool.snapshot()[PoolField.FLOOR]
+
+
 def test_stop_is_logged_phase_by_phase(start: Callable[..., Program]) -> None:
     """Each phase that a stop enters is one line of the log, with the phase before and what made it change."""
     program = start(serving(workers=2, drain_delay=0.1))
@@ -235,7 +278,7 @@ def test_shutdown_then_term_finishes_the_request(start: Callable[..., Program]) 
         (program.stderr_path.parent / "stop").touch()
         program.wait_logged(r"phase changed old=serving new=leaving why=shutdown\(\)")
         program.terminate()
-        program.settle()
+        program.wait_logged("order has no effect order=SIGTERM phase=leaving")
         client.sendall(b"done\n")
         assert read_to_the_end(client) == f"{busy} b'done\\n'"
     assert program.wait() == 0

@@ -62,6 +62,13 @@ def test_no_cell_leads_backwards() -> None:
         assert all(ENTERS[cell] > phase for cell in row.values() if cell in ENTERS)
 
 
+def test_orders_for_a_serving_pool_mean_nothing_to_another() -> None:
+    """HUP, USR2, TTIN and TTOU act on a pool that serves, and on no pool that was asked to stop."""
+    for phase, row in TRANSITIONS.items():
+        for order in (MasterOrder.HUP, MasterOrder.USR2, MasterOrder.TTIN, MasterOrder.TTOU):
+            assert (row[order] is Effect.NONE) == (phase is not SERVING)
+
+
 def test_status_can_be_had_in_every_phase() -> None:
     """USR1 reports whatever the pool is doing."""
     assert {row[USR1] for row in TRANSITIONS.values()} == {Effect.REPORT}
@@ -153,6 +160,14 @@ def test_orders_without_effect_change_no_phase(ticks: list[Tick]) -> None:
             phase = ENTERS.get(effect_of(before, order, now), before.phase)
             # In the same tick the drain_delay may be over.
             assert after.phase in ((NOT_READY, DRAINING) if phase is NOT_READY else (phase,))
+
+
+@any_life
+def test_only_a_serving_pool_reloads_or_resizes(ticks: list[Tick]) -> None:
+    """From the order that ends SERVING on, no order reloads the pool or changes its size."""
+    for now, order, before, _, _ in ticks:
+        if order is not None and effect_of(before, order, now) in (Effect.RELOAD, Effect.RESIZE):
+            assert before.phase is SERVING
 
 
 @any_life

@@ -51,7 +51,7 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     and 1 if that is not so within the timeout.
     """
     with find_pool(pool, name) as found:
-        if found.snapshot().phase is not Phase.SERVING:
+        if _is_stopping(found.snapshot()):
             messages.say(f"prefork: error: the pool is stopping: {found}")
             return ExitCode.FAILED
         if timeout is None:
@@ -107,9 +107,16 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
 
 
 def _refused(pool: RunningPool, wanted: int) -> int:
-    floor = floor_of(pool.snapshot())
-    messages.say(f"prefork: error: the master keeps {floor} workers, not {wanted}{excuse(pool)}")
+    snapshot = pool.snapshot()
+    why = excuse(pool) or ("; the pool is stopping" if _is_stopping(snapshot) else "")
+    messages.say(
+        f"prefork: error: the master keeps {floor_of(snapshot)} workers, not {wanted}{why}"
+    )
     return ExitCode.FAILED
+
+
+def _is_stopping(snapshot: Snapshot) -> bool:
+    return snapshot.phase is not Phase.SERVING
 
 
 def _is_over(snapshot: Snapshot, wanted: int) -> bool:
@@ -123,12 +130,13 @@ def _left(end: float) -> float:
 def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
     """Send TTIN or TTOU until the scoreboard shows the number, one at a time.
 
-    Several that are pending at once are one to the kernel; so each has to show its effect before
-    the next.
+    To the kernel several pending signals of a kind are one. So each has to show its effect before
+    the next one is sent. Return False if that takes too long, or if the pool stops: a pool that
+    stops does not change its size.
     """
     with Progress() as progress:
-        while (floor := floor_of(pool.snapshot())) != wanted:
-            if not _left(end) or pool.has_stopped():
+        while (floor := floor_of(snapshot := pool.snapshot())) != wanted:
+            if not _left(end) or pool.has_stopped() or _is_stopping(snapshot):
                 return False
             progress.show(f"{bar(floor, wanted)} workers asked for")
             pool.send(signal.SIGTTIN if floor < wanted else signal.SIGTTOU)
