@@ -19,7 +19,7 @@ MAIN_SETTINGS: Final = (
 """The settings that README.md shows; all others are in docs/SETTINGS.md alone."""
 
 ORDERS: Final = {
-    MasterOrder.AGAIN: "*again*: a second TERM or INT",
+    MasterOrder.AGAIN: "*again*: a second TERM or INT, or a second QUIT",
     MasterOrder.SHUTDOWN: "`shutdown()`",
     MasterOrder.FAILURE: "an exception in the master's loop",
 }

@@ -29,7 +29,8 @@ The pool promises the time of its end once. The order that ends SERVING sets ``s
 later order changes it. From that instant on the policy dumps and kills the workers that are left
 (``workers/pool/deadlines.py``). So a stop ends in time even when no worker obeys.
 
-Repeated signals. A second TERM or INT means *now*. But the same order can arrive twice: ``timeout(1)`` sends its signal to its child and then to the
+Repeated signals. A second TERM or INT means *now*, and a second QUIT does not wait for the stacks.
+But the same order can arrive twice: ``timeout(1)`` sends its signal to its child and then to the
 whole process group, and a wrapper in a terminal may do the same. So a repetition within
 ``SAME_ORDER`` seconds belongs to the first order and has no effect. A later repetition is looked up
 as ``AGAIN``. TERM and INT count as one kind of signal, and the first of them counts whatever it did:
@@ -46,7 +47,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
 
 SAME_ORDER = 0.05
-"""Seconds within which a repeated TERM or INT belongs to the first one. People take longer."""
+"""Seconds within which a repeated TERM, INT or QUIT belongs to the first one. People take longer."""
 
 
 class MasterOrder(enum.StrEnum):
@@ -56,7 +57,7 @@ class MasterOrder(enum.StrEnum):
     INT = "SIGINT"
     QUIT = "SIGQUIT"
     AGAIN = "again"
-    """A second TERM or INT. It is never sent: ``effect_of()`` recognizes it."""
+    """A second TERM or INT, or a second QUIT. It is never sent: ``effect_of()`` recognizes it."""
     SHUTDOWN = "shutdown()"
     FAILURE = "failure"
     """An exception has left a tick of the master, for example one of ``service_actions()``."""
@@ -101,13 +102,14 @@ def _table() -> dict[Phase, dict[MasterOrder, Effect]]:
     skip, load, size, show = Effect.SKIP_DUMPS, Effect.RELOAD, Effect.RESIZE, Effect.REPORT
     none, never = Effect.NONE, Effect.CANNOT_OCCUR
     # Two kinds of cells cannot occur. A TERM or INT in NOT_READY or DRAINING is never the first
-    # one, because only a first one leads there. And AGAIN needs a first one, which has ended SERVING.
+    # one, because only a first one leads there; likewise a QUIT in STOPPING_NOW counts as a second
+    # one. And AGAIN needs a first one, which has ended SERVING.
     # fmt: off
     rows = {
         #                      SERVING  NOT_READY DRAINING LEAVING STOPPING_NOW
         MasterOrder.TERM:     (stop,    never,    never,   none,   none),
         MasterOrder.INT:      (stop,    never,    never,   none,   none),
-        MasterOrder.QUIT:     (dump,    dump,     dump,    dump,   skip),
+        MasterOrder.QUIT:     (dump,    dump,     dump,    dump,   never),
         MasterOrder.AGAIN:    (never,   kill,     kill,    kill,   skip),
         MasterOrder.SHUTDOWN: (leave,   leave,    none,    none,   none),
         MasterOrder.FAILURE:  (leave,   leave,    leave,   none,   none),
@@ -201,6 +203,8 @@ def _first_at(life: Life, order: MasterOrder) -> float | None:
     """Return when the order came that this one repeats; None for an order that repeats none."""
     if order in (MasterOrder.TERM, MasterOrder.INT):
         return life.term_at
+    if order is MasterOrder.QUIT and life.phase is Phase.STOPPING_NOW:
+        return life.since
     return None
 
 

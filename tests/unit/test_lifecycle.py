@@ -268,6 +268,7 @@ def test_orders_lead_to_a_phase(
         ([(0, TERM), (DELAY, None), (0, QUIT)], True),
         ([(0, TERM), (LATER, TERM)], False),
         ([(0, TERM), (LATER, TERM), (LATER, QUIT)], False),
+        ([(0, QUIT), (SAME_ORDER / 2, QUIT)], True),
         ([(0, QUIT), (LATER, QUIT)], False),
         ([(0, QUIT), (LATER, TERM)], True),
         ([(0, QUIT), (LATER, TERM), (LATER, TERM)], False),
