@@ -114,10 +114,9 @@ def fork_children(
     children: list[Child | None] = [None] * len(runs)
     for number, pid in enumerate(pids):
         try:
-            children[number] = Child(pid, os.pidfd_open(pid))
+            children[number] = hold_child(pid)
         except OSError as error:
             failure = error.with_traceback(None)
-            _abandon(pid)
     return children, failure
 
 
@@ -129,11 +128,19 @@ def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoRe
         os._exit(1)
 
 
-def _abandon(pid: int) -> None:
-    """End a child that cannot be supervised for want of a descriptor; uncollected, its pid is safe."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+def hold_child(pid: int) -> Child:
+    """Return a child that this process has just made, with its pidfd.
+
+    Raises OSError where there is no descriptor left. The child is killed and collected then, because it
+    could not be supervised. Its pid is safe to signal until it is collected.
+    """
+    try:
+        return Child(pid, os.pidfd_open(pid))
+    except OSError:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
 
 
 def collect(child: Child) -> ExitStatus | None:
@@ -169,6 +176,18 @@ def send(child: Child, number: int) -> None:
     """Signal the child; one that has ended already is no error."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(child.pidfd, number)
+
+
+def kill_group(child: Child) -> None:
+    """Kill every process of the group that a child leads, the child included.
+
+    The number of the group is the child's pid, which is safe to signal until the child is collected. Where
+    something else in this process has collected it, the number may be another group's by now, so nothing is
+    killed.
+    """
+    with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
+        os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def has_received_alone(child: Child, number: int) -> bool:

@@ -1,73 +1,51 @@
-"""Loading an application on trial: in a child process, so that nothing of it stays here.
+"""Loading an application on trial: in a child process, so that nothing of the application stays in this one.
 
-The child is a fresh interpreter in a session of its own, without standard input. It tells its
-verdict through a pipe: an exit status of 0 could also be an application that calls ``os._exit(0)``.
+The child is a fresh interpreter, in a session of its own and without standard input. It writes its
+verdict into memory that both have: an exit status of 0 could also come from an application that calls
+``os._exit(0)``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Final
 
 from prefork.workers.errors import BootError
+from prefork.workers.programs import Memory, call_of, start_program
+from prefork.workers.states import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The path of this interpreter is handed over, so that an uninstalled checkout finds itself too.
-_START: Final = """
-import sys
-count = int(sys.argv[1])
-sys.path[:], sys.argv[1:] = sys.argv[2 : 2 + count], sys.argv[2 + count :]
-from prefork.cli.command_line import main_of_trial
-main_of_trial()
-"""
+    from prefork.workers.states import ExitStatus
+
+_LONGEST_VERDICT: Final = 65_536
 
 
 def run(arguments: Sequence[str], timeout: float) -> tuple[int, str]:
-    """Run a command of prefork in a child, with ``--verdict-to FD``; give its exit code and verdict.
+    """Run a command of prefork in a child, with ``--verdict-to FD``; return its exit code and its verdict.
 
-    timeout: seconds until the child and all that it started are killed; BootError then, and
-    when the child ends without a verdict although it was content or died by a signal.
+    After ``timeout`` seconds the child is killed with everything that it has started. Raises BootError then,
+    and when the child died by a signal, or exited with 0 and left no verdict.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(reader, "rb", buffering=0) as verdict:
-        try:
-            told = [arguments[0], "--verdict-to", str(writer), *arguments[1:]]
-            status = _run_child(told, writer, timeout)
-        finally:
-            os.close(writer)
-        # Not read(): something that the application left running may hold the other end.
-        said = (verdict.read(65_536) or b"").decode("utf-8", "replace")
-    if status < 0:
-        raise BootError(f"the application died of {_signal_name(-status)} while it was loaded")
-    if status == 0 and not said:
+    with Memory("prefork-verdict") as verdict:
+        told = [arguments[0], "--verdict-to", str(verdict.fd), *arguments[1:]]
+        status = _status_of(told, verdict, timeout)
+        said = verdict.last(_LONGEST_VERDICT).decode("utf-8", "replace")
+    if status.signal is not None:
+        name = signal_name(status.signal)
+        raise BootError(f"the application died of {name} while it was loaded")
+    code = status.code or 0
+    if code == 0 and not said:
         raise BootError("the application ended the process while it was loaded")
-    return status, said
+    return code, said
 
 
-def _run_child(arguments: Sequence[str], writer: int, timeout: float) -> int:
-    command = [sys.executable, "-c", _START, str(len(sys.path)), *sys.path, *arguments]
-    child = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
-        command, stdin=subprocess.DEVNULL, pass_fds=[writer], start_new_session=True
-    )
+def _status_of(arguments: Sequence[str], verdict: Memory, timeout: float) -> ExitStatus:
+    command = call_of("prefork.cli.command_line", "main_of_trial", arguments)
+    child = start_program(command, keep=[verdict.fd])
     try:
-        return child.wait(timeout)
-    except subprocess.TimeoutExpired:
-        raise BootError(f"the application was not loaded within {timeout:g} seconds") from None
+        if not child.wait(timeout):
+            raise BootError(f"the application was not loaded within {timeout:g} seconds")
     finally:
-        # The child is its group's leader; what the application started may outlive it.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        status = child.end()
+    return status

@@ -13,7 +13,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,21 +24,13 @@ from prefork.inspect.proc import takes_signal
 from prefork.reloading import handover, trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError
+from prefork.workers.programs import adopt_program, call_of, start_program
 
 STEP: Final = 200
 """Milliseconds without a change after which the changes so far are one: a checkout writes many files."""
 
 LOOK: Final = 300
 """Milliseconds between two looks at the settings files and at the master."""
-
-# The path of this interpreter is handed over, so that an uninstalled checkout finds itself too.
-_START: Final = """
-import sys
-count = int(sys.argv[1])
-sys.path[:], words = sys.argv[2 : 2 + count], sys.argv[2 + count :]
-from prefork.cli.watch import watch
-watch(int(words[0]), words[1], words[2:])
-"""
 
 
 def refuse_where_impossible(workers: int) -> None:
@@ -67,61 +58,42 @@ def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
     if trial.is_on_trial():
         yield
         return
-    pid = _of_before() or _start(folder, settings_files)
+    # By its pid alone: a descriptor would be open in every worker, and is not there after an exec.
+    pid = _previous_watcher() or _start(folder, settings_files)
     handover.keep_watcher(pid)
     try:
         yield
     finally:
-        # New code that has ended before it served is tried again when it is mended: so it watches on.
-        if handover.pending() is None:
-            _end(pid)
+        # New code that has ended before it served is tried again when its files change, so that the
+        # watcher is still needed.
+        if handover.pending() is None and (watcher := adopt_program(pid)) is not None:
+            watcher.end()
 
 
-def _of_before() -> int | None:
-    """Return the watcher that an earlier image of this process has started, if it still lives."""
+def _previous_watcher() -> int | None:
+    """Return the pid of the watcher that an earlier image of this process has started, if it still lives."""
     previous = handover.pending()
-    if (
-        previous is None
-        or previous.watcher is None
-        or (child := _own_child(previous.watcher)) is None
-    ):
+    if previous is None or previous.watcher is None:
         return None
-    os.close(child.pidfd)
-    return child.pid
+    watcher = adopt_program(previous.watcher)
+    return None if watcher is None else watcher.release()
 
 
 def _start(folder: str, settings_files: Sequence[str]) -> int:
-    words = [str(len(sys.path)), *sys.path, str(os.getpid()), folder, *settings_files]
-    child = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
-        [sys.executable, "-c", _START, *words],
-        stdin=subprocess.DEVNULL,
-        process_group=0,  # a Ctrl-C of the terminal is the master's
-    )
-    child.returncode = 0  # it is ended and collected by its pid: the next image has no such object
-    log.event(logging.INFO, "master", "watches for changes", folder=folder, pid=child.pid)
-    return child.pid
-
-
-def _end(pid: int) -> None:
-    child = _own_child(pid)
-    if child is not None:
-        system.send(child, signal.SIGKILL)  # it has nothing to clean up
-        system.wait_for_end(child)
-        system.collect(child)
-        os.close(child.pidfd)
-
-
-def _own_child(pid: int) -> system.Child | None:
-    """Hold a child that lives; None where the pid is nobody's or a stranger's by now, or it has ended."""
-    with contextlib.suppress(OSError):
-        child = system.Child(pid, system.hold_process(pid))
-        if system.collect(child) is None:
-            return child
-        os.close(child.pidfd)
-    return None
+    arguments = [str(os.getpid()), folder, *settings_files]
+    command = call_of("prefork.cli.watch", "main_of_watcher", arguments)
+    watcher = start_program(command, has_terminal=True)
+    log.event(logging.INFO, "master", "watches for changes", folder=folder, pid=watcher.pid)
+    return watcher.release()
 
 
 # --- the watcher's own process --------------------------------------------------------------------
+
+
+def main_of_watcher() -> None:
+    """Watch as the arguments of this process say: the master's pid, a folder, settings files."""
+    master, folder, *settings_files = sys.argv[1:]
+    watch(int(master), folder, settings_files)
 
 
 def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +19,10 @@ from prefork.reloading.handover import FORMAT, Program
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
 from prefork.workers.files import Identity
+from prefork.workers.programs import Memory, start_program
 from prefork.workers.scoreboard import LAYOUT
 from prefork.workers.settings import Settings
+from prefork.workers.states import ExitStatus, signal_name
 
 VARIABLE: Final = "PREFORK_TRIAL"
 """Tells a child that it is a trial: the descriptor for its report, and what was handed over by name."""
@@ -79,58 +79,39 @@ class Trial:
     def __init__(self, program: Program, inventory: Inventory, now: float, timeout: float) -> None:
         self._give_up_at = now + timeout
         self._timeout = timeout
-        self._words = os.memfd_create("prefork-trial", os.MFD_CLOEXEC)
-        try:
-            self._report = os.memfd_create("prefork-trial-report", os.MFD_CLOEXEC)
-        except OSError:
-            os.close(self._words)
-            raise
-        orders = msgspec.json.encode(TrialOrders(self._report, inventory)).decode()
         environment = {k: v for k, v in program.environment.items() if k not in NOT_FOR_A_TRIAL}
-        try:
-            self._child = subprocess.Popen(  # noqa: S603 - our own program, no shell
+        with contextlib.ExitStack() as memories:
+            self._output = memories.enter_context(Memory("prefork-trial"))
+            self._report = memories.enter_context(Memory("prefork-trial-report"))
+            orders = msgspec.json.encode(TrialOrders(self._report.fd, inventory)).decode()
+            self._child = start_program(
                 program.command,
-                cwd=program.folder,
-                env={**environment, VARIABLE: orders},
-                stdin=subprocess.DEVNULL,
-                stdout=self._words,
-                stderr=self._words,
-                pass_fds=[self._report, *inventory.kept],
-                start_new_session=True,
+                folder=program.folder,
+                environment={**environment, VARIABLE: orders},
+                output=self._output,
+                keep=[self._report.fd, *inventory.kept],
             )
-        except BaseException:
-            self._close()
-            raise
+            self._memories = memories.pop_all()
 
     def verdict(self, now: float) -> Report | None:
         """Return the report of a good trial, None while it runs; TrialError when the code is no good."""
-        if not system.has_ended(self._child.pid):
+        if not self._child.has_ended():
             if now < self._give_up_at:
                 return None
             self.end()
             raise TrialError(f"the new code was not loaded within {self._timeout:g} s")
-        report, words = _content(self._report), _content(self._words)
+        report, output = (one.last(LONGEST_REPORT) for one in (self._report, self._output))
         status = self.end()
-        if status == 0 and report:
+        if status.code in (0, None) and status.signal is None and report:
             with contextlib.suppress(msgspec.MsgspecError):
                 return msgspec.json.decode(report, type=Report)
-        raise TrialError(_reason(status), words.decode("utf-8", "replace"))
+        raise TrialError(_reason(status), output.decode("utf-8", "replace"))
 
-    def end(self) -> int:
-        """Kill it and what it has started, and collect it; may be called again. Returns its exit status."""
-        if self._words < 0:
-            return self._child.returncode
-        # Before it is collected: until then its pid is the group's, and nobody else's.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child.pid, signal.SIGKILL)
-        status = self._child.wait()
-        self._close()
+    def end(self) -> ExitStatus:
+        """Kill the trial and what it has started, and collect it; may be called again."""
+        status = self._child.end()
+        self._memories.close()
         return status
-
-    def _close(self) -> None:
-        os.close(self._words)
-        os.close(self._report)
-        self._words = -1
 
 
 class _Here:
@@ -175,15 +156,9 @@ def _read(text: str) -> TrialOrders | None:
     return None
 
 
-def _content(memory: int) -> bytes:
-    """Return the last bytes of what was written there."""
-    size = os.fstat(memory).st_size
-    return os.pread(memory, LONGEST_REPORT, max(0, size - LONGEST_REPORT))
-
-
-def _reason(status: int) -> str:
-    if status < 0:
-        return f"the new code died of signal {-status} while it was loaded"
-    if status == 0:
-        return "the new code ended without serving"
-    return f"the new code could not be loaded (exit status {status})"
+def _reason(status: ExitStatus) -> str:
+    if status.signal is not None:
+        return f"the new code died of {signal_name(status.signal)} while it was loaded"
+    if status.code:
+        return f"the new code could not be loaded (exit status {status.code})"
+    return "the new code ended without serving"

@@ -218,7 +218,7 @@ BROKEN = {
     "exception": ("1 / 0", "ZeroDivisionError"),
     "exit": ("sys.exit(0)", "without serving"),
     "hard exit": ("os._exit(0)", "without serving"),
-    "killed": ("os.kill(os.getpid(), 9)", "signal 9"),
+    "killed": ("os.kill(os.getpid(), 9)", "died of SIGKILL"),
     "hangs": ("time.sleep(1000)", "not loaded within"),
     "workers too many": ("", "workers = 99"),
 }

@@ -62,12 +62,8 @@ PROCESS_MODULES = {"subprocess", "multiprocessing", "concurrent", "pty", "_posix
 """Modules that make processes themselves."""
 
 ALLOWED_CALLS = {
-    # It kills the group of the trial's child, which it has made itself and still has to collect.
-    "prefork.cli.check_child": {"subprocess", "os.killpg"},
-    # As the trial of `check`, but looked at from tick to tick.
-    "prefork.reloading.trial": {"subprocess", "os.killpg"},
-    # It starts the watcher of `run --watch` as a program: its library has a thread.
-    "prefork.cli.watch": {"subprocess"},
+    # It starts programs of ours, and is the only module that does.
+    "prefork.workers.programs": {"subprocess"},
     # Inside that child, once the verdict is written: threads of the application would keep it.
     "prefork.cli.command_line": {"os._exit"},
 }
@@ -262,7 +258,15 @@ def test_reader_finds_nothing_else(source: str) -> None:
 )
 def test_import_loads_no_metrics_and_no_command_line(module: str) -> None:
     """An application pays for what it uses: the library loads neither metrics libraries nor the command line's."""
-    unwanted = {"prometheus_client", "psutil", "click", "rich", "asyncio", "multiprocessing"}
+    unwanted = {
+        "prometheus_client",
+        "psutil",
+        "click",
+        "rich",
+        "asyncio",
+        "multiprocessing",
+        "subprocess",
+    }
     program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     loaded = subprocess.run(

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.workers.states import ExitCause, ExitKind, ExitStatus, Phase, cause_of_exit
+from prefork.workers.states import (
+    ExitCause,
+    ExitKind,
+    ExitStatus,
+    Phase,
+    cause_of_exit,
+    signal_name,
+)
 
 RETIRED = ExitCause(ExitKind.RETIRED)
 SCALED_DOWN = ExitCause(ExitKind.SCALED_DOWN)
@@ -128,3 +135,9 @@ def test_phases_are_in_the_order_of_their_coming() -> None:
     """Comparing phases means earlier and later: a pool only moves on."""
     assert list(Phase) == sorted(Phase)
     assert Phase.SERVING < Phase.NOT_READY < Phase.DRAINING < Phase.LEAVING < Phase.STOPPING_NOW
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40"), (0, "signal 0")])
+def test_signals_are_named(number: int, name: str) -> None:
+    """A signal is shown by its name, and by its number where it has none."""
+    assert signal_name(number) == name
