@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from processes import Server
 
 MESSAGE = b"m" * 64
-FAMILIES = {"tcp": socket.AF_INET, "udp": socket.AF_INET, "unix": socket.AF_UNIX}
+GET = b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n"
+FAMILIES = {
+    "tcp": socket.AF_INET,
+    "udp": socket.AF_INET,
+    "unix": socket.AF_UNIX,
+    "http": socket.AF_INET,
+}
 LONGEST_ANSWER = 10.0
 """Seconds without an answer after which a run fails."""
 
@@ -36,13 +42,17 @@ def ask_once(server: Server) -> bytes:
     """Ask from a fresh socket and wait for the whole answer."""
     with _open(server) as client:
         client.settimeout(LONGEST_ANSWER)
-        client.send(MESSAGE)
+        client.send(_request(server))
         answer = client.recv(1024)
-        if server.transport != "udp":
-            client.recv(1024)  # the end: the server has shut its side
+        while server.transport != "udp" and client.recv(1024):
+            pass  # until the end: the server has shut its side
     if not answer:
         raise RuntimeError(f"{server.address} closed without an answer")
     return answer
+
+
+def _request(server: Server) -> bytes:
+    return GET if server.transport == "http" else MESSAGE
 
 
 def _open(server: Server) -> socket.socket:
@@ -57,11 +67,12 @@ def _ask_connections(server: Server, clients: int, seconds: float) -> int:
     answered = 0
     asking: dict[int, socket.socket] = {}
     deadline = time.monotonic() + seconds
+    request = _request(server)
     with select.epoll() as poller:
 
         def connect_and_send() -> None:
             client = _open(server)
-            client.send(MESSAGE)
+            client.send(request)
             asking[client.fileno()] = client
             poller.register(client, select.EPOLLRDHUP)
 

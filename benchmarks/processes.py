@@ -31,6 +31,8 @@ class Server:
         told = self.next_told()
         self.serving_since: float = told["serving"]
         """Instant (monotonic) just before serve_forever()."""
+        self.imported: str = told["prefork"]
+        """The file of the package that it serves with."""
         address = told["address"]
         self.address: Any = address if isinstance(address, str) else tuple(address)
 
@@ -73,21 +75,31 @@ def _cpu_of_reaped(parents: list[int]) -> float:
 
 
 @contextlib.contextmanager
-def running(transport: str, variant: str, *options: object) -> Iterator[Server]:
-    """Start one server; end it and all its processes when the block ends."""
+def running(
+    transport: str, variant: str, *options: object, checkout: Path | None = None
+) -> Iterator[Server]:
+    """Start one server; end it and all its processes when the block ends.
+
+    checkout: the folder from which the server imports prefork; None for the one that this process
+    uses. Raises RuntimeError if the server has imported another one.
+    """
     with tempfile.TemporaryDirectory(prefix="prefork-bench-") as folder:
         command = [sys.executable, str(HERE / "servers.py"), transport, variant]
         command += ["--path", f"{folder}/socket", *map(str, options)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+        env = environment() if checkout is None else environment(str(checkout))
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         try:
-            yield Server(process, transport)
+            server = Server(process, transport)
+            if checkout is not None and not server.imported.startswith(f"{checkout}{os.sep}"):
+                raise RuntimeError(f"a server of {checkout} has imported {server.imported}")
+            yield server
         finally:
             _end(process)
 
 
-def environment() -> dict[str, str]:
-    """Return an environment in which a server imports the same prefork as this process."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def environment(*before: str) -> dict[str, str]:
+    """Return an environment in which a server imports what this process imports. before: folders that come first."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*before, *filter(None, sys.path)])}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -60,11 +60,12 @@ def measure(servers: dict[str, Server], clients: int, effort: Effort) -> dict[st
         ask(server, clients, min(0.1, effort.seconds))
     for _ in range(effort.rounds):
         for variant, server in servers.items():
-            costs[variant].append(_cost(server, clients, effort.seconds))
+            costs[variant].append(cost(server, clients, effort.seconds))
     return costs
 
 
-def _cost(server: Server, clients: int, seconds: float) -> float:
+def cost(server: Server, clients: int, seconds: float) -> float:
+    """Load a server for a while; return its CPU seconds per request."""
     before = server.cpu_seconds()
     answered = ask(server, clients, seconds)
     time.sleep(0.01)  # what ends after the last answer belongs to it: a forked child's exit

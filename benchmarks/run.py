@@ -19,6 +19,7 @@ except ImportError:  # a plain checkout: the package lies beside this folder
     sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
     import prefork
 
+import against
 import cores
 import faults
 import pool
@@ -28,6 +29,8 @@ import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+TRANSPORTS = ["tcp", "udp", "unix", "http"]
 
 SECTIONS = {
     "requests": "What a request costs: CPU time, user and system, of all processes of the server. "
@@ -41,11 +44,20 @@ SECTIONS = {
     "between, and a storm of TTIN, TTOU and USR1 during every second reload.",
 }
 
+AGAINST = (
+    "What a request costs the pool in two checkouts: CPU time as above, medians of interleaved rounds; "
+    "half of the rounds' ratios are within the parentheses. there : there is the noise of the machine."
+)
+
 
 def main() -> None:
     """Measure section after section and print each when it is done."""
     given = arguments()
     print(f"Measured {table.machine()}, prefork {prefork.__version__}.\n", flush=True)
+    if given.against is not None:
+        print(AGAINST + "\n", flush=True)
+        print(compare(given.against.resolve(), given.quick, given.transport), flush=True)
+        return
     for section in given.only or SECTIONS:
         print(SECTIONS[section] + "\n", flush=True)
         print(measure(section, given.quick, given.transport) + "\n", flush=True)
@@ -62,11 +74,24 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--transport",
-        choices=["tcp", "udp", "unix"],
+        choices=TRANSPORTS,
         action="append",
         help="of the section requests; may be given several times",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure only what a request costs here and in another checkout of prefork",
+    )
     return parser.parse_args()
+
+
+def compare(other: Path, quick: bool, transports: list[str] | None) -> str:
+    """Two checkouts as a Markdown table."""
+    effort = requests_cost.Effort(rounds=6 if quick else 60, seconds=0.06 if quick else 0.1)
+    with own_core() as server_cpu:
+        return against.report(effort, server_cpu, transports or TRANSPORTS, other)
 
 
 def measure(section: str, quick: bool, transports: list[str] | None) -> str:
@@ -85,7 +110,7 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
         )
     effort = requests_cost.Effort(rounds=3 if quick else 25, seconds=0.06 if quick else 0.1)
     with own_core() as server_cpu:
-        return requests_cost.report(effort, server_cpu, transports or ["tcp", "udp", "unix"])
+        return requests_cost.report(effort, server_cpu, transports or TRANSPORTS)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ same handler with the same backlog. The variants differ in how requests reach th
 from __future__ import annotations
 
 import argparse
+import http.server
 import json
 import logging
 import os
@@ -18,14 +19,27 @@ from typing import Any
 import prefork
 from prefork.workers.scoreboard import REQUEST_NS, Outcome, Scoreboard, SlotWriter
 
-STREAM_OF = {"tcp": socketserver.TCPServer, "unix": socketserver.UnixStreamServer}
+BACKLOG = 1024
+
+
+class PreForkingHTTPServer(prefork.PreForkingMixIn, http.server.HTTPServer):
+    """The standard library's HTTP server with a pool, as its users would write it."""
+
+    request_queue_size = BACKLOG
+
+
+STREAM_OF = {
+    "tcp": socketserver.TCPServer,
+    "unix": socketserver.UnixStreamServer,
+    "http": http.server.HTTPServer,
+}
 DATAGRAM_OF = {"udp": socketserver.UDPServer}
 POOL_OF = {
     "tcp": prefork.PreForkingTCPServer,
     "udp": prefork.PreForkingUDPServer,
     "unix": prefork.PreForkingUnixStreamServer,
+    "http": PreForkingHTTPServer,
 }
-BACKLOG = 1024
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -38,6 +52,22 @@ class Echo(socketserver.BaseRequestHandler):
             reply_from.sendto(data, self.client_address)
         else:
             self.request.sendall(self.request.recv(1024))
+
+
+class Page(http.server.BaseHTTPRequestHandler):
+    """Answer a GET with a small page."""
+
+    body = b"m" * 64
+
+    def do_GET(self) -> None:
+        """Send the page."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
 
 
 class Burn(socketserver.BaseRequestHandler):
@@ -215,8 +245,9 @@ def main() -> None:
     if given.most is not None:
         serving.max_children, serving.min_spare, serving.max_spare = given.most, 1, 2
     address = given.path if given.transport == "unix" else ("127.0.0.1", 0)
-    server = serving(address, Burn if given.burn else Hold if given.hold else Echo)
-    tell(address=server.server_address, serving=time.monotonic())
+    echo = Page if given.transport == "http" else Echo
+    server = serving(address, Burn if given.burn else Hold if given.hold else echo)
+    tell(address=server.server_address, prefork=prefork.__file__, serving=time.monotonic())
     server.serve_forever()
 
 
