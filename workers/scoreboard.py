@@ -481,8 +481,6 @@ class SlotWriter:
     """A worker's pen: the words of its own slot."""
 
     def __init__(self, board: Scoreboard, slot: int) -> None:
-        self.round_over = False
-        """Whether the next request must not share the round of the one in hand."""
         start = board.slot_at(slot)
         # A view of its own slot only: no arithmetic per write, and no way to hit a neighbour.
         self.words = board.words[start : start + _SLOT_WORDS]
@@ -520,7 +518,6 @@ class SlotWriter:
 
     def detach(self) -> None:
         """Write into the void from now on: this process is a fork of the worker, not the worker."""
-        self.round_over = True
         self.words = memoryview(bytearray(_SLOT_WORDS * 8)).cast("q")
 
 

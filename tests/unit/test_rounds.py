@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 import prefork
+from prefork.workers.identity import WAKE
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
@@ -29,10 +30,12 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from prefork.workers.worker.datagrams import ROUND, Datagrams
-from prefork.workers.worker.loop import Loop
+from prefork.workers.worker.lanes import Lane
+from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.takes import FRUITLESS_TRY
+from prefork.workers.worker.turn import Turn
 from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
@@ -60,8 +63,9 @@ class Bench:
                 bench.handled.append(data)
                 bench.actions.get(data, bool)(self)
 
-        self.fds = [*os.pipe(), *os.pipe(), os.eventfd(0)]
+        self.fds = [*os.pipe(), *os.pipe(), *os.pipe()]
         self.server = base(("127.0.0.1", 0), Handler)
+        self.server.bench = self
         self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.client.connect(self.server.server_address)
         self.board = Scoreboard.create(1)
@@ -70,15 +74,19 @@ class Bench:
         listener = Listener(self.server)
         listener.prepare(settings)
         self.source = Source(listener, self.writer, sample_every=sample_every(settings))
+        self.turn = Turn()
         self.loop = Loop(
             [self.source],
             self.writer,
             "worker",
-            master_pid=os.getppid(),
-            life=self.fds[0],
-            wake_read=self.fds[4],
-            wakeup=self.fds[2],
+            Control(os.getppid(), life=self.fds[0], wake=self.fds[4], signals=self.fds[2]),
+            turn=self.turn,
         )
+
+    @property
+    def lane(self) -> Lane:
+        """The lane that the loop takes while something is queued."""
+        return self.loop._lanes[self.server.fileno()].for_queue
 
     def serve(self, *datagrams: bytes) -> list[bytes]:
         """Have the loop serve what is queued, up to ``last``; return what the handlers were given."""
@@ -95,7 +103,7 @@ class Bench:
 
     def _end(self) -> None:
         self.loop.leave(ExitKind.ORPHANED)
-        os.eventfd_write(self.fds[4], 1)
+        os.write(self.fds[5], WAKE)
 
     def word(self, field: SlotField) -> int:
         """Return a word of the worker's slot."""
@@ -148,7 +156,7 @@ def test_queue_is_served_in_order_and_counted(bench: Bench) -> None:
     errors: list[object] = []
     bench.server.handle_error = lambda request, _: errors.append(request[0])
     bench.server.max_packet_size = 10
-    bench.source.settle_steps()
+    bench.loop.settle_steps()
     bench.actions |= {b"7": slow, b"40": fail, b"41": fail}
     sent = numbered(99)
     sent[60] = b"y" * 11
@@ -197,7 +205,7 @@ def test_request_is_as_old_as_its_round_at_most(bench: Bench) -> None:
 
 def test_extension_is_for_the_request_that_asked(bench: Bench) -> None:
     """A deadline that a datagram's handler has extended is not that of the next datagrams."""
-    info = ThisWorker(0, 0, os.getpid(), bench.writer)
+    info = ThisWorker(0, 0, os.getpid(), bench.writer, bench.turn)
     extended = []
 
     def look(_: Any) -> None:
@@ -244,7 +252,7 @@ def test_timeout_that_a_handler_has_set_holds_nobody(bench: Bench) -> None:
 
     def retire() -> None:
         bench.board.give_order(0, Order.RETIRE)
-        os.eventfd_write(bench.fds[4], 1)
+        os.write(bench.fds[5], WAKE)
 
     def set_timeout(handler: Any) -> None:
         handler.request[1].settimeout(2 * CEILING)
@@ -260,15 +268,13 @@ def test_timeout_that_a_handler_has_set_holds_nobody(bench: Bench) -> None:
 
 def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> None:
     """A worker to which datagrams come one by one, each taken from an empty queue, does not pause for it."""
-    datagrams = bench.source.datagrams
-    assert datagrams is not None
     bench.server.handle_error = lambda *_: None
     bench.actions |= {b"30": slow, b"60": fail}
     for number in range(100):
         bench.client.send(b"%d" % number)
         assert select.select([bench.server], [], [], CEILING)[0]
         now = time.monotonic_ns()
-        bench.loop._serve_datagrams(bench.source, datagrams, now, now + 10**9)
+        bench.lane.serve(now, now + 10**9)
         assert bench.loop._takes.fruitless <= FRUITLESS_TRY
     assert len(bench.handled) == 100
 
@@ -299,34 +305,41 @@ def test_setup_that_the_class_gets_is_called_from_the_next_round_on(
     assert len(calls) >= len(expected) - len(ROUND)
 
 
+def is_in_epoll(bench: Bench) -> bool:
+    """Tell whether the worker waits for its socket."""
+    entries = Path(f"/proc/self/fdinfo/{bench.loop._epoll.fileno()}").read_text().splitlines()
+    return bench.server.fileno() in {int(one.split()[1]) for one in entries if one[:4] == "tfd:"}
+
+
 def test_round_needs_no_place_in_the_wait_queue(bench: Bench) -> None:
     """While rounds are served the socket is out of the worker's epoll; it is in it before and afterwards."""
-    seen: list[bool] = []
-
-    def look(_: Any = None) -> None:
-        entries = Path(f"/proc/self/fdinfo/{bench.loop._epoll.fileno()}").read_text().splitlines()
-        watched = {int(entry.split()[1]) for entry in entries if entry.startswith("tfd:")}
-        seen.append(bench.server.fileno() in watched)
-
-    datagrams = bench.source.datagrams
-    assert datagrams is not None
-    bench.actions[b"look"] = look
+    seen: list[bool] = [is_in_epoll(bench)]
+    bench.actions[b"look"] = lambda _: seen.append(is_in_epoll(bench))
     for data in [b"look"] * 20:
         bench.client.send(data)
-    look()
     now = time.monotonic_ns()
-    bench.loop._serve_datagrams(bench.source, datagrams, now, now + 10**10)
-    look()
-    assert seen == [True, *[False] * 20, True]
+    bench.lane.serve(now, now + 10**10)
+    assert [*seen, is_in_epoll(bench)] == [True, *[False] * 20, True]
+
+
+def become_a_fork(handler: Any) -> None:
+    """Do what happens in a process that a handler has forked."""
+    handler.server.bench.loop.leave(ExitKind.RETIRED)
+    handler.server.bench.writer.detach()
+
+
+def test_fork_leaves_the_wait_queue_as_it_is_after_a_round(bench: Bench) -> None:
+    """A process that a handler has forked in a round does not put the socket back: its worker does."""
+    bench.actions[b"fork"] = become_a_fork
+    bench.client.send(b"fork")
+    now = time.monotonic_ns()
+    bench.lane.serve(now, now + 10**10)
+    assert bench.handled == [b"fork"]
+    assert not is_in_epoll(bench)
 
 
 def test_fork_takes_nothing_more(bench: Bench) -> None:
     """A process that a handler has forked ends with that very request, in the middle of a round."""
-
-    def become_a_fork(_: Any) -> None:
-        bench.loop.leave(ExitKind.RETIRED)
-        bench.writer.detach()
-
     bench.actions[b"20"] = become_a_fork
     assert bench.serve(*numbered(100)) == numbered(21)
 
@@ -335,7 +348,10 @@ def test_fork_lets_the_wait_queue_alone(bench: Bench, monkeypatch: pytest.Monkey
     """The epoll of a process that a handler has forked is that of its worker, whose place it must not change."""
     moves = []
     monkeypatch.setattr("prefork.workers.worker.loop.TURNS_IN_PLACE", 1)
-    monkeypatch.setattr(bench.loop, "_take_fresh_place", lambda: moves.append(len(bench.handled)))
+    monkeypatch.setattr(
+        bench.source, "leave_wait_queue", lambda _: moves.append(len(bench.handled))
+    )
+    monkeypatch.setattr(bench.source, "enter_wait_queue", bool)
     bench.serve(b"0")
     assert bench.handled == [b"0", b"last"]
     assert moves == [1], "the last one left the loop as a fork does"

@@ -34,9 +34,6 @@ BEING_SPLIT: Final = "being split"
 
 EXCEPTIONS: Final = {
     "prefork.workers.scoreboard.Scoreboard": BEING_SPLIT,
-    "prefork.workers.worker.loop.Loop.__init__": BEING_SPLIT,
-    "prefork.workers.worker.loop.Loop._serve_rounds": BEING_SPLIT,
-    "prefork.workers.worker.loop.Loop.run": BEING_SPLIT,
 }
 """Names of classes, constructors and functions that may pass a bound, each with its reason."""
 

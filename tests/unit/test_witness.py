@@ -6,6 +6,7 @@ import os
 import socket
 import socketserver
 import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from prefork.workers.settings import LONGEST, Settings
 from prefork.workers.waits import QueueWaits
 from prefork.workers.worker.accounting import AT_ONCE_NS, OneAtATime, Overlapping, account_for
 from prefork.workers.worker.side import ThisWorker
+from prefork.workers.worker.turn import Turn
 from prefork.workers.worker.witness import Witness, witness_for
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ def slot() -> Iterator[Slot]:
     made.board.close()
 
 
+def source_of(server: Any) -> Any:
+    """Return as much of a source as an account needs."""
+    return SimpleNamespace(server=server, settle_steps=bool)
+
+
 # --- whether there is one
 
 
@@ -95,7 +102,7 @@ def test_requests_pay_for_what_was_asked_for(
     found = witness_for(Settings(workers=1, **settings), (0, 0), slot.board, slot.call_master)
     assert (found is not None) is wanted
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
-        assert (account_for([server], slot.writer, found) is not None) is wanted
+        assert (account_for([source_of(server)], slot.writer, found) is not None) is wanted
 
 
 # --- waking the master
@@ -177,7 +184,7 @@ def test_end_in_a_thread_is_told(slot: Slot) -> None:
     slot.waits = QueueWaits(slot.writer)
     slot.waits.note(77)
     with Threading(("127.0.0.1", 0), Handler) as server:
-        account = account_for([server], slot.writer, slot.witness(log=True))
+        account = account_for([source_of(server)], slot.writer, slot.witness(log=True))
         assert isinstance(account, Overlapping)
         client, request = socket.socketpair()
         with client, request:
@@ -200,7 +207,7 @@ def test_end_in_a_thread_is_told(slot: Slot) -> None:
 
 def worker_of(slot: Slot) -> ThisWorker:
     """Give the worker of the slot, as a handler sees it."""
-    return ThisWorker(0, 2, os.getpid(), slot.writer)
+    return ThisWorker(0, 2, os.getpid(), slot.writer, Turn())
 
 
 def test_extension_holds_for_the_request_in_hand(slot: Slot) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from socketserver import BaseServer
 from time import monotonic_ns
-from typing import Any
+from typing import Any, Protocol
 
 from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.source import Source
@@ -22,13 +22,34 @@ AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
 
 
+class Account(Protocol):
+    """Hears of each request of a worker, and publishes what the scoreboard has of it."""
+
+    def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
+        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+
+    def judge(self, request: Any, outcome: Outcome) -> None:
+        """Note how a request goes that no thread has, before the calls that end it."""
+
+    def returned(self, request: Any, outcome: Outcome) -> int:
+        """Note that ``process_request()`` has returned; return from when on the next request counts."""
+
+    def wait_finished(self) -> None:
+        """Wait until nothing is in hand."""
+
+
 def account_for(
-    servers: list[BaseServer], writer: SlotWriter, witness: Witness | None
-) -> OneAtATime | Overlapping | None:
-    """Return who is told of each request, None where the loop's own words are enough."""
-    overlapping = overlapping_requests(servers, writer)
+    sources: list[Source], writer: SlotWriter, witness: Witness | None
+) -> Account | None:
+    """Return who hears of each request; None where the words that a lane itself writes are enough.
+
+    Where requests overlap, the servers are watched from then on, and their sources are settled anew.
+    """
+    overlapping = overlapping_requests([source.server for source in sources], writer)
     if overlapping is not None:
         overlapping.witness = witness
+        for source in sources:
+            source.settle_steps()
         return overlapping
     return OneAtATime(writer, witness) if witness is not None else None
 

@@ -25,10 +25,12 @@ from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.scoreboard import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
-from prefork.workers.worker.loop import Loop
+from prefork.workers.worker.accounting import account_for
+from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
 from prefork.workers.worker.side import ThisWorker, WorkerSide
+from prefork.workers.worker.turn import Turn
 from prefork.workers.worker.witness import witness_for
 
 BOOT_FAILED = 3
@@ -54,22 +56,23 @@ def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
     """Live a worker's whole life; called in the child with all signals blocked."""
     spec, link = prepared.spec, prepared.link
     slot, pipes, writer = prepared.slot, prepared.pipes, prepared.writer
-    info = ThisWorker(slot, prepared.generation, os.getpid(), writer)
+    turn = Turn()
+    info = ThisWorker(slot, prepared.generation, os.getpid(), writer, turn)
     call_master = functools.partial(_call_master, spec.wake)
     try:
         wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(-1)  # the program's own, when the pool is served in a thread
         link.shed(slot)
         os.close(pipes.wake_write)
+        sources = prepared.sources or prepared.make_sources()
+        witness = witness_for(spec.settings, (slot, info.generation), link.board, call_master)
         loop = Loop(
-            prepared.sources or prepared.make_sources(),
+            sources,
             writer,
             str(info),
-            master_pid=link.master_pid,
-            life=link.life,
-            wake_read=pipes.wake_read,
-            wakeup=wakeup_read,
-            witness=witness_for(spec.settings, (slot, info.generation), link.board, call_master),
+            Control(link.master_pid, link.life, pipes.wake_read, wakeup_read),
+            turn=turn,
+            account=account_for(sources, writer, witness),
             checks=limits_for(spec.settings, writer, call_master),
         )
         _set_dispositions(loop, pipes.report)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from prefork.workers.identity import SHUTDOWN, WorkerInfo
 from prefork.workers.scoreboard import SlotField, SlotWriter
 from prefork.workers.settings import LONGEST
+from prefork.workers.worker.turn import Turn
 
 
 class ThisWorker(WorkerInfo, frozen=True):
     """The worker that the calling code runs in: ``server.worker``, and the argument of the hooks in a worker."""
 
     _writer: SlotWriter
+    _turn: Turn
 
     def __repr__(self) -> str:
         return f"ThisWorker(slot={self.slot}, generation={self.generation}, pid={self.pid})"
@@ -39,7 +41,7 @@ class ThisWorker(WorkerInfo, frozen=True):
         words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
         words[SlotField.EXTENDED_FOR_NS] = request
         # Datagrams share one REQUEST_NS for a round: without this the next ones would get the time, too.
-        self._writer.round_over = True
+        self._turn.end_round()
 
 
 class WorkerSide:

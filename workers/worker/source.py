@@ -5,9 +5,10 @@ Made by the master just before the fork, used in the worker.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
-from socketserver import BaseRequestHandler, BaseServer, TCPServer, UDPServer
+from socketserver import BaseServer, TCPServer, UDPServer
 from typing import Any, TypeGuard
 
 from prefork.workers.listener import Kind, Listener
@@ -89,6 +90,17 @@ class Source:
         """
         self.listener.assert_nonblocking()
 
+    def enter_wait_queue(self, epoll: select.epoll) -> None:
+        """Wait for requests in this epoll, as the last in the kernel's wait queue of the listener.
+
+        EPOLLEXCLUSIVE: one request wakes one of the workers that wait, and not all of them.
+        """
+        epoll.register(self.listener.fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def leave_wait_queue(self, epoll: select.epoll) -> None:
+        """Give up the place in the wait queue."""
+        epoll.unregister(self.listener.fd)
+
     def _tells_waits(self) -> bool:
         internet = self.listener.family in (socket.AF_INET, socket.AF_INET6)
         stream = self.listener.kind is Kind.STREAM and self._socket is not None
@@ -108,23 +120,6 @@ class Source:
         if self.waits is not None:
             take = _measured_take(take, self.waits, self._sample_every)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
-
-
-def is_made_plainly(handler_class: Any) -> bool:
-    """Tell whether to call it is to set three attributes, to ``handle()`` and to ``finish()``.
-
-    With an ``__init__()``, a ``__new__()``, a ``setup()`` or a metaclass's ``__call__()`` of its own,
-    or as something else than a class, it may be anything. ``finish()`` may be the object's own,
-    which ``handle()`` has given it.
-    """
-    return (
-        isinstance(handler_class, type)
-        and issubclass(handler_class, BaseRequestHandler)
-        and type(handler_class).__call__ is type.__call__
-        and handler_class.__new__ is object.__new__
-        and handler_class.__init__ is BaseRequestHandler.__init__
-        and handler_class.setup is BaseRequestHandler.setup
-    )
 
 
 def _stream_take(server: BaseServer, sock: socket.socket, listener: Listener) -> Take:
