@@ -95,17 +95,13 @@ def fork_children(
     pids: list[int] = []
     failure: OSError | None = None
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
-    # The pool has its own, plainer word on threads in the master, once. As an error the warning
-    # would be raised after the child exists.
-    unwarned = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
+    _silence_fork_warning()
     try:
-        with unwarned:
-            for run in runs:
-                pid = os.fork()
-                if pid == 0:
-                    unwarned.__exit__(None, None, None)
-                    _run_to_the_end(run, mask)
-                pids.append(pid)
+        for run in runs:
+            pid = os.fork()
+            if pid == 0:
+                _run_to_the_end(run, mask)
+            pids.append(pid)
     except OSError as error:
         # Its traceback would hold this frame, and with it what the children were to be made of.
         failure = error.with_traceback(None)
@@ -118,6 +114,22 @@ def fork_children(
         except OSError as error:
             failure = error.with_traceback(None)
     return children, failure
+
+
+def _silence_fork_warning() -> None:
+    """Have Python not warn of this process's threads when this module forks.
+
+    The master logs a plainer warning of its own, once. The filter names this module alone, and it
+    stays. ``warnings.catch_warnings()`` would exchange the filters of the whole process for a
+    moment, and two pools that fork at once in two threads would put each other's filters back.
+    """
+    if sys.version_info >= (3, 12):
+        warnings.filterwarnings(
+            "ignore",
+            message="This process .* is multi-threaded",
+            category=DeprecationWarning,
+            module=__name__.replace(".", r"\.") + "$",
+        )
 
 
 def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoReturn:
