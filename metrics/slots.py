@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from prefork.workers import forks
 from prefork.workers.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def enable(directory: str | None = None, *, source: str = "enable()") -> None:
         raise _refusal(directory, origin, reason) from error
     _here.directory = path
     os.environ[VARIABLE] = path
-    os.register_at_fork(after_in_child=_forget_identity)
+    forks.add(_forget_identity, every_time=True)
     if _VALUES in sys.modules:
         _here.made_before = tuple(_metrics_so_far())
         _exchange(sys.modules[_VALUES])

@@ -7,7 +7,7 @@ from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, Self
 
 from prefork import serving
-from prefork.serving import Run, Served
+from prefork.serving import Served, run_of
 from prefork.workers.settings import Settings, from_attributes
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     @property
     def worker(self) -> ThisWorker | None:
         """The worker this is running in (slot, generation, pid, extend_deadline()), None in the master."""
-        side = _run_of(self).side
+        side = run_of(self).side
         return side.info if side is not None else None
 
     @property
     def stopping(self) -> bool:
         """Whether this worker has been asked to leave; a long handler may want to finish early."""
-        side = _run_of(self).side
+        side = run_of(self).side
         return side is not None and side.stopping
 
     # --- the contract of socketserver
@@ -112,7 +112,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         From another thread of the master's process; called before ``serve_forever()``, it waits
         for it and makes it return at once. In a worker's handler it asks the master and returns.
         """
-        run = _run_of(self)
+        run = run_of(self)
         if run.side is not None:
             run.side.ask_shutdown()
             return
@@ -137,7 +137,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         end by themselves, and ``serve_forever()`` returns only after the last one. In a worker
         this is the server class's own ``collect_children()``, if it has one.
         """
-        run = _run_of(self)
+        run = run_of(self)
         if run.side is not None:
             inherited = getattr(super(), "collect_children", None)
             if inherited is not None:
@@ -150,7 +150,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
         With ``block_on_close`` it returns when no worker is left, without it at once.
         """
-        run = _run_of(self)
+        run = run_of(self)
         # Closed under the feet of a running master, the number would soon be another file's.
         if run.side is not None or not run.ask_close():
             super().server_close()
@@ -209,7 +209,7 @@ def serve(
             )
     leader = servers[0]
     serving.serve(
-        [Served(one, _run_of(one), super(PreForkingMixIn, one)) for one in servers],
+        [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],
         from_attributes(leader) if settings is None else settings,
         poll_interval,
         _hooks_of(leader),
@@ -225,9 +225,3 @@ def _hooks_of(leader: PreForkingMixIn) -> Callable[..., bool]:
         return getattr(hook, "__func__", None) is not vars(PreForkingMixIn)[name]
 
     return call
-
-
-def _run_of(server: PreForkingMixIn) -> Run:
-    run: Run | None = server.__dict__.get("_prefork_run")
-    # No __init__ to make it in: many programs call TCPServer.__init__() directly.
-    return server.__dict__.setdefault("_prefork_run", Run()) if run is None else run

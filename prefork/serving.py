@@ -11,8 +11,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 import msgspec
 import setproctitle
@@ -24,11 +24,10 @@ from prefork.master.signals import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import handover, sockets, trial
 from prefork.reloading.succession import Predecessor
-from prefork.workers import log
+from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.listener import Listener
-from prefork.workers.pool import descriptors
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
@@ -37,15 +36,63 @@ from prefork.workers.worker.side import WorkerSide
 handover.receive_state()
 _adoptable = sockets.sockets_of_this_process()
 
-_servers_here: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""Every server of this process, so that a worker of one does not keep the sockets of the others open."""
+RUN: Final = "_prefork_run"
+"""The attribute of a server that holds its ``Run``."""
+
+
+class _KnownServers:
+    """Every server of this process, so that its children know which they are not to serve."""
+
+    def __init__(self) -> None:
+        self._servers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        forks.add(self._forget_serving, in_others=self._let_go_of_others, every_time=True)
+
+    def add(self, server: Any) -> None:
+        """Note a server; it is forgotten when the program drops it."""
+        self._servers[id(server)] = server
+
+    def _forget_serving(self) -> None:
+        """Drop what the copies of the servers say in a child: nothing serves them here.
+
+        The copy of a ``Run`` names a master that is not here, and its lock may be held by a thread
+        that is not here. A new one is made when the child asks for it. A worker puts its own back,
+        and the children of a worker keep that.
+        """
+        for server in self._servers.values():
+            run: Run | None = vars(server).get(RUN)
+            if run is not None and run.side is None:
+                del vars(server)[RUN]
+
+    def _let_go_of_others(self, served: Collection[object]) -> None:
+        """Drop the sockets of servers that this worker does not serve.
+
+        Their Python objects live on and would later close another file's descriptor, so the
+        numbers stay taken, by /dev/null.
+        """
+        if len(self._servers) == len(served):
+            return  # the usual case, in which the look below would copy some pages for each worker
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for other in [server for server in self._servers.values() if server not in served]:
+            with contextlib.suppress(Exception):  # not bound, closed, or without a descriptor
+                os.dup2(null, other.fileno(), inheritable=False)
+        os.close(null)
+
+
+_known = _KnownServers()
 
 
 def make_known(server: Any) -> None:
-    """Note that this process has a server, which may be the heir of one of an earlier image."""
-    _servers_here[id(server)] = server
+    """Note that this process has a server, which may be the one of a socket of an earlier image."""
+    _known.add(server)
     if _adoptable is not None:
         _adoptable.prepare(server)
+
+
+def run_of(server: Any) -> Run:
+    """Return the state of a server's serving, which is made when it is asked for first."""
+    run: Run | None = vars(server).get(RUN)
+    # No __init__ to make it in: many programs call TCPServer.__init__() directly.
+    return vars(server).setdefault(RUN, Run()) if run is None else run
 
 
 class Run:
@@ -185,15 +232,14 @@ def _serve_with_pool(
     if previous is not None:
         settings = _fitting(settings, previous)
     caller = _caller(all_served, poll_interval)
-    with descriptors.changing_pools:
-        wakeup = Wakeup(None if previous is None else previous.wakeup)
-        try:
-            spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
-            master = Master(spec, wakeup, caller, _predecessor(previous))
-        except BaseException:
-            if handover.pending() is None:
-                wakeup.close()
-            raise
+    wakeup = Wakeup(None if previous is None else previous.wakeup)
+    try:
+        spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
+        master = Master(spec, wakeup, caller, _predecessor(previous))
+    except BaseException:
+        if handover.pending() is None:
+            wakeup.close()
+        raise
     try:
         for one in all_served:
             one.run.master = master
@@ -241,7 +287,6 @@ def _spec_of_workers(
         title=_title(settings, listeners),
         hooks=_with_metrics(call_hook, user_metrics),
         enter=_entrance_to(all_served, user_metrics),
-        drop_servers=lambda: _let_go_of_others(()),
         metrics_dir=user_metrics.directory,
     )
 
@@ -259,10 +304,11 @@ def _entrance_to(
         user_metrics.enter(side.info.slot)
         for one in all_served:
             one.run.side = side
+            vars(one.server)[RUN] = one.run
             one.server.active_children = None
         for chore in chores:
             side.add_chore(chore)
-        _let_go_of_others([one.server for one in all_served])
+        forks.let_go_of_others([one.server for one in all_served])
 
     return enter
 
@@ -331,22 +377,6 @@ def _predecessor(previous: handover.MasterState | None) -> Predecessor | None:
 def _settle() -> None:
     if _adoptable is not None:
         _adoptable.settle()
-
-
-def _let_go_of_others(servers: Sequence[Any]) -> None:
-    """In a worker, drop the sockets of servers that it does not serve.
-
-    Their Python objects live on and would later close a stranger's descriptor, so the numbers
-    stay taken, by /dev/null.
-    """
-    if len(_servers_here) == len(servers):
-        return  # the usual case, in which the look below would copy some pages for each worker
-    others = [server for server in _servers_here.values() if server not in servers]
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for other in others:
-        with contextlib.suppress(Exception):  # not bound, closed, or without a descriptor
-            os.dup2(null, other.fileno(), inheritable=False)
-    os.close(null)
 
 
 def _title(settings: Settings, listeners: list[Listener]) -> tuple[str, str]:

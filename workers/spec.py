@@ -28,7 +28,6 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     hooks: calls a hook of the first server, as ``hooks(name, *arguments)``; returns whether the hook
     is the program's own.
     enter: called in each worker, to note in the server objects that they are in a worker now.
-    drop_servers: called in a child that serves nothing, to let go of the sockets of all servers.
     metrics_dir: the directory of the program's own metrics; None where it keeps none.
     """
 
@@ -39,7 +38,6 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     title: tuple[str, str]
     hooks: Callable[..., Any]
     enter: Callable[[WorkerSide], None]
-    drop_servers: Callable[[], None]
     metrics_dir: str | None
 
     def drop_privileges(self) -> None:
@@ -56,7 +54,7 @@ class PoolLink(msgspec.Struct, frozen=True):
     life: the end of the life pipe that is readable when the master has ended. The master holds the
     other end and writes nothing to it.
     shed: called in the child with its slot (NO_SLOT for a child that is no worker). It closes what
-    belongs to other workers and to other pools of the process.
+    belongs to other workers of the pool; see workers/forks.py for what belongs to other pools.
     """
 
     board: Scoreboard

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from prefork.reloading.handover import keep_pidfile, pending
 from prefork.reloading.trial import inventory
+from prefork.workers import forks
 from prefork.workers.errors import PreforkError, SettingsError
 from prefork.workers.files import identity_of, is_still, unlink_if_still
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-_held: set[int] = set()
-"""Descriptors of held pid files, which workers must not share: the lock would outlive the master."""
 
 
 class PidFile:
@@ -40,6 +38,7 @@ class PidFile:
         self._given = path
         self._source = source
         self._fd = -1
+        self._on_list: forks.Entry | None = None
 
     def __enter__(self) -> Self:
         tried = inventory()
@@ -51,28 +50,39 @@ class PidFile:
         return self
 
     def _hold(self) -> None:
-        previous = pending()
-        if (
-            previous is not None
-            and previous.pidfile is not None
-            and is_still(self.path, identity_of(previous.pidfile))
-        ):
-            self._fd = previous.pidfile  # with its lock, through the exec
-        while self._fd < 0:
-            fd = self._open()
-            try:
-                self._lock(fd)
-                self._refuse_what_is_no_pid_file(fd)
-                # Whoever held it until now may have removed it just before we got the lock; then
-                # the next one would lock another file, and both would run.
-                if is_still(self.path, identity_of(fd)):
-                    self._write(fd)
-                    self._fd = fd
-            finally:
-                if self._fd != fd:
-                    os.close(fd)
-        _held.add(self._fd)
+        with forks.lock:
+            self._fd = self._kept_through_exec()
+            while self._fd < 0:
+                self._fd = self._open_and_lock()
+            # The lock belongs to the open file, which children share: a child's copy would hold
+            # it for as long as the child lives.
+            self._on_list = forks.add(self._let_go_in_child)
         keep_pidfile(self._fd)
+
+    def _kept_through_exec(self) -> int:
+        """Return the descriptor that an earlier image of this process holds the file by; -1 for none."""
+        previous = pending()
+        fd = None if previous is None else previous.pidfile
+        return fd if fd is not None and is_still(self.path, identity_of(fd)) else -1
+
+    def _open_and_lock(self) -> int:
+        """Return the descriptor of the locked file, with our pid in it; -1 where it was replaced meanwhile."""
+        fd = self._open()
+        held = False
+        try:
+            self._lock(fd)
+            self._refuse_what_is_no_pid_file(fd)
+            # The process that held the file until now may have removed it just before we got the
+            # lock. Then the next one would lock another file, and both would run.
+            held = is_still(self.path, identity_of(fd))
+            if held:
+                self._write(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not held:
+            os.close(fd)
+        return fd if held else -1
 
     def __exit__(
         self,
@@ -81,14 +91,19 @@ class PidFile:
         where: TracebackType | None,
     ) -> None:
         """Remove the file if it is still the one that was written, and give up the lock."""
-        if self._fd not in _held:  # a child of the holder
+        if self._fd < 0 or self._on_list is None:  # a child of the holder
             return
         with contextlib.suppress(OSError):  # the directory is gone or has become read-only
             unlink_if_still(self.path, identity_of(self._fd))
         keep_pidfile(None)
-        _held.discard(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        with forks.lock:
+            forks.remove(self._on_list)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _let_go_in_child(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def _open(self) -> int:
         try:
@@ -132,13 +147,3 @@ def _reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "it is a symbolic link, which could lead a privileged server to overwrite any file"
     return f"it cannot be written ({error.strerror})"
-
-
-def _let_go_in_child() -> None:
-    for fd in _held:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

@@ -114,7 +114,7 @@ class Master:
         self._orphans = Orphans(system)
         self._thread = threading.get_ident()
         self._poll = select.poll()
-        self.metrics = metrics = MetricsProcess(
+        self.metrics = MetricsProcess(
             spec,
             self._poll,
             previous=None if previous is None else previous.metrics,
@@ -124,12 +124,11 @@ class Master:
         try:
             self.pool = Pool(
                 spec,
-                private_fds=lambda: [*wakeup.abandon(), *metrics.private_fds()],
                 previous=None if previous is None else previous.pool,
                 system=system,
             )
         except BaseException:
-            metrics.close()
+            self.metrics.close()
             raise
         floor = floor_after(previous, settings)
         size = floor if previous is None else max(floor, previous.size)
@@ -148,7 +147,7 @@ class Master:
             self.pool,
             listeners,
             predecessor=predecessor,
-            metrics=metrics.address,
+            metrics=self.metrics.address,
             state_to_hand_over=self._state_to_hand_over,
         )
         self._poll.register(wakeup, select.POLLIN)

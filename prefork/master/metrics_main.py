@@ -18,7 +18,7 @@ from typing import NoReturn
 import msgspec
 import setproctitle
 
-from prefork.workers import log, system
+from prefork.workers import forks, log, system
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
 
@@ -66,7 +66,7 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
     signal.set_wakeup_fd(-1)  # or our signals would be written into the master's pipe
     link.shed(NO_SLOT)
     os.close(worker_spec.wake)
-    worker_spec.drop_servers()
+    forks.let_go_of_others(())
     board = _read_only(link.board)
     # operator.is_: see workers/worker/life.py.
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})

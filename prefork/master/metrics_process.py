@@ -21,8 +21,7 @@ import msgspec
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.master.metrics_main import LEAVE, MetricsSpec, live
 from prefork.reloading.handover import MetricsState
-from prefork.workers import log, system
-from prefork.workers.pool import descriptors
+from prefork.workers import forks, log, system
 from prefork.workers.pool.failures import backoff
 from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import PoolField
@@ -118,11 +117,12 @@ class MetricsProcess:
         self._forking: int | None = None
         self._replacing = False
         """Whether the process is that of an earlier image, which was asked to leave."""
-        self._endpoint = _endpoint(spec.settings.metrics, previous)
-        self._beat = (
-            -1 if self._endpoint is None else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        )
-
+        self._beat = -1
+        with forks.lock:
+            self._endpoint = _endpoint(spec.settings.metrics, previous)
+            if self._endpoint is not None:
+                self._beat = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._on_list = forks.add(self._let_go_in_child)
         if previous is not None:
             self._replace(previous, now)
 
@@ -148,14 +148,13 @@ class MetricsProcess:
         """Where the metrics process listens, with the real port; None where there is none."""
         return None if self._endpoint is None else self._endpoint.address
 
-    def private_fds(self) -> list[int]:
-        """Return the descriptors that this child of the master must close (called in every child)."""
-        fds = [] if self._child is None else [self._child.pidfd]
+    def _let_go_in_child(self) -> None:
+        if self._child is not None:
+            os.close(self._child.pidfd)
         # A child has the thread that has forked it, and with it the thread's number. The child of the
         # thread that is forking the metrics process is the metrics process, which keeps these.
         if self._endpoint is not None and self._forking != threading.get_ident():
-            fds += [self._endpoint.fd, self._beat]
-        return fds
+            forks.close((self._endpoint.fd, self._beat))
 
     def tick(self, pool: Pool, now: float) -> None:
         """Look after the metrics process, without waiting. now: the master's clock."""
@@ -185,10 +184,12 @@ class MetricsProcess:
 
     def close(self) -> None:
         """Release the address. The process has ended by now."""
-        if self._endpoint is not None:
-            self._endpoint.close()
-            os.close(self._beat)
-            self._endpoint = None
+        with forks.lock:
+            forks.remove(self._on_list)
+            if self._endpoint is not None:
+                self._endpoint.close()
+                os.close(self._beat)
+                self._endpoint = None
 
     def _hear(self, now: float) -> None:
         if self._child is None or not self._drain_beat():
@@ -235,12 +236,11 @@ class MetricsProcess:
         pool.board.count_pool(PoolField.METRICS_STARTS)
 
     def _fork(self, spec: MetricsSpec) -> tuple[list[Child | None], OSError | None]:
-        with descriptors.changing_pools:
-            self._forking = threading.get_ident()
-            try:
-                return self._system.fork_children([functools.partial(live, spec)])
-            finally:
-                self._forking = None
+        self._forking = threading.get_ident()
+        try:
+            return self._system.fork_children([functools.partial(live, spec)])
+        finally:
+            self._forking = None
 
     def _kill(self) -> None:
         if self._child is not None:
@@ -251,8 +251,9 @@ class MetricsProcess:
     def _forget_child(self) -> None:
         if self._child is not None:
             self._poll.unregister(self._child.pidfd)
-            os.close(self._child.pidfd)
-            self._child = None
+            with forks.lock:
+                os.close(self._child.pidfd)
+                self._child = None
 
     def __str__(self) -> str:
         return "metrics" if self._child is None else f"metrics pid={self._child.pid}"

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from prefork.master.lifecycle import MasterOrder
-from prefork.workers import system
+from prefork.workers import forks, system
 from prefork.workers.identity import WAKE
 
 TABLE: dict[signal.Signals, tuple[str, str]] = {
@@ -49,19 +49,21 @@ class Wakeup:
     """
 
     def __init__(self, fds: tuple[int, int, int] | None = None) -> None:
-        self.read_fd, self.write_fd, self.workers_fd = fds or _pipe_with_two_entrances()
+        with forks.lock:
+            self.read_fd, self.write_fd, self.workers_fd = fds or _pipe_with_two_entrances()
+            self._on_list = forks.add(self._let_go_in_child)
 
     @property
     def fds(self) -> tuple[int, int, int]:
         """All descriptors."""
         return self.read_fd, self.write_fd, self.workers_fd
 
-    def abandon(self) -> list[int]:
-        """Have no signal written here any more (forked child); return what it has to close of it."""
+    def _let_go_in_child(self) -> None:
+        # Signals of the child would be written into the number, which is soon another file's.
         before = signal.set_wakeup_fd(-1)
         if before != self.write_fd:  # the program's own, when the pool is served in a thread
             signal.set_wakeup_fd(before)
-        return [self.read_fd, self.write_fd]
+        forks.close((self.read_fd, self.write_fd))
 
     def fileno(self) -> int:
         """Return the end that the master waits on."""
@@ -81,8 +83,10 @@ class Wakeup:
 
     def close(self) -> None:
         """Close all ends."""
-        for fd in self.fds:
-            os.close(fd)
+        with forks.lock:
+            forks.remove(self._on_list)
+            for fd in self.fds:
+                os.close(fd)
 
 
 def _pipe_with_two_entrances() -> tuple[int, int, int]:

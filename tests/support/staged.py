@@ -49,7 +49,6 @@ class Stage:
             title=("", ""),
             hooks=self._hook,
             enter=lambda _side: None,
-            drop_servers=lambda: None,
             metrics_dir=None,
         )
 
@@ -73,9 +72,7 @@ class StagedPool(Stage):
         if stage is not None:
             self.system, self.now = stage.system, stage.now
         settings = Settings(workers=workers, max_children=workers)
-        self.pool = Pool(
-            self.spec(settings), private_fds=list, previous=previous, system=self.system
-        )
+        self.pool = Pool(self.spec(settings), previous=previous, system=self.system)
 
     # --- what the master does
 

@@ -43,7 +43,8 @@ PURE = (
 """The modules that decide."""
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
-OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors", "text"}
+# forks: a leaf; whatever a fork changes in a process stands in its one list.
+OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors", "text", "forks"}
 """What the readers of the scoreboard may import of the workers."""
 
 PROCESS_CALLS = {

@@ -7,7 +7,6 @@ So each child closes at once what is not meant for it:
                               this pool    another pool   process    program forks
     pidfds and their epoll    closes       closes         closes     closes
     life pipe, write end      closes       closes         closes     closes
-    private ones of master    closes       closes         (its own)  closes
     life pipe, read end       keeps        closes         keeps      keeps
     scoreboard                keeps        closes         keeps      keeps
     master's wake-up pipe     keeps        closes         closes     keeps
@@ -18,80 +17,58 @@ master writes nothing to it, and its read end is at its end once no process hold
 child that kept the write end would hide the master's death. And a worker that kept the pipes of a
 sibling could wake that sibling and read its report.
 
-There are two steps. The first three rows are closed in every child of this process, from
-``os.register_at_fork``, also where the program forks for itself. The rest is closed by the worker as
-one of the first steps of its life (PoolLink.shed), because only the worker knows its slot. A child
-that the program forks for itself keeps the rest until it ends. All descriptors are closed on exec.
+There are two steps. The first two rows are closed in every child of this process, from the list in
+workers/forks.py, also where the program forks for itself. The rest is closed by the worker as one of
+the first steps of its life, because only the worker knows its slot: what belongs to siblings by
+``shed()`` (see PoolLink), what belongs to other pools by ``forks.let_go_of_others()``. A child that
+the program forks for itself keeps the rest until it ends. All descriptors are closed on exec.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
 import select
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 
-from prefork.workers import reports
+from prefork.workers import forks, reports
 from prefork.workers.identity import WorkerPipes
 from prefork.workers.pool.table import PoolState
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.system import Child
 
-_pools_here: list[Descriptors] = []
-"""Those of every running pool of this process, so that a child closes all of them."""
-
-changing_pools = threading.RLock()
-"""Held while a pool is made or a worker is forked: a worker must not be forked from half a pool."""
-
-
-def _close_masters_in_child() -> None:
-    global changing_pools  # noqa: PLW0603 - held, perhaps by a thread that does not exist here
-    changing_pools = threading.RLock()
-    for descriptors in _pools_here:
-        descriptors.close_masters()
-
-
-os.register_at_fork(after_in_child=_close_masters_in_child)
-
 
 class Descriptors:
     """What one pool has open: scoreboard, life pipe, an epoll over its workers' pidfds, a set of pipes for each.
 
-    wake: where workers wake the master. private_fds: returns what else of the master no child may
-    have; called in the child. previous: descriptors of an earlier image of the master to go on with.
+    wake: where workers wake the master. previous: descriptors of an earlier image of the master to go
+    on with.
     """
 
     def __init__(
         self,
         slots: int,
         wake: int,
-        private_fds: Callable[[], list[int]],
         previous: PoolState | None = None,
     ) -> None:
-        if previous is None:
-            self.board = Scoreboard.create(slots)
-            self.life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        else:
-            self.board = Scoreboard.attach(previous.board, writable=True)
-            self.life_read, self._life_write = previous.life
+        self._wake = wake
         self.pipes: dict[int, WorkerPipes] = {}
         """By slot, also those of workers that are about to be forked."""
-        self.exits = select.epoll()
-        """Readable when a worker has ended."""
         self._pidfds: set[int] = set()
-        self._wake = wake
-        self._private_fds = private_fds
-        self._masters_closed = False
-        for handle in () if previous is None else previous.workers:
-            self.pipes[handle.slot] = handle.pipes
-            self.watch(handle.child)
-
-    def register(self) -> None:
-        """Have children of this process close these from now on (master, the pool is whole)."""
-        _pools_here.append(self)
+        with forks.lock:
+            if previous is None:
+                self.board = Scoreboard.create(slots)
+                self.life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            else:
+                self.board = Scoreboard.attach(previous.board, writable=True)
+                self.life_read, self._life_write = previous.life
+            self.exits = select.epoll()
+            """Readable when a worker has ended."""
+            for handle in () if previous is None else previous.workers:
+                self.pipes[handle.slot] = handle.pipes
+                self.watch(handle.child)
+            self._on_list = forks.add(self._close_masters, in_others=self._close_workers)
 
     @property
     def life(self) -> tuple[int, int]:
@@ -102,8 +79,9 @@ class Descriptors:
 
     def open_pipes(self, slots: Iterable[int]) -> None:
         """Make the pipes of workers that are about to be forked; OSError where descriptors have run out."""
-        for slot in slots:
-            self.pipes[slot] = self._make_pipes(slot)
+        with forks.lock:
+            for slot in slots:
+                self.pipes[slot] = self._make_pipes(slot)
 
     def _make_pipes(self, slot: int) -> WorkerPipes:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -119,8 +97,9 @@ class Descriptors:
 
     def close_pipes(self, slot: int) -> None:
         """Close the pipes of a worker that has ended, or that could not be forked."""
-        if (pipes := self.pipes.pop(slot, None)) is not None:
-            pipes.close()
+        with forks.lock:
+            if (pipes := self.pipes.pop(slot, None)) is not None:
+                pipes.close()
 
     def watch(self, child: Child) -> None:
         """Have ``exits`` be readable when this worker has ended."""
@@ -133,14 +112,15 @@ class Descriptors:
 
     def forget(self, child: Child) -> None:
         """Close the pidfd of a worker that was collected."""
-        self._pidfds.remove(child.pidfd)
-        self.exits.unregister(child.pidfd)
-        os.close(child.pidfd)
+        with forks.lock:
+            self._pidfds.remove(child.pidfd)
+            self.exits.unregister(child.pidfd)
+            os.close(child.pidfd)
 
     def close(self) -> None:
         """Close everything; no worker is left by now."""
-        with changing_pools:
-            _pools_here.remove(self)
+        with forks.lock:
+            forks.remove(self._on_list)
             self.exits.close()
             for fd in self.life:
                 os.close(fd)
@@ -148,29 +128,21 @@ class Descriptors:
 
     # --- in a child
 
-    def close_masters(self) -> None:
+    def _close_masters(self) -> None:
         """Close what only the master may have (any child of the master's process)."""
-        if self._masters_closed:
-            return  # a child's child: by now the numbers may be those of other files
-        self._masters_closed = True
         self.exits.close()
-        for fd in [*self._pidfds, self._life_write, *self._private_fds()]:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        forks.close((*self._pidfds, self._life_write))
 
     def shed(self, slot: int) -> None:
-        """Close what is for other workers of this pool, and for workers of other pools (worker in this slot)."""
+        """Close what is for other workers of this pool (worker in this slot)."""
         for other_slot, pipes in self.pipes.items():
             if other_slot != slot:
                 pipes.close()
-        for descriptors in _pools_here:
-            if descriptors is not self:
-                descriptors._close_workers()  # noqa: SLF001 - of this class
-        _pools_here.clear()
+        forks.remove(self._on_list)  # from what belongs to other pools
 
-    def _close_workers(self) -> None:
-        for fd in (self.life_read, self._wake):
-            os.close(fd)
+    def _close_workers(self, _servers: Collection[object]) -> None:
+        """Close what is for the workers of this pool (worker of another one)."""
+        forks.close((self.life_read, self._wake))
         for pipes in self.pipes.values():
             pipes.close()
         self.board.close()

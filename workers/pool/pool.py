@@ -7,12 +7,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 
 from prefork.workers import log, system
 from prefork.workers.identity import WorkerInfo
 from prefork.workers.machine import Memory
-from prefork.workers.pool import descriptors
 from prefork.workers.pool.deaths import Deaths
 from prefork.workers.pool.descriptors import Descriptors
 from prefork.workers.pool.dumps import Dumps
@@ -36,8 +34,7 @@ class Pool:
     ``table`` (who is in which slot), ``failures`` (what went wrong lately) and ``board`` (what other
     processes may read). ``dumps`` and ``deaths`` do their part of the work.
 
-    spec: what each worker is made from. private_fds: returns the descriptors that no child of the
-    master may have; called in the child. previous: the pool of an earlier image to go on with.
+    spec: what each worker is made from. previous: the pool of an earlier image to go on with.
     system: what forks, signals and collects.
     """
 
@@ -45,14 +42,13 @@ class Pool:
         self,
         spec: WorkerSpec,
         *,
-        private_fds: Callable[[], list[int]],
         previous: PoolState | None = None,
         system: System = system,
     ) -> None:
         slots = spec.settings.max_children
         self.spec = spec
         self._system = system
-        self._descriptors = Descriptors(slots, spec.wake, private_fds, previous)
+        self._descriptors = Descriptors(slots, spec.wake, previous)
         self.board = self._descriptors.board
         self.link = PoolLink(
             self.board, self._descriptors.life_read, os.getpid(), self._descriptors.shed
@@ -72,7 +68,6 @@ class Pool:
             system=system,
         )
         self._truncated_seen = 0
-        self._descriptors.register()
 
     def _take_over(self, previous: PoolState) -> None:
         """Go on with the workers of an earlier image; those of a new generation follow them."""
@@ -170,8 +165,7 @@ class Pool:
         for slot in slots:
             self.board.prepare_slot(slot, self.generation, time.monotonic_ns())
             self.call_hook("pre_fork", WorkerInfo(slot, self.generation, 0))
-        with descriptors.changing_pools:
-            children, failure = self._fork(slots)
+        children, failure = self._fork(slots)
         # Not strict: there may be fewer free slots than starts, and never a worker beyond the last slot.
         for slot, child, reason in zip(slots, children, starts, strict=False):
             if child is None:

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import setproctitle
 
-from prefork.workers import log, system
+from prefork.workers import forks, log, system
 from prefork.workers.identity import DUMP_AT_ONCE, WAKE, WorkerInfo
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.scoreboard import SlotWriter
@@ -174,7 +174,7 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
         with contextlib.suppress(ValueError):  # not the main thread: it has no wake-up fd to lose
             signal.set_wakeup_fd(-1)
 
-    os.register_at_fork(after_in_child=enter_fork)
+    forks.add(enter_fork)
 
 
 def _leave_last_words(report: int, error: BaseException) -> None:
