@@ -101,6 +101,107 @@ def test_every_benchmark_has_its_figures() -> None:
     assert re.findall(r"--only (\w+)", text) == list(ast.literal_eval(sections))
 
 
+# --- names of code
+
+
+NAMED_CODE = re.compile(r"`([\w/]+\.py)(?::([\w.]+))?`")
+"""A file, and after a colon a class, function, method or constant in it."""
+
+
+def defines(path: Path, name: str) -> bool:
+    """Return whether a source file defines this name; ``Class.method`` is one in the body of a class."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [node for node in body if part in names_of(node)]
+        if not found:
+            return False
+        body = getattr(found[0], "body", [])
+    return True
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """Return the names that a statement gives to something."""
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return {
+        one.id
+        for target in targets
+        if target
+        for one in ast.walk(target)
+        if isinstance(one, ast.Name)
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
+def test_named_code_exists(document: Path) -> None:
+    """Every file of the code that a document names exists, and defines the name after the colon."""
+    named = {
+        (path, name)
+        for path, name in NAMED_CODE.findall(document.read_text(encoding="utf-8"))
+        if (HOME / path.partition("/")[0]).is_dir()
+    }
+
+    missing = [path for path, _ in named if not (HOME / path).is_file()]
+    assert missing == []
+    assert [
+        f"{path}:{name}" for path, name in named if name and not defines(HOME / path, name)
+    ] == []
+
+
+def steps_of_tour() -> dict[str, list[str]]:
+    """Return the walks of docs/TOUR.md by their headings, each as its numbered steps."""
+    text = (HOME / "docs" / "TOUR.md").read_text(encoding="utf-8")
+    walks = re.findall(r"^## (A \w+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    step = re.compile(r"^\d+\. (.*?)(?=^\d+\. |^$)", re.DOTALL | re.MULTILINE)
+    return {name: step.findall(walk) for name, walk in walks}
+
+
+def test_tour_names_code_in_each_walk() -> None:
+    """docs/TOUR.md has its four walks, and every step of them but a few names a file to read."""
+    walks = steps_of_tour()
+
+    assert [*walks] == ["A connection", "A signal", "A death", "A reload"]
+    for steps in walks.values():
+        without = [step for step in steps if not NAMED_CODE.search(step)]
+        assert len(steps) >= 8
+        assert len(without) <= 2, without
+
+
+def test_tour_shortens_names_of_the_same_file() -> None:
+    """A method that a step of docs/TOUR.md names without a file is defined in a file that the step names."""
+    shortened = 0
+    for step in (step for steps in steps_of_tour().values() for step in steps):
+        files = {path for path, _ in NAMED_CODE.findall(step)}
+        for name in re.findall(r"`([A-Z]\w*\.\w+)`", step):
+            shortened += 1
+            assert any(defines(HOME / path, name) for path in files), name
+
+    assert shortened
+
+
+def test_map_is_complete() -> None:
+    """The map of docs/DESIGN.md has each folder of the code once, and names files that are in it."""
+    text = (HOME / "docs" / "DESIGN.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `((?:prefork|workers|metrics)/[\w/]*)` \|(.*)$", text, re.MULTILINE)
+    folders = ["prefork", "workers", "metrics"]
+    folders += [
+        str(found.parent.relative_to(HOME))
+        for top in ("prefork", "workers")
+        for found in (HOME / top).glob("*/__init__.py")
+        if not found.parent.is_symlink()
+    ]
+
+    assert sorted(folder for folder, _ in rows) == sorted(f"{folder}/" for folder in folders)
+    for folder, row in rows:
+        start = row.split("|")[-2]
+        assert [
+            name
+            for name in re.findall(r"`([\w/]+\.py)`", start)
+            if not (HOME / folder / name).is_file()
+        ] == []
+
+
 def write_tables() -> None:
     """Bring the documents' tables up to date."""
     for (document, name), table in TABLES.items():
