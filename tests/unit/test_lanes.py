@@ -27,7 +27,7 @@ import pytest
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import ORDER, Scoreboard, SlotField, SlotWriter
 from prefork.workers.states import Order
-from prefork.workers.worker.accounting import OneAtATime, overlapping_requests
+from prefork.workers.worker.accounting import OneAtATime, Overlapping
 from prefork.workers.worker.datagrams import ROUND
 from prefork.workers.worker.lanes import Accounted, Lane, OneByOne
 from prefork.workers.worker.rounds import Rounds
@@ -35,7 +35,6 @@ from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.takes import Takes
 from prefork.workers.worker.turn import Turn
-from prefork.workers.worker.witness import Witness
 from tests.support.waiting import CEILING
 
 if TYPE_CHECKING:
@@ -372,12 +371,14 @@ def no_account(_server: Any, _writer: SlotWriter) -> None:
 
 def one_at_a_time(_server: Any, writer: SlotWriter) -> OneAtATime:
     """Return the account for an access log, or for spares."""
-    return OneAtATime(writer, Witness(None, bool, None))
+    return OneAtATime(writer)
 
 
-def overlapping(server: Any, writer: SlotWriter) -> Any:
+def overlapping(server: Any, writer: SlotWriter) -> Overlapping:
     """Return the account for requests that may overlap."""
-    return overlapping_requests([server], writer)
+    account = Overlapping(writer)
+    account.watch(server)
+    return account
 
 
 def one_by_one(worker: Worker) -> Lane:

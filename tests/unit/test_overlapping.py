@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotSnapshot, SlotWriter
-from prefork.workers.worker.accounting import Overlapping, overlapping_requests
+from prefork.workers.worker.accounting import Overlapping, account_for
+from prefork.workers.worker.source import Source
 from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+NO_SOURCE: Any = None  # asked for by the access log only
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -49,9 +54,8 @@ class Worker:
         self.board, self.server = board, server
         self.writer = SlotWriter(board, 0)
         self.view = self.writer.words
-        found = overlapping_requests([server], self.writer)
-        assert found is not None
-        self.overlapping: Overlapping = found
+        self.overlapping = Overlapping(self.writer)
+        self.overlapping.watch(server)
         self.clients: list[socket.socket] = []
 
     @property
@@ -69,7 +73,7 @@ class Worker:
         """Take a request; give it and its client."""
         client, request = socket.socketpair()
         self.clients.append(client)
-        self.overlapping.taken(request, since)
+        self.overlapping.taken(request, since, "client", NO_SOURCE)
         return request, client
 
     def process(self, request: Any) -> None:
@@ -128,12 +132,17 @@ def wait_in_background(worker: Worker) -> tuple[threading.Thread, threading.Even
 # --- who is watched
 
 
+def sources_of(servers: list[Any], writer: SlotWriter) -> list[Source]:
+    """Return what a worker has of these servers."""
+    return [Source(Listener(server), writer) for server in servers]
+
+
 def test_plain_servers_are_left_alone() -> None:
     """Servers that serve within process_request() have no account, and none of their calls is touched."""
     board = Scoreboard.create(1)
     writer = SlotWriter(board, 0)
     with Plain(("127.0.0.1", 0), Handler) as server:
-        assert overlapping_requests([server], writer) is None
+        assert account_for(sources_of([server], writer), writer) is None
         assert not {"finish_request", "close_request"} & vars(server).keys()
     writer.words.release()
     board.close()
@@ -149,7 +158,7 @@ def test_one_threading_server_is_enough(also_plain: bool) -> None:
         Threading(("127.0.0.1", 0), Handler) as threaded,
     ):
         servers = [plain, threaded] if also_plain else [threaded]
-        assert overlapping_requests(servers, writer) is not None
+        assert isinstance(account_for(sources_of(servers, writer), writer), Overlapping)
         assert all("close_request" in vars(server) for server in servers)
     writer.words.release()
     board.close()
@@ -361,7 +370,7 @@ def test_datagrams_are_counted_too() -> None:
 
     with worker_of(Datagrams(("127.0.0.1", 0), Nothing)) as worker:
         request = (b"data", worker.server.socket)  # type: ignore[attr-defined]
-        worker.overlapping.taken(request, 1)
+        worker.overlapping.taken(request, 1, "client", NO_SOURCE)
         worker.process(request)
         worker.overlapping.wait_finished()
 

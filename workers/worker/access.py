@@ -1,7 +1,7 @@
-"""The access log: one line for each request, written when it is over (worker).
+"""The access log: one line for each request, written when the request is over (worker).
 
-Through ``logging``, logger "prefork.access", level INFO. A request that ends with its worker has
-no line; the master's log tells of it.
+The lines go to the logger "prefork.access" at level INFO. A request that ends with its worker has no
+line; the master logs the death of the worker.
 """
 
 from __future__ import annotations
@@ -10,23 +10,35 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Outcome
+from prefork.workers.settings import Settings
 
 logger = logging.getLogger("prefork.access")
 
+LogRequest = Callable[[Listener, Any, int | None, Outcome, int], None]
+"""What is called at the end of a request, with the arguments of ``AccessLog.write()``."""
+
 LONGEST_CLIENT = 200
-"""Characters of a client's name: it chooses that, not how long our lines are."""
+"""Characters of a client's name that are logged: a client may choose its name, but not the length of a line."""
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Text that needs no quotes: printable ASCII without space, quotation mark, equals sign and backslash."""
 
 
+def access_log_for(settings: Settings, slot: int, generation: int) -> LogRequest | None:
+    """Return what logs a request of this worker, None where the setting ``access_log`` is off."""
+    if settings.access_log == "off":
+        return None
+    return AccessLog(settings.access_log, slot, generation).write
+
+
 class AccessLog:
-    """Writes the lines of one worker. form: "text" or "json", as the setting ``access_log``."""
+    """The lines of one worker. form: "text" or "json", as the setting ``access_log``."""
 
     def __init__(self, form: str, slot: int, generation: int) -> None:
         self._line = _json_line if form == "json" else _text_line
@@ -41,8 +53,12 @@ class AccessLog:
         outcome: Outcome,
         duration_ns: int,
     ) -> None:
-        """Log one request; raises nothing."""
-        # A process that the handler has forked comes here, too: the request is the worker's.
+        """Log one request; raises nothing.
+
+        waited_ns: nanoseconds in the kernel's queue, None for unknown. duration_ns: from the take to
+        the end.
+        """
+        # A process that a handler has forked comes here, too. The request is its worker's.
         if not logger.isEnabledFor(logging.INFO) or os.getpid() != self._pid:
             return
         facts = {
@@ -57,14 +73,14 @@ class AccessLog:
 
 
 def client_name(address: Any) -> str | None:
-    """Return a client's address as one bounded word or name, None where it has none.
+    """Return a client's address as one bounded word or name, None where the client has no address.
 
-    ``127.0.0.1:4711``, ``[::1]:4711``, a path, ``@abstract``. The bytes of a Unix client's name are
-    of its own choosing, and an overridden ``get_request()`` may return anything.
+    Examples: ``127.0.0.1:4711``, ``[::1]:4711``, a path, ``@abstract``. The bytes of a Unix client's
+    name are chosen by that client, and an overridden ``get_request()`` may return anything.
     """
     try:
         return _name(address)[:LONGEST_CLIENT] or None
-    except Exception:  # noqa: BLE001 - a __str__ of somebody's own
+    except Exception:  # noqa: BLE001 - from a __str__ of the program
         return f"<{type(address).__name__}>"
 
 
@@ -83,13 +99,13 @@ def _text_line(facts: dict[str, Any]) -> str:
 
 
 def _json_line(facts: dict[str, Any]) -> str:
-    # The time stands in the line itself: it is whole without what a formatter puts before it.
+    # The time is in the line itself, so that the line is complete whatever a formatter adds.
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({"time": now, **facts})
 
 
 def _shown(value: object) -> str:
-    """Return a value so that it is one word, or stands in quotes with everything escaped as in JSON."""
+    """Return a value as one word, or in quotes with everything escaped as in JSON."""
     if value is None:
         return "-"
     text = f"{value:.6f}" if isinstance(value, float) else str(value)

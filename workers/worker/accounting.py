@@ -1,9 +1,11 @@
-"""Account for requests where the few words that the loop itself writes are not enough (worker).
+"""Accounts: keeping the books where the few words that a lane writes by itself are not enough (worker).
 
 A server that handles each request within ``process_request()`` has one in hand at a time, and the
-loop knows when it is over. One that overrides ``process_request()``, as ``ThreadingMixIn`` does,
-returns early: here the calls that every implementation ends in are watched on the worker's copy
-of the server object. The same place tells a witness of each request, where a setting asks for one.
+lane knows when it is over. A server that overrides ``process_request()``, as ``ThreadingMixIn`` does,
+returns early from it, so that several requests are in hand: ``Overlapping`` watches the calls that every
+implementation ends in, on the worker's copy of the server object. The same place has the two
+callables that some settings ask for: one for the access log, and one that reports to the master that an
+idle worker has become busy.
 """
 
 from __future__ import annotations
@@ -14,111 +16,155 @@ from socketserver import BaseServer
 from time import monotonic_ns
 from typing import Any, Protocol
 
-from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.listener import Listener
+from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, Scoreboard, SlotWriter
+from prefork.workers.settings import Settings
+from prefork.workers.worker.access import LogRequest
 from prefork.workers.worker.source import Source
-from prefork.workers.worker.witness import Witness
 
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
 
+BecameBusy = Callable[[], None]
+"""Called when a request was taken for which the worker had been waiting."""
+
 
 class Account(Protocol):
-    """Hears of each request of a worker, and publishes what the scoreboard has of it."""
+    """Hears of each request of a worker, and publishes what the scoreboard shows of it."""
 
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
-        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+        """Note that a request was taken from the kernel. since: when, in monotonic nanoseconds."""
 
     def judge(self, request: Any, outcome: Outcome) -> None:
         """Note how a request goes that no thread has, before the calls that end it."""
 
     def returned(self, request: Any, outcome: Outcome) -> int:
-        """Note that ``process_request()`` has returned; return from when on the next request counts."""
+        """Note that ``process_request()`` has returned; return since when the next request counts."""
 
     def wait_finished(self) -> None:
-        """Wait until nothing is in hand."""
+        """Wait until nothing is in hand; the master bounds the wait."""
 
 
 def account_for(
-    sources: list[Source], writer: SlotWriter, witness: Witness | None
+    sources: list[Source],
+    writer: SlotWriter,
+    became_busy: BecameBusy | None = None,
+    log_request: LogRequest | None = None,
 ) -> Account | None:
-    """Return who hears of each request; None where the words that a lane itself writes are enough.
+    """Return what has to hear of each request; None where that is nothing, so that no request pays for it.
 
-    Where requests overlap, the servers are watched from then on, and their sources are settled anew.
+    As soon as the requests of one server may overlap, those of all are accounted for together. The
+    server objects are watched from then on, and their sources are settled anew.
     """
-    overlapping = overlapping_requests([source.server for source in sources], writer)
-    if overlapping is not None:
-        overlapping.witness = witness
+    if any(_may_overlap(source.server) for source in sources):
+        overlapping = Overlapping(writer, became_busy, log_request)
         for source in sources:
+            overlapping.watch(source.server)
             source.settle_steps()
         return overlapping
-    return OneAtATime(writer, witness) if witness is not None else None
+    if became_busy is None and log_request is None:
+        return None
+    return OneAtATime(writer, became_busy, log_request)
+
+
+def _may_overlap(server: BaseServer) -> bool:
+    return type(server).process_request is not BaseServer.process_request
+
+
+def busy_call(
+    settings: Settings, board: Scoreboard, call_master: Callable[[], object]
+) -> BecameBusy | None:
+    """Return what reports to the master that this worker has become busy; None without ``min_spare``.
+
+    The master wants to know only while few workers are idle, and says so by a word of the scoreboard.
+    """
+    if settings.min_spare is None:
+        return None
+    watch = board.watch_words()
+
+    def became_busy() -> None:
+        if watch[0] == 1:
+            call_master()
+
+    return became_busy
 
 
 class OneAtATime:
-    """The one request that a worker without threads has in hand, and its witness."""
+    """The one request that a worker without threads has in hand."""
 
-    def __init__(self, writer: SlotWriter, witness: Witness) -> None:
+    def __init__(
+        self,
+        writer: SlotWriter,
+        became_busy: BecameBusy | None = None,
+        log_request: LogRequest | None = None,
+    ) -> None:
         self._writer = writer
-        self._witness = witness
+        self._became_busy = became_busy
+        self._log_request = log_request
         self._since = self._ended = 0
         self._source: Any = None
         self._address: Any = None
         self._waited: int | None = None
 
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:  # noqa: ARG002
-        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+        """Do as ``Account.taken()`` says."""
         self._writer.words[REQUEST_NS] = since
         self._since, self._address, self._source = since, address, source
         self._waited = source.waits.last if source.waits is not None else None
-        self._witness.begins(since - self._ended >= AT_ONCE_NS)
+        # After the word: the master that is woken here must not count this worker as idle once more.
+        if self._became_busy is not None and since - self._ended >= AT_ONCE_NS:
+            self._became_busy()
 
     def judge(self, request: Any, outcome: Outcome) -> None:
-        """Nothing to note: ``returned()`` is told."""
+        """Note nothing: ``returned()`` gets the outcome."""
 
     def returned(self, request: Any, outcome: Outcome) -> int:  # noqa: ARG002 - as Overlapping's
-        """Note that the request is over; return from when on the next one counts."""
-        duration = monotonic_ns() - self._since
-        self._writer.account(outcome, duration)
-        self._witness.ends(self._source, self._address, self._waited, outcome, duration)
+        """Note that the request is over; return since when the next one counts: a log line is not its time."""
         self._ended = monotonic_ns()
+        duration = self._ended - self._since
+        self._writer.account(outcome, duration)
+        if self._log_request is not None:
+            self._log_request(self._source.listener, self._address, self._waited, outcome, duration)
+            self._ended = monotonic_ns()
         return self._ended
 
     def wait_finished(self) -> None:
-        """Nothing to wait for."""
-
-
-def overlapping_requests(servers: list[BaseServer], writer: SlotWriter) -> Overlapping | None:
-    """Return the account for a worker that serves all of these, None where requests do not overlap."""
-    if all(type(server).process_request is BaseServer.process_request for server in servers):
-        return None
-    overlapping = Overlapping(writer)
-    for server in servers:
-        overlapping.watch(server)
-    return overlapping
+        """Return at once: nothing is left in hand."""
 
 
 class Overlapping:
-    """The requests that a worker has in hand, by the ids of their objects."""
+    """The requests that a worker has in hand, by the ids of their objects.
 
-    def __init__(self, writer: SlotWriter) -> None:
+    A request begins when the lane has taken it, and is over at the first of these: its
+    ``close_request()`` has returned, its ``process_request_thread()`` has returned (that may close
+    another object, which was wrapped on the way, as TLS does), or ``process_request()`` has returned
+    after it was finished in this very thread or had failed before any thread had it. Each of the
+    calls can come from any thread. Closing what the lane never took counts nothing.
+    """
+
+    def __init__(
+        self,
+        writer: SlotWriter,
+        became_busy: BecameBusy | None = None,
+        log_request: LogRequest | None = None,
+    ) -> None:
         self._writer = writer
+        self._became_busy = became_busy
+        self._log_request = log_request
         self._changed = threading.Condition()
         self._since: dict[int, int] = {}  # in the order of arrival: the first is the oldest
         self._outcomes: dict[int, Outcome] = {}
         self._finished_in: dict[int, int] = {}  # the thread in which finish_request() ran
-        self.witness: Witness | None = None
-        self._seen: dict[int, tuple[Source, Any, int | None]] = {}  # what the witness asks for
+        self._seen: dict[int, tuple[Listener, Any, int | None]] = {}  # for the access log
         self._idle_since = 0
 
     def watch(self, server: BaseServer) -> None:
-        """Follow the requests of this server (worker; on its own copy of the object)."""
+        """Follow the requests of this server, on the worker's own copy of the object."""
         finish, close = server.finish_request, server.close_request
         server.finish_request = self._watched_finish(finish)  # type: ignore[method-assign]
         server.close_request = self._watched_close(close)  # type: ignore[method-assign]
-        in_thread = getattr(server, "process_request_thread", None)
-        if (
-            in_thread is not None
-        ):  # ThreadingMixIn's: it may finish another object, wrapped on the way
+        in_thread = getattr(server, "process_request_thread", None)  # ThreadingMixIn's
+        if in_thread is not None:
             server.process_request_thread = self._watched_thread(in_thread)  # type: ignore[attr-defined]
 
     def _watched_finish(self, finish: Callable[..., None]) -> Callable[..., None]:
@@ -151,25 +197,24 @@ class Overlapping:
 
         return close_request
 
-    def taken(
-        self, request: Any, since: int, address: Any = None, source: Source | None = None
-    ) -> None:
-        """Note that a request was taken from the kernel at that time (monotonic nanoseconds)."""
+    def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
+        """Do as ``Account.taken()`` says."""
+        if self._log_request is not None:
+            waited = source.waits.last if source.waits is not None else None
+            self._seen[id(request)] = source.listener, address, waited
         with self._changed:
             was_idle = not self._since and since - self._idle_since >= AT_ONCE_NS
             self._since[id(request)] = since
             self._publish()
-        if self.witness is not None and source is not None:
-            waited = source.waits.last if source.waits is not None else None
-            self._seen[id(request)] = source, address, waited
-            self.witness.begins(was_idle)
+        if was_idle and self._became_busy is not None:
+            self._became_busy()
 
     def judge(self, request: Any, outcome: Outcome) -> None:
-        """Note how a request goes that no thread has, before the calls that end it."""
+        """Do as ``Account.judge()`` says."""
         self._outcomes[id(request)] = outcome
 
     def returned(self, request: Any, outcome: Outcome) -> int:
-        """Note that ``process_request()`` has returned; return from when on the next request counts.
+        """Note that ``process_request()`` has returned; return since when the next request counts.
 
         The request is over when it failed before a thread had it, and when it was finished in
         this thread by an implementation that does not close it (a handler that keeps its socket).
@@ -180,7 +225,7 @@ class Overlapping:
         return monotonic_ns()
 
     def wait_finished(self) -> None:
-        """Wait until nothing is in hand; the master bounds it."""
+        """Do as ``Account.wait_finished()`` says."""
         with self._changed:
             self._changed.wait_for(lambda: not self._since)
 
@@ -196,9 +241,8 @@ class Overlapping:
             self._idle_since = now
             seen = self._seen.pop(id(request), None)
             self._changed.notify_all()
-        if self.witness is not None and seen is not None:
-            source, address, waited = seen
-            self.witness.ends(source, address, waited, outcome, now - since)
+        if self._log_request is not None and seen is not None:
+            self._log_request(*seen, outcome, now - since)
 
     def _publish(self) -> None:
         self._writer.words[IN_PROGRESS] = len(self._since)

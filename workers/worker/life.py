@@ -25,13 +25,13 @@ from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.scoreboard import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
-from prefork.workers.worker.accounting import account_for
+from prefork.workers.worker.access import access_log_for
+from prefork.workers.worker.accounting import account_for, busy_call
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
 from prefork.workers.worker.side import ThisWorker, WorkerSide
 from prefork.workers.worker.turn import Turn
-from prefork.workers.worker.witness import witness_for
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""
@@ -65,14 +65,18 @@ def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
         link.shed(slot)
         os.close(pipes.wake_write)
         sources = prepared.sources or prepared.make_sources()
-        witness = witness_for(spec.settings, (slot, info.generation), link.board, call_master)
         loop = Loop(
             sources,
             writer,
             str(info),
             Control(link.master_pid, link.life, pipes.wake_read, wakeup_read),
             turn=turn,
-            account=account_for(sources, writer, witness),
+            account=account_for(
+                sources,
+                writer,
+                busy_call(spec.settings, link.board, call_master),
+                access_log_for(spec.settings, slot, info.generation),
+            ),
             checks=limits_for(spec.settings, writer, call_master),
         )
         _set_dispositions(loop, pipes.report)

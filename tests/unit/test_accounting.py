@@ -1,8 +1,7 @@
-"""What is done for a request beyond the scoreboard's words: who is woken, what is measured, what is told at its end."""
+"""Accounts: which worker has one, when the master is called, and what the access log gets."""
 
 from __future__ import annotations
 
-import os
 import socket
 import socketserver
 import threading
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.identity import WorkerInfo
 from prefork.workers.scoreboard import (
     Outcome,
     PoolField,
@@ -20,17 +18,20 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     SlotWriter,
 )
-from prefork.workers.settings import LONGEST, Settings
+from prefork.workers.settings import Settings
 from prefork.workers.waits import QueueWaits
-from prefork.workers.worker.accounting import AT_ONCE_NS, OneAtATime, Overlapping, account_for
-from prefork.workers.worker.side import ThisWorker
-from prefork.workers.worker.turn import Turn
-from prefork.workers.worker.witness import Witness, witness_for
+from prefork.workers.worker.access import access_log_for
+from prefork.workers.worker.accounting import (
+    AT_ONCE_NS,
+    BecameBusy,
+    OneAtATime,
+    Overlapping,
+    account_for,
+    busy_call,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-DAY = 86_400.0
 
 
 class Slot:
@@ -42,7 +43,6 @@ class Slot:
     def __init__(self) -> None:
         self.board = Scoreboard.create(1)
         self.writer = SlotWriter(self.board, 0)
-        self.watch = self.board.watch_words()
         self.called = 0
         self.busy_when_called = False
         self.lines: list[tuple[Any, ...]] = []
@@ -56,10 +56,9 @@ class Slot:
         """Take a line of the access log."""
         self.lines.append(line)
 
-    def witness(self, *, spares: bool = False, log: bool = False) -> Witness:
-        """Make a witness that writes here."""
-        watch = self.watch if spares else None
-        return Witness(watch, self.call_master, self if log else None)  # type: ignore[arg-type]
+    def became_busy(self, **settings: Any) -> BecameBusy | None:
+        """Return what reports to the master."""
+        return busy_call(Settings(workers=1, **settings), self.board, self.call_master)
 
     @property
     def seen(self) -> SlotSnapshot:
@@ -72,7 +71,6 @@ def slot() -> Iterator[Slot]:
     """Give a slot."""
     made = Slot()
     yield made
-    made.watch.release()
     made.writer.detach()
     made.board.close()
 
@@ -82,7 +80,7 @@ def source_of(server: Any) -> Any:
     return SimpleNamespace(server=server, settle_steps=bool)
 
 
-# --- whether there is one
+# --- who has an account
 
 
 @pytest.mark.parametrize(
@@ -98,43 +96,47 @@ def source_of(server: Any) -> Any:
 def test_requests_pay_for_what_was_asked_for(
     slot: Slot, settings: dict[str, Any], wanted: bool
 ) -> None:
-    """Without spares and access log there is no witness, and the loop has nobody to tell."""
-    found = witness_for(Settings(workers=1, **settings), (0, 0), slot.board, slot.call_master)
-    assert (found is not None) is wanted
+    """Without spares and without an access log no account hears of a request."""
+    log = access_log_for(Settings(workers=1, **settings), 0, 0)
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
-        assert (account_for([source_of(server)], slot.writer, found) is not None) is wanted
+        sources = [source_of(server)]
+        found = account_for(sources, slot.writer, slot.became_busy(**settings), log)
+    assert (found is not None) is wanted
 
 
-# --- waking the master
+# --- calling the master
 
 
 def test_master_hears_of_one_that_leaves_the_idle(slot: Slot) -> None:
-    """While it watches, the master is woken by a request that the worker had waited for, once it is seen to be busy."""
-    account = OneAtATime(slot.writer, slot.witness(spares=True))
+    """While the master watches, a request that the worker had waited for wakes it, once the slot says busy."""
+    account = OneAtATime(slot.writer, slot.became_busy(min_spare=1))
     slot.board.set_pool(PoolField.WATCH, 1)
     account.taken("request", 10**9, "client", slot)  # type: ignore[arg-type]
     assert (slot.called, slot.busy_when_called) == (1, True)
     ended = account.returned("request", Outcome.OK)
     account.taken("next", ended, "client", slot)  # type: ignore[arg-type]
-    assert slot.called == 1  # it was there already: the worker was never idle
+    assert slot.called == 1  # the next one was queued: the worker was never idle
     ended = account.returned("next", Outcome.OK)
     account.taken("later", ended + AT_ONCE_NS, "client", slot)  # type: ignore[arg-type]
     assert slot.called == 2
 
 
-@pytest.mark.parametrize(("spares", "watching"), [(True, 0), (False, 1)])
-def test_master_is_left_alone(slot: Slot, spares: bool, watching: int) -> None:
-    """Without spares, or while enough are idle, no request wakes the master."""
-    account = OneAtATime(slot.writer, slot.witness(spares=spares, log=True))
-    slot.board.set_pool(PoolField.WATCH, watching)
+def test_master_is_left_alone(slot: Slot) -> None:
+    """While the master does not watch, because enough workers are idle, no request wakes it."""
+    account = OneAtATime(slot.writer, slot.became_busy(min_spare=1), slot.write)
+    slot.board.set_pool(PoolField.WATCH, 0)
     account.taken("request", 10**9, "client", slot)  # type: ignore[arg-type]
     assert slot.called == 0
 
 
+def test_pool_without_spares_never_calls(slot: Slot) -> None:
+    """Without min_spare nothing reports to the master that a worker has become busy."""
+    assert slot.became_busy() is None
+
+
 def test_worker_with_threads_leaves_the_idle_once(slot: Slot) -> None:
     """A worker that serves with threads is idle when it has no request in hand, not between two takes."""
-    overlapping = Overlapping(slot.writer)
-    overlapping.witness = slot.witness(spares=True)
+    overlapping = Overlapping(slot.writer, slot.became_busy(min_spare=1))
     slot.board.set_pool(PoolField.WATCH, 1)
     first, second = object(), object()
     overlapping.taken(first, 10**9, "client", slot)  # type: ignore[arg-type]
@@ -147,12 +149,12 @@ def test_worker_with_threads_leaves_the_idle_once(slot: Slot) -> None:
     assert slot.called == 2
 
 
-# --- what is measured and told
+# --- what the access log gets
 
 
-def test_measured_wait_is_told(slot: Slot) -> None:
+def test_measured_wait_is_logged(slot: Slot) -> None:
     """The line has the wait of its own request, and none where that is not known."""
-    account = OneAtATime(slot.writer, slot.witness(log=True))
+    account = OneAtATime(slot.writer, log_request=slot.write)
     slot.waits = QueueWaits(slot.writer)
     for waited in (4_000_000, None):
         slot.waits.note(waited)
@@ -162,16 +164,16 @@ def test_measured_wait_is_told(slot: Slot) -> None:
 
 
 @pytest.mark.parametrize("outcome", Outcome)
-def test_end_is_told(slot: Slot, outcome: Outcome) -> None:
+def test_end_is_logged(slot: Slot, outcome: Outcome) -> None:
     """The line has listener, client, outcome and the duration that the scoreboard has."""
-    account = OneAtATime(slot.writer, slot.witness(log=True))
+    account = OneAtATime(slot.writer, log_request=slot.write)
     account.taken("request", 1, "client", slot)  # type: ignore[arg-type]
     account.returned("request", outcome)
     (line,) = slot.lines
     assert line == ("tcp://here:1", "client", None, outcome, slot.seen[SlotField.BUSY_NS])
 
 
-def test_end_in_a_thread_is_told(slot: Slot) -> None:
+def test_end_in_a_thread_is_logged(slot: Slot) -> None:
     """A request that a thread finishes has its line when it is over, with what was known at its beginning."""
 
     class Threading(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -184,7 +186,7 @@ def test_end_in_a_thread_is_told(slot: Slot) -> None:
     slot.waits = QueueWaits(slot.writer)
     slot.waits.note(77)
     with Threading(("127.0.0.1", 0), Handler) as server:
-        account = account_for([source_of(server)], slot.writer, slot.witness(log=True))
+        account = account_for([source_of(server)], slot.writer, log_request=slot.write)
         assert isinstance(account, Overlapping)
         client, request = socket.socketpair()
         with client, request:
@@ -200,58 +202,3 @@ def test_end_in_a_thread_is_told(slot: Slot) -> None:
     (line,) = slot.lines
     assert line[:4] == ("tcp://here:1", "client", 77, Outcome.OK)
     assert account._seen == {}
-
-
-# --- more time
-
-
-def worker_of(slot: Slot) -> ThisWorker:
-    """Give the worker of the slot, as a handler sees it."""
-    return ThisWorker(0, 2, os.getpid(), slot.writer, Turn())
-
-
-def test_extension_holds_for_the_request_in_hand(slot: Slot) -> None:
-    """Extensions of one request add up, those of the next one begin anew."""
-    worker = worker_of(slot)
-    slot.writer.words[SlotField.REQUEST_NS] = 111
-    worker.extend_deadline(1.5)
-    worker.extend_deadline(0)
-    worker.extend_deadline(2)
-    assert slot.seen[SlotField.EXTENDED_FOR_NS] == 111
-    assert slot.seen[SlotField.EXTENSION_NS] == 3_500_000_000
-    slot.writer.words[SlotField.REQUEST_NS] = 222
-    worker.extend_deadline(0.25)
-    assert slot.seen[SlotField.EXTENDED_FOR_NS] == 222
-    assert slot.seen[SlotField.EXTENSION_NS] == 250_000_000
-
-
-def test_extension_without_a_request_is_nothing(slot: Slot) -> None:
-    """Between two requests there is no deadline to extend."""
-    worker_of(slot).extend_deadline(5)
-    assert slot.seen[SlotField.EXTENSION_NS] == slot.seen[SlotField.EXTENDED_FOR_NS] == 0
-
-
-@pytest.mark.parametrize("seconds", [-0.001, float("nan"), float("inf"), -5, 7 * DAY + 1])
-def test_absurd_extension_is_refused(slot: Slot, seconds: float) -> None:
-    """Less than nothing, no number and more than a week are mistakes, and change nothing."""
-    slot.writer.words[SlotField.REQUEST_NS] = 111
-    with pytest.raises(ValueError, match="cannot extend a deadline by"):
-        worker_of(slot).extend_deadline(seconds)
-    assert slot.seen[SlotField.EXTENDED_FOR_NS] == 0
-
-
-def test_sum_of_extensions_is_bounded(slot: Slot) -> None:
-    """However often a handler asks, a request gets a week at the most, and asking never fails."""
-    slot.writer.words[SlotField.REQUEST_NS] = 111
-    for _ in range(3):
-        worker_of(slot).extend_deadline(6 * DAY)
-    assert slot.seen[SlotField.EXTENSION_NS] == LONGEST * 10**9
-
-
-def test_this_worker_is_a_worker(slot: Slot) -> None:
-    """What a handler sees has the names of every other worker, and reads the same."""
-    worker = worker_of(slot)
-    info = WorkerInfo(0, 2, os.getpid())
-    assert isinstance(worker, WorkerInfo)
-    assert str(worker) == str(info) == f"worker slot=0 gen=2 pid={os.getpid()}"
-    assert (worker.slot, worker.generation, worker.pid) == (0, 2, os.getpid())
