@@ -34,6 +34,8 @@ class Stage:
     def __init__(self) -> None:
         self.system = FakeSystem()
         self.now = BEGIN
+        self.pause = 0.0
+        """Seconds that go by until the next tick."""
         self.called: list[tuple[Any, ...]] = []
         """Each hook that was called: its name, and what it was given."""
         self.on_hook: Callable[..., object] = lambda *_call: None
@@ -107,7 +109,7 @@ class StagedPool(Stage):
 
     def write_report(self, slot: int, text: str) -> None:
         """Have a worker write a stack dump, or its last words."""
-        os.write(self.handle(slot).pipes.report, text.encode() + b"\0")
+        write_report(self.pool, slot, text)
 
     def end(self, slot: int, code: int | None = None, *, by: int | None = None) -> None:
         """Have a worker end: with an exit status, by a signal, or with its status taken by another."""
@@ -125,8 +127,12 @@ class StagedPool(Stage):
         self.system.close()
 
 
-class StillClock(Clock):
-    """A clock that a test moves. lost: as the real one has it."""
+TICK = 0.005
+"""Seconds that a tick of a staged master takes, whatever it waits for."""
+
+
+class StagedClock(Clock):
+    """A clock that a test moves."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -137,15 +143,17 @@ class StillClock(Clock):
         return self._stage.now
 
     def waited(self, length: float) -> None:
-        """Take no notice: a wait takes no time here."""
+        """Let as much time go by as the test wants, whatever the master had to wait for."""
+        del length
+        self._stage.now += max(TICK, self._stage.pause)
 
 
 class StagedMaster(Stage):
-    """A whole master over invented processes; it ticks as fast as it can, and time goes by as the test says.
+    """A whole master over invented processes: it ticks without waiting, and time goes by as the test says.
 
-    ``run(play)`` runs it. ``play()`` is a generator: it is resumed in every tick, before the master
-    looks at its workers, and yields the seconds that go by until the next tick. When it ends, the
-    master is asked to stop.
+    ``run(play())`` runs it. The play is a generator. Every tick resumes it, and what it has done is what
+    the master sees in that tick. It yields the seconds that go by between that tick and the next, a
+    TICK at least. When the play ends, the master is asked to stop.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -155,13 +163,13 @@ class StagedMaster(Stage):
         self.obedient = True
         """Whether workers leave when they are asked to."""
         self._wakeup = Wakeup()
-        self._play: Iterator[float] = iter(())
+        self._play: Iterator[float] | None = None
         self.master = Master(
             self.spec(Settings(**settings), self._wakeup.workers_fd),
             self._wakeup,
             Caller(self._service_actions, self._publish_pids, poll_interval=0.0),
             system=self.system,
-            clock=StillClock(self),
+            clock=StagedClock(self),
         )
         self.pool = self.master.pool
 
@@ -171,19 +179,32 @@ class StagedMaster(Stage):
         self.master.run()
 
     def boot(self) -> Iterator[float]:
-        """Have every worker that was forked become ready, a tick later each (a part of a play)."""
-        yield 0.01
+        """Have every worker that is forked become ready (a part of a play)."""
+        yield 0.0
         while any(not handle.is_ready for handle in self.pool.table):
             become_ready(self.pool)
-            yield 0.01
+            yield 0.0
 
-    def until(self, fact: Callable[[], object], step: float = 0.05) -> Iterator[float]:
+    def until(self, fact: Callable[[], object], step: float = 0.0) -> Iterator[float]:
         """Let time go by until something is so (a part of a play)."""
-        for _ in range(2000):
+        for _ in range(10_000):
             if fact():
                 return
             yield step
         raise AssertionError("it never came to that")
+
+    @property
+    def starting(self) -> list[Handle]:
+        """The workers that are not ready yet."""
+        return [handle for handle in self.pool.table if not handle.is_ready]
+
+    def write_report(self, slot: int, text: str) -> None:
+        """Have a worker write a stack dump, or its last words."""
+        write_report(self.pool, slot, text)
+
+    def pid(self, slot: int) -> int:
+        """Return the pid of the worker in a slot."""
+        return self.pool.table[slot].info.pid
 
     def close(self) -> None:
         """Leave nothing."""
@@ -194,10 +215,13 @@ class StagedMaster(Stage):
     def _service_actions(self) -> None:
         if self.obedient:
             self._obey()
-        try:
-            self.now += next(self._play)
-        except StopIteration:
-            self.master.ask_shutdown()
+        self.pause = 0.0
+        if self._play is not None:
+            try:
+                self.pause = next(self._play)
+            except StopIteration:
+                self._play = None
+                self.master.ask_shutdown()
         self.master.collect()
 
     def _obey(self) -> None:
@@ -218,6 +242,11 @@ def become_ready(pool: Pool, *slots: int) -> None:
     for slot in slots or starting:
         with pen(pool, slot) as writer:
             writer.become(WorkerState.IDLE)
+
+
+def write_report(pool: Pool, slot: int, text: str) -> None:
+    """Have a worker write a stack dump, or its last words."""
+    os.write(pool.table[slot].pipes.report, text.encode() + b"\0")
 
 
 @contextlib.contextmanager

@@ -371,6 +371,18 @@ def test_expected_end_is_no_error(stage: StagedPool, log: pytest.LogCaptureFixtu
     assert levels == {SCALED_DOWN: logging.INFO, ExitCause(ExitKind.EXITED, 7): logging.ERROR}
 
 
+@pytest.mark.parametrize("ready", [False, True])
+def test_end_of_one_that_was_asked_to_leave_is_no_failure(stage: StagedPool, ready: bool) -> None:
+    """However a worker ends that was asked to leave, it is not lost, and the next one does not wait."""
+    stage.ready(1) if ready else stage.spawn(1)
+    stage.apply(retire=(Retirement(0, SCALED_DOWN, stage.now + 25),))
+    stage.end(0, by=signal.SIGSEGV)
+    stage.reap()
+    assert causes(stage) == ["killed(SIGSEGV)"]
+    assert stage.pool.table.lost == 0
+    assert not stage.pool.failures.probing
+
+
 def test_hook_may_collect_again(stage: StagedPool) -> None:
     """A hook that has the dead collected once more finds each of them once."""
     stage.ready(3)
@@ -430,6 +442,7 @@ def test_smaller_pool_has_lost_none(stage: StagedPool) -> None:
 def test_dump_that_is_answered_is_shown(stage: StagedPool, log: pytest.LogCaptureFixture) -> None:
     """Workers are asked by USR1, what they write is logged DUMP_TIME later, and none is asked twice."""
     stage.ready(2)
+    stage.system.processes[stage.handle(0).info.pid].has_received_alone = True
     stage.pool.dumps.ask_all(stage.now)
     assert stage.pool.dumps.next_at == stage.now + INSIST_TIME
     for slot in (0, 1):
@@ -461,6 +474,20 @@ def test_dump_that_is_not_answered(stage: StagedPool, log: pytest.LogCaptureFixt
     assert [line["report"] for line in logged(log, "stacks")] == ["(no answer)"]
 
 
+def test_answer_of_an_earlier_dump_is_not_shown_again(
+    stage: StagedPool, log: pytest.LogCaptureFixture
+) -> None:
+    """A worker that answers once and then no more is shown with an answer once."""
+    stage.ready(1)
+    for answer in ("first", ""):
+        stage.pool.dumps.ask_all(stage.now)
+        if answer:
+            stage.write_report(0, answer)
+        stage.now += DUMP_TIME
+        stage.pool.dumps.show_due(stage.now)
+    assert [line["report"] for line in logged(log, "stacks")] == ["first", "(no answer)"]
+
+
 def test_booting_worker_is_not_asked(stage: StagedPool) -> None:
     """A status report has the stacks of the workers that serve; one that boots is left alone."""
     stage.spawn(1)
@@ -473,8 +500,6 @@ def test_second_signal_only_to_a_single_thread_that_has_the_first(stage: StagedP
     """A worker that is to live is asked by the second signal only where no frame can change meanwhile."""
     stage.ready(2)
     stage.system.processes[stage.handle(1).info.pid].has_received_alone = True
-    for slot in (0, 1):
-        stage.system.processes[stage.handle(slot).info.pid].received.clear()
     stage.pool.dumps.ask_all(stage.now)
     stage.now += INSIST_TIME
     stage.pool.dumps.insist(stage.now)
@@ -548,6 +573,7 @@ def test_kill_all_leaves_no_worker(stage: StagedPool) -> None:
     stage.spawn(1)
     stage.apply(retire=(Retirement(1, SCALED_DOWN, stage.now + 25),))
     stage.end(2, 5)
+    stage.system.processes[stage.handle(0).info.pid].lingers = True
     stage.pool.kill_all(stage.now)
     assert stage.system.alive == stage.system.uncollected == []
     assert len(stage.pool.table) == 0
