@@ -11,9 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from prefork.host import systemd_sockets
+from prefork.host.process import pending
 from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.mixin import PreForkingMixIn
-from prefork.reloading.handover import pending
 from prefork.reloading.sockets import is_adopted
 from prefork.reloading.trial import is_on_trial
 from prefork.workers import log

@@ -17,12 +17,13 @@ from typing import Any, Final
 import msgspec
 import setproctitle
 
-from prefork.host import systemd_sockets
+from prefork.host import process, systemd_sockets
 from prefork.host.endpoint import Endpoint, is_same_place
+from prefork.host.handover import Inventory, MasterState
 from prefork.master.master import Caller, Master
 from prefork.master.signals import Wakeup
 from prefork.metrics import slots
-from prefork.reloading import handover, sockets, trial
+from prefork.reloading import caretaker, sockets, trial
 from prefork.reloading.succession import Predecessor
 from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
@@ -33,7 +34,8 @@ from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.worker.side import WorkerSide
 
-handover.receive_state()
+process.receive_state()
+caretaker.stand_by()
 _adoptable = sockets.sockets_of_this_process()
 
 RUN: Final = "_prefork_run"
@@ -228,7 +230,7 @@ def _serve_with_pool(
     call_hook: Callable[..., bool],
     user_metrics: slots.Lease,
 ) -> None:
-    previous = handover.pending()
+    previous = process.pending()
     if previous is not None:
         settings = _fitting(settings, previous)
     caller = _caller(all_served, poll_interval)
@@ -237,7 +239,7 @@ def _serve_with_pool(
         spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
         master = Master(spec, wakeup, caller, _predecessor(previous))
     except BaseException:
-        if handover.pending() is None:
+        if process.pending() is None:
             wakeup.close()
         raise
     try:
@@ -251,7 +253,7 @@ def _serve_with_pool(
             with one.run.lock:
                 one.run.master = None
         # Where the new code has failed before it had everything in hand, that state stays whole.
-        if handover.pending() is None:
+        if process.pending() is None:
             master.close()
             wakeup.close()
 
@@ -336,7 +338,7 @@ def _lease(settings: Settings) -> slots.Lease:
     return user_metrics
 
 
-def _refuse_what_cannot_follow(settings: Settings, inventory: trial.Inventory) -> None:
+def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None:
     """In a trial, refuse settings with which the new code could not go on with what the master has."""
     if settings.workers == 0:
         allowed = "a pool that runs cannot go on without workers; restart it"
@@ -347,7 +349,7 @@ def _refuse_what_cannot_follow(settings: Settings, inventory: trial.Inventory) -
         Endpoint(wanted).close()
 
 
-def _fitting(settings: Settings, previous: handover.MasterState) -> Settings:
+def _fitting(settings: Settings, previous: MasterState) -> Settings:
     """Keep ``max_children`` as it was: it sizes the scoreboard, which goes on."""
     size = int(previous.settings["max_children"])
     if settings.max_children == size:
@@ -365,7 +367,7 @@ def _fitting(settings: Settings, previous: handover.MasterState) -> Settings:
     )
 
 
-def _predecessor(previous: handover.MasterState | None) -> Predecessor | None:
+def _predecessor(previous: MasterState | None) -> Predecessor | None:
     """Return what an earlier image has left, with those of its sockets that no server asked for."""
     if previous is None:
         return None

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from prefork.reloading.handover import keep_pidfile, pending
+from prefork.host.process import keep_pidfile, pending
 from prefork.reloading.trial import inventory
 from prefork.workers import forks
 from prefork.workers.errors import PreforkError, SettingsError

@@ -20,8 +20,9 @@ from typing import Final
 
 import setproctitle
 
+from prefork.host import process
 from prefork.inspect.proc import takes_signal
-from prefork.reloading import handover, trial
+from prefork.reloading import trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError
 from prefork.workers.programs import adopt_program, call_of, start_program
@@ -60,19 +61,19 @@ def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
         return
     # By its pid alone: a descriptor would be open in every worker, and is not there after an exec.
     pid = _previous_watcher() or _start(folder, settings_files)
-    handover.keep_watcher(pid)
+    process.keep_watcher(pid)
     try:
         yield
     finally:
         # New code that has ended before it served is tried again when its files change, so that the
         # watcher is still needed.
-        if handover.pending() is None and (watcher := adopt_program(pid)) is not None:
+        if process.pending() is None and (watcher := adopt_program(pid)) is not None:
             watcher.end()
 
 
 def _previous_watcher() -> int | None:
     """Return the pid of the watcher that an earlier image of this process has started, if it still lives."""
-    previous = handover.pending()
+    previous = process.pending()
     if previous is None or previous.watcher is None:
         return None
     watcher = adopt_program(previous.watcher)

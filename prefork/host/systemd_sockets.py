@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 
 from prefork.host.addresses import Address
+from prefork.host.process import program
 from prefork.reloading import trial
-from prefork.reloading.handover import program
 from prefork.workers import log
 from prefork.workers.files import Identity, identity_of, is_still
 from prefork.workers.text import escaped

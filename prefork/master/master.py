@@ -18,7 +18,9 @@ from collections.abc import Callable
 import msgspec
 
 from prefork.host.description import describe, shown
+from prefork.host.handover import FORMAT, MasterState
 from prefork.host.notify import Notifier, status_line
+from prefork.host.process import kept_pidfile, program
 from prefork.master.clock import Clock
 from prefork.master.lifecycle import (
     Effect,
@@ -34,12 +36,6 @@ from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize
 from prefork.master.signals import SignalCounts, Wakeup, orders_of
-from prefork.reloading.handover import (
-    FORMAT,
-    MasterState,
-    kept_pidfile,
-    program,
-)
 from prefork.reloading.reload import Reload
 from prefork.reloading.succession import Predecessor, Succession, floor_after
 from prefork.workers import log, system

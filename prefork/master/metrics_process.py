@@ -19,8 +19,8 @@ from enum import Enum, auto
 import msgspec
 
 from prefork.host.endpoint import Endpoint, is_same_place
+from prefork.host.handover import MetricsState
 from prefork.master.metrics_main import LEAVE, MetricsSpec, live
-from prefork.reloading.handover import MetricsState
 from prefork.workers import forks, log, system
 from prefork.workers.pool.failures import backoff
 from prefork.workers.pool.pool import Pool

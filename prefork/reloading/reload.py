@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Callable
 
+from prefork.host.handover import FORMAT, Inventory
 from prefork.host.notify import Notifier
-from prefork.reloading.handover import Program, refuse_other_format
-from prefork.reloading.trial import Inventory, Report, Trial, TrialError
+from prefork.host.process import Program
+from prefork.reloading.trial import Report, Trial, TrialError
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard
@@ -139,3 +140,18 @@ class Reload:
 
     def _publish(self, state: ReloadState) -> None:
         self._board.set_pool(PoolField.RELOAD_STATE, state)
+
+
+class VersionError(PreforkError):
+    """The new code cannot go on with what this one has: it takes a restart."""
+
+
+def refuse_other_format(
+    their_format: int, their_layout: tuple[int, ...], our_layout: tuple[int, ...]
+) -> None:
+    """Compare what a trial says of its formats with ours; VersionError where the new code could not go on."""
+    theirs, ours = (their_format, *their_layout), (FORMAT, *our_layout)
+    if theirs != ours:
+        raise VersionError(
+            f"this version of prefork keeps its state differently ({theirs}, here {ours}): restart"
+        )

@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from prefork.reloading import handover, trial
+from prefork.host import process
+from prefork.reloading import trial
 
 
 class _AdoptedSocket(socket.socket):
@@ -141,7 +142,7 @@ class AdoptableSockets:
 
 def sockets_of_this_process() -> AdoptableSockets | None:
     """Return the sockets that wait for the servers of this process; None where it was started afresh."""
-    if (previous := handover.pending()) is not None:
+    if (previous := process.pending()) is not None:
         return AdoptableSockets([Named.of(fd) for fd in previous.listeners])
     if (orders := trial.orders_of_this_process()) is not None:
         return AdoptableSockets(

@@ -10,16 +10,11 @@ import msgspec
 
 from prefork.host import systemd_sockets
 from prefork.host.description import shown
-from prefork.reloading.handover import (
-    CONTROL_SIGNALS,
-    MasterState,
-    adopted,
-    hand_over,
-    kept_pidfile,
-)
+from prefork.host.handover import Inventory, MasterState
+from prefork.host.process import adopted, kept_pidfile
+from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
 from prefork.reloading.reload import Reload, Step
 from prefork.reloading.sockets import Named
-from prefork.reloading.trial import Inventory
 from prefork.workers import log, system
 from prefork.workers.files import identity_of
 from prefork.workers.listener import Listener

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from prefork._version import __version__
 from prefork.host.description import shown
-from prefork.reloading.handover import FORMAT, Program
+from prefork.host.handover import FORMAT, Inventory, TrialOrders
+from prefork.host.process import Program
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
-from prefork.workers.files import Identity
 from prefork.workers.programs import Memory, start_program
 from prefork.workers.scoreboard import LAYOUT
 from prefork.workers.settings import Settings
@@ -31,26 +31,6 @@ NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Variables by which the child would speak for the master."""
 
 LONGEST_REPORT: Final = 60_000
-
-
-class Inventory(msgspec.Struct, frozen=True):
-    """What the new code would be handed over, by name: a trial has to do without, and may not take it.
-
-    sockets: family, type and address of each. kept: sockets that the program knows by their number.
-    metrics: where the metrics process listens. pidfile: device and inode of the pid file.
-    """
-
-    sockets: tuple[tuple[int, int, Any], ...]
-    kept: tuple[int, ...] = ()
-    metrics: str | None = None
-    pidfile: Identity | None = None
-
-
-class TrialOrders(msgspec.Struct, frozen=True):
-    """What a trial is told."""
-
-    report_to: int
-    inventory: Inventory
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ LAYERS = (
 )
 """From top to bottom. A module imports from its own layer and from those below, never from above."""
 
-UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial", "prefork.reloading.handover"}}
+UPWARD = {"prefork.host.systemd_sockets": {"prefork.reloading.trial"}}
 """Arrows that still point upwards."""
 
 PURE = (
