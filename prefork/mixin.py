@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefork import serving
 from prefork.serving import Served, run_of
-from prefork.workers.settings import Settings, from_attributes
+from prefork.workers.layers import from_attributes
+from prefork.workers.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,22 +1,20 @@
-"""Every setting, once: the fields of ``Settings`` are the table that all surfaces are made from.
+"""Every setting, once: the fields of ``Settings`` are the table from which every surface is made.
 
-One field gives the TOML key, the flag, the environment variable, the class attribute, the
-default, the help sentence and what is allowed. Raw values arrive in layers (defaults, class
-attributes, file, environment, flags); ``resolve`` lets the last layer win, refuses whatever is
-wrong by naming key, value, source and what is allowed, and remembers where each value came from.
+One field gives the TOML key, the flag, the environment variable, the class attribute, the default, the
+sentence of the help, and the values that are allowed. Nothing else in the project lists the settings:
+the command line, the documents and the layers (workers/layers.py) go through ``ROWS``.
 """
 
-import difflib
 import grp
 import pwd
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from prefork.workers.errors import SettingsError
-from prefork.workers.machine import Usable, usable_cpus
+from prefork.workers.machine import usable_cpus
 from prefork.workers.units import (
     account,
     lower,
@@ -32,37 +30,30 @@ from prefork.workers.units import (
     words,
 )
 
-# No annotations as text (from __future__ …): here they are the data of the table, and to evaluate
-# them would take some ms of each start.
+# No annotations as text (from __future__ …): here they are the data of the table, and evaluating them
+# from text would take some milliseconds of each start.
 
 AUTO: Final = "auto"
-DEFAULT: Final = "default"
-"""The origin of a value that nobody gave."""
+"""The word for as many workers as there are usable CPUs, at most ``max_children``."""
 
 MOST_CHILDREN: Final = 4096
+
 LONGEST: Final = 7 * 86_400.0
-"""Seconds; a timeout of more than a week is a mistyped unit, and every wait stays within epoll's range."""
-
-
-class Automatic(int):
-    """A number of workers that nobody asked for, so that ``max_children`` may lower it silently."""
-
-    __slots__ = ()
-
-
-# --- the table ---------------------------------------------------------------------------------
+"""Seconds of the longest duration. A timeout of more than a week is a mistyped unit; and every wait stays
+within the range of ``epoll_wait()``.
+"""
 
 SAME: Final = ""
-"""As a class attribute: bears the name of the setting."""
+"""As the name of a class attribute: the name of the setting."""
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What the surfaces say about a setting beside its name, type and default.
+    """What the surfaces say about a setting, beside its name, type and default.
 
-    help: one sentence. allowed: what may stand there, for errors and help.
-    metavar: the flag's placeholder. short: the short flag.
-    attribute: the class attribute, SAME, or None for what only the command line has.
-    read: raw value to plain value (ValueError refuses). show: value to text that reads the same.
+    help: one sentence. allowed: the values that may be given, in words, for errors and help. metavar: the
+    flag's placeholder. short: the short flag. attribute: the class attribute; None for a setting that only
+    the command line has. read: turns a raw value into a plain one; ValueError refuses it. show: turns a
+    value into text which reads as the same value.
     """
 
     help: str
@@ -78,7 +69,7 @@ _DURATION_ALLOWED = "a duration such as 30, 30s, 500ms or 5m, at most 7 days"
 
 
 def _duration(text: str, *, positive: bool = False, short: str | None = None) -> About:
-    """Return what is to be said of a duration that a class attribute of its name may give."""
+    """Describe a duration that can also be given as a class attribute of the same name."""
     allowed = f"{_DURATION_ALLOWED}, more than 0" if positive else _DURATION_ALLOWED
     return About(
         help=text,
@@ -100,26 +91,27 @@ _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of one pool: checked when made, never changed afterwards.
+    """The settings of one pool: checked when they are made, never changed afterwards.
 
-    Made by ``resolve`` (command line) or ``from_attributes`` (library); made by hand it is
-    checked just the same and raises SettingsError. Durations are seconds.
+    ``layers.resolve()`` makes them for the command line, ``layers.from_attributes()`` for a server. A program
+    can make them itself for ``prefork.serve()``; the values are then read and checked as those of class
+    attributes are. Durations are seconds. Raises SettingsError for a value that cannot be.
     """
 
     workers: Annotated[
         Annotated[int, Meta(ge=0)],
         About(
-            help="How many workers to keep; 0 serves in the master, for debuggers.",
+            help="How many workers to keep; 0 serves in the master itself, for debuggers.",
             allowed=f"a number from 0 to max_children, or {AUTO} for one per usable CPU",
             metavar="N",
             short="-w",
             attribute=SAME,
         ),
-    ] = msgspec.field(default_factory=lambda: Automatic(usable_cpus().count))
+    ] = AUTO  # type: ignore[assignment]  # replaced when the settings are made
     max_children: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_CHILDREN)],
         About(
-            help="The most workers that may ever live at the same time.",
+            help="The largest number of workers that may exist at any moment.",
             allowed=f"a number from 1 to {MOST_CHILDREN}",
             metavar="N",
             attribute=SAME,
@@ -128,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     min_spare: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
         About(
-            help="Keep at least so many idle workers, by growing between workers and max_children.",
+            help="Keep at least this many workers idle, adding workers up to max_children when load rises.",
             allowed="a number from 1 to max_children",
             metavar="N",
             attribute=SAME,
@@ -137,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_spare: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
         About(
-            help="Keep at most so many idle workers; without it, twice min_spare.",
+            help="Keep at most this many workers idle; the default is twice min_spare.",
             allowed="a number from min_spare to max_children, together with min_spare",
             metavar="N",
             attribute=SAME,
@@ -146,7 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_requests: Annotated[
         _Count | None,
         About(
-            help="Recycle a worker after so many requests.",
+            help="Recycle a worker after this many requests.",
             allowed="a number from 1",
             metavar="N",
             attribute=SAME,
@@ -154,12 +146,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     max_lifetime: Annotated[
         _PositiveDuration | None,
-        _duration("Recycle a worker after this long.", positive=True),
+        _duration("Recycle a worker that has lived this long.", positive=True),
     ] = None
     max_memory: Annotated[
         Annotated[int, Meta(ge=2**20, le=2**50)] | None,
         About(
-            help="Recycle a worker whose private memory (USS) is more than this.",
+            help="Recycle a worker whose private memory (USS) exceeds this.",
             allowed="a size such as 256M or 2G, at least 1M",
             metavar="SIZE",
             attribute=SAME,
@@ -170,7 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jitter: Annotated[
         Annotated[float, Meta(ge=0, le=1)],
         About(
-            help="How much earlier than at its limit a worker may be recycled, so that not all are at once.",
+            help="Recycle each worker at a random point up to this far before its limit, "
+            "so that they are not all replaced at once.",
             allowed="a ratio from 0% to 100%, such as 10% or 0.1",
             metavar="RATIO",
             attribute=SAME,
@@ -181,7 +174,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_timeout: Annotated[
         _PositiveDuration | None,
         _duration(
-            "How long one request may take: then its worker's stacks are logged and it is killed.",
+            "How long one request may take; after that its worker's stacks are logged and the worker is killed.",
             positive=True,
             short="-t",
         ),
@@ -189,22 +182,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slow_request: Annotated[
         _PositiveDuration | None,
         _duration(
-            "Log the stacks of a worker whose request takes longer, once; it goes on.",
+            "Log the stacks of a worker, once, when its request takes longer than this; the request goes on.",
             positive=True,
         ),
     ] = None
     client_timeout: Annotated[
         _Duration | None,
         _duration(
-            "How long a handler waits for its client to send or to take something, 0 for ever; "
+            "How long a handler waits for its client to send or to accept data, 0 for no limit; "
             "the command line's own default is 30s."
         ),
     ] = None
     defer_accept: Annotated[
         Annotated[float, Meta(gt=0, le=3600)] | None,
         About(
-            help="Leave a TCP connection to the kernel until its client has sent something, at most about "
-            "this long; for protocols in which the client talks first.",
+            help="Leave a TCP connection in the kernel until its client has sent data, for about this long "
+            "at most; for protocols in which the client speaks first.",
             allowed="a duration of more than 0, at most 1h",
             metavar="DURATION",
             attribute=SAME,
@@ -215,7 +208,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     crash_loop: Annotated[
         Literal["retry", "exit"],
         About(
-            help="When new workers die again and again before they are ready: go on trying, or exit with code 5.",
+            help="What to do when new workers die again and again before they are ready: "
+            "keep trying, or exit with code 5.",
             allowed="one of retry, exit",
             metavar="WORD",
             attribute=SAME,
@@ -225,8 +219,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fork_check: Annotated[
         Literal["warn", "error", "off"],
         About(
-            help="What to do when the master has other threads, which its workers would lack: "
-            "warn once, refuse, or nothing.",
+            help="What to do when the master has other threads, which its workers would not have: "
+            "warn once, refuse to fork, or nothing.",
             allowed="one of warn, error, off",
             metavar="WORD",
             attribute=SAME,
@@ -239,11 +233,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 60.0
     graceful_timeout: Annotated[
         _Duration,
-        _duration("How long a retiring worker may go on with its request before it is killed."),
+        _duration("How long a retiring worker may take to finish its request before it is killed."),
     ] = 25.0
     drain_delay: Annotated[
         _Duration,
-        _duration("How long to go on accepting after TERM, while load balancers take notice."),
+        _duration("How long to keep accepting after TERM, so that load balancers notice first."),
     ] = 0.0
     metrics: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
@@ -257,7 +251,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_dir: Annotated[
         Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
         About(
-            help="A directory for what handlers count with prometheus_client; emptied at the start; "
+            help="A directory for the metrics that handlers keep with prometheus_client, emptied at the start; "
             "PROMETHEUS_MULTIPROC_DIR names it, too.",
             allowed="the path of a directory that exists and can be written to",
             metavar="PATH",
@@ -277,7 +271,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     user: Annotated[
         _Account | None,
         About(
-            help="The user that workers become; the master stays what it is.",
+            help="The user that the workers run as; the master keeps its own.",
             allowed="the name of a user of this machine, or a numeric uid",
             metavar="USER",
             short="-u",
@@ -288,7 +282,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     group: Annotated[
         _Account | None,
         About(
-            help="The group that workers become; without it the main group of the user.",
+            help="The group that the workers run as; the default is the main group of the user.",
             allowed="the name of a group of this machine, or a numeric gid",
             metavar="GROUP",
             short="-g",
@@ -299,7 +293,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     umask: Annotated[
         Annotated[int, Meta(ge=0, le=0o777)] | None,
         About(
-            help="The file mode mask of master and workers, in octal.",
+            help="The file mode mask of the master and its workers, in octal.",
             allowed="an octal mask from 000 to 777, as text such as 027",
             metavar="MASK",
             short="-m",
@@ -334,7 +328,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=65_535)] | None,
         About(
             help="How many connections may wait to be accepted; "
-            "without it the server class decides (1024 in prefork's own).",
+            "the default is the server class's own (1024 in prefork's classes).",
             allowed="a number from 1 to 65535",
             metavar="N",
         ),
@@ -342,7 +336,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"],
         About(
-            help="The least severe events that are logged.",
+            help="Log events of this severity and above.",
             allowed="one of debug, info, warning, error, critical",
             metavar="LEVEL",
             read=lower,
@@ -360,7 +354,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pidfile: Annotated[
         Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
         About(
-            help="A file that holds the pid of the master, locked while it lives.",
+            help="A file that holds the pid of the master, locked while the master lives.",
             allowed="the path of a file in a directory that exists",
             metavar="PATH",
             short="-p",
@@ -368,14 +362,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
 
     def __post_init__(self) -> None:
-        """Check a Settings made by hand as strictly as one that was resolved."""
-        if isinstance(self.workers, Automatic):
-            bounded = min(int(self.workers), self.max_children)
-            msgspec.structs.force_setattr(self, "workers", bounded)
+        """Read and check every value that is not the default."""
+        wanted: object = self.workers
+        automatic = wanted == AUTO
         for row in ROWS.values():
-            value = row.converted(getattr(self, row.key), f"Settings({row.key}=…)")
-            msgspec.structs.force_setattr(self, row.key, value)
-        _refuse_contradictions(
+            raw = getattr(self, row.key)
+            if raw is not row.default and not (automatic and row.key == "workers"):
+                value = row.converted(raw, f"Settings({row.key}=…)")
+                msgspec.structs.force_setattr(self, row.key, value)
+        if automatic:
+            workers = min(usable_cpus().count, self.max_children)
+            msgspec.structs.force_setattr(self, "workers", workers)
+        refuse_contradictions(
             self.workers,
             self.max_children,
             self.min_spare,
@@ -385,19 +383,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def most_spare(self) -> int:
-        """The most idle workers to keep; 0 where the pool does not follow load."""
+        """The largest number of idle workers to keep; 0 for a pool that does not follow load."""
         if self.min_spare is None:
             return 0
         return 2 * self.min_spare if self.max_spare is None else self.max_spare
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One line of the table: a setting with everything that its surfaces need."""
+    """One line of the table: a setting with all that its surfaces need.
+
+    default: the raw default, which is what a user would write to get it; None for "off".
+    """
 
     key: str
     type: Any
     default: object
-    """The raw default: what a user would write to get it, None for "off"."""
     about: About
 
     @property
@@ -412,22 +412,22 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def attribute(self) -> str | None:
-        """The class attribute, None for settings that only the command line has."""
+        """The class attribute; None for a setting that only the command line has."""
         return self.key if self.about.attribute == SAME else self.about.attribute
 
     def converted(self, raw: object, source: str, *, text: bool = False) -> Any:
-        """Turn a raw value into the setting's value, or raise SettingsError.
+        """Return the value that a raw value stands for; raise SettingsError where there is none.
 
-        text: the value comes from where everything is text (flags, environment), so that
-        ``"4"`` is a number; in a file or an attribute it is a mistake.
+        source: where the value came from, for the error. text: whether everything there is text, as in flags
+        and the environment, so that ``"4"`` is a number. In a file or an attribute it is a mistake.
         """
         try:
             return msgspec.convert(self.about.read(raw), self.type, strict=not text)
-        except ValueError:  # msgspec's ValidationError is one, too
+        except ValueError:  # a ValidationError of msgspec is a ValueError, too
             raise SettingsError(self.key, raw, source, self.about.allowed) from None
 
     def shown(self, value: object) -> str:
-        """Render a value of this setting so that it reads the same again; ``-`` for none."""
+        """Return a value of this setting as text which reads as the same value; ``-`` for None."""
         return "-" if value is None else self.about.show(value)
 
 
@@ -435,9 +435,7 @@ def _rows() -> dict[str, Row]:
     rows = {}
     for field in msgspec.structs.fields(Settings):
         about = next(extra for extra in field.type.__metadata__ if isinstance(extra, About))
-        # A default that is computed has a word of its own in every surface.
-        default = AUTO if field.default is msgspec.NODEFAULT else field.default
-        rows[field.name] = Row(field.name, field.type, default, about)
+        rows[field.name] = Row(field.name, field.type, field.default, about)
     return rows
 
 
@@ -445,120 +443,19 @@ ROWS: Final[Mapping[str, Row]] = _rows()
 """The table, by key, in the order of the documentation."""
 
 
-# --- layers and their resolution -----------------------------------------------------------------
-
-
-class Layer(msgspec.Struct, frozen=True):
-    """Raw values from one place. source: key to the words for where its value came from."""
-
-    values: Mapping[str, object]
-    source: Callable[[str], str]
-    text: bool = False
-    """All values are text, as in flags and environment variables."""
-
-
-class Resolved(msgspec.Struct, frozen=True):
-    """settings: what holds. origins: key to where its value came from (DEFAULT if nobody gave it).
-
-    cpus: what ``auto`` was counted from, None if the number of workers was given.
-    """
-
-    settings: Settings
-    origins: Mapping[str, str]
-    cpus: Usable | None
-
-
-def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Check every value on its own, also those that lose; give the last value and origin per key.
-
-    Raises SettingsError for an unknown key and for a value that cannot be. The command line
-    calls it before it loads the target, whose attributes may still change what holds.
-    """
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for layer in layers:
-        for key, raw in layer.values.items():
-            values[key] = _checked(key, raw, layer)
-            origins[key] = layer.source(key)
-    return values, origins
-
-
-def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus) -> Resolved:
-    """Make settings of layers, the last one that gives a value wins.
-
-    Raises SettingsError as ``merge`` does, and for more workers than max_children.
-    ``auto`` workers become one per usable CPU, at most max_children.
-    """
-    values, origins = merge(layers)
-    counted = cpus() if values.get("workers", AUTO) == AUTO else None
-    if counted is not None:
-        values["workers"] = Automatic(counted.count)
-    most = values.get("max_children", ROWS["max_children"].default)
-    _refuse_contradictions(
-        values["workers"],
-        most,
-        values.get("min_spare"),
-        values.get("max_spare"),
-        lambda key: origins.get(key, DEFAULT),
-    )
-    return Resolved(Settings(**values), dict.fromkeys(ROWS, DEFAULT) | origins, counted)
-
-
-def attributes_layer(server: object) -> Layer:
-    """Read the settings that a server class or instance gives as attributes.
-
-    Values that prefork's own classes bear are defaults, not somebody's choice, and are left out.
-    """
-    owner = server if isinstance(server, type) else type(server)
-    values: dict[str, object] = {}
-    for row in ROWS.values():
-        if row.attribute is None:
-            continue
-        value = getattr(server, row.attribute, row.default)
-        if value != row.default:
-            values[row.key] = value
-    return Layer(values, lambda key: f"attribute {owner.__name__}.{ROWS[key].attribute}")
-
-
-def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus) -> Settings:
-    """Give the settings of a server class or instance, read now; raises SettingsError.
-
-    Runs in the master, when ``serve_forever()`` begins: attributes set until then count.
-    """
-    return resolve([attributes_layer(server)], cpus=cpus).settings
-
-
-def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:
-    """Find what somebody who wrote ``word`` probably meant. cutoff: likeness asked for, 0 to 1."""
-    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=cutoff)), None)
-
-
-def _checked(key: str, raw: object, layer: Layer) -> Any:
-    row = ROWS.get(key)
-    if row is None:
-        raise SettingsError(key, raw, layer.source(key), _no_such_setting(key))
-    if key == "workers" and raw == AUTO:
-        return AUTO
-    return row.converted(raw, layer.source(key), text=layer.text)
-
-
-def _no_such_setting(key: str) -> str:
-    guess = nearest(key.replace("-", "_").lower(), list(ROWS))
-    if guess is not None:
-        return f"there is no such setting; did you mean {guess}?"
-    return f"there is no such setting; the settings are {', '.join(ROWS)}"
-
-
-def _refuse_contradictions(
+def refuse_contradictions(
     workers: int,
     most: int,
     min_spare: int | None,
     max_spare: int | None,
     source: Callable[[str], str],
 ) -> None:
-    """Refuse values that are good alone and impossible together."""
+    """Raise SettingsError for values each of which is good alone, and which are impossible together.
+
+    source: the words for where the value of a key came from.
+    """
     bound = f"max_children = {most} (from {source('max_children')})"
-    if workers > most and not isinstance(workers, Automatic):
+    if workers > most:
         allowed = f"at most {bound}; raise that or lower this"
         raise SettingsError("workers", workers, source("workers"), allowed)
     if min_spare is not None and min_spare > most:

@@ -35,7 +35,7 @@ from prefork.workers.errors import (
     SettingsError,
     TargetError,
 )
-from prefork.workers.settings import nearest
+from prefork.workers.layers import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.workers.errors import SettingsError
-from prefork.workers.settings import ROWS, Layer, nearest
+from prefork.workers.layers import Layer, nearest
+from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

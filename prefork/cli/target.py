@@ -18,7 +18,7 @@ from types import ModuleType
 from prefork.cli.application_errors import application_errors, frames_of_application
 from prefork.mixin import PreForkingMixIn
 from prefork.workers.errors import TargetError
-from prefork.workers.settings import nearest
+from prefork.workers.layers import nearest
 
 _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.settings import ROWS, Layer, resolve
+from prefork.workers.layers import Layer, resolve
+from prefork.workers.settings import ROWS
 from tests.support.clients import ask, read_all, send, server_of
 from tests.support.processes import children_of, live_children_of, status_of
 from tests.support.server import environment, serving

@@ -14,7 +14,7 @@ import pytest
 
 from docs import tables
 from prefork.cli.command_line import commands
-from prefork.workers.settings import Layer, merge
+from prefork.workers.layers import Layer, merge
 
 pytestmark = pytest.mark.once  # documents
 

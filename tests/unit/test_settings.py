@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from docs import tables
 from prefork.workers.errors import SettingsError
+from prefork.workers.layers import Layer, attributes_layer, from_attributes, merge, resolve
 from prefork.workers.machine import Usable
-from prefork.workers.settings import (
-    LONGEST,
-    ROWS,
-    Layer,
-    Settings,
-    attributes_layer,
-    from_attributes,
-    merge,
-    resolve,
-)
+from prefork.workers.settings import LONGEST, ROWS, Settings
 
 
 def four_cpus() -> Usable:
@@ -291,6 +283,8 @@ def test_settings_made_by_hand_are_checked() -> None:
     with pytest.raises(SettingsError, match="max_children = 40"):
         Settings(workers=41)
     assert Settings(max_children=1).workers == 1
+    assert Settings(workers="auto", max_children=1).workers == 1  # type: ignore[arg-type]
+    assert Settings(request_timeout="2m", max_memory="1G").max_memory == 2**30  # type: ignore[arg-type]
 
 
 def test_settings_never_change() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from prefork.cli.sources import layers, misspelt
 from prefork.workers.errors import SettingsError
-from prefork.workers.settings import Resolved, resolve
+from prefork.workers.layers import Resolved, resolve
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,8 @@ from prefork.cli.commands.loading import (
     spare_the_metrics_directory,
 )
 from prefork.cli.commands.options import factory_option, setting_options
-from prefork.workers.settings import AUTO, ROWS, Resolved, Row
+from prefork.workers.layers import Resolved
+from prefork.workers.settings import AUTO, ROWS, Row
 
 
 @click.command("config", short_help="Print every setting with its origin.")

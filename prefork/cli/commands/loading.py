@@ -15,15 +15,8 @@ from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
 from prefork.metrics import slots
 from prefork.workers.errors import SettingsError
-from prefork.workers.settings import (
-    DEFAULT,
-    ROWS,
-    Layer,
-    Resolved,
-    attributes_layer,
-    merge,
-    resolve,
-)
+from prefork.workers.layers import DEFAULT, Layer, Resolved, attributes_layer, merge, resolve
+from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -30,8 +30,8 @@ from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_clea
 from prefork.metrics import slots
 from prefork.mixin import serve
 from prefork.workers.errors import BootError, PreforkError
+from prefork.workers.layers import DEFAULT, Resolved, attributes_layer
 from prefork.workers.log import event, logger
-from prefork.workers.settings import DEFAULT, Resolved, attributes_layer
 
 if TYPE_CHECKING:
     from socketserver import BaseServer

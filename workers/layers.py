@@ -1,0 +1,130 @@
+"""Where the value of a setting comes from: raw values arrive in layers, and the last layer wins.
+
+A layer is one place that gives values: the class attributes, a file, the environment, the flags. Every value
+is checked on its own, also a value that a later layer replaces, because a mistake should not be hidden until
+the day on which the flag is left out. An error names the key, the value, the place and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from prefork.workers.errors import SettingsError
+from prefork.workers.machine import Usable, usable_cpus
+from prefork.workers.settings import AUTO, ROWS, Settings, refuse_contradictions
+
+DEFAULT: Final = "default"
+"""The origin of a value that no layer has given."""
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """Raw values from one place.
+
+    source: returns the words for where the value of a key came from. text: whether all values are text, as
+    in flags and environment variables.
+    """
+
+    values: Mapping[str, object]
+    source: Callable[[str], str]
+    text: bool = False
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """Settings, and where each of them came from.
+
+    origins: the words for the place, by key; DEFAULT where no layer gave a value. cpus: what the number of
+    workers was counted from; None where the number was given.
+    """
+
+    settings: Settings
+    origins: Mapping[str, str]
+    cpus: Usable | None
+
+
+def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Check every value on its own; return the last value and its origin, by key.
+
+    Raises SettingsError for an unknown key and for a value that cannot be. The command line calls this
+    before it loads the target, whose class attributes are a layer, too.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, raw in layer.values.items():
+            values[key] = _checked(key, raw, layer)
+            origins[key] = layer.source(key)
+    return values, origins
+
+
+def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus) -> Resolved:
+    """Make settings of layers, given from the weakest to the strongest.
+
+    AUTO as the number of workers becomes one for each usable CPU, at most ``max_children``. Raises SettingsError
+    as ``merge()`` does, and for values that are impossible together. cpus: counts the usable CPUs.
+    """
+    values, origins = merge(layers)
+    most = values.get("max_children", ROWS["max_children"].default)
+    counted = cpus() if values.get("workers", AUTO) == AUTO else None
+    if counted is not None:
+        values["workers"] = min(counted.count, most)
+    refuse_contradictions(
+        values["workers"],
+        most,
+        values.get("min_spare"),
+        values.get("max_spare"),
+        lambda key: origins.get(key, DEFAULT),
+    )
+    return Resolved(Settings(**values), dict.fromkeys(ROWS, DEFAULT) | origins, counted)
+
+
+def attributes_layer(server: object) -> Layer:
+    """Return the settings that a server, or a class of servers, has as attributes.
+
+    A value that equals the default is left out: prefork's own classes have all defaults as attributes, and
+    a weaker layer may still give another value.
+    """
+    owner = server if isinstance(server, type) else type(server)
+    values: dict[str, object] = {}
+    for row in ROWS.values():
+        if row.attribute is None:
+            continue
+        value = getattr(server, row.attribute, row.default)
+        if value != row.default:
+            values[row.key] = value
+    return Layer(values, lambda key: f"attribute {owner.__name__}.{ROWS[key].attribute}")
+
+
+def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus) -> Settings:
+    """Return the settings of a server, or of a class of servers; raises SettingsError.
+
+    The master calls this when ``serve_forever()`` begins, so that attributes which were set until then count.
+    """
+    return resolve([attributes_layer(server)], cpus=cpus).settings
+
+
+def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the word that a user who wrote ``word`` probably meant, None where none is like it.
+
+    cutoff: how like it has to be, 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=cutoff)), None)
+
+
+def _checked(key: str, raw: object, layer: Layer) -> Any:
+    row = ROWS.get(key)
+    if row is None:
+        raise SettingsError(key, raw, layer.source(key), _no_such_setting(key))
+    if key == "workers" and raw == AUTO:
+        return AUTO
+    return row.converted(raw, layer.source(key), text=layer.text)
+
+
+def _no_such_setting(key: str) -> str:
+    guess = nearest(key.replace("-", "_").lower(), list(ROWS))
+    if guess is not None:
+        return f"there is no such setting; did you mean {guess}?"
+    return f"there is no such setting; the settings are {', '.join(ROWS)}"
