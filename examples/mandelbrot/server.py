@@ -78,7 +78,7 @@ def escape_time(c: complex, limit: int) -> float:
 
 
 class TileHandler(prefork.StreamRequestHandler):
-    timeout = 10  # seconds; a client that connects and says nothing must not keep a worker for ever
+    timeout = 10  # seconds; a client that connects and says nothing must not keep a worker forever
     wbufsize = -1  # many short writes become few long ones
 
     def handle(self) -> None:
