@@ -510,7 +510,7 @@ class SlotWriter:
             words[outcome] += 1
 
     def account_short(self, requests: int, duration_ns: int) -> None:
-        """Count good requests of SHORTEST_NS at most, which took so long together: none is in hand any more."""
+        """Count good requests of SHORTEST_NS at most, which took this long together; none is in hand then."""
         words = self.words
         words[REQUEST_NS] = 0
         words[_BUSY_NS] += duration_ns

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Odd:
-    """An address of somebody's own."""
+    """An address of a program's own class."""
 
     def __str__(self) -> str:
         raise RuntimeError("no name")

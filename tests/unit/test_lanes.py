@@ -335,7 +335,7 @@ class Kind(msgspec.Struct, frozen=True):
         return 1 if issubclass(self.base, socketserver.ThreadingMixIn) else 3
 
     def can_play(self, scenario: Scenario) -> bool:
-        """Tell whether a scenario can happen to such a server in the worker's main thread."""
+        """Return whether a scenario can happen to such a server in the worker's main thread."""
         if self.plain and scenario.overrides:
             return False  # a worker would have chosen another lane
         if scenario.has_left and issubclass(self.base, UDP):
@@ -344,12 +344,12 @@ class Kind(msgspec.Struct, frozen=True):
         return self.queued > 1 or not (scenario.leaves or in_thread)
 
     def returns_early(self, scenario: Scenario) -> bool:
-        """Tell whether the lane returns after the first request, an exception aside."""
+        """Return whether the lane returns after the first request, an exception aside."""
         in_a_round = self.make is rounds and len(ROUND) >= self.queued
         return scenario.leaves == "request" or (scenario.leaves == "round" and not in_a_round)
 
     def makes(self, call: str) -> bool:
-        """Tell whether the lane makes a call of the standard server, and in a way that is noted."""
+        """Return whether the lane makes a call of the standard server, and in a way that is noted."""
         if not self.plain or call == f"{WITHIN}handle":
             return True
         if issubclass(self.base, UDP) and call.startswith(WITHIN):

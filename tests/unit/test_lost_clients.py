@@ -1,4 +1,4 @@
-"""Clients that leave or say nothing: whose doing an exception is, where it was raised, how often it is told."""
+"""Clients that leave or say nothing: which exceptions they cause, where those were raised, how often the log has a line."""
 
 from __future__ import annotations
 

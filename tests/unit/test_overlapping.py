@@ -24,12 +24,12 @@ NO_SOURCE: Any = None  # asked for by the access log only
 
 
 class Handler(socketserver.BaseRequestHandler):
-    """Fails when it is told to, once it may go on."""
+    """Waits for a byte of its client, which says how the request ends."""
 
     def handle(self) -> None:
         """Wait for one byte and do what it says."""
         if self.request.recv(1) == b"!":
-            raise ValueError("told to fail")
+            raise ValueError("on purpose")
 
 
 class Quiet:
@@ -117,7 +117,7 @@ def worker() -> Iterator[Worker]:
 
 
 def wait_in_background(worker: Worker) -> tuple[threading.Thread, threading.Event]:
-    """Have somebody wait for the end of all requests; tell when it has come."""
+    """Wait in a thread for the end of all requests; return the thread and an event that is set then."""
     over = threading.Event()
 
     def wait() -> None:
@@ -255,7 +255,7 @@ def test_thread_that_cannot_start_is_an_error(worker: Worker) -> None:
 
 
 def test_failure_that_closes_nothing_is_counted() -> None:
-    """A request that failed before a thread had it is over even when nobody closes it."""
+    """A request that failed before a thread had it is over even if it is never closed."""
     with worker_of(Threading(("127.0.0.1", 0), Handler)) as worker:
         request, _ = worker.take()
         worker.overlapping.returned(request, Outcome.ERROR)
@@ -292,7 +292,7 @@ def test_twice_closed_is_once_counted(worker: Worker) -> None:
 
 
 def test_quick_thread_is_waited_for_until_it_has_closed() -> None:
-    """A request whose thread was faster than the loop is in hand until it is closed, so that nobody cuts that off."""
+    """A request whose thread was faster than the loop is in hand until it is closed, so that a worker that leaves does not cut it off."""
     closing, may_close = threading.Event(), threading.Event()
 
     class Slow(Threading):

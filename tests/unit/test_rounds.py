@@ -135,7 +135,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def numbered(count: int) -> list[bytes]:
-    """Return so many datagrams that differ."""
+    """Return this many different datagrams."""
     return [b"%d" % number for number in range(count)]
 
 
@@ -247,7 +247,7 @@ def test_error_that_ends_the_worker_in_a_round(bench: Bench) -> None:
     )
 
 
-def test_timeout_that_a_handler_has_set_holds_nobody(bench: Bench) -> None:
+def test_timeout_that_a_handler_has_set_makes_no_round_wait(bench: Bench) -> None:
     """A worker whose handler has set a timeout on the socket does not wait in it when its queue is empty."""
 
     def retire() -> None:
@@ -280,7 +280,7 @@ def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> No
 
 
 def test_order_is_obeyed_after_a_round(bench: Bench) -> None:
-    """A worker that is told to retire leaves the rest of the queue to others, after one round at most."""
+    """A worker that is asked to retire leaves the rest of the queue to the others after one round at most."""
     order = bench.board.slot_at(0) + SlotField.ORDER
     bench.actions[b"20"] = lambda _: bench.board.words.__setitem__(order, int(Order.RETIRE))
     handled = bench.serve(*numbered(100))
@@ -306,7 +306,7 @@ def test_setup_that_the_class_gets_is_called_from_the_next_round_on(
 
 
 def is_in_epoll(bench: Bench) -> bool:
-    """Tell whether the worker waits for its socket."""
+    """Return whether the worker waits for its socket."""
     entries = Path(f"/proc/self/fdinfo/{bench.loop._epoll.fileno()}").read_text().splitlines()
     return bench.server.fileno() in {int(one.split()[1]) for one in entries if one[:4] == "tfd:"}
 

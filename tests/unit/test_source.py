@@ -283,7 +283,7 @@ def test_datagram_socket_gets_no_timeout() -> None:
 @pytest.mark.parametrize(("every", "known"), [(0, False), (1, True)])
 @pytest.mark.parametrize("base", STANDARD)
 def test_queue_wait_is_measured_where_it_is_wanted(base: Any, every: int, known: bool) -> None:
-    """Without metrics and access log nobody asks; with them TCP and UDP tell."""
+    """Queue waits of TCP and UDP are measured with metrics or an access log, and not otherwise."""
     server = base(("127.0.0.1", 0), Handler)
     with source_of(server, sample_every=every) as source:
         assert (source.waits is not None) is known

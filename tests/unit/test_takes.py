@@ -183,7 +183,7 @@ def test_drain_of_an_endless_failure_ends(bench: Bench, source: Any) -> None:
 
 
 def test_drained_queue_is_no_failure(bench: Bench, source: Any, caplog: Any) -> None:
-    """A shortage that nobody waits for is neither counted nor logged, and costs no pause."""
+    """A shortage while no client waits is neither counted nor logged, and costs no pause."""
     bench.board.give_order(0, Order.DRAIN)
     source.empty = True
     assert bench.fail(source, SHORT) == 0

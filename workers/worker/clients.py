@@ -1,7 +1,7 @@
-"""Clients that went away or kept a handler waiting: a line of the log, not a traceback each (worker).
+"""Clients that went away or kept a handler waiting: one line of the log, and no traceback (worker).
 
-Whoever can reach the port can make a thousand of them a second. So there is at most one line per
-second and worker, which counts the others; at level DEBUG each has its traceback.
+A stranger who can reach the port can make a thousand of them a second. So a worker writes at most one
+line a second, which counts the others. At level DEBUG each of them is logged with its traceback.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from time import monotonic
 from prefork.workers import log
 
 INTERVAL = 1.0
-"""Seconds between two lines of one worker at least."""
+"""The least number of seconds between two lines of one worker."""
 
 _NOT_THE_PLACE = {os.path.dirname(socketserver.__file__), os.path.dirname(__file__)}
-"""Folders whose files say nothing of where a handler was: every read ends in socket.py."""
+"""Folders whose files do not show where a handler was: every read ends in socket.py."""
 
 
 def is_clients_doing(error: BaseException) -> bool:
-    """Tell whether the exception is what a client makes a handler raise by leaving or by silence.
+    """Return whether the exception is one that a client causes by leaving or by silence.
 
-    Also those that another peer of the handler causes: the line names the place. Except a refused
-    connection, which is nobody's who was connected.
+    A peer that the handler itself connected to can cause the same ones; the line of the log names the
+    place. A refused connection is never the doing of a client that was connected.
     """
     gone = isinstance(error, (TimeoutError, ConnectionError))
     return gone and not isinstance(error, ConnectionRefusedError)
 
 
 class LostClients:
-    """Logs what clients did; for one process, since each worker has its own."""
+    """The lines about lost clients of one process; each worker has its own."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -41,9 +41,9 @@ class LostClients:
         self._others = 0
 
     def note(self, subject: str, error: BaseException, client: object) -> None:
-        """Log that a request ended so; at level DEBUG with the traceback, too.
+        """Log that a request ended this way; at level DEBUG also the traceback.
 
-        The line's ``others`` are those since the last line, which had none of their own.
+        The ``others`` of a line are the lost clients since the previous line that had no line.
         """
         what = "client timed out" if isinstance(error, TimeoutError) else "client went away"
         if log.logger.isEnabledFor(logging.DEBUG):
@@ -61,7 +61,7 @@ class LostClients:
 
 
 def place_of(error: BaseException) -> str:
-    """Return ``file:line`` of the innermost code that is neither socketserver's and its like nor ours."""
+    """Return ``file:line`` of the innermost frame that is neither in the standard library's modules nor in ours."""
     frames = [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]

@@ -1,6 +1,6 @@
-"""Datagrams as one worker receives them from a plain server's socket, without ever blocking in it.
+"""Datagrams as one worker receives them, without blocking (made by the master, used by the worker).
 
-Made by the master just before the fork, used in the worker.
+For servers that receive as ``UDPServer`` does. Others are asked by ``get_request()``.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from prefork.workers.scoreboard import SlotField, SlotWriter
 from prefork.workers.waits import STAMP_BYTES, QueueWaits, wait_of_datagram
 
 ROUND = range(16)
-"""Room for the datagrams of one round: what is done once a round costs each next to nothing."""
+"""Room for the datagrams of one round: what is done once for all of them costs each next to nothing."""
 
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 
 Receive = Callable[[int, int], tuple[bytes, Any]]
-"""Receives a datagram and its sender's address, as ``socket.recvfrom()``: of so many bytes, with these flags."""
+"""Receives a datagram and its sender's address, as ``socket.recvfrom()`` does: at most this many bytes, these flags."""
 
 
 class Datagrams:
-    """The socket of a server that receives as ``UDPServer`` does.
+    """The socket of a server, as its worker receives from it.
 
-    It is not set non-blocking: handlers reply through it, and those sends have to be able to
-    wait.
+    The socket stays blocking, because handlers reply through it, and a send has to be able to wait.
+    MSG_DONTWAIT keeps each receive from waiting.
 
-    size: the longest datagram. most: what is to be received: the byte more tells one that was cut.
+    size: bytes of the longest datagram. most: bytes to receive; the one more shows that a datagram was cut.
     """
 
     def __init__(self, server: UDPServer, writer: SlotWriter) -> None:
@@ -39,31 +39,35 @@ class Datagrams:
         self._receive = self.socket.recvfrom
 
     def take(self) -> tuple[Any, Any]:
-        """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
-        # As in next_round(), written out: for a lone datagram another call shows.
+        """Do what ``get_request()`` does. Raises BlockingIOError when another worker was faster."""
+        # As in next_round(), written out: for a lone datagram another call, 0.1 µs, shows.
         if self.socket.gettimeout():
             self.socket.settimeout(None)
         data, address = self._receive(self.most, MSG_DONTWAIT)
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
     def next_round(self) -> tuple[Receive, range]:
-        """Return what to receive with, and a range as long as it may be used; then ``count()``."""
-        # A handler may have set a timeout on its worker's object: receiving would poll for it.
+        """Return what to receive with, and a range as long as it may be used. Call ``count()`` afterwards."""
+        # A handler may have set a timeout on its worker's socket object: each receive would wait for it.
         if self.socket.gettimeout():
             self.socket.settimeout(None)
         return self._receive, ROUND
 
     def count(self, received: int) -> None:
-        """Be told how many have come; a try that found nothing counts for nothing."""
+        """Note how many datagrams the round has received, takes in vain not counted."""
 
     def cut(self, data: bytes) -> bytes:
-        """Cut a datagram that is too long, and count it."""
+        """Return a datagram that is too long without the rest, and count it."""
         self._writer.count(SlotField.TRUNCATED)
         return data[: self.size]
 
 
 class MeasuredDatagrams(Datagrams):
-    """The same, which publishes the queue wait of the first datagram, and then of every so many."""
+    """The same, and the queue wait of the first datagram and then of one in ``every`` is published.
+
+    A measured receive costs 2 to 3 µs more, so that most datagrams are received without. The measured
+    one has a round of its own, since what a round receives with is decided before it begins.
+    """
 
     def __init__(
         self, server: UDPServer, writer: SlotWriter, waits: QueueWaits, every: int
@@ -72,24 +76,24 @@ class MeasuredDatagrams(Datagrams):
         self._waits = waits
         self._every = every
         self._left = 0
-        """How many may come before one has to be measured."""
+        """How many are received before one has to be measured."""
 
     def take(self) -> tuple[Any, Any]:
-        """Do what ``get_request()`` does; BlockingIOError when a sibling was faster."""
+        """Do what ``get_request()`` does. Raises BlockingIOError when another worker was faster."""
         receive, _ = self.next_round()
         data, address = receive(self.most, MSG_DONTWAIT)
         self.count(1)
         return (data if len(data) <= self.size else self.cut(data), self.socket), address
 
     def next_round(self) -> tuple[Receive, range]:
-        """Return what to receive with: the measured one comes alone."""
+        """Do as ``Datagrams.next_round()`` does."""
         receive, room = super().next_round()
         if self._left:
             return receive, room[: self._left]
         return self._receive_measured, room[:1]
 
     def count(self, received: int) -> None:
-        """Take off what has come."""
+        """Count down to the next one that has to be measured."""
         self._left -= received
 
     def _receive_measured(self, most: int, flags: int) -> tuple[bytes, Any]:

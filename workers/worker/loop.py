@@ -1,14 +1,14 @@
 """A worker's loop: wait, serve, obey, and leave between two requests (worker).
 
-How a worker waits: in ``epoll_wait()`` with EPOLLEXCLUSIVE before a take, for one event at a time.
-Now and then it goes to the tail of the kernel's wait queue, so that the kernel wakes idle workers in
-turn. A wake-up that is lost with the worker it went to is made up for by the master, which looks for
-waiting clients at every tick. Only where there is a queue does a worker take without waiting before:
-``accept()`` makes the new socket before it looks, so that a take in vain costs 4 µs, where
+Before a take, a worker waits in ``epoll_wait()`` with EPOLLEXCLUSIVE, for one event at a time. Now and
+then it goes to the tail of the kernel's wait queue, so that the kernel wakes idle workers in turn. If a
+worker dies between its wake-up and its take, the wake-up is lost; the master makes up for that, since it
+checks for waiting clients at every tick. A worker takes without waiting only while requests are queued:
+``accept()`` makes the new socket before it looks, so that a take in vain costs 4 µs, while
 ``epoll_wait()`` costs 0.4. docs/DESIGN.md has the figures of the alternatives.
 
-How requests are served is not decided here: each source has its lane (lanes.py), which the loop
-calls when there is something to take.
+The loop does not know how requests are served. Each source has a lane for that (lanes.py), which the
+loop calls when there is something to take.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from prefork.workers.worker.takes import Takes
 from prefork.workers.worker.turn import Turn
 
 WAIT_BOUND = 5.0
-"""Seconds an idle worker sleeps before it tries for itself.
+"""Seconds for which an idle worker sleeps before it looks for clients by itself.
 
-The master looks for waiting clients far more often and wakes the idle; this bound is for the time in
-which the master cannot. Each wake-up costs some 200 µs on a machine at rest, so that 40 workers which
-wake twice a second would cost 1.6 % of a core.
+The master looks for them far more often and wakes idle workers. This bound is for the time in which
+the master cannot. Each wake-up costs some 200 µs on a machine at rest: 40 workers that wake twice a
+second would cost 1.6 % of a core.
 """
 
 TURNS_IN_PLACE = 8
-"""Turns after which a worker goes to the tail of the wait queue, so that idle workers take turns.
+"""Turns after which a worker goes to the tail of the wait queue.
 
-The kernel wakes the same worker again and again otherwise: 2989 of 3000 requests to one of eight.
+Otherwise the kernel wakes the same worker again and again: one of eight got 2989 of 3000 requests.
 """
 
 LOADED_AFTER = 3
-"""Waits in a row that did not sleep, after which there is a queue.
+"""Waits in a row that did not sleep, after which requests are taken to be queued.
 
-After one it may have been a single client, and a take in vain costs as much as ten waits.
+After one such wait there may have been a single client, and a take in vain costs as much as ten waits.
 """
 
 BURST_NS = 50_000_000
-"""How long a loaded worker takes without waiting before; between two bursts it looks at everything else."""
+"""How long a loaded worker takes without waiting. Between two such bursts it looks at everything else."""
 
 CHORES_BOUND = 0.5
-"""Seconds an idle worker sleeps when its server class has something done between requests."""
+"""Seconds for which an idle worker sleeps if its server class has something done between requests."""
 
 PAUSE = 0.05
-"""Seconds between two takes that are likely to fail."""
+"""Seconds between two takes that will probably fail."""
 
 
 class Control(msgspec.Struct, frozen=True):
     """How a worker hears of everything that is not a request.
 
-    master_pid: the parent, as long as it lives. life: a pipe that ends with the master. wake: a pipe
-    by which the master has the worker look around. signals: a pipe into which Python writes the number
-    of each signal.
+    master_pid: the worker's parent, as long as the master lives. life: a pipe whose other end closes
+    with the master. wake: a pipe into which the master writes when the worker is to look around.
+    signals: a pipe into which Python writes the number of each signal.
     """
 
     master_pid: int
@@ -90,7 +90,7 @@ class Loop:
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.chores: list[Callable[[], None]] = []
-        """What a server class behind the mix-in wants done between requests."""
+        """What a server class behind the mix-in has done between requests."""
         self.terminated: dict[int, object] = {}
         """Holds TERM once it has come: its ``setdefault`` is the handler, a function of C that notes it."""
         self._reason: ExitKind | None = None
@@ -101,7 +101,7 @@ class Loop:
         self._account = account
         self._checks = checks
         self._takes = Takes(writer, identity, self._pause)
-        # A busy listener must not starve the others: with several, one request of each, or one round.
+        # With several listeners a busy one must not starve the others: one request of each, or one round.
         self._burst_ns = BURST_NS if len(sources) == 1 else 0
         self._epoll = select.epoll()
         self._news = select.poll()
@@ -113,13 +113,13 @@ class Loop:
             source.enter_wait_queue(self._epoll)
 
     def run(self) -> ExitKind:
-        """Serve; return why it is time to leave. SystemExit of a handler goes through."""
-        # One event at a time: the kernel puts what is still ready at the end of its list, so that a busy
-        # listener starves neither the others nor the news of the master.
+        """Serve until there is a reason to leave, and return it. Raises SystemExit if a handler does."""
+        # One event at a time: the kernel puts a descriptor that is still ready at the end of its list,
+        # so that a busy listener starves neither the others nor the news of the master.
         #
-        # Two speeds. Usually a turn is one request, after which the worker waits again. Where waits
-        # do not sleep (AT_ONCE_NS) several times in a row there is a queue, and the next turn is a
-        # burst: the lane goes on taking without a wait before each.
+        # There are two speeds. Usually a turn is one request, and the worker waits before the next. If
+        # the wait did not sleep (AT_ONCE_NS) several times in a row, requests are queued, and the next
+        # turn is a burst, in which the lane takes one request after the other without a wait.
         poll, writer, lanes = self._epoll.poll, self._writer, self._lanes
         bound = CHORES_BOUND if self.chores else WAIT_BOUND
         chores = [*self.chores, *self._checks]
@@ -143,7 +143,7 @@ class Loop:
         return self._reason or self._obey()
 
     def settle_steps(self) -> None:
-        """Look again which steps the servers leave as they are, and choose the lanes anew."""
+        """Find again which steps the servers leave as they are, and choose the lanes again."""
         for fd, lane in self._lanes.items():
             lane.source.settle_steps()
             self._lanes[fd] = self._lane_for(lane.source)
@@ -173,22 +173,23 @@ class Loop:
         return lane
 
     def _obey(self) -> ExitKind:
-        """Do what the order of the master asks before this worker leaves; return why it leaves."""
+        """Do what the master's order asks for before this worker leaves; return why it leaves."""
         if self._writer.order() == Order.DRAIN:
             self._drain()
         return self._reason or ExitKind.RETIRED
 
     def _drain(self) -> None:
-        """Serve what the kernel has queued. The master has closed the intake: no client comes in any more."""
-        # No more waiting: what the epoll frees is a descriptor to accept with, for a worker at its limit.
+        """Serve what the kernel has queued. The master has closed the intake, so no new client arrives."""
+        # The worker waits no more. Without its epoll, a worker at its limit of descriptors has one to
+        # accept with.
         self._epoll.close()
-        # What is in an inherited socket's queue is for its other holder.
+        # The queue of an inherited socket is left to the other process that holds the socket.
         left = [one for one in self._lanes.values() if not one.source.listener.is_inherited]
         while left and self._reason is None:
             left = [lane for lane in left if not self._serve_queued(lane)]
 
     def _serve_queued(self, lane: Lane) -> bool:
-        """Serve while something is queued and can be taken; return whether nothing is left."""
+        """Serve one source while something is queued and can be taken; return whether nothing is left."""
         takes = self._takes
         takes.dry = False
         while not takes.dry and self._reason is None:
@@ -200,7 +201,7 @@ class Loop:
         return takes.dry
 
     def _take_fresh_place(self) -> None:
-        """Go to the tail of every wait queue. To enter one also looks at what waits there already."""
+        """Go to the tail of every wait queue; entering one reports at once a client that already waits there."""
         # A process that a handler has forked comes here on its way out. It shares the epoll with its
         # worker and must not change it.
         if self._reason is not None:
@@ -213,7 +214,7 @@ class Loop:
             source.enter_wait_queue(self._epoll)
 
     def _look_at(self, events: list[tuple[int, int]]) -> None:
-        """Heed what came instead of a request, and see whether a client waits whose wake-up was lost."""
+        """Act on what came in place of a request, and look for clients whose wake-up was lost."""
         for fd, _ in events:
             self._heed(fd)
         self._take_fresh_place()
@@ -229,12 +230,12 @@ class Loop:
             self.leave(ExitKind.RETIRED)
 
     def _pause(self) -> None:
-        """Wait a little before the next take, but heed at once what is no request."""
+        """Wait a little before the next take, and act at once on what comes meanwhile."""
         for fd, _ in self._news.poll(PAUSE * 1000):
             self._heed(fd)
 
     def _look_around(self) -> None:
-        """Look at what no event reports."""
+        """Check what no event reports. Raises OSError if a handler has closed a server's socket."""
         # The life pipe reports the end of the master, unless another process holds its other end.
         if os.getppid() != self._control.master_pid:
             self.leave(ExitKind.ORPHANED)

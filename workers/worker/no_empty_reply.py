@@ -1,6 +1,7 @@
-"""How a ready-made datagram server runs a handler: without the empty reply of one that wrote nothing.
+"""Datagram handlers that send no reply when the handler wrote nothing (worker).
 
-Two servers that face each other would answer each other's empty datagrams for ever.
+The standard ``DatagramRequestHandler`` then sends an empty datagram. Two such servers that face each other
+would answer each other's empty datagrams for ever. The ready-made servers run their handlers this way.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import socketserver
 from typing import Any
 
 _quiet_classes: dict[Any, Any] = {}
-"""For each handler class the class that is used: itself, or its quiet version."""
+"""For each handler class the class that is used: the class itself, or a quiet version of it."""
 
 
 def finish_request(self: socketserver.BaseServer, request: Any, client_address: Any) -> None:
-    """Run the handler (worker)."""
+    """Run the handler."""
     quiet_class(self.RequestHandlerClass)(request, client_address, self)
 
 
 def quiet_class(handler: Any) -> Any:
-    """Return the handler class with a ``finish()`` that sends nothing when nothing was written."""
+    """Return a class like this one whose ``finish()`` sends nothing if nothing was written."""
     if not isinstance(handler, type):
         return handler  # what makes handlers otherwise need not even be hashable
     return _quiet_classes.get(handler) or _make_quiet(handler)

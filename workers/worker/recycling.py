@@ -1,9 +1,9 @@
 """When a worker has served enough: the limits at which it asks to be recycled (worker).
 
-It asks by a word of its slot and goes on serving: the master starts the next worker before it
-has this one leave. So nothing is gained by counting to the very request. The limits are looked at
-between two requests, or at the end of a burst of them (50 ms at most), where it costs the hot path
-nothing; what is served until the master has a replacement ready is more than what a burst is late.
+A worker asks through a word of its slot and goes on serving, because the master starts the next worker
+before it has this one leave. So nothing is gained by stopping at the very request. The limits are
+checked between two requests, or at the end of a burst (50 ms at most), where the check costs the hot
+path nothing. A worker serves more requests while the master prepares its replacement than a burst adds.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitKind, index_of
 
 MEMORY_INTERVAL = 1.0
-"""Seconds between two looks at the memory, at least."""
+"""The least number of seconds between two looks at the memory."""
 
 MEMORY_SHARE = 0.01
-"""The share of a worker's time that looking at its memory may take: the kernel walks all its pages for it."""
+"""The share of a worker's time that looking at its memory may take: the kernel walks all its pages."""
 
 Check = Callable[[], None]
 
 
 def shortened(limit: int, jitter: float, spread: float) -> int:
-    """Return a worker's own limit. jitter: how much earlier at most; spread: its share of that, 0 to 1 (pure)."""
+    """Return the limit of one worker (pure).
+
+    jitter: the largest share of ``limit`` by which a worker may be early. spread: how much of that
+    this worker takes, 0 to 1.
+    """
     return max(1, round(limit * (1 - jitter * spread)))
 
 
 def limits_for(settings: Settings, writer: SlotWriter, ask: Callable[[], object]) -> list[Check]:
-    """Return what a worker has to look at between its requests; nothing when it has no limit.
+    """Return the checks that a worker makes between its requests; none if it has no limit.
 
-    ask: tells the master that the slot has a recycle_request.
+    ask: called when the slot has a recycle request; wakes the master.
     """
     if settings.max_requests is None and settings.max_memory is None:
         return []  # what follows would cost every worker 60 KiB of copied pages
-    # Not from the random module: its state is the same in every worker.
+    # The random module has the same state in every worker.
     spread = int.from_bytes(os.urandom(4), "little") / 2**32
     reached: list[tuple[ExitKind, Callable[[], bool]]] = []
     if settings.max_requests is not None:
@@ -55,14 +59,14 @@ def limits_for(settings: Settings, writer: SlotWriter, ask: Callable[[], object]
 
 
 class RequestLimit:
-    """So many requests; those in hand count, too, so that threads do not take more meanwhile."""
+    """A number of requests. Those in hand count too, so that a worker with threads does not take more."""
 
     def __init__(self, most: int, writer: SlotWriter) -> None:
         self._writer = writer
         self._most = most + self._taken()  # the slot's counters began with its first worker
 
     def is_reached(self) -> bool:
-        """Tell whether the worker has taken so many."""
+        """Return whether the worker has taken that many."""
         return self._taken() >= self._most
 
     def _taken(self) -> int:
@@ -72,7 +76,7 @@ class RequestLimit:
 
 
 class MemoryLimit(msgspec.Struct):
-    """So much memory of its own; what it shares with the master would not come back with it."""
+    """Bytes of private memory. What a worker shares with the master is not freed when the worker ends."""
 
     most: int
     read: Callable[[], int | None]
@@ -80,7 +84,7 @@ class MemoryLimit(msgspec.Struct):
     _next_look: float = 0.0
 
     def is_reached(self) -> bool:
-        """Tell whether it has more; looks at most once a second, and less often where that is dear."""
+        """Return whether the worker has more; looks at most once a second, and less often if that takes long."""
         began = self.clock()
         if began < self._next_look:
             return False
@@ -91,7 +95,7 @@ class MemoryLimit(msgspec.Struct):
 
 
 class RecycleRequest:
-    """One limit's word to the master, said once."""
+    """The request that one limit makes to the master, once."""
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class RecycleRequest:
         self._ask = ask
 
     def look(self) -> None:
-        """Ask to be recycled when the limit is reached and nothing was asked before."""
+        """Ask to be recycled if the limit is reached and nothing was asked before."""
         if not self._writer.words[SlotField.RECYCLE_REQUEST] and self._is_reached():
             self._writer.words[SlotField.RECYCLE_REQUEST] = 1 + index_of(self._kind)
             self._ask()

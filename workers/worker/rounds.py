@@ -1,4 +1,4 @@
-"""The lane of plain datagram servers: what is queued goes in rounds, which share what they cost (worker)."""
+"""The lane for the queued datagrams of a plain server: they are served in rounds and share its costs (worker)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prefork.workers.worker.turn import Turn
 
 
 class Rounds(Lane):
-    """Serves queued datagrams in rounds; a lone one costs less in ``OneByOne``.
+    """Queued datagrams, up to sixteen in a round. A lone datagram costs less in ``OneByOne``.
 
-    For servers where to handle a datagram is to call the handler class and nothing more:
-    ``source.datagrams`` says so. epoll: where the worker waits for its listeners.
+    Only for a server that handles a datagram by calling the handler class and doing nothing else;
+    ``source.datagrams`` is not None then. epoll: where the worker waits for its listeners.
     """
 
     def __init__(
@@ -38,32 +38,34 @@ class Rounds(Lane):
         self._epoll = epoll
 
     def serve(self, now: int, until: int) -> int:
-        """Serve as ``Lane.serve()`` says; each of the reasons to return is looked at after a round."""
-        # While rounds last, the socket is out of the worker's epoll. With it in there, each reply that
-        # has left is an event on the socket for the kernel to look at: 0.3 µs of a datagram's 5.
+        """Serve as ``Lane.serve()`` says; the reasons to return are checked after each round."""
+        # While rounds last, the socket is not in the worker's epoll. If it were, each reply that has
+        # left would be an event on the socket, which the kernel would check: 0.3 µs of a datagram's 5.
         self._turn.until = until
         self.source.leave_wait_queue(self._epoll)
         now = self._serve_rounds(now)
-        # A turn that was ended is the last one of this process. It may be a fork of the worker, which
-        # shares the worker's epoll and must not change it.
+        # If the turn was ended, this process takes no more requests, and it may be a process that a
+        # handler forked: that one shares the epoll with its worker and must not change it.
         if self._turn.until:
             self.source.enter_wait_queue(self._epoll)
         return now
 
     def _serve_rounds(self, now: int) -> int:
-        # All of a datagram's way is 5 µs, and a call of Python after a system call is 0.1 of them. So
-        # whatever need not be done for each datagram is done for a round of up to sixteen: looking
-        # at the socket's timeout, at the handler class, at orders, and keeping the books. For each
-        # remain the receive, the handler and one look at the clock.
+        # A datagram takes 5 µs from the receive to the next receive, and one call of Python after a
+        # system call costs 0.1 of them. So everything that need not be done for each datagram is done
+        # once for a round: setting the socket's timeout back, looking up the handler class, checking
+        # for orders, keeping the books. What remains for each is the receive, the handler, and one
+        # reading of the clock.
         #
-        # The handler object of a plain class is made in place: what calling the class does, in three
-        # calls of five, is 0.2 µs less.
+        # If the handler class is a plain one, its object is made in place: the same as calling the
+        # class, with three calls of Python in place of five, saves 0.2 µs.
         #
-        # A round ends with its sixteenth datagram, or with the one in hand once it has lasted
-        # SHORTEST_NS (1 ms); when a take or a request fails; and when Turn.end_round() says so. Hence
-        # what a round costs in exactness is bounded: REQUEST_NS is the beginning of the round, so
-        # that a deadline comes at most a millisecond early, and all datagrams of a round but the last
-        # are known to belong in the first bucket of the histogram without a look at each.
+        # A round ends after sixteen datagrams; after the datagram in hand once SHORTEST_NS (1 ms) has
+        # passed; when a take or a request fails; and when Turn.end_round() was called. This bounds
+        # what the shared books lose in exactness. REQUEST_NS is the beginning of the round, so a
+        # deadline comes at most 1 ms early. Every datagram of a round except the last took at most
+        # SHORTEST_NS, so it belongs in the first bucket of the histogram, and nothing has to look.
+        # The last one may have taken longer, and then it is accounted for by itself.
         server, writer, turn, datagrams = self._server, self._writer, self._turn, self._datagrams
         sock, size, timeout = datagrams.socket, datagrams.size, datagrams.socket.gettimeout
         most, new = datagrams.most, object.__new__
@@ -114,14 +116,18 @@ class Rounds(Lane):
                 return now
 
     def _close_books(self, taken: int, short: int, duration_ns: int) -> None:
-        """Account for the datagrams of a round that went well and were short, this long together."""
+        """End a round on the scoreboard.
+
+        taken: how many datagrams it has received. short: how many of them went well and took at most
+        SHORTEST_NS. duration_ns: what those took together.
+        """
         self._writer.account_short(short, duration_ns)
         self._datagrams.count(taken)
         if taken and self._takes.fruitless:
             self._takes.succeeded(self.source)
 
     def _fail(self, request: Any, address: Any, since: int) -> int:
-        """End a datagram whose handler raised, and account for it alone; return the instant of its end."""
+        """End a datagram whose handler raised, and account for it by itself; return when that ended."""
         self._writer.words[REQUEST_NS] = since
         self._settle(request, address)
         now = monotonic_ns()
@@ -130,11 +136,11 @@ class Rounds(Lane):
 
 
 def is_made_plainly(handler_class: Any) -> bool:
-    """Return whether calling the class does no more than set three attributes, ``handle()`` and ``finish()``.
+    """Return whether calling the class only sets three attributes and calls ``handle()`` and ``finish()``.
 
-    A class with an ``__init__()``, a ``__new__()``, a ``setup()`` or a metaclass's ``__call__()`` of its
-    own may do anything, and so may whatever is not a class. ``finish()`` may be the object's own, which
-    ``handle()`` has given it.
+    A class that has its own ``__init__()``, ``__new__()`` or ``setup()``, or whose metaclass has its own
+    ``__call__()``, may do anything when it is called, and so may an object that is not a class. The
+    ``finish()`` is looked up on the object, because ``handle()`` may have replaced it there.
     """
     return (
         isinstance(handler_class, type)

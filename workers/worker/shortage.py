@@ -55,7 +55,7 @@ MEANINGS = {
     # "Not enough free memory", or the socket buffer limits are reached.
     errno.ENOBUFS: Meaning.SHORTAGE,
     errno.ENOMEM: Meaning.SHORTAGE,
-    # "Socket is not listening for connections": somebody has shut it down, for all processes. A Unix
+    # "Socket is not listening for connections": a handler has shut it down, for all processes. A Unix
     # socket whose intake the master has closed says so, too, once its queue is empty.
     errno.EINVAL: Meaning.SHORTAGE,
     # "sockfd is not an open file descriptor": a handler has closed it in this process.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 
 class Turn:
-    """The end of the turn in progress, as two instants (monotonic nanoseconds) that can be moved to now.
+    """When the turn in progress ends: two instants, in monotonic nanoseconds.
 
-    A lane reads the clock after each request anyway, for the books, and compares what it reads
-    with these. To stop a lane is to set an instant to 0. So nothing is added to the path of a
-    request for the few events that end a turn early: the worker is to leave, this process turns out
-    to be a fork of the worker, or a deadline was extended.
+    A lane reads the clock after each request for the books, and compares the reading with these
+    instants. Setting one of them to 0 stops the lane after the request in hand. So the few events that
+    end a turn early add nothing to the path of a request: the worker is to leave, this process is one
+    that a handler has forked, or a deadline was extended.
     """
 
     __slots__ = ("round_until", "until")
 
     def __init__(self) -> None:
         self.until = 0
-        """The lane returns after the first request that ends at this instant or later; 0: it was ended."""
+        """The lane returns after the first request that ends at this instant or later; 0 after ``end()``."""
         self.round_until = 0
-        """The datagram that ends after this instant is the last of its round."""
+        """The first datagram that ends after this instant is the last of its round."""
 
     def end(self) -> None:
         """Have the lane return after the request in hand (any thread, signal handlers)."""
