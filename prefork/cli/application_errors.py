@@ -24,15 +24,15 @@ def application_errors(what: str, address: Address | None = None) -> Iterator[No
         raise
     except OSError as error:
         _raise_if_bind_failed(error, address)
-        raise BootError(f"{what}: {_said(error)}", application_report(error)) from None
+        raise BootError(f"{what}: {_one_line(error)}", application_report(error)) from None
     except Exception as error:  # noqa: BLE001 - the application may raise anything
-        raise BootError(f"{what}: {_said(error)}", application_report(error)) from None
+        raise BootError(f"{what}: {_one_line(error)}", application_report(error)) from None
     except SystemExit as stop:
         said = f"it called sys.exit({'' if stop.code is None else repr(stop.code)})"
         raise BootError(f"{what}: {said}", application_report(stop)) from None
 
 
-def _said(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     first = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
@@ -41,10 +41,10 @@ def _raise_if_bind_failed(error: OSError, address: Address | None) -> None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in ("server_bind", "server_activate"):
             where = getattr(frame.f_locals.get("self"), "server_address", None)
-            _raise_bind_error(str(address) if address is not None else _shown(where), error)
+            _raise_bind_error(str(address) if address is not None else _address_text(where), error)
 
 
-def _shown(server_address: object) -> str:
+def _address_text(server_address: object) -> str:
     if isinstance(server_address, tuple):
         return ":".join(map(str, server_address[:2]))
     return str(server_address)

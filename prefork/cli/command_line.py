@@ -73,10 +73,10 @@ def run_command(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefork"
-        messages.say(f"prefork: error: {error.format_message()}\nTry '{path} --help'.")
+        messages.error(f"{error.format_message()}\nTry '{path} --help'.")
         return ExitCode.USAGE
     except PreforkError as error:
-        _tell(error)
+        _say_error(error)
         return next(
             (code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), ExitCode.FAILED
         )
@@ -87,7 +87,7 @@ def run_command(arguments: Sequence[str]) -> int:
     return int(code or ExitCode.OK) if arguments else ExitCode.USAGE
 
 
-def _tell(error: PreforkError) -> None:
+def _say_error(error: PreforkError) -> None:
     report = error.report.rstrip() if isinstance(error, BootError) else ""
     messages.say("\n".join(part for part in (f"prefork: error: {error}", report) if part))
 

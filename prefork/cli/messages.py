@@ -28,3 +28,13 @@ def say(text: str, fd: int = 2, *, patience: float = 1.0) -> None:
                     break
     if sink is not None:
         sink.close()
+
+
+def error(text: str) -> None:
+    """Say on standard error why a command has failed."""
+    say(f"prefork: error: {text}")
+
+
+def warning(text: str) -> None:
+    """Say on standard error what a command ignores."""
+    say(f"prefork: warning: {text}")

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from prefork.cli.commands.waiting import Progress, bar, seconds_of
+from prefork.cli.commands.waiting import ProgressLine, bar, seconds_of
 from prefork.inspect.find import find_pool
 from tests.support.boards import scoreboard
 from tests.support.waiting import let_pass
@@ -43,7 +43,7 @@ def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
     """Return what a terminal gets of a progress that takes so long."""
     reader, writer = os.openpty()
     try:
-        with Progress(writer) as line:
+        with ProgressLine(writer) as line:
             let_pass(seconds)
             for text in texts:
                 line.show(text)
@@ -75,7 +75,7 @@ def test_progress_into_a_file_is_nothing() -> None:
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)
-        with Progress(writer) as line:
+        with ProgressLine(writer) as line:
             let_pass(0.35)
             line.show("1 of 2")
         with pytest.raises(BlockingIOError):

@@ -9,7 +9,7 @@ import click
 from prefork.cli import check_child, messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
-    loaded,
+    load_and_plan,
     misspelt_variables,
     read_settings,
     spare_the_metrics_directory,
@@ -41,10 +41,10 @@ def command(
     given = read_settings(flags, config)
     if verdict_to is None:
         for said in misspelt_variables():
-            messages.say(f"prefork: warning: {said}")
+            messages.warning(said)
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
     spare_the_metrics_directory()
-    resolved, planned = loaded(target, given.layers, factory=factory)
+    resolved, planned = load_and_plan(target, given.layers, factory=factory)
     settings = resolved.settings
     text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"
     os.write(verdict_to, text.encode("utf-8", "replace")[:4000])

@@ -11,7 +11,7 @@ import click
 from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
-    loaded,
+    load_and_plan,
     misspelt_variables,
     read_settings,
     resolved_with,
@@ -33,13 +33,13 @@ def command(
     """Print every setting with its origin, as TOML; with TARGET also what that one says itself."""
     given = read_settings(flags, config)
     for said in misspelt_variables():
-        messages.say(f"prefork: warning: {said}")
+        messages.warning(said)
     if target is None:
         resolved = resolved_with([], given.layers)
     else:
         spare_the_metrics_directory()
         with contextlib.redirect_stdout(sys.stderr):  # what the application prints is no TOML
-            resolved, _ = loaded(target, given.layers, factory=factory)
+            resolved, _ = load_and_plan(target, given.layers, factory=factory)
     click.echo(_as_json(resolved) if as_json else _as_toml(resolved))
     return ExitCode.OK
 

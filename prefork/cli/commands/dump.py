@@ -10,7 +10,7 @@ import click
 from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import timeout_option, which_pool
-from prefork.cli.commands.waiting import Looks, excuse, wait_until
+from prefork.cli.commands.waiting import TickCounter, excuse, wait_until
 from prefork.inspect.find import find_pool
 from prefork.inspect.running_pool import RunningPool
 from prefork.workers.reports import shown
@@ -34,34 +34,34 @@ def command(pool: str | None, name: str | None, timeout: float | None) -> int:
 
 
 def _dump(pool: RunningPool, timeout: float) -> int:
-    looks = Looks(pool)
+    ticks = TickCounter(pool)
     pool.send(signal.SIGUSR1)
-    if not wait_until(looks.enough, lambda: "waits for the master", timeout):
-        messages.say(f"prefork: error: the master does not answer{excuse(pool)}")
+    if not wait_until(ticks.enough, lambda: "waits for the master", timeout):
+        messages.error(f"the master does not answer{excuse(pool)}")
         return ExitCode.FAILED
     answered = wait_until(
-        lambda: not _silent(pool),
-        lambda: f"waits for {len(_silent(pool))} workers",
+        lambda: not _silent_slots(pool),
+        lambda: f"waits for {len(_silent_slots(pool))} workers",
         min(timeout, ANSWER_TIME),
     )
     snapshot, reports = pool.snapshot(), pool.reports()
-    for slot in _asked(snapshot):
-        click.echo(_told(snapshot, slot, reports.get(slot, "")))
+    for slot in _asked_slots(snapshot):
+        click.echo(_report_text(snapshot, slot, reports.get(slot, "")))
     return ExitCode.OK if answered else ExitCode.FAILED
 
 
-def _asked(snapshot: Snapshot) -> list[int]:
+def _asked_slots(snapshot: Snapshot) -> list[int]:
     """Return the slots whose worker takes the signal: while it boots it does not yet."""
     quiet = (WorkerState.GONE, WorkerState.STARTING)
     return [one.slot for one in snapshot.slots if one.state not in quiet]
 
 
-def _silent(pool: RunningPool) -> list[int]:
+def _silent_slots(pool: RunningPool) -> list[int]:
     reports = pool.reports()
-    return [slot for slot in _asked(pool.snapshot()) if not reports.get(slot)]
+    return [slot for slot in _asked_slots(pool.snapshot()) if not reports.get(slot)]
 
 
-def _told(snapshot: Snapshot, slot: int, report: str) -> str:
+def _report_text(snapshot: Snapshot, slot: int, report: str) -> str:
     one = snapshot.slots[slot]
     generation, pid = one[SlotField.GENERATION], one[SlotField.PID]
     head = f"worker slot={slot} gen={generation} pid={pid} {one.state.name.lower()}"

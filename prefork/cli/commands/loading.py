@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class Given(msgspec.Struct, frozen=True):
+class SettingsSoFar(msgspec.Struct, frozen=True):
     """What flags, environment and file say, each value checked on its own; the target's word is not known yet."""
 
     layers: list[Layer]
@@ -30,17 +30,17 @@ class Given(msgspec.Struct, frozen=True):
     origins: Mapping[str, str]
 
     def value(self, key: str) -> Any:
-        """Return a setting as far as it is known before the target is loaded."""
+        """Return a setting as far as it is known before the target is load_and_plan."""
         return self.values.get(key, ROWS[key].default)
 
 
-def read_settings(flags: Mapping[str, object], config: str | None) -> Given:
+def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSoFar:
     """Collect what was set, and refuse what is wrong before any application is imported."""
     layers = sources.layers(flags, os.environ, config)
     values, origins = merge(layers)
     for text in values.get("bind", ()):
         Address.parse(text, origins["bind"])
-    return Given(layers, values, origins)
+    return SettingsSoFar(layers, values, origins)
 
 
 def misspelt_variables() -> list[str]:
@@ -60,16 +60,16 @@ def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
     return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
 
 
-def loaded(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, ServePlan]:
+def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, ServePlan]:
     """Import the target, and check it and the settings together."""
     found = load(target)
     resolved = resolved_with(_attributes_of(found), layers)
     settings, origins = resolved.settings, resolved.origins
     requested = Requested(
         addresses=_addresses(settings.bind, origins["bind"]),
-        binds_from=_given(origins["bind"]),
+        binds_from=_unless_default(origins["bind"]),
         backlog=settings.backlog,
-        backlog_from=_given(origins["backlog"]),
+        backlog_from=_unless_default(origins["backlog"]),
     )
     refuse_several_without_workers(resolved, len(requested.addresses))
     return resolved, plan(target, found, requested, factory=factory)
@@ -90,7 +90,7 @@ def _attributes_of(found: object) -> list[Layer]:
     return [attributes_layer(found)] if is_server else []
 
 
-def _given(origin: str) -> str | None:
+def _unless_default(origin: str) -> str | None:
     return None if origin == DEFAULT else origin
 
 

@@ -58,7 +58,7 @@ def _reload(
     with find_pool(pool, name) as found:
         before = found.snapshot()
         if before.phase is not Phase.SERVING:
-            messages.say(f"prefork: error: the pool is stopping: {found}")
+            messages.error(f"the pool is stopping: {found}")
             return ExitCode.FAILED
         if timeout is None:
             timeout = 2 * seconds_of(found, "boot_timeout")
@@ -80,11 +80,11 @@ def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
     )
     after = pool.snapshot()
     if not is_over or pool.has_stopped():
-        messages.say(f"prefork: error: not yet: {progress(after)}{excuse(pool)}")
+        messages.error(f"not yet: {progress(after)}{excuse(pool)}")
         return ExitCode.FAILED
     if after[PoolField.RELOAD_STATE] == ReloadState.FAILED:
         reason = "\n".join(map(escaped, pool.board.reload_report().splitlines()))
-        messages.say(f"prefork: error: not reloaded, the old workers go on: {reason}")
+        messages.error(f"not reloaded, the old workers go on: {reason}")
         return ExitCode.FAILED
     click.echo(f"reloaded: {pool}, generation {after[PoolField.GENERATION]}")
     return ExitCode.OK

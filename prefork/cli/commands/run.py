@@ -14,8 +14,8 @@ from prefork.cli import logs, messages, sources
 from prefork.cli.application_errors import application_report
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
-    Given,
-    loaded,
+    SettingsSoFar,
+    load_and_plan,
     misspelt_variables,
     read_settings,
     refuse_several_without_workers,
@@ -58,7 +58,7 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
         log.flush()
 
 
-def _run(target: str, given: Given, *, factory: bool, watched: list[str] | None) -> int:
+def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str] | None) -> int:
     """Load, bind and serve (master); everything that can be refused is refused in this order.
 
     watched: the settings files, whose changes reload as those of the sources do; None for neither.
@@ -68,7 +68,7 @@ def _run(target: str, given: Given, *, factory: bool, watched: list[str] | None)
     systemd_sockets.take()  # before the application starts a program
     # Before the application makes its first metric, which would be in no file of ours.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
-    resolved, planned = loaded(target, given.layers, factory=factory)
+    resolved, planned = load_and_plan(target, given.layers, factory=factory)
     settings = resolved.settings
     if watched is not None:
         refuse_where_impossible(settings.workers)
@@ -107,7 +107,7 @@ def _serve(servers: list[Any], resolved: Resolved) -> int:
         raise
     except Exception as error:  # noqa: BLE001 - the application's service_actions() may raise anything
         event(logging.CRITICAL, "master", "failed", report=application_report(error))
-        messages.say(f"prefork: error: serving ended by {type(error).__name__}: {error}")
+        messages.error(f"serving ended by {type(error).__name__}: {error}")
         return ExitCode.FAILED
     return ExitCode.OK
 

@@ -15,7 +15,7 @@ from prefork.cli.commands.options import timeout_option, which_pool
 from prefork.cli.commands.waiting import (
     LOOK_EVERY,
     SPARE_TIME,
-    Progress,
+    ProgressLine,
     bar,
     excuse,
     seconds_of,
@@ -33,14 +33,18 @@ AGAIN: Final = 1.0
 """Seconds after which a signal without effect is sent again: one that was pending already is no second one."""
 
 
-class _Signed(click.Command):
+class _CommandWithNegativeNumbers(click.Command):
     """A command whose ``-2`` is a number, no flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [re.sub(r"^-(?=\d+$)", " -", arg) for arg in args])
 
 
-@click.command("scale", cls=_Signed, short_help="Change the number of workers, and wait for them.")
+@click.command(
+    "scale",
+    cls=_CommandWithNegativeNumbers,
+    short_help="Change the number of workers, and wait for them.",
+)
 @click.argument("size", metavar="N|+N|-N")
 @which_pool
 @timeout_option("the longer of the pool's boot_timeout and graceful_timeout, and 5s")
@@ -52,7 +56,7 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     """
     with find_pool(pool, name) as found:
         if _is_stopping(found.snapshot()):
-            messages.say(f"prefork: error: the pool is stopping: {found}")
+            messages.error(f"the pool is stopping: {found}")
             return ExitCode.FAILED
         if timeout is None:
             longest = max(seconds_of(found, key) for key in ("boot_timeout", "graceful_timeout"))
@@ -82,36 +86,36 @@ def floor_of(snapshot: Snapshot) -> int:
 
 def _scale(pool: RunningPool, size: str, end: float) -> int:
     # Of several operators who correct each other's signals nobody would arrive: one at a time.
-    if not wait_until(pool.take_turn, lambda: "another command scales this pool", _left(end)):
-        messages.say("prefork: error: another command scales this pool all the time")
+    if not wait_until(
+        pool.take_turn, lambda: "another command scales this pool", _seconds_left(end)
+    ):
+        messages.error("another command scales this pool all the time")
         return ExitCode.FAILED
     before = floor_of(pool.snapshot())
     wanted = wanted_size(size, before, pool.board.slots)
     is_asked_for = _move_floor(pool, wanted, end)
     pool.end_turn()
     if not is_asked_for:
-        return _refused(pool, wanted)
+        return _say_refused(pool, wanted)
     in_time = wait_until(
         lambda: pool.has_stopped() or _is_over(pool.snapshot(), wanted),
         lambda: progress(pool.snapshot(), wanted),
-        _left(end),
+        _seconds_left(end),
     )
     after = pool.snapshot()
     if floor_of(after) != wanted:
-        return _refused(pool, wanted)
+        return _say_refused(pool, wanted)
     if not in_time or pool.has_stopped():
-        messages.say(f"prefork: error: not yet: {progress(after, wanted)}{excuse(pool)}")
+        messages.error(f"not yet: {progress(after, wanted)}{excuse(pool)}")
         return ExitCode.FAILED
     click.echo(f"{wanted} workers (before: {before}), {after.count(*READY)} ready")
     return ExitCode.OK
 
 
-def _refused(pool: RunningPool, wanted: int) -> int:
+def _say_refused(pool: RunningPool, wanted: int) -> int:
     snapshot = pool.snapshot()
     why = excuse(pool) or ("; the pool is stopping" if _is_stopping(snapshot) else "")
-    messages.say(
-        f"prefork: error: the master keeps {floor_of(snapshot)} workers, not {wanted}{why}"
-    )
+    messages.error(f"the master keeps {floor_of(snapshot)} workers, not {wanted}{why}")
     return ExitCode.FAILED
 
 
@@ -123,7 +127,7 @@ def _is_over(snapshot: Snapshot, wanted: int) -> bool:
     return floor_of(snapshot) != wanted or is_settled(snapshot, wanted)
 
 
-def _left(end: float) -> float:
+def _seconds_left(end: float) -> float:
     return max(0.0, end - time.monotonic())
 
 
@@ -134,17 +138,17 @@ def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
     the next one is sent. Return False if that takes too long, or if the pool stops: a pool that
     stops does not change its size.
     """
-    with Progress() as progress:
+    with ProgressLine() as progress:
         while (floor := floor_of(snapshot := pool.snapshot())) != wanted:
-            if not _left(end) or pool.has_stopped() or _is_stopping(snapshot):
+            if not _seconds_left(end) or pool.has_stopped() or _is_stopping(snapshot):
                 return False
             progress.show(f"{bar(floor, wanted)} workers asked for")
             pool.send(signal.SIGTTIN if floor < wanted else signal.SIGTTOU)
-            _wait_briefly(lambda at=floor: floor_of(pool.snapshot()) != at, end)  # type: ignore[misc]
+            _wait_for_effect(lambda at=floor: floor_of(pool.snapshot()) != at, end)  # type: ignore[misc]
     return True
 
 
-def _wait_briefly(fact: Callable[[], bool], end: float) -> None:
+def _wait_for_effect(fact: Callable[[], bool], end: float) -> None:
     end = min(end, time.monotonic() + AGAIN)
     pause = LOOK_EVERY / 10
     while not fact() and time.monotonic() < end:

@@ -43,7 +43,7 @@ def command(pool: str | None, name: str | None, *, now: bool, timeout: float | N
 def _stop(pool: RunningPool, timeout: float, *, now: bool) -> int:
     who = str(pool)
     pool.send(signal.SIGTERM)
-    hurry = _Hurry(pool) if now else None
+    hurry = _RepeatedTerm(pool) if now else None
 
     def is_over() -> bool:
         if hurry is not None:
@@ -52,14 +52,14 @@ def _stop(pool: RunningPool, timeout: float, *, now: bool) -> int:
 
     if not wait_until(is_over, lambda: _progress(pool), timeout):
         advice = "" if now else "; --now kills its workers"
-        messages.say(f"prefork: error: not yet: {_progress(pool)}{excuse(pool)}{advice}")
+        messages.error(f"not yet: {_progress(pool)}{excuse(pool)}{advice}")
         return ExitCode.FAILED
     goes_on = not wait_until(pool.has_ended, lambda: "the process ends", EXIT_TIME)
     click.echo(f"stopped: {who}" + (f"; process {pool.pid} itself goes on" if goes_on else ""))
     return ExitCode.OK
 
 
-class _Hurry:
+class _RepeatedTerm:
     """Repeats TERM until the master has understood that it is to stop now."""
 
     def __init__(self, pool: RunningPool) -> None:

@@ -24,8 +24,8 @@ LOOK_EVERY: Final = 0.01
 SPARE_TIME: Final = 5.0
 """Seconds beyond the pool's own timeouts that are waited by default: the master has to notice, too."""
 
-LOOKS: Final = 2
-"""Looks around of the master until all signals of before have surely been taken: one may be under way."""
+TICKS_NEEDED: Final = 2
+"""TickCounter around of the master until all signals of before have surely been taken: one may be under way."""
 
 _QUICK: Final = 0.3
 """Seconds within which no progress is shown: it would only flicker."""
@@ -46,7 +46,7 @@ def seconds_of(pool: RunningPool, key: str) -> float:
 
 def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float) -> bool:
     """Look until the fact is so; False if it is not within so many seconds. tell: how far it is, in a line."""
-    with Progress() as progress:
+    with ProgressLine() as progress:
         end = time.monotonic() + seconds
         while not fact():
             if time.monotonic() >= end:
@@ -56,7 +56,7 @@ def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float
     return True
 
 
-class Looks:
+class TickCounter:
     """Counts how often the master has looked around since this was made."""
 
     def __init__(self, pool: RunningPool) -> None:
@@ -69,13 +69,13 @@ class Looks:
         tick = self._tick()
         self._seen += tick != self._last
         self._last = tick
-        return self._seen >= LOOKS
+        return self._seen >= TICKS_NEEDED
 
     def _tick(self) -> int:
         return self._pool.board.pool(PoolField.TICK_NS)
 
 
-class Progress:
+class ProgressLine:
     """One line of a terminal (standard error) that is written anew; nothing where that is none."""
 
     def __init__(self, fd: int = 2) -> None:
