@@ -1,8 +1,13 @@
-"""Ready-made servers, with defaults that lose no request where the standard library's do."""
+"""Ready-made servers, and the choice of the one that fits an address.
+
+Their defaults lose no request where those of the standard library do: a longer accept queue, and
+a socket file that is replaced and removed without a gap.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -25,19 +30,22 @@ from prefork.workers.worker.clients import LostClients, is_clients_doing
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
 
-    _Behind = socketserver.TCPServer
+    _ServerBase = socketserver.TCPServer
 else:
-    _Behind = object
+    _ServerBase = object
 
 
 _lost_clients = LostClients()
 
 
-class _Logged(PreForkingMixIn, _Behind):
-    """What the ready-made servers share: errors of handlers go to the log, not to stderr."""
+class _LoggingServer(PreForkingMixIn, _ServerBase):
+    """The base of all ready-made servers. Exceptions of handlers go to the log instead of standard error."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """Log the exception with its traceback, or in a line when it is the client's doing (worker)."""
+        """Log the exception of a request (worker).
+
+        A client that went away or timed out costs one line, any other exception a line and its traceback.
+        """
         error, subject = sys.exception(), str(self.worker or "master")
         if error is not None and is_clients_doing(error):
             _lost_clients.note(subject, error, client_address)
@@ -45,8 +53,8 @@ class _Logged(PreForkingMixIn, _Behind):
             log.failure(logging.ERROR, subject, "request failed", error, client=client_address)
 
 
-class _Internet(_Logged):
-    """IPv4 or IPv6, chosen by the address; ``::`` takes both unless ``ipv6_only``."""
+class _InternetServer(_LoggingServer):
+    """A server for IPv4 or IPv6; the address decides. ``::`` accepts both unless ``ipv6_only`` is set."""
 
     ipv6_only = False
 
@@ -61,7 +69,7 @@ class _Internet(_Logged):
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     def server_bind(self) -> None:
-        """Bind; what is set on the listener is inherited by the connections."""
+        """Bind the socket. Connections inherit the options that are set here, such as TCP_NODELAY."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.ipv6_only)
         if self.socket_type == socket.SOCK_STREAM:
@@ -69,14 +77,27 @@ class _Internet(_Logged):
         super().server_bind()
 
 
-class _Unix(_Logged):
-    """A path in the file system (or an abstract name), handled so that no two servers harm each other."""
+class _UnixServer(_LoggingServer):
+    """A server on a path in the file system or on an abstract name.
+
+    A start takes a path from no server that still listens on it, and ``server_close()`` removes no path that
+    another server has bound since.
+    """
 
     unix_mode = 0o660
+    """The mode of the socket file; who may write to it may connect."""
+
     _bound: tuple[int, str, Identity] | None = None
+    """The process, path and file that this server has bound, None before and after."""
 
     def server_bind(self) -> None:
-        """Bind; replace a path that nobody listens on any more, and give it its mode without a gap."""
+        """Bind the socket with ``unix_mode``, and replace a path that no server listens on any more.
+
+        The file never has a wider mode than ``unix_mode``: the kernel makes it with the mode of the socket,
+        less the umask, and only afterwards the mode is set exactly. A stream socket listens before the
+        lock is released and again in ``server_activate()``, because a socket that is bound and does not listen
+        looks like a stale one to the next start.
+        """
         path = self.server_address
         if not isinstance(path, str) or path.startswith("\0"):
             super().server_bind()
@@ -88,54 +109,52 @@ class _Unix(_Logged):
             return
         with one_start_at_a_time(path):
             remove_stale(path, self.socket_type)
-            # The file is made with this mode, less the umask.
             os.fchmod(self.socket.fileno(), self.unix_mode)
             super().server_bind()
             os.chmod(path, self.unix_mode)
             if self.socket_type == socket.SOCK_STREAM:
-                # At once, and again in server_activate(): bound and not listening it looks stale.
                 self.socket.listen(self.request_queue_size)
         self.remember_path()
 
     def remember_path(self) -> None:
-        """Note which file is ours, so that ``server_close()`` removes no successor's."""
+        """Note which file this server has bound, so that ``server_close()`` removes only that one."""
         path = str(self.server_address)
         self._bound = os.getpid(), path, identity_of(path)
 
     def server_close(self) -> None:
-        """Close, and remove the path if it is still ours."""
+        """Close the socket, and remove the path if it still is the file that this server has bound."""
         super().server_close()
         bound, self._bound = self._bound, None
-        # New code that fails before it serves leaves the path to the next try.
+        # After an exec, new code that fails before it serves leaves the path to the next attempt.
         if bound is not None and bound[0] == os.getpid() and pending() is None:
             unlink_if_still(bound[1], bound[2])
 
 
-class PreForkingTCPServer(_Internet, socketserver.TCPServer):
-    """A pre-forked TCP server."""
+class PreForkingTCPServer(_InternetServer, socketserver.TCPServer):
+    """A pre-forked TCP server on IPv4 or IPv6."""
 
     request_queue_size = 1024
     allow_reuse_address = True
 
 
-class PreForkingUDPServer(_Internet, socketserver.UDPServer):
-    """A pre-forked UDP server.
+class PreForkingUDPServer(_InternetServer, socketserver.UDPServer):
+    """A pre-forked UDP server on IPv4 or IPv6.
 
-    Unlike the standard one it sends no empty reply when a ``DatagramRequestHandler`` wrote
-    nothing: two servers that face each other would answer each other for ever.
+    The standard server sends an empty reply when a ``DatagramRequestHandler`` has written nothing. This one sends
+    no reply then, because two such servers would answer each other's empty replies for ever.
     """
 
     finish_request = no_empty_reply.finish_request
 
 
-class PreForkingUnixStreamServer(_Unix, socketserver.UnixStreamServer):
+class PreForkingUnixStreamServer(_UnixServer, socketserver.UnixStreamServer):
     """A pre-forked server on a Unix stream socket."""
 
     request_queue_size = 1024
 
 
-class PreForkingUnixDatagramServer(_Unix, socketserver.UnixDatagramServer):
-    """A pre-forked server on a Unix datagram socket; silent like ``PreForkingUDPServer``."""
+class PreForkingUnixDatagramServer(_UnixServer, socketserver.UnixDatagramServer):
+    """A pre-forked server on a Unix datagram socket. It sends no empty replies, like ``PreForkingUDPServer``."""
 
     finish_request = no_empty_reply.finish_request
 
@@ -143,7 +162,11 @@ class PreForkingUnixDatagramServer(_Unix, socketserver.UnixDatagramServer):
 def server_for(
     address: Address, handler: type[socketserver.BaseRequestHandler], *, backlog: int | None = None
 ) -> PreForkingMixIn:
-    """Make the ready-made server that fits the address; raises BindError when it cannot listen there."""
+    """Return a new server of the ready-made class that fits the address.
+
+    The address may be a socket that was handed over (``fd://N``, ``systemd:NAME``). backlog: connections that
+    may wait to be accepted, None for the default of the class. BindError: the server cannot listen there.
+    """
     if address.scheme == "systemd":
         return _adopt(_named(address), handler)
     if address.scheme == "fd":
@@ -154,7 +177,7 @@ def server_for(
     try:
         server: PreForkingMixIn = server_class(address.sockaddr, handler)
     except OSError as error:
-        raise BindError(str(address), _reason(error)) from error
+        raise BindError(str(address), bind_reason(error)) from error
     return server
 
 
@@ -167,12 +190,13 @@ _CLASSES: dict[str, Any] = {
 
 
 def _named(address: Address) -> Address:
-    """Return the one socket of a name; the command line has put several in its place before."""
+    """Return the only socket that has this name. The command line serves several ones, and has replaced the name."""
     found = systemd_sockets.addresses_named(address.name)
     if not found:
         raise BindError(str(address), systemd_sockets.why_none())
     if len(found) > 1:
-        raise BindError(str(address), f"{len(found)} sockets bear that name; give each its own")
+        reason = f"{len(found)} sockets have that name; give each one a name of its own (FileDescriptorName=)"
+        raise BindError(str(address), reason)
     return found[0]
 
 
@@ -180,8 +204,9 @@ def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> 
     try:
         inherited = socket.socket(fileno=address.fd)
     except OSError as error:
-        raise BindError(str(address), f"no socket there: {_reason(error)}") from error
-    if reason := _why_not(inherited):
+        reason = f"this process has inherited no socket with that number ({error.strerror})"
+        raise BindError(str(address), reason) from error
+    if reason := _why_unfit(inherited):
         inherited.detach()
         raise BindError(str(address), reason)
     stream = inherited.type == socket.SOCK_STREAM
@@ -189,7 +214,7 @@ def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> 
     server_class = _CLASSES[
         ("unix" if stream else "unixgram") if unix else ("tcp" if stream else "udp")
     ]
-    server: _Logged = server_class(inherited.getsockname(), handler, bind_and_activate=False)
+    server: _LoggingServer = server_class(inherited.getsockname(), handler, bind_and_activate=False)
     server.socket.close()
     server.socket, server.server_address = inherited, inherited.getsockname()
     server.address_family = inherited.family
@@ -198,21 +223,22 @@ def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> 
     return server
 
 
-def _why_not(inherited: socket.socket) -> str:
-    """Say why a socket of somebody else's making cannot be served; "" where it can."""
+def _why_unfit(inherited: socket.socket) -> str:
+    """Return why a socket that another process has made cannot be served; "" where it can."""
     kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if inherited.family not in families or inherited.type not in kinds:
-        return "that socket is of a kind that is not served"
+        kind = " ".join(str(getattr(it, "name", it)) for it in (inherited.family, inherited.type))
+        return f"that socket is {kind}; only sockets of TCP, UDP and Unix can be served"
     listens = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if inherited.type == socket.SOCK_STREAM and not listens:
-        # Of systemd that is a client: its socket unit says Accept=yes.
-        return "that socket does not listen"
+        # With Accept=yes in its socket unit, systemd hands over a client's connection.
+        return "that socket does not listen; with systemd, set Accept=no in the socket unit"
     return ""
 
 
 def _family_of(address: Any) -> socket.AddressFamily:
-    """Choose IPv6 where the host says so, or where a name has no IPv4 address."""
+    """Return AF_INET6 for an IPv6 address and for a name that has only IPv6 addresses, else AF_INET."""
     host = address[0]
     if ":" in host:
         return socket.AF_INET6
@@ -225,6 +251,18 @@ def _family_of(address: Any) -> socket.AddressFamily:
     return socket.AF_INET
 
 
-def _reason(error: OSError) -> str:
-    # strerror of an unknown host is getaddrinfo()'s own; its numbers are none of errno's.
-    return (error.strerror or str(error)).lower()
+def bind_reason(error: OSError) -> str:
+    """Return why an address cannot be bound, with the remedy where there is a usual one.
+
+    The numbers of ``socket.gaierror`` (an unknown host) are none of errno's, so only its text is used.
+    """
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}; check the host name".lower()
+    return _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
+
+
+_REASONS = {
+    errno.EADDRINUSE: "the address is in use; stop the program that listens there, or choose another address",
+    errno.EADDRNOTAVAIL: "this machine does not have that address; choose one of its own, or 0.0.0.0 for all",
+    errno.EACCES: "permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a path a writable folder",
+}

@@ -1,4 +1,4 @@
-"""The command line. Loading one of its modules loads no other: what is heavy comes with ``main()``."""
+"""The command line. This module loads nothing else, so that importing ``prefork.cli`` costs nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command that this process was started with, and end the process with its exit code."""
+    """Run the command of ``sys.argv``, and end the process with its exit code.
+
+    This is the console script ``prefork`` and ``python -m prefork``.
+    """
     from prefork.cli.command_line import main as run_this_process  # noqa: PLC0415 - see above
 
     run_this_process()

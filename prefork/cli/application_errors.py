@@ -1,23 +1,26 @@
-"""Errors of the application: told as its own, with a traceback that has no frame of prefork's."""
+"""Errors of the application, reported as its own: the traceback begins with the application's first frame."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from prefork.host.addresses import Address
+from prefork.servers import bind_reason
 from prefork.workers.errors import BindError, BootError, PreforkError
 
 
 @contextlib.contextmanager
 def application_errors(what: str, address: Address | None = None) -> Iterator[None]:
-    """Turn whatever the application raises into BootError, and a failed bind into BindError."""
+    """Turn what the application raises in the body into BootError, and a failed bind into BindError.
+
+    what: the beginning of the message, such as "factory make() failed". address: the address that is
+    bound in the body, None where that is known only from the server object.
+    """
     try:
         yield
     except PreforkError:
@@ -28,7 +31,7 @@ def application_errors(what: str, address: Address | None = None) -> Iterator[No
     except Exception as error:  # noqa: BLE001 - the application may raise anything
         raise BootError(f"{what}: {_one_line(error)}", application_report(error)) from None
     except SystemExit as stop:
-        said = f"it called sys.exit({'' if stop.code is None else repr(stop.code)})"
+        said = f"the application called sys.exit({'' if stop.code is None else repr(stop.code)})"
         raise BootError(f"{what}: {said}", application_report(stop)) from None
 
 
@@ -38,10 +41,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def _raise_if_bind_failed(error: OSError, address: Address | None) -> None:
+    """Raise BindError where the traceback goes through a server's binding or activation."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in ("server_bind", "server_activate"):
             where = getattr(frame.f_locals.get("self"), "server_address", None)
-            _raise_bind_error(str(address) if address is not None else _address_text(where), error)
+            text = str(address) if address is not None else _address_text(where)
+            raise BindError(text, bind_reason(error)) from None
 
 
 def _address_text(server_address: object) -> str:
@@ -50,28 +55,23 @@ def _address_text(server_address: object) -> str:
     return str(server_address)
 
 
-def _raise_bind_error(where: str, error: OSError) -> NoReturn:
-    reason = error.strerror or str(error)
-    if error.errno == errno.EADDRINUSE:
-        reason = "the address is in use; stop what listens there, or choose another"
-    elif error.errno == errno.EADDRNOTAVAIL:
-        reason = "this machine does not have that address"
-    raise BindError(where, reason) from None
-
-
 def application_report(error: BaseException) -> str:
-    """Render an application's exception without the frames through which prefork called it."""
-    told = traceback.TracebackException.from_exception(error)
-    _drop_our_frames(told)
-    return "".join(told.format())
+    """Return the traceback of an application's exception, without the frames of prefork that called it."""
+    report = traceback.TracebackException.from_exception(error)
+    _drop_our_frames(report)
+    return "".join(report.format())
 
 
-def _drop_our_frames(told: traceback.TracebackException) -> None:
-    kept = [frame for frame in told.stack if not _is_import_machinery(frame.filename)]
+def _drop_our_frames(report: traceback.TracebackException) -> None:
+    """Remove the import machinery everywhere, and prefork up to the application's first frame.
+
+    Later frames of prefork stay: the application has called them. The causes are treated in the same way.
+    """
+    kept = [frame for frame in report.stack if not _is_import_machinery(frame.filename)]
     while kept and _is_ours(kept[0].filename):
         kept.pop(0)
-    told.stack = traceback.StackSummary.from_list(kept)
-    for other in (told.__cause__, told.__context__):
+    report.stack = traceback.StackSummary.from_list(kept)
+    for other in (report.__cause__, report.__context__):
         if other is not None:
             _drop_our_frames(other)
 
@@ -85,7 +85,9 @@ def frames_of_application(error: BaseException) -> bool:
     )
 
 
-_OUR_DIRECTORY = str(Path(__file__).parent.parent) + os.sep  # prefork, and what is linked into it
+_OUR_DIRECTORY = (
+    str(Path(__file__).parent.parent) + os.sep
+)  # the package, and what is linked into it
 _IMPORT_MACHINERY = ("<frozen importlib", str(Path(importlib.__file__).parent) + os.sep)
 
 

@@ -1,4 +1,9 @@
-"""Log records as lines: text for people or JSON, whole, within a limit of bytes (pure)."""
+"""Log records as lines, as text for people or as JSON, within a limit of bytes (pure).
+
+A pipe takes up to 4096 bytes as a whole, so that lines of several workers do not mix. A record has to
+fit into them. A longer record loses what matters least: first the middle of its report (a traceback or
+a dump of stacks), then the report, then its facts, and at last the end of its line.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +19,14 @@ import msgspec
 from prefork.workers.text import escaped, printable
 
 LONGEST: Final = 65_536
-"""Bytes of a record in a regular file, where every append is whole."""
+"""The most bytes of one record where every write is a whole one, as in a regular file."""
 
 _INDENT = "    "
 _CUT = "... {} lines cut ..."
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """A log record in parts: one line, a report (traceback, stack dump) and facts for machines."""
+    """A log record in parts: one line, a report of many lines (traceback, stacks), and facts for programs."""
 
     line: str
     report: str
@@ -30,8 +35,8 @@ class _Entry(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, record: logging.LogRecord) -> _Entry:
         line, _, more = _message(record).partition("\n")
-        # event() puts its report below its line and gives it along, too; of other records, what
-        # follows the first line of the message is a report as good as any.
+        # event() puts the report below the line, and also into the record. Of all other records the lines
+        # after the first one are taken as a report.
         reports = [getattr(record, "report", None) or more]
         if record.exc_info:
             reports.append("".join(traceback.format_exception(*record.exc_info)))
@@ -43,7 +48,7 @@ class _Entry(msgspec.Struct, frozen=True):
         return cls(printable(line), report, _facts(record))
 
     def within(self, limit: int, render: Callable[[_Entry], str]) -> bytes:
-        """Render in at most ``limit`` bytes, leaving out as little as needed."""
+        """Return the bytes of the record, at most ``limit`` of them, with as little left out as possible."""
         rendered = b""
         for entry in self._ever_smaller():
             rendered = render(entry).encode("utf-8", "backslashreplace")
@@ -52,7 +57,7 @@ class _Entry(msgspec.Struct, frozen=True):
         return rendered
 
     def _ever_smaller(self) -> Iterator[_Entry]:
-        """First the report loses its middle, then the facts go, then the line loses its end."""
+        """Yield the record in ever shorter forms, in the order that the module's docstring gives."""
         yield self
         size = len(self.report) // 2
         while size >= 80:
@@ -73,7 +78,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _shortened(report: str, size: int) -> str:
-    """Keep a third from the start and two thirds from the end, where a traceback tells most."""
+    """Return the report without its middle. Two thirds of what is kept are from the end, which says most."""
     lines = report.splitlines()
     head = _fitting(lines, size // 3)
     tail = _fitting(lines[::-1], size - size // 3)[::-1]
@@ -96,29 +101,29 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class LineFormatter(Protocol):
-    """Turns a record into its whole bytes, newline included, within a limit."""
+    """What turns a record into bytes."""
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
-        """Give the bytes of one record, at most ``limit`` of them."""
+        """Return the bytes of one record with its newline, at most ``limit`` of them."""
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people; a report follows its line, indented.
+    """Lines for people. A report follows its line and is indented.
 
-    Such as::
+    Two examples::
 
     2026-11-21T04:30:12.345Z INFO    worker slot=3 gen=0 pid=4711 ready
     2026-11-21T04:30:13.001Z WARNING myapp[4711]: what the application logs
     """
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
-        """Give the bytes of one record, at most ``limit`` of them."""
-        # prefork's own lines say who speaks; those of the application do not.
+        """Return the bytes of one record with its newline, at most ``limit`` of them."""
+        # The lines of prefork begin with their subject. Those of the application get the logger's name.
         name = escaped(record.name)[:80]
         speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
         start = f"{_time(record)} {record.levelname:<7} {speaker}"
         if name == "prefork.access" and _message(record).startswith("{"):
-            start = ""  # a line of the access log for machines has its own time, and stands alone
+            start = ""  # a JSON line of the access log has a time of its own and stays valid JSON
 
         def render(entry: _Entry) -> str:
             below = (_INDENT + printable(line) for line in entry.report.splitlines())
@@ -127,19 +132,19 @@ class TextFormatter(logging.Formatter):
         return _Entry.of(record).within(limit, render)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the text of one record, without the last newline."""
+        """Return the text of one record without the last newline."""
         return self.encoded(record, LONGEST).decode().removesuffix("\n")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line.
+    """One JSON object on each line.
 
-    Keys: time, level, logger, pid, message, and where the record has them subject, event, facts
-    and report.
+    Keys: ``time``, ``level``, ``logger``, ``pid``, ``message``, and where the record has them ``subject``,
+    ``event``, ``facts`` and ``report``.
     """
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
-        """Give the bytes of one record, at most ``limit`` of them."""
+        """Return the bytes of one record with its newline, at most ``limit`` of them."""
         fixed: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
@@ -156,12 +161,15 @@ class JsonFormatter(logging.Formatter):
         return _Entry.of(record).within(limit, render)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the text of one record, without the newline."""
+        """Return the text of one record without the newline."""
         return self.encoded(record, LONGEST).decode().removesuffix("\n")
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    """Split what event() gave along; facts stand in an object of their own, away from our keys."""
+    """Return the keys that ``event()`` adds to a record.
+
+    The facts stand in an object of their own, so that a fact called ``level`` replaces nothing.
+    """
     given = getattr(record, "facts", None)
     if not isinstance(given, dict):
         return {}

@@ -1,11 +1,12 @@
-"""The command line's log: text or JSON lines on standard error, written so that nothing ever waits.
+"""The log of the command line: text or JSON lines on standard error, written without ever waiting.
 
-A log that nobody reads must not stop a master from accepting, reaping or stopping (gunicorn froze
-at 875 requests behind a full pipe). So ``NonBlockingHandler`` never blocks: what does not fit is
-dropped and counted, and one line tells how many were lost once there is a reader again.
+A log that is not read must not stop a master from accepting, reaping or stopping. (With gunicorn a full
+pipe stops the service after 875 requests.) So ``NonBlockingHandler`` never blocks. A record that cannot
+be written is dropped and counted. As soon as something can be written again, one line says how many
+records were lost.
 
-Standard error is the only sink, so there is no file to reopen after a rotation: whoever
-redirected it (systemd, a container runtime, ``| rotatelogs``) rotates it.
+Standard error is the only place that the log goes to, so there is no file to reopen after a rotation.
+The program that reads standard error rotates it: systemd, a container runtime, ``| rotatelogs``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from prefork.cli.sinks import ATOMIC, sink_for
 
 
 class NonBlockingHandler(logging.Handler):
-    """Writes each record with one write to a descriptor, and drops it rather than wait or fail.
+    """Writes each record with one ``write()``, and drops a record rather than wait or raise.
 
-    fd: standard error by default; a closed one makes a handler that drops everything. Nothing
-    here raises. Lost records are counted per process, also across a fork, and told in one line
-    as soon as something can be written again (then, or in ``flush()``).
+    fd: standard error by default. A handler for a closed descriptor drops every record. Lost records
+    are counted by each process for itself. One line reports them as soon as something can be written
+    again, at the next record or in ``flush()``.
+
+    The kernel may take only a part of a line: a terminal and a TCP socket do so, a pipe does not. The
+    rest is kept and written first the next time, so that no line is cut. A forked worker inherits the
+    rest and the count, which belong to its parent, and forgets both.
     """
 
     def __init__(self, fd: int = 2, formatter: LineFormatter | None = None) -> None:
@@ -38,7 +43,7 @@ class NonBlockingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, or count it as lost."""
-        self._forget_what_the_parent_owed()
+        self._forget_the_parents_rest()
         try:
             written = self._settle() and self._write(self.lines.encoded(record, self._limit))
         except Exception as error:  # noqa: BLE001 - a log must not break what it reports on
@@ -47,13 +52,13 @@ class NonBlockingHandler(logging.Handler):
             self.lost += 1
 
     def flush(self) -> None:
-        """Tell how many records were lost, if that can be written now."""
-        self._forget_what_the_parent_owed()
+        """Write how many records were lost, if that can be written now."""
+        self._forget_the_parents_rest()
         with contextlib.suppress(Exception):
             self._settle()
 
     def close(self) -> None:
-        """Close the handler's own descriptor; standard error stays open."""
+        """Close the handler's own descriptor. Standard error stays open."""
         if self._sink is not None:
             with contextlib.suppress(OSError):
                 self._sink.close()
@@ -65,7 +70,10 @@ class NonBlockingHandler(logging.Handler):
         return self._sink.limit if self._sink is not None else ATOMIC
 
     def _settle(self) -> bool:
-        """Write what stands before the next record: the rest of a line cut short, then the notice."""
+        """Write what has to stand before the next record, and return whether nothing of it is left.
+
+        That is the rest of a line that was written in part, and then the line about lost records.
+        """
         if self._rest and not self._write_rest():
             return False
         if self.lost == 0:
@@ -83,7 +91,7 @@ class NonBlockingHandler(logging.Handler):
         return record
 
     def _write(self, data: bytes) -> bool:
-        """Write all or nothing, as far as the kernel lets; a rest that was not taken goes first later."""
+        """Write a line, and return whether the kernel took any of it. What it did not take becomes the rest."""
         if self._sink is None:
             self._why = os.strerror(errno.EBADF)
             return False
@@ -91,7 +99,7 @@ class NonBlockingHandler(logging.Handler):
             taken = self._sink.write(data)
         except OSError as error:
             self._why = (
-                "nobody reads" if isinstance(error, BlockingIOError) else str(error.strerror)
+                "reader too slow" if isinstance(error, BlockingIOError) else str(error.strerror)
             )
             return False
         self._rest = data[taken:]
@@ -103,16 +111,16 @@ class NonBlockingHandler(logging.Handler):
             self._rest = rest
         return not self._rest
 
-    def _forget_what_the_parent_owed(self) -> None:
+    def _forget_the_parents_rest(self) -> None:
         if self._pid != os.getpid():
             self._pid, self._rest, self.lost = os.getpid(), b"", 0
 
 
 def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:
-    """Send the root logger to ``fd``, prefork's events and the application's records alike.
+    """Make the root logger write to ``fd``: the events of prefork and the records of the application.
 
-    level, form: as the settings ``log_level`` and ``log_format``. Replaces what other handlers
-    the root logger has; an application that configures logging when it is loaded has the last word.
+    level, form: values of the settings ``log_level`` and ``log_format``. Other handlers of the root logger are
+    removed. An application that configures logging while it is loaded overrides all this.
     """
     handler = NonBlockingHandler(fd, FORMATTERS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

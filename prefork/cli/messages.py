@@ -9,10 +9,21 @@ import time
 from prefork.cli.sinks import ATOMIC, sink_for
 
 
-def say(text: str, fd: int = 2, *, patience: float = 1.0) -> None:
-    """Write a message for people, such as the last error of a command; raises nothing.
+def error(text: str) -> None:
+    """Say why a command has failed."""
+    say(f"prefork: error: {text}")
 
-    patience: seconds to wait for a reader in all; an exit must not hang behind a full pipe.
+
+def warning(text: str) -> None:
+    """Say what a command ignores."""
+    say(f"prefork: warning: {text}")
+
+
+def say(text: str, fd: int = 2, *, patience: float = 1.0) -> None:
+    """Write a text and a newline. This function never raises.
+
+    patience: seconds to wait for a reader in all. What was not written by then is dropped, because
+    a command must not hang at its exit behind a full pipe.
     """
     sink, data = sink_for(fd), f"{text}\n".encode("utf-8", "backslashreplace")
     by = time.monotonic() + patience
@@ -28,13 +39,3 @@ def say(text: str, fd: int = 2, *, patience: float = 1.0) -> None:
                     break
     if sink is not None:
         sink.close()
-
-
-def error(text: str) -> None:
-    """Say on standard error why a command has failed."""
-    say(f"prefork: error: {text}")
-
-
-def warning(text: str) -> None:
-    """Say on standard error what a command ignores."""
-    say(f"prefork: warning: {text}")

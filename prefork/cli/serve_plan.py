@@ -1,15 +1,15 @@
-"""From what TARGET names to the servers that are to be served: everything is checked before anything is bound.
+"""Decide how the object that TARGET names is served. Everything is checked before anything is bound.
 
-TARGET names
+TARGET names one of these:
 
-* a handler class: every address gets the ready-made server of its scheme;
-* a server class: made once per address, as ``Class(address)``, or as
-  ``Class(address, Class.RequestHandlerClass)`` if it has that class attribute. Without
-  ``PreForkingMixIn`` it gets the mix-in put in front;
-* a server instance that has the mix-in: it has its address, so none can be given;
-* with ``--factory`` a callable without arguments that returns one of these, or several instances.
+* A handler class. Each address gets the ready-made server of its scheme.
+* A server class. It is called once for each address, as ``Class(address)``, or as
+  ``Class(address, Class.RequestHandlerClass)`` if it has that class attribute. ``PreForkingMixIn`` is put in
+  front of a class that does not have it.
+* A server instance that has the mix-in. It has an address already, so none can be given.
+* With ``--factory``, a callable without arguments that returns one of these, or several instances.
 
-``plan`` checks everything that can be checked, ``ServePlan.build`` binds.
+``plan()`` checks everything that can be checked. ``ServePlan.build()`` binds.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ _DATAGRAM_SCHEMES = ("udp", "unixgram")
 
 
 class ServePlan(msgspec.Struct, frozen=True):
-    """What will be served. text: one line for people. build: makes the servers, which binds them.
+    """What will be served.
 
-    build raises BindError, and BootError for whatever else the application raises; either way
-    what was bound before is closed again.
+    text: one line for people. build: makes and binds the servers. It raises BindError for an address
+    that cannot be bound, and BootError for everything else that the application raises. Servers that were
+    bound before the error are closed again.
     """
 
     text: str
@@ -57,9 +58,10 @@ class ServePlan(msgspec.Struct, frozen=True):
 
 
 class Requested(msgspec.Struct, frozen=True):
-    """What the settings ask of the servers.
+    """What the settings request of the servers.
 
-    addresses: where to listen. binds_from, backlog_from: who asked for them, None for nobody.
+    addresses: where to listen. backlog: None for the default of each class. binds_from, backlog_from: the
+    origins of the two settings, None where the default is used.
     """
 
     addresses: Sequence[Address]
@@ -69,7 +71,7 @@ class Requested(msgspec.Struct, frozen=True):
 
 
 def plan(target: str, found: object, requested: Requested, *, factory: bool = False) -> ServePlan:
-    """Decide how to serve what ``load`` found; raises TargetError if that cannot be."""
+    """Return how the object that ``load()`` has found is served. TargetError: it cannot be served."""
     if factory:
         return _plan_factory(target, found, requested)
     if isinstance(found, BaseServer):
@@ -122,7 +124,8 @@ def _plan_server_class(target: str, cls: type[BaseServer], requested: Requested)
 
 def _check_call(target: str, cls: type[BaseServer], handler: object) -> None:
     if handler is not None and not callable(handler):
-        raise TargetError(target, f"{cls.__name__}.RequestHandlerClass is {_kind_of(handler)}")
+        reason = f"{cls.__name__}.RequestHandlerClass is {_kind_of(handler)}, not a handler class"
+        raise TargetError(target, reason)
     arguments = ("address",) if handler is None else ("address", handler)
     try:
         inspect.signature(cls).bind(*arguments)
@@ -132,18 +135,21 @@ def _check_call(target: str, cls: type[BaseServer], handler: object) -> None:
             f"{cls.__name__} cannot be made from {'an address' if handler is None else 'an address and its handler'}"
             f" ({error}); set the class attribute RequestHandlerClass, or use --factory",
         ) from None
-    except ValueError:  # a class of C, which tells nothing: building it will show
+    except (
+        ValueError
+    ):  # a class written in C has no signature: build() will show whether it can be called
         return
 
 
 def _check_family(target: str, cls: type[BaseServer], address: Address) -> None:
-    """Refuse an address of another kind than the sockets of the class."""
+    """Raise TargetError for an address of another kind than the sockets of the class."""
     if address.is_bound:
         raise TargetError(
             target,
-            f"{cls.__name__} binds its own socket; {address} needs a handler class, or --factory",
+            f"{cls.__name__} binds a socket of its own; serve {address} with a handler class or --factory",
         )
-    if not issubclass(cls, TCPServer):  # UDPServer and the Unix ones are, too; others know best
+    # UDPServer and the Unix servers are subclasses of TCPServer, too. What sockets other classes make is unknown.
+    if not issubclass(cls, TCPServer):
         return
     unix = cls.address_family == socket.AF_UNIX
     datagrams = cls.socket_type == socket.SOCK_DGRAM
@@ -155,7 +161,12 @@ def _check_family(target: str, cls: type[BaseServer], address: Address) -> None:
 
 
 def _prepared(cls: type[BaseServer], address: Address, backlog: int | None) -> type[BaseServer]:
-    """Give the class, or one derived from it where mix-in, backlog or family have to change."""
+    """Return the class, or a subclass of it with the mix-in, the backlog and the family that are needed.
+
+    A subclass with the mix-in in front would hide the settings that the class has as attributes behind the
+    mix-in's defaults. So these attributes are copied into the subclass. The subclass has the name and the
+    module of the original class, and so looks like it in logs and tracebacks.
+    """
     changes: dict[str, object] = {}
     if backlog is not None:
         changes["request_queue_size"] = backlog
@@ -165,10 +176,8 @@ def _prepared(cls: type[BaseServer], address: Address, backlog: int | None) -> t
     if mixed and not changes:
         return cls
     if not mixed:
-        # In front, the mix-in's defaults would hide the settings that the class was given.
         attributes = [row.attribute for row in ROWS.values() if row.attribute is not None]
         changes |= {name: getattr(cls, name) for name in attributes if hasattr(cls, name)}
-    # It passes for the class itself in logs, settings and tracebacks.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     bases = (cls,) if mixed else (PreForkingMixIn, cls)
     return type(cls.__name__, bases, names | changes)
@@ -193,12 +202,15 @@ def _plan_instances(target: str, servers: list[BaseServer], requested: Requested
             name = type(server).__name__
             raise TargetError(
                 target,
-                f"an instance of {name} without PreForkingMixIn cannot be pre-forked any more; "
-                f"name its class, or derive from (PreForkingMixIn, {name})",
+                f"an instance of {name} cannot be pre-forked, because it lacks PreForkingMixIn; "
+                f"name its class instead, or derive the class from (PreForkingMixIn, {name})",
             )
     for flag, origin in (("bind", requested.binds_from), ("backlog", requested.backlog_from)):
         if origin is not None:
-            reason = f"a server instance listens already; {flag} (from {origin}) comes too late"
+            reason = (
+                f"a server instance listens already, so {flag} (from {origin}) has no effect; remove that "
+                "setting, or name a class"
+            )
             raise TargetError(target, reason)
     names = ", ".join(type(server).__name__ for server in servers)
     return ServePlan(f"server {names}", lambda: servers)
@@ -206,16 +218,16 @@ def _plan_instances(target: str, servers: list[BaseServer], requested: Requested
 
 def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan:
     if not callable(found) or isinstance(found, type):
-        reason = f"--factory needs a function that returns servers; this is {_kind_of(found)}"
+        reason = f"--factory needs a function that returns servers, not {_kind_of(found)}"
         raise TargetError(target, reason)
     name = getattr(found, "__name__", type(found).__name__)
     try:
         inspect.signature(found).bind()
     except TypeError as error:
         raise TargetError(
-            target, f"the factory {name} is called without arguments: {error}"
+            target, f"the factory {name} has to work without arguments: {error}"
         ) from None
-    except ValueError:  # a callable of C, which tells nothing
+    except ValueError:  # a callable written in C has no signature
         pass
 
     def build() -> list[BaseServer]:
@@ -236,12 +248,12 @@ def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan
 
 @contextlib.contextmanager
 def _closing_on_failure() -> Iterator[list[BaseServer]]:
-    """Collect servers, and close what was collected if the body raises."""
+    """Yield a list for servers, and close all servers in it if the body raises."""
     servers: list[BaseServer] = []
     try:
         yield servers
     except BaseException:
         for server in servers:
-            with contextlib.suppress(Exception):  # the first failure is the one to tell
+            with contextlib.suppress(Exception):  # the first error is the one that is reported
                 server.server_close()
         raise

@@ -1,4 +1,11 @@
-"""Where a log goes: pipes, terminals, files and sockets, written to without ever waiting."""
+"""Descriptors to which a log is written without ever waiting: a pipe, a terminal, a file or a socket.
+
+Standard error is shared with the shell or the supervisor that started the program. O_NONBLOCK is a flag
+of the open file description, so setting it on standard error would also set it for them, and a shell
+cannot work with a non-blocking terminal. Therefore a pipe or terminal is opened once more through
+``/proc/self/fd``, which gives an open file description of its own. A regular file never makes a writer
+wait. A socket cannot be opened again, but takes MSG_DONTWAIT for each call.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +19,14 @@ from typing import Final
 from prefork.cli.log_lines import LONGEST
 
 ATOMIC: Final = select.PIPE_BUF
-"""Bytes that a pipe takes whole or not at all (pipe(7)); so lines of several workers never mix."""
+"""Bytes that a pipe takes as a whole or not at all (pipe(7)), so that lines of several workers never mix."""
 
 
 class Sink:
-    """Where bytes go; ``write`` gives how many it took and never waits. limit: bytes of a record."""
+    """A non-blocking descriptor of its own, which ``close()`` closes.
+
+    limit: the most bytes of one record that are written as a whole.
+    """
 
     limit = ATOMIC
 
@@ -24,7 +34,11 @@ class Sink:
         self.fd = fd
 
     def write(self, data: bytes) -> int:
-        """Write what is taken at once and return how many bytes that were; BlockingIOError for none."""
+        """Write what can be written at once, and return how many bytes that were.
+
+        BlockingIOError: nothing could be written without waiting. OSError: the reader is gone, for
+        instance, or the disk is full.
+        """
         return os.write(self.fd, data)
 
     def close(self) -> None:
@@ -33,17 +47,17 @@ class Sink:
 
 
 class FileSink(Sink):
-    """A regular file, which never makes a writer wait for a reader.
+    """A regular file.
 
-    Its description stays shared with standard error, and so does its offset: with one of our
-    own, what the application prints there would overwrite what we log.
+    The open file description stays shared with standard error, and with it the offset. With an
+    offset of its own, the log would be overwritten by what the application prints.
     """
 
     limit = LONGEST
 
 
 class SocketSink(Sink):
-    """A socket, such as journald's; not waiting is asked for per call, its flags are not ours."""
+    """A socket, such as the one of journald."""
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
@@ -59,10 +73,11 @@ class SocketSink(Sink):
 
 
 class PolledSink(Sink):
-    """A pipe or terminal that cannot be opened again (it belongs to another user, say).
+    """A pipe or terminal that cannot be opened again, because it belongs to another user for instance.
 
-    Its flags are shared with whoever gave it, so it is asked first. A pipe that says it can be
-    written takes one atomic write; only other writers in between could make that one wait.
+    Its open file description is shared and has to stay blocking. So the sink asks ``poll()`` first. A
+    pipe that is ready takes one atomic write. The write waits only if another writer fills the pipe
+    between the two calls.
     """
 
     def write(self, data: bytes) -> int:
@@ -75,7 +90,7 @@ class PolledSink(Sink):
 
 
 def sink_for(fd: int) -> Sink | None:
-    """Give a sink for what ``fd`` is, on a descriptor of our own; None if it is closed."""
+    """Return a sink that writes to the file behind ``fd`` through a descriptor of its own; None if ``fd`` is closed."""
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
@@ -88,8 +103,6 @@ def sink_for(fd: int) -> Sink | None:
 
 
 def _reopened(fd: int) -> Sink:
-    # O_NONBLOCK is a flag of the open file description, which the shell that started us shares:
-    # set on its terminal it would break the shell. Opened again, the flag is ours alone.
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC
     try:
         return Sink(os.open(f"/proc/self/fd/{fd}", flags))

@@ -1,9 +1,11 @@
-"""Where the command line's raw settings come from: flags, environment, a TOML file.
+"""The sources of the command line's settings: flags, environment variables and one TOML file.
 
-From strongest to weakest: flag, ``PREFORK_*``, ``WEB_CONCURRENCY`` (workers only), file, the
-target's attributes, the command line's own default, default. One file is read: ``--config FILE``,
-else ``prefork.toml`` of the working directory, else the ``[tool.prefork]`` table of its
-``pyproject.toml`` if there is one. In ``prefork.toml`` the settings are top-level keys.
+From strongest to weakest: flag, ``PREFORK_*``, ``WEB_CONCURRENCY`` (for ``workers`` only), file, attributes of
+the target, default of the command line, default.
+
+One file is read. ``--config FILE`` names it, or ``PREFORK_CONFIG``. Without both the file is ``prefork.toml`` in the
+working directory, or the table ``[tool.prefork]`` of ``pyproject.toml`` where there is no ``prefork.toml``. In
+``prefork.toml`` the settings are top-level keys.
 """
 
 from __future__ import annotations
@@ -23,17 +25,21 @@ CONFIG_VARIABLE: Final = "PREFORK_CONFIG"
 _PYPROJECT: Final = "pyproject.toml"
 
 OWN_DEFAULTS: Final = Layer({"client_timeout": 30.0}, lambda _key: "command line's default")
-"""What the command line wants where nobody says otherwise: a client that says nothing would occupy a
-worker for ever. A library cannot know that its handlers bear it; here an operator is asked to.
+"""Defaults of the command line, which are weaker than every other source.
+
+Without ``client_timeout`` a client that sends nothing would occupy a worker for ever. The library has no such
+default, because it cannot know whether a program's handlers can bear a timeout.
 """
 
 
 def layers(
     flags: Mapping[str, object], environ: Mapping[str, str], config: str | None
 ) -> list[Layer]:
-    """Collect what was set, weakest first. flags: key to raw value, None or () where not given.
+    """Return what flags, environment and file set, weakest first. The values are not checked yet.
 
-    Below it belong the target's attributes and OWN_DEFAULTS. Raises SettingsError for a file that is missing or no TOML; values are checked later.
+    flags: key to raw value, None or () for a flag that was not given. config: the value of ``--config``.
+    The caller puts OWN_DEFAULTS and the attributes of the target below these layers. SettingsError: the file
+    cannot be read or is not TOML.
     """
     given = {key: raw for key, raw in flags.items() if raw is not None and raw != ()}
     return [
@@ -45,10 +51,10 @@ def layers(
 
 
 def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Find variables that look like ours and are not, each with the one that was probably meant.
+    """Return variables that are probably misspelt, each with the variable that was probably meant.
 
-    They are told, not refused: Kubernetes gives every pod PREFORK_PORT and the like when a
-    service is called prefork.
+    Such a variable is reported and not refused. Kubernetes sets PREFORK_PORT and others in every pod as
+    soon as a service is called prefork.
     """
     known = [CONFIG_VARIABLE, *(row.variable for row in ROWS.values())]
     strange = [name for name in environ if name.startswith("PREFORK_") and name not in known]
@@ -57,7 +63,7 @@ def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _environment_layer(environ: Mapping[str, str], names: Mapping[str, str]) -> Layer:
-    # An empty variable is how compose files and shells say "not set".
+    # An empty variable counts as unset: compose files and shells can hardly express "unset" otherwise.
     values = {key: environ[name] for key, name in names.items() if environ.get(name)}
     return Layer(values, lambda key: f"environment {names[key]}", text=True)
 
@@ -75,7 +81,7 @@ def _file_layer(config: str | None, environ: Mapping[str, str]) -> Layer:
 
 
 def files(config: str | None, environ: Mapping[str, str]) -> list[str]:
-    """Name the files that decide the settings, also those that are not there (yet)."""
+    """Return the files that settings may come from, also those that do not exist yet."""
     given = config or environ.get(CONFIG_VARIABLE)
     return [given] if given else ["prefork.toml", _PYPROJECT]
 
@@ -89,7 +95,12 @@ def _read(path: Path, source: str, *, must_have_table: bool = True) -> Layer:
         for key in ("tool", "prefork"):
             content = content.get(key, absent) if isinstance(content, dict) else None
     if not isinstance(content, dict):
-        raise SettingsError("config", str(path), source, "the file has no table [tool.prefork]")
+        raise SettingsError(
+            "config",
+            str(path),
+            source,
+            "the file has no table [tool.prefork]; add one, or name another file",
+        )
     return Layer(content, lambda _key: name)
 
 
@@ -97,7 +108,7 @@ def _parse(path: Path, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        reason = f"the file cannot be read ({error.strerror})"
+        reason = f"the file cannot be read ({error.strerror}); check its path and permissions"
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        reason = f"the file is not TOML: {error}"
+        reason = f"the file is not valid TOML: {error}"
     raise SettingsError("config", str(path), source, reason)

@@ -1,7 +1,4 @@
-"""From the TARGET of the command line to the object that it names.
-
-TARGET is ``module:attribute`` or ``file.py:attribute``.
-"""
+"""Import what the TARGET of the command line names: ``module:attribute`` or ``file.py:attribute``."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def load(target: str) -> object:
-    """Import what TARGET names; the working directory comes first on ``sys.path``.
+    """Return the object that TARGET names. The working directory comes first on ``sys.path``.
 
-    TargetError: it names nothing. BootError: the application raised while it was imported; its
-    report is the traceback from the application's first frame on. BindError: it made a server
-    whose address could not be bound.
+    TargetError: TARGET names no module, file or attribute. BootError: the application raised while it
+    was imported; the report is the traceback from the application's first frame on. BindError: the
+    application made a server whose address cannot be bound.
     """
     place, colon, path = target.rpartition(":")
     if not colon or not place or not path:
@@ -43,15 +40,16 @@ def load(target: str) -> object:
 def _malformed(target: str) -> str:
     place = target.strip(":")
     if place and (place.endswith(".py") or ":" not in target):
-        return f"what is to be served there? Name it: {place}:ATTRIBUTE"
-    return "it must be module:attribute or file.py:attribute"
+        return f"no attribute is named; write {place}:ATTRIBUTE"
+    return "the form is module:attribute or file.py:attribute"
 
 
 def _put_first_on_path(target: str, directory: Callable[[], Path]) -> None:
     try:
         first = str(directory())
     except OSError as error:
-        raise TargetError(target, f"the working directory is gone ({error.strerror})") from None
+        reason = f"the working directory does not exist ({error.strerror}); change to another one"
+        raise TargetError(target, reason) from None
     if sys.path[:1] != [first]:
         sys.path.insert(0, first)
 
@@ -61,29 +59,32 @@ def _module(target: str, place: str) -> ModuleType:
         if place.endswith(".py") or os.sep in place:
             return _module_of_file(target, Path(place))
         if not _MODULE_NAME.fullmatch(place):
-            raise TargetError(target, f"{place!r} is no module name")
+            raise TargetError(target, f"{place!r} is not a module name, such as package.module")
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # a module that the application wants
+                raise  # the application imports a module that does not exist
             if frames_of_application(error):
                 raise
             raise TargetError(target, _no_module(error.name)) from None
 
 
 def _module_of_file(target: str, path: Path) -> ModuleType:
-    """Run a file as ``python file.py`` would find its neighbours, but under its own name."""
+    """Import a file as a module. Its own folder comes first on ``sys.path``, as with ``python file.py``.
+
+    The module is called as the file is. If a module of this name is loaded already, it stays: a target
+    ``logging.py`` must not replace the standard library's ``logging``.
+    """
     if not path.is_file():
         raise TargetError(target, f"there is no file {path}")
     _put_first_on_path(target, path.resolve().parent.absolute)
-    # The name of a module that is there already (a target called logging.py) stays that one's.
     name = path.stem if path.stem not in sys.modules else f"{path.stem}__target"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise TargetError(target, f"{path} is no Python file")
+        raise TargetError(target, f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs, as the import statement does it
+    sys.modules[name] = module  # before the module runs, as the import statement does
     try:
         spec.loader.exec_module(module)
     except BaseException:

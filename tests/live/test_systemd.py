@@ -575,9 +575,9 @@ def test_sockets_for_another_process_are_not_touched(
         ("listener", "systemd:web", "no socket of that name was handed over, only other"),
         (None, "systemd:web", "no socket was handed over to this process"),
         ("client", "systemd:other", "that socket does not listen"),
-        ("file", "systemd:other", "no socket there"),
-        ("packets", "systemd:other", "of a kind that is not served"),
-        ("file", None, "no socket there"),
+        ("file", "systemd:other", "has inherited no socket with that number"),
+        ("packets", "systemd:other", "that socket is AF_UNIX SOCK_SEQPACKET; only "),
+        ("file", None, "has inherited no socket with that number"),
     ],
 )
 def test_what_cannot_be_served_is_refused(

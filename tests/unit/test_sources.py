@@ -94,8 +94,8 @@ def test_config_names_the_file(folder: Path) -> None:
     ("reason", "name", "content"),
     [
         ("No such file", "x.toml", None),
-        ("not TOML", "x.toml", "workers = "),
-        ("not TOML", "x.toml", "\udcff"),
+        ("not valid TOML", "x.toml", "workers = "),
+        ("not valid TOML", "x.toml", "\udcff"),
         ("no table [tool.prefork]", "pyproject.toml", "[project]"),
         ("no table [tool.prefork]", "pyproject.toml", "tool.prefork = 1"),
         ("no table [tool.prefork]", "pyproject.toml", "tool = 1"),

@@ -79,19 +79,19 @@ def test_file_named_like_a_module_that_is_there(write: Callable[..., None]) -> N
 @pytest.mark.parametrize(
     ("reason", "target"),
     [
-        ("what is to be served there? Name it: app.py:ATTRIBUTE", "app.py"),
-        ("what is to be served there? Name it: app:ATTRIBUTE", "app"),
-        ("what is to be served there? Name it: app.py:ATTRIBUTE", "app.py:"),
-        ("it must be module:attribute or file.py:attribute", ":Up"),
-        ("it must be module:attribute or file.py:attribute", ":"),
+        ("no attribute is named; write app.py:ATTRIBUTE", "app.py"),
+        ("no attribute is named; write app:ATTRIBUTE", "app"),
+        ("no attribute is named; write app.py:ATTRIBUTE", "app.py:"),
+        ("the form is module:attribute or file.py:attribute", ":Up"),
+        ("the form is module:attribute or file.py:attribute", ":"),
         ("there is no file nowhere.py", "nowhere.py:Up"),
         ("there is no file some/where", "some/where:Up"),
         ("there is no module nowhere_at_all", "nowhere_at_all:Up"),
         ("there is no module nowhere_at_all", "nowhere_at_all.deeper:Up"),
         ("there is no module json.nowhere", "json.nowhere:Up"),
-        ("'..x' is no module name", "..x:Up"),
-        ("'a b' is no module name", "a b:Up"),
-        ("'1' is no module name", "1:Up"),
+        ("'..x' is not a module name, such as package.module", "..x:Up"),
+        ("'a b' is not a module name, such as package.module", "a b:Up"),
+        ("'1' is not a module name, such as package.module", "1:Up"),
     ],
 )
 def test_targets_that_name_nothing(write: Callable[..., None], reason: str, target: str) -> None:
@@ -127,7 +127,7 @@ def test_far_off_names_get_the_list(write: Callable[..., None]) -> None:
         ("ZeroDivisionError: division by zero", "def f():\n    1 / 0\nf()"),
         ("ModuleNotFoundError: No module named 'nowhere_at_all'", "import nowhere_at_all"),
         ("SyntaxError", "def"),
-        ("it called sys.exit('no')", "import sys\nsys.exit('no')"),
+        ("the application called sys.exit('no')", "import sys\nsys.exit('no')"),
         ("FileNotFoundError", "open('nowhere')"),
     ],
 )
@@ -173,4 +173,4 @@ def test_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monk
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert "working directory is gone" in refusal("app:Up")
+    assert "working directory does not exist" in refusal("app:Up")
