@@ -1,16 +1,6 @@
-"""The command line: which commands there are, and how each ends. The only place that ends the process.
+"""The command line: its commands, and the exit code that each error has.
 
-==== =============================================================
-exit meaning
-==== =============================================================
-0    clean; what was asked for is so
-1    failed while running; what was asked for is not so
-2    wrong usage, settings or target
-3    the application cannot boot
-4    an address cannot be bound
-5    crash loop: new workers died again and again
-130  interrupted before it served or was checked
-==== =============================================================
+Only this module ends the process; everything below it raises. docs/COMMANDS.md lists the exit codes.
 """
 
 from __future__ import annotations
@@ -52,13 +42,13 @@ EXIT_CODES: Final = {
 
 
 def main() -> NoReturn:
-    """Run the command of ``sys.argv`` and exit with its code."""
+    """Run the command of ``sys.argv``, and end the process with its exit code."""
     _fill_standard_streams()
     sys.exit(run_command(sys.argv[1:]))
 
 
 def main_of_trial() -> NoReturn:
-    """Do as ``main``, and end at once: threads that the application has started would keep the interpreter."""
+    """Do as ``main()``, but end the process without waiting for threads that the application has started."""
     _fill_standard_streams()
     code = run_command(sys.argv[1:])
     sys.stdout.flush()
@@ -66,7 +56,7 @@ def main_of_trial() -> NoReturn:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and give its exit code; whatever goes wrong is told on standard error."""
+    """Run one command and return its exit code. Errors are reported on standard error."""
     try:
         given = list(arguments) or ["--help"]
         code = commands.main(given, prog_name="prefork", standalone_mode=False)
@@ -93,9 +83,10 @@ def _say_error(error: PreforkError) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Open /dev/null for standard descriptors that are closed, before anything else is opened.
+    """Open /dev/null for each standard descriptor that is closed, before anything else is opened.
 
-    Otherwise a listener would get number 2, and the next traceback would go to a client.
+    Otherwise the next file that is opened would get its number. A listener with number 2, for instance, would
+    send tracebacks to a client.
     """
     fd = os.open(os.devnull, os.O_RDWR)
     while fd <= 2:
@@ -103,35 +94,65 @@ def _fill_standard_streams() -> None:
         fd = os.open(os.devnull, os.O_RDWR)
     os.close(fd)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # Python found the descriptor closed at its start
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for good
+        if getattr(sys, name) is None:  # the descriptor was closed when Python started
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays open for good
+
+
+SECTIONS: Final = {
+    "Serve": (run.command, check.command, config.command),
+    "Look at a running pool": (status.command, top.command, dump.command),
+    "Change a running pool": (scale.command, reload.command, reload.upgrade, stop.command),
+}
+"""All commands, by the sections of the help."""
+
+EXAMPLES: Final = """\
+\b
+Examples:
+  prefork app:Handler                 serve a handler class on 127.0.0.1:8000
+  prefork -w 4 -b :9000 app.py:Echo   serve on port 9000 with four workers
+  prefork status                      print the state of the running pool
+  prefork reload --wait               load new code, and wait until it serves
+
+'prefork TARGET' is short for 'prefork run TARGET'.
+"""
 
 
 class Commands(click.Group):
-    """The group, in which ``prefork TARGET`` and ``prefork -w 4 TARGET`` stand for ``prefork run``."""
+    """The group of all commands. ``prefork TARGET`` and ``prefork -w 4 TARGET`` stand for ``prefork run``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put ``run`` in front where no command is named."""
+        """Put ``run`` in front of the arguments where they name no command."""
         return super().parse_args(ctx, ["run", *args] if self.means_run(args) else args)
 
     def means_run(self, args: list[str]) -> bool:
-        """Tell whether these arguments begin with a target, or with flags of ``run``."""
+        """Return whether these arguments begin with a target or with flags of ``run``.
+
+        A word that resembles a command is taken as a misspelt command, which click then reports.
+        """
         if not args or args[0] in {*self.commands, "-h", "--help", "-V", "--version"}:
             return False
         if args[0].startswith("-") or ":" in args[0]:
             return True
-        # What reads like a mistyped command is left to click, which says so.
         return nearest(args[0], list(self.commands)) is None
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Name the commands in the order in which people need them, not of the alphabet."""
+        """Return the names of the commands in the order of the help."""
         return list(self.commands)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands section by section, with their sentences in one column."""
+        width = max(map(len, self.commands))
+        for title, members in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(str(one.name).ljust(width), one.get_short_help_str(100)) for one in members]
+                )
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="'prefork TARGET' is short for 'prefork run TARGET'.",
+    epilog=EXAMPLES,
 )
 @click.version_option(
     __version__,
@@ -143,6 +164,6 @@ def commands() -> None:
     """Serve socketserver handlers with a bounded pool of pre-forked workers."""
 
 
-for module in (run, check, config, status, top, scale, reload, stop, dump):
-    commands.add_command(module.command)
-commands.add_command(reload.upgrade)
+for section in SECTIONS.values():
+    for member in section:
+        commands.add_command(member)

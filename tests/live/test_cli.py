@@ -196,7 +196,9 @@ def test_environment_sets_what_flags_do_not(serving: Callable[..., Program]) -> 
     environ = {"PREFORK_BIND": "127.0.0.1:0", "WEB_CONCURRENCY": "3", "PREFORK_WORKRES": "9"}
     program = serving(ECHO, environ=environ)
     assert len(program.workers()) == 3
-    assert program.logged("ignores PREFORK_WORKRES; did you mean PREFORK_WORKERS")
+    assert program.logged(
+        "ignores the environment variable PREFORK_WORKRES; did you mean PREFORK_WORKERS"
+    )
     assert program.stop() == 0
 
 
@@ -347,7 +349,7 @@ def test_service_actions_that_raise_end_with_failure(
     )
     status, log = outcome(command("app.py:Failing", "-b", "unix:socket"))
     assert status == 1
-    assert "prefork: error: serving ended by RuntimeError: no more" in log
+    assert "prefork: error: the master ended because of RuntimeError: no more" in log
     assert "master failed" in log
     assert "    RuntimeError: no more" in log
     assert not (tmp_path / "socket").exists()

@@ -270,7 +270,7 @@ def test_scale_up_and_down(pool: Callable[..., Program]) -> None:
     for size, count in (("5", 5), ("+1", 6), ("-4", 2), ("2", 2), ("-1", 1)):
         done = prefork("scale", size, program.pid)
         assert (done.code, done.err) == (0, ""), done
-        assert done.out.startswith(f"{count} workers ")
+        assert done.out.startswith(f"the pool keeps {count} workers now ")
         assert len(program.workers()) == count
     assert status_of(program)["workers"]["floor"] == 1
 
@@ -281,7 +281,7 @@ def test_scale_beyond_the_bounds_sends_nothing(pool: Callable[..., Program]) -> 
     for size in ("7", "0", "+5", "-2", "many"):
         done = prefork("scale", size, program.pid)
         assert (done.code, done.out) == (2, "")
-        assert "Invalid value for size" in done.err
+        assert "Invalid value for the number of workers" in done.err
     program.settle()
     assert program.logged("bound|resized") == []
     assert len(program.workers()) == 2
@@ -297,7 +297,7 @@ def test_scale_waits_for_requests_in_hand(pool: Callable[..., Program]) -> None:
         program.told("in", 1)
         done = prefork("scale", "1", program.pid, "--timeout", "300ms")
     assert done.code == 1
-    assert "not yet: 1 workers finish their requests before they leave" in done.err
+    assert ": workers that finish their requests before they leave: 1" in done.err
 
 
 def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
@@ -306,7 +306,9 @@ def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None
     with suspended(program):
         done = prefork("scale", "4", program.pid, "--timeout", "1500ms")
         assert done.code == 1
-        assert f"the master keeps 2 workers, not 4; process {program.pid} is stopped" in done.err
+        assert (
+            f"the master keeps 2 workers, not 4; the master {program.pid} is suspended" in done.err
+        )
     assert prefork("scale", "4", program.pid).code == 0
     assert len(program.workers()) == 4
 
@@ -405,7 +407,7 @@ def test_stop_that_takes_too_long(pool: Callable[..., Program]) -> None:
         program.told("in")
         done = prefork("stop", program.pid, "--timeout", "500ms")
         assert done.code == 1
-        assert "not yet: stopping (draining), 1 workers left; --now kills its workers" in done.err
+        assert "the pool is draining, workers left: 1; --now kills the workers" in done.err
         watch = Stopwatch()
         done = prefork("stop", "--now", program.pid)
         assert done.code == 0, done
@@ -433,7 +435,7 @@ def test_stop_of_a_pool_whose_program_goes_on(start: Callable[..., Program]) -> 
     program.address()
     done = prefork("stop", program.pid)
     assert done.code == 0, done
-    assert f"process {program.pid} itself goes on" in done.out
+    assert f"process {program.pid} itself keeps running" in done.out
     program.told("on")
     assert is_alive(program.pid)
 
@@ -486,7 +488,7 @@ def test_dump_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
     with suspended(program):
         done = prefork("dump", program.pid, "--timeout", "1s")
     assert (done.code, done.out) == (1, "")
-    assert f"does not answer; process {program.pid} is stopped" in done.err
+    assert f"; the master {program.pid} is suspended (" in done.err
 
 
 # --- top
@@ -591,8 +593,8 @@ def test_progress_is_shown_on_a_terminal(pool: Callable[..., Program], tmp_path:
         program.told("in")
         with Terminal(["stop", str(program.pid), "--timeout", "1s"], tmp_path) as terminal:
             assert terminal.wait() == 1
-            assert "\r\x1b[Kstopping (draining), 1 workers left" in terminal.said
-            assert "\r\x1b[Kprefork: error: not yet" in terminal.said
+            assert "\r\x1b[Kthe pool is draining, workers left: 1" in terminal.said
+            assert "\r\x1b[Kprefork: error: not stopped within 1 s: " in terminal.said
 
 
 def test_commands_leave_no_trace_in_the_pool(pool: Callable[..., Program]) -> None:

@@ -269,7 +269,7 @@ def test_broken_code_is_told_with_its_traceback(served: Callable[..., Served]) -
     server.code(first="def load():\n    raise LookupError('no such shop')\nload()")
     done = server.run("reload", "--wait")
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("prefork: error: not reloaded, the old workers go on: ")
+    assert done.err.startswith("prefork: error: reload failed, still serving the previous code: ")
     assert 'app.py", line' in done.err
     assert "LookupError: no such shop" in done.err
     assert server.program.workers() == workers
@@ -287,7 +287,7 @@ def test_broken_settings_are_told(served: Callable[..., Served]) -> None:
     done = server.run("reload", "--wait")
     assert done.code == 1
     assert "pool.toml" in done.err
-    assert "not TOML" in done.err
+    assert "not valid TOML" in done.err
     assert server.version() == "1 0"
 
 
@@ -352,7 +352,7 @@ def test_progress_on_a_terminal(served: Callable[..., Served], tmp_path: Path) -
     with Terminal(["reload", "--wait", str(server.program.pid)], tmp_path) as terminal:
         assert terminal.wait(PATIENCE) == 0
         text = terminal.text
-    assert "the new code is tried" in text
+    assert "loading the new code" in text
     shown = [int(done) for done in re.findall(r"(\d) of 4 workers replaced", text)]
     assert shown == sorted(shown)
     assert set(shown) >= {1, 2, 3}

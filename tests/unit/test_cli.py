@@ -15,6 +15,7 @@ import pytest
 from prefork._version import __version__
 from prefork.cli import command_line
 from prefork.cli.commands import loading
+from prefork.cli.commands.options import SECTIONS
 from prefork.host.stopping import StoppedEarly
 from prefork.inspect.find import SeveralPoolsError
 from prefork.inspect.running_pool import NoPoolError
@@ -75,9 +76,9 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
     assert run("--version")[:2] == (0, f"prefork {__version__} (Python {sys.version.split()[0]})\n")
     status, out, _ = run("-h")
     assert status == 0
-    listed = re.findall(r"^  ([a-z]+)  ", out.partition("Commands:\n")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z]+)  ", out.partition("Serve:\n")[2], re.MULTILINE)
     assert listed[:3] == ["run", "check", "config"]
-    assert {"status", "top", "scale", "stop", "dump"} <= set(listed)
+    assert set(listed) == set(command_line.commands.commands)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +99,37 @@ def test_no_arguments_give_the_help(run: Callable[..., Any]) -> None:
 
 
 def test_help_is_made_from_the_table(run: Callable[..., Any]) -> None:
-    """Every setting has its flag, its variable and its sentence in the help of ``run``."""
+    """Every setting has its flag and its sentence in the help of ``run``, and its variable as the help says."""
     out = " ".join(run("run", "--help")[1].split())
     for row in ROWS.values():
         assert row.flag in out
-        assert row.variable in out
         assert row.about.help in out
+        assert row.variable == "PREFORK_" + row.flag.removeprefix("--").replace("-", "_").upper()
+
+
+def test_every_setting_stands_in_one_section() -> None:
+    """The sections of the help have each setting once, and nothing else."""
+    keys = [key for section in SECTIONS.values() for key in section]
+    assert sorted(keys) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("command", ["check", "config"])
+def test_flags_of_settings_stand_in_one_help(run: Callable[..., Any], command: str) -> None:
+    """``check`` and ``config`` take the flags of ``run``, and leave them to its help."""
+    out = run(command, "--help")[1]
+    assert "--workers" not in out
+    assert "'prefork run --help'" in out
+    assert run(command, "-w", "x", "app:Up")[0] == 2
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_help_fits_the_terminal(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    """No line of any help is wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", width)
+    for command in ("", *command_line.commands.commands):
+        assert max(map(len, run(*command.split(), "--help")[1].splitlines())) <= int(width)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +229,7 @@ def test_several_servers_need_workers(run: Callable[..., Any]) -> None:
     """Without workers the plain loop of the standard library serves, and that serves one."""
     status, _, err = run("config", "application:Shout", "-w", "0", "-b", ":0", "-b", ":0")
     assert status == 2
-    assert "workers = 0 (from flag --workers) is refused: without workers one server" in err
+    assert "workers = 0 (from flag --workers) is refused: without workers only one address" in err
 
 
 def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -352,7 +378,7 @@ def test_misspelt_variables_are_told(
     monkeypatch.setenv("PREFORK_WORKRES", "9")
     status, _, err = run(*arguments)
     assert status == 0
-    said = "prefork: warning: ignores PREFORK_WORKRES; did you mean PREFORK_WORKERS?"
+    said = "prefork: warning: ignores the environment variable PREFORK_WORKRES; did you mean PREFORK_WORKERS?"
     assert err.count(said) == 1
 
 

@@ -1,1 +1,1 @@
-"""The commands of the command line, one module each; ``prefork.cli`` puts them together."""
+"""The commands, one module each. ``prefork.cli.command_line`` puts them together."""

@@ -1,4 +1,4 @@
-"""``prefork check``: everything that ``run`` would refuse, and nothing bound."""
+"""``prefork check``: find everything that ``run`` would refuse, without binding anything."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from prefork.cli.commands.loading import (
     read_settings,
     spare_the_metrics_directory,
 )
-from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.options import SAME_FLAGS, factory_option, setting_options
 from prefork.host.stopping import StoppedEarly, term_unwinds
 
 
-@click.command("check", short_help="Check settings and TARGET; nothing is bound or served.")
+@click.command("check", short_help="Check settings and TARGET without serving.", epilog=SAME_FLAGS)
 @click.argument("target")
 @factory_option
 @click.option("--verdict-to", type=int, hidden=True, help="Load here and write the verdict there.")
-@setting_options
+@setting_options(hidden=True)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -34,14 +34,17 @@ def command(
     factory: bool,
     **flags: object,
 ) -> int:
-    """Check settings and TARGET as 'run' would take them; nothing is bound or served.
+    """Check settings and TARGET as 'prefork run' would, without binding an address.
 
-    The application is imported in a child process. A factory is not called.
+    The application is imported in a child process, which then ends. A factory is not called.
+
+    The exit code is 0 if TARGET can be served, 2 if settings or TARGET are wrong, and 3 if the application
+    cannot be loaded.
     """
     given = read_settings(flags, config)
     if verdict_to is None:
-        for said in misspelt_variables():
-            messages.warning(said)
+        for text in misspelt_variables():
+            messages.warning(text)
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
     spare_the_metrics_directory()
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
@@ -63,7 +66,7 @@ def _check_in_child(arguments: list[str], limit: float) -> int:
 
 
 def _arguments_of(ctx: click.Context) -> list[str]:
-    """Give the arguments of the running command again, in the order of its parameters."""
+    """Return the arguments of the running command as a list that click reads in the same way."""
     again: list[str] = []
     for parameter in ctx.command.params:
         given = ctx.params.get(parameter.name or "")

@@ -1,4 +1,4 @@
-"""``prefork config``: every setting with its value and where that came from."""
+"""``prefork config``: print every setting with its value and the origin of the value."""
 
 from __future__ import annotations
 
@@ -17,28 +17,34 @@ from prefork.cli.commands.loading import (
     resolved_with,
     spare_the_metrics_directory,
 )
-from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.options import SAME_FLAGS, factory_option, setting_options
 from prefork.workers.layers import Resolved
 from prefork.workers.settings import AUTO, ROWS, Row
 
 
-@click.command("config", short_help="Print every setting with its origin.")
+@click.command(
+    "config", short_help="Print every setting and where its value comes from.", epilog=SAME_FLAGS
+)
 @click.argument("target", required=False)
 @factory_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: key to value and origin.")
-@setting_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
+@setting_options(hidden=True)
 def command(
     target: str | None, config: str | None, *, factory: bool, as_json: bool, **flags: object
 ) -> int:
-    """Print every setting with its origin, as TOML; with TARGET also what that one says itself."""
+    """Print every setting as TOML, with a comment that says where its value comes from.
+
+    With TARGET the application is imported, and its own class attributes count, too. The output can be saved as
+    prefork.toml.
+    """
     given = read_settings(flags, config)
-    for said in misspelt_variables():
-        messages.warning(said)
+    for text in misspelt_variables():
+        messages.warning(text)
     if target is None:
         resolved = resolved_with([], given.layers)
     else:
         spare_the_metrics_directory()
-        with contextlib.redirect_stdout(sys.stderr):  # what the application prints is no TOML
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the TOML
             resolved, _ = load_and_plan(target, given.layers, factory=factory)
     click.echo(_as_json(resolved) if as_json else _as_toml(resolved))
     return ExitCode.OK
@@ -48,8 +54,8 @@ def _as_toml(resolved: Resolved) -> str:
     lines = []
     for row in ROWS.values():
         value = getattr(resolved.settings, row.key)
-        said = f"# {row.key} =" if value is None else f"{row.key} = {_toml_value(row, value)}"
-        lines.append(f"{said:<40}  # {_origin(resolved, row.key)}")
+        entry = f"# {row.key} =" if value is None else f"{row.key} = {_toml_value(row, value)}"
+        lines.append(f"{entry:<40}  # {_origin(resolved, row.key)}")
     return "\n".join(lines)
 
 

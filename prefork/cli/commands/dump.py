@@ -1,4 +1,4 @@
-"""``prefork dump``: what every worker is doing right now, by its stacks."""
+"""``prefork dump``: print the stacks of every worker, to see what it is doing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from prefork.workers.scoreboard import SlotField, Snapshot
 from prefork.workers.states import WorkerState
 
 ANSWER_TIME: Final = 1.0
-"""Seconds that workers have for their answer; 1 ms does, on a machine with something to spare."""
+"""Seconds that workers get to write their stacks. On a machine that is not busy they need 1 ms."""
 
 
 @click.command("dump", short_help="Print the stacks of every worker.")
 @which_pool
 @timeout_option("5s")
 def command(pool: str | None, name: str | None, timeout: float | None) -> int:
-    """Print the stacks of every worker, and have the master log them and its status.
+    """Print the stacks of every worker. The master also logs them, and the status of the pool.
 
-    The exit code is 0, or 1 if the master does not take the order or a worker does not answer.
+    The exit code is 0 if all workers have answered, and 1 if the master or a worker has not.
     """
     with find_pool(pool, name) as found:
         return _dump(found, 5.0 if timeout is None else timeout)
@@ -36,12 +36,14 @@ def command(pool: str | None, name: str | None, timeout: float | None) -> int:
 def _dump(pool: RunningPool, timeout: float) -> int:
     ticks = TickCounter(pool)
     pool.send(signal.SIGUSR1)
-    if not wait_until(ticks.enough, lambda: "waits for the master", timeout):
-        messages.error(f"the master does not answer{excuse(pool)}")
+    if not wait_until(ticks.enough, lambda: "waiting for the master", timeout):
+        messages.error(
+            f"the master of {pool} has not answered within {timeout:g} s{excuse(pool)}; --timeout waits longer"
+        )
         return ExitCode.FAILED
     answered = wait_until(
         lambda: not _silent_slots(pool),
-        lambda: f"waits for {len(_silent_slots(pool))} workers",
+        lambda: f"workers that have not answered: {len(_silent_slots(pool))}",
         min(timeout, ANSWER_TIME),
     )
     snapshot, reports = pool.snapshot(), pool.reports()
@@ -51,7 +53,7 @@ def _dump(pool: RunningPool, timeout: float) -> int:
 
 
 def _asked_slots(snapshot: Snapshot) -> list[int]:
-    """Return the slots whose worker takes the signal: while it boots it does not yet."""
+    """Return the slots whose workers write their stacks. A worker that still boots does not."""
     quiet = (WorkerState.GONE, WorkerState.STARTING)
     return [one.slot for one in snapshot.slots if one.state not in quiet]
 

@@ -10,13 +10,13 @@ class ExitCode(enum.IntEnum):
 
     OK = 0
     FAILED = 1
-    """The command could not do what it was asked to do."""
+    """The command failed while it ran, or did not reach what it was asked for."""
     USAGE = 2
-    """The arguments are wrong."""
+    """The arguments, the settings or the target are wrong."""
     BOOT_FAILED = 3
     """The application could not be loaded, or its first workers died before they were ready."""
     BIND_FAILED = 4
-    """An address cannot be had."""
+    """An address cannot be bound."""
     CRASH_LOOP = 5
     """New workers died again and again, and ``crash_loop = "exit"`` was set."""
     INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""Settings and target, read and checked together: what ``run``, ``check`` and ``config`` share."""
+"""Read settings, import the target and check both together, for ``run``, ``check`` and ``config``."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ if TYPE_CHECKING:
 
 
 class SettingsSoFar(msgspec.Struct, frozen=True):
-    """What flags, environment and file say, each value checked on its own; the target's word is not known yet."""
+    """The settings before the target is loaded: what flags, environment and file say.
+
+    layers: weakest first. values, origins: by key; each value is checked on its own.
+    """
 
     layers: list[Layer]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
 
     def value(self, key: str) -> Any:
-        """Return a setting as far as it is known before the target is load_and_plan."""
+        """Return the value of a setting, the default where neither flag, environment nor file has one."""
         return self.values.get(key, ROWS[key].default)
 
 
 def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSoFar:
-    """Collect what was set, and refuse what is wrong before any application is imported."""
+    """Return the settings of flags, environment and file.
+
+    flags: key to raw value. config: the value of ``--config``. SettingsError: a value is wrong. The application is
+    not imported before its settings are known to be right.
+    """
     layers = sources.layers(flags, os.environ, config)
     values, origins = merge(layers)
     for text in values.get("bind", ()):
@@ -44,24 +51,35 @@ def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSo
 
 
 def misspelt_variables() -> list[str]:
-    """Say of each variable that looks like one of ours that it is ignored."""
+    """Return a warning for each environment variable that seems to be a misspelt one of prefork."""
     return [
-        f"ignores {name}; did you mean {guess}?" for name, guess in sources.misspelt(os.environ)
+        f"ignores the environment variable {name}; did you mean {guess}?"
+        for name, guess in sources.misspelt(os.environ)
     ]
 
 
 def spare_the_metrics_directory() -> None:
-    """Have an application that is only looked at keep its metrics in memory: the directory may be a running pool's."""
+    """Make an application that is loaded and not served keep its metrics in memory.
+
+    The directory of PROMETHEUS_MULTIPROC_DIR may be the one of a running pool.
+    """
     os.environ.pop(slots.VARIABLE, None)
 
 
 def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
-    """Resolve all layers: what an application says itself stands above the command line's own default."""
+    """Return the settings that follow from all layers.
+
+    attributes: layers of the application, which are stronger than the command line's own defaults and weaker
+    than ``layers``. SettingsError: a value is wrong, or two settings contradict each other.
+    """
     return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
 
 
 def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, ServePlan]:
-    """Import the target, and check it and the settings together."""
+    """Import the target, and return the settings and how it is served. Nothing is bound.
+
+    SettingsError, TargetError: settings or target are wrong. BootError, BindError: see ``load()``.
+    """
     found = load(target)
     resolved = resolved_with(_attributes_of(found), layers)
     settings, origins = resolved.settings, resolved.origins
@@ -76,14 +94,17 @@ def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[R
 
 
 def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
-    """Return where to listen: where nobody says it, on what systemd has handed over."""
+    """Return where to listen. The default is the sockets that systemd has handed over, where there are some."""
     if origin == DEFAULT and (handed_over := systemd_sockets.addresses()):
         return handed_over
     return systemd_sockets.expanded([Address.parse(text, origin) for text in bind])
 
 
 def _attributes_of(found: object) -> list[Layer]:
-    """Read settings of a server class or instance; a handler has none, a factory's come later."""
+    """Return the layer of a server class or instance.
+
+    A handler class has no settings. Those of the servers that a factory returns are read after ``build()``.
+    """
     is_server = isinstance(found, BaseServer) or (
         isinstance(found, type) and issubclass(found, BaseServer)
     )
@@ -95,7 +116,12 @@ def _unless_default(origin: str) -> str | None:
 
 
 def refuse_several_without_workers(resolved: Resolved, count: int) -> None:
-    """Refuse ``workers = 0`` for several servers: the plain loop of the standard library serves one."""
+    """Raise SettingsError for ``workers = 0`` with several servers.
+
+    Without workers the loop of the standard library serves, and that serves one server only.
+    """
     if resolved.settings.workers == 0 and count > 1:
-        allowed = f"without workers one server can be served, not {count}; give it one address"
+        allowed = (
+            f"without workers only one address can be served, not {count}; give one, or use workers"
+        )
         raise SettingsError("workers", 0, resolved.origins["workers"], allowed)

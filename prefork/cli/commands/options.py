@@ -1,4 +1,4 @@
-"""The flags of the commands: those of the settings come from the one table."""
+"""The flags of the commands. The flags of settings come from the table of settings, in sections."""
 
 from __future__ import annotations
 
@@ -12,37 +12,89 @@ from prefork.workers.settings import ROWS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SECTIONS: Final = {
+    "Where to listen": ("bind", "backlog"),
+    "Workers": ("workers", "max_children", "min_spare", "max_spare"),
+    "Limits of a request": (
+        *("request_timeout", "slow_request", "client_timeout", "defer_accept"),
+        *("graceful_timeout", "drain_delay"),
+    ),
+    "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
+    "Starting workers": ("boot_timeout", "crash_loop", "fork_check"),
+    "Logs and metrics": ("log_level", "log_format", "access_log", "metrics", "metrics_dir"),
+    "Processes": ("name", "user", "group", "umask", "pidfile"),
+}
+"""The sections of the help, with the keys of the settings in their order. Each setting stands in one of them."""
 
-def setting_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command one flag per setting, read as text: the table checks and converts."""
-    for row in reversed(list(ROWS.values())):
-        default = "" if row.default is None else f"default: {row.shown(row.default)}; "
-        names = [row.flag] if row.about.short is None else [row.about.short, row.flag]
-        command = click.option(
-            *names,
-            row.key,
-            metavar=row.about.metavar,
-            multiple=row.key == "bind",
-            help=f"{row.about.help}  [{default}env: {row.variable}]",
+
+class CommandWithSettings(click.Command):
+    """A command whose help shows the flags of settings in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own flags, and then the settings section by section."""
+        records = {
+            parameter.name: record
+            for parameter in self.get_params(ctx)
+            if isinstance(parameter, click.Option)
+            and (record := parameter.get_help_record(ctx)) is not None
+        }
+        width = max(len(flags) for flags, _ in records.values())
+        settings = {key for keys in SECTIONS.values() for key in keys}
+        own = [key for key in records if key not in settings]
+        for title, keys in {"Options": own, **SECTIONS}.items():
+            with formatter.section(title):
+                rows = [records[key] for key in keys if key in records]
+                formatter.write_dl([(flags.ljust(width), text) for flags, text in rows])
+
+
+def setting_options(*, hidden: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command ``--config`` and one flag for each setting.
+
+    The values arrive as text; the table of settings checks and converts them. hidden: the help of the
+    command leaves the flags out.
+    """
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        for key in reversed([key for keys in SECTIONS.values() for key in keys]):
+            command = _setting_option(key, hidden=hidden)(command)
+        return click.option(
+            "-c",
+            "--config",
+            metavar="FILE",
+            help="Read settings from this TOML file. Without it: ./prefork.toml, or the table "
+            "[tool.prefork] of ./pyproject.toml.",
         )(command)
-    return click.option(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="A TOML file with settings; without it ./prefork.toml, "
-        "or [tool.prefork] in ./pyproject.toml.  [env: PREFORK_CONFIG]",
-    )(command)
 
+    return decorate
+
+
+def _setting_option(
+    key: str, *, hidden: bool
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    row = ROWS[key]
+    default = "" if row.default is None else f"  [default: {row.shown(row.default)}]"
+    return click.option(
+        *([row.flag] if row.about.short is None else [row.about.short, row.flag]),
+        row.key,
+        metavar=row.about.metavar,
+        multiple=row.key == "bind",
+        hidden=hidden,
+        help=f"{row.about.help}{default}",
+    )
+
+
+SAME_FLAGS: Final = "The flags of settings that 'prefork run --help' lists are accepted, too."
+"""The end of the help of a command that hides the flags of settings."""
 
 factory_option = click.option(
-    "--factory", is_flag=True, help="TARGET is a function that returns what is to be served."
+    "--factory", is_flag=True, help="TARGET is a function; serve what it returns."
 )
 
 
 def which_pool(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the two ways to say which running pool it is about; a lone one needs neither."""
+    """Give a command the two ways to name a running pool. Where only one pool runs, neither is needed."""
     command = click.option(
-        "-n", "--name", metavar="NAME", help="The name of the pool, also if it looks like a pid."
+        "-n", "--name", metavar="NAME", help="Name of the pool, for a name that looks like a pid."
     )(command)
     return click.argument("pool", required=False, metavar="[NAME|PID]")(command)
 
@@ -51,12 +103,12 @@ _TIMEOUT: Final = msgspec.structs.replace(ROWS["graceful_timeout"], key="timeout
 
 
 def timeout_option(default: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command ``--timeout``; ``default`` says in words how long it waits without."""
+    """Give a command ``--timeout``. default: how long it waits without this flag, in words."""
     return click.option(
         "--timeout",
         metavar="DURATION",
         callback=lambda _context, _parameter, raw: _seconds(raw),
-        help=f"How long to wait for the effect.  [default: {default}]",
+        help=f"How long to wait, such as 30s or 5m.  [default: {default}]",
     )
 
 

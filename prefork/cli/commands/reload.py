@@ -1,4 +1,4 @@
-"""``prefork reload`` and ``prefork upgrade``: new code in a running pool, seen to its end if wanted."""
+"""``prefork reload`` and ``prefork upgrade``: give a running pool new code, and wait for the outcome if asked."""
 
 from __future__ import annotations
 
@@ -20,34 +20,39 @@ from prefork.workers.text import escaped
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DEFAULT_TIMEOUT: Final = "the pool's boot_timeout twice, its graceful_timeout, and 5s"
+_DEFAULT_TIMEOUT: Final = "twice the pool's boot_timeout, plus its graceful_timeout, plus 5s"
 
 
 def _options(command: Callable[..., int]) -> Callable[..., int]:
     command = timeout_option(_DEFAULT_TIMEOUT)(command)
     command = click.option(
-        "--wait", is_flag=True, help="Return when it is over; the exit code tells the outcome."
+        "--wait",
+        is_flag=True,
+        help="Wait until the reload is over; the exit code says how it ended.",
     )(command)
     return which_pool(command)
 
 
-@click.command("reload", short_help="Replace the code of a running pool, losing nothing.")
+@click.command("reload", short_help="Load new code and settings without losing a request.")
 @_options
 def command(pool: str | None, name: str | None, *, wait: bool, timeout: float | None) -> int:
-    """Have a running pool try its new code and settings, and take them over.
+    """Make a running pool load its code and settings anew.
 
-    The workers are replaced one after the other; if the new code is no good, the old one goes on.
-    With --wait the exit code is 0 when all workers are new, and 1 with the reason when not.
+    The pool first loads the new code in a child process. If that fails, the previous code keeps serving. If it
+    succeeds, the workers are replaced one after the other, and no request is lost.
+
+    With --wait the exit code is 0 if all workers run the new code, and 1 if not.
     """
     return _reload(signal.SIGHUP, pool, name, timeout, wait=wait)
 
 
-@click.command("upgrade", short_help="The same for a new interpreter or a new prefork.")
+@click.command("upgrade", short_help="Reload with a new version of Python or prefork.")
 @_options
 def upgrade(pool: str | None, name: str | None, *, wait: bool, timeout: float | None) -> int:
-    """Have a running pool run its program again with the interpreter and the prefork that are installed now.
+    """Make a running pool run its program again with the Python and the prefork that are installed now.
 
-    As 'reload', which does it, too; a version of prefork that could not go on is refused by its trial.
+    Works like 'prefork reload'. A version of prefork that cannot take over the running workers is refused, and the
+    pool keeps serving.
     """
     return _reload(signal.SIGUSR2, pool, name, timeout, wait=wait)
 
@@ -58,20 +63,20 @@ def _reload(
     with find_pool(pool, name) as found:
         before = found.snapshot()
         if before.phase is not Phase.SERVING:
-            messages.error(f"the pool is stopping: {found}")
+            messages.error(f"the pool {found} is stopping and cannot be reloaded")
             return ExitCode.FAILED
         if timeout is None:
             timeout = 2 * seconds_of(found, "boot_timeout")
             timeout += seconds_of(found, "graceful_timeout") + SPARE_TIME
         found.send(number)
         if not wait:
-            click.echo(f"asked to reload: {found}")
+            click.echo(f"asked to reload: {found} (--wait waits for the outcome)")
             return ExitCode.OK
         return _wait(found, before, timeout)
 
 
 def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
-    # One that is under way already is not ours: ours comes after it.
+    # A reload that is under way now ends first, and then comes the one that this command has asked for.
     rest = 2 if before[PoolField.RELOAD_STATE] in (ReloadState.TRYING, ReloadState.ROLLING) else 1
     is_over = wait_until(
         lambda: pool.has_stopped() or _ended(pool.snapshot()) >= _ended(before) + rest,
@@ -80,11 +85,11 @@ def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
     )
     after = pool.snapshot()
     if not is_over or pool.has_stopped():
-        messages.error(f"not yet: {progress(after)}{excuse(pool)}")
+        messages.error(f"not finished within {timeout:g} s: {progress(after)}{excuse(pool)}")
         return ExitCode.FAILED
     if after[PoolField.RELOAD_STATE] == ReloadState.FAILED:
         reason = "\n".join(map(escaped, pool.board.reload_report().splitlines()))
-        messages.error(f"not reloaded, the old workers go on: {reason}")
+        messages.error(f"reload failed, still serving the previous code: {reason}")
         return ExitCode.FAILED
     click.echo(f"reloaded: {pool}, generation {after[PoolField.GENERATION]}")
     return ExitCode.OK
@@ -95,9 +100,9 @@ def _ended(snapshot: Snapshot) -> int:
 
 
 def progress(snapshot: Snapshot) -> str:
-    """Say how far a reload has come (pure)."""
+    """Return how far a reload has come, in a line (pure)."""
     if snapshot[PoolField.RELOAD_STATE] == ReloadState.TRYING:
-        return "the new code is tried"
+        return "loading the new code"
     generation = snapshot[PoolField.GENERATION]
     new = sum(
         one.state in READY and one[SlotField.GENERATION] == generation for one in snapshot.slots

@@ -21,7 +21,7 @@ from prefork.cli.commands.loading import (
     refuse_several_without_workers,
     resolved_with,
 )
-from prefork.cli.commands.options import factory_option, setting_options
+from prefork.cli.commands.options import CommandWithSettings, factory_option, setting_options
 from prefork.cli.pidfile import PidFile
 from prefork.cli.watch import folder_of, refuse_where_impossible, watching
 from prefork.host import systemd_sockets
@@ -37,16 +37,21 @@ if TYPE_CHECKING:
     from socketserver import BaseServer
 
 
-@click.command("run", short_help="Serve TARGET until TERM or Ctrl-C.")
+@click.command("run", cls=CommandWithSettings, short_help="Serve TARGET until TERM or Ctrl-C.")
 @click.argument("target")
 @factory_option
-@click.option("--watch", is_flag=True, help="Reload when a source file changes; for development.")
-@setting_options
+@click.option("--watch", is_flag=True, help="Reload when a source file changes, for development.")
+@setting_options()
 def command(target: str, config: str | None, *, factory: bool, watch: bool, **flags: object) -> int:
     """Serve TARGET until TERM or Ctrl-C.
 
-    TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
-    class, a server instance, or with --factory a function that returns one or several.
+    TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server class or a
+    server instance. With --factory it is a function that returns one of these, or several instances.
+
+    Each setting can also be given by an environment variable, such as PREFORK_MAX_CHILDREN, by a TOML file, or by a
+    class attribute of the server. 'prefork config' prints every value and where it comes from.
+
+    Durations are written as 30s, 500ms or 5m, sizes as 256M or 2G.
     """
     given = read_settings(flags, config)
     log = logs.set_up(given.value("log_level"), given.value("log_format"))
@@ -59,14 +64,15 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
 
 
 def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str] | None) -> int:
-    """Load, bind and serve (master); everything that can be refused is refused in this order.
+    """Load, bind and serve (master).
 
-    watched: the settings files, whose changes reload as those of the sources do; None for neither.
+    Everything that can be refused is refused before the next step: settings, target, pid file, addresses.
+    watched: the settings files, of which a change reloads like one of a source file; None without ``--watch``.
     """
-    for said in misspelt_variables():
-        event(logging.WARNING, "master", said)
-    systemd_sockets.take()  # before the application starts a program
-    # Before the application makes its first metric, which would be in no file of ours.
+    for text in misspelt_variables():
+        event(logging.WARNING, "master", text)
+    systemd_sockets.take()  # before the application starts a program that would inherit them
+    # Before the application makes its first metric, because a metric chooses its file when it is made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
     settings = resolved.settings
@@ -82,7 +88,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
             for server in servers:
                 cleanup.callback(server.server_close)
         systemd_sockets.tell_of_unused({server.fileno() for server in servers})
-        # A server instance may say more than its class did.
+        # An instance may have settings that its class does not have.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))
         if resolved.cpus is not None:
@@ -97,24 +103,24 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
 def _serve(servers: list[Any], resolved: Resolved) -> int:
     try:
         serve(*servers, settings=resolved.settings)
-    except KeyboardInterrupt:  # Ctrl-C, after a graceful stop
+    except KeyboardInterrupt:  # Ctrl-C; the stop was graceful
         return ExitCode.OK
     except BootError as error:
         if logger.isEnabledFor(logging.ERROR):
-            error.report = ""  # it stands in the log already, where the worker's exit was told
+            error.report = ""  # the log has it already, below the line about the worker's exit
         raise
     except PreforkError:
         raise
     except Exception as error:  # noqa: BLE001 - the application's service_actions() may raise anything
         event(logging.CRITICAL, "master", "failed", report=application_report(error))
-        messages.error(f"serving ended by {type(error).__name__}: {error}")
+        messages.error(f"the master ended because of {type(error).__name__}: {error}")
         return ExitCode.FAILED
     return ExitCode.OK
 
 
 def _set_title(name: str | None, servers: list[BaseServer]) -> None:
     label = f" [{name}]" if name else ""
-    with contextlib.suppress(Exception):  # a title is a nicety
+    with contextlib.suppress(Exception):  # serving does not depend on the title
         where = " ".join(_where(server) for server in servers)
         setproctitle.setproctitle(f"prefork: master{label} {where}")
 

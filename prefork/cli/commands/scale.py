@@ -1,4 +1,4 @@
-"""``prefork scale``: another number of workers, by TTIN and TTOU, seen to the end."""
+"""``prefork scale``: change the number of workers by TTIN and TTOU, and wait for the effect."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AGAIN: Final = 1.0
-"""Seconds after which a signal without effect is sent again: one that was pending already is no second one."""
+"""Seconds after which a signal that had no effect is sent again.
+
+The kernel merges a signal with one of the same number that is still pending, so one of two can be lost.
+"""
 
 
 class _CommandWithNegativeNumbers(click.Command):
-    """A command whose ``-2`` is a number, no flag."""
+    """A command for which ``-2`` is a number and not a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [re.sub(r"^-(?=\d+$)", " -", arg) for arg in args])
@@ -43,20 +46,20 @@ class _CommandWithNegativeNumbers(click.Command):
 @click.command(
     "scale",
     cls=_CommandWithNegativeNumbers,
-    short_help="Change the number of workers, and wait for them.",
+    short_help="Change the number of workers.",
 )
 @click.argument("size", metavar="N|+N|-N")
 @which_pool
-@timeout_option("the longer of the pool's boot_timeout and graceful_timeout, and 5s")
+@timeout_option("the longer one of the pool's boot_timeout and graceful_timeout, plus 5s")
 def command(size: str, pool: str | None, name: str | None, timeout: float | None) -> int:
-    """Change the number of workers to keep: to N, by +N more or by -N fewer.
+    """Change the number of workers that a running pool keeps: to N, by +N or by -N.
 
-    Returns when the new workers are ready, or the superfluous ones gone. The exit code is 0 then,
-    and 1 if that is not so within the timeout.
+    The command waits until the new workers are ready or the surplus ones are gone. The exit code is 0
+    then, and 1 if that takes longer than the timeout.
     """
     with find_pool(pool, name) as found:
         if _is_stopping(found.snapshot()):
-            messages.error(f"the pool is stopping: {found}")
+            messages.error(f"the pool {found} is stopping and cannot be scaled")
             return ExitCode.FAILED
         if timeout is None:
             longest = max(seconds_of(found, key) for key in ("boot_timeout", "graceful_timeout"))
@@ -65,31 +68,36 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
 
 
 def wanted_size(size: str, floor: int, most: int) -> int:
-    """Read what was asked for; click's BadParameter for what cannot be (pure)."""
+    """Return the number of workers that N, +N or -N means (pure).
+
+    floor: the number to keep now. most: ``max_children``. click.BadParameter: not a number, or out of bounds.
+    """
     match = re.fullmatch(r"\s*([+-]?)(\d{1,9})", size, re.ASCII)
     if match is None:
-        raise click.BadParameter(f"{size!r} is not N, +N or -N", param_hint="size")
+        raise click.BadParameter(f"{size!r} is not N, +N or -N", param_hint="the number of workers")
     number = int(match[2])
     wanted = {"": number, "+": floor + number, "-": floor - number}[match[1]]
     if not 1 <= wanted <= most:
         raise click.BadParameter(
-            f"{wanted} workers cannot be: the pool has {floor} and keeps from 1 to max_children = {most}",
-            param_hint="size",
+            f"{wanted} are out of bounds: the pool keeps {floor} now, and can keep 1 to {most} (max_children)",
+            param_hint="the number of workers",
         )
     return wanted
 
 
 def floor_of(snapshot: Snapshot) -> int:
-    """Return the number of workers to keep, as TTIN and TTOU have moved it."""
+    """Return the number of workers to keep, which TTIN and TTOU change."""
     return snapshot[PoolField.FLOOR]
 
 
 def _scale(pool: RunningPool, size: str, end: float) -> int:
-    # Of several operators who correct each other's signals nobody would arrive: one at a time.
+    # Two commands that scale one pool at the same time would undo each other's signals without end.
     if not wait_until(
-        pool.take_turn, lambda: "another command scales this pool", _seconds_left(end)
+        pool.take_turn, lambda: "waiting for another prefork scale", _seconds_left(end)
     ):
-        messages.error("another command scales this pool all the time")
+        messages.error(
+            f"another prefork scale is changing the pool {pool}; try again when it has ended"
+        )
         return ExitCode.FAILED
     before = floor_of(pool.snapshot())
     wanted = wanted_size(size, before, pool.board.slots)
@@ -106,9 +114,13 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
     if floor_of(after) != wanted:
         return _say_refused(pool, wanted)
     if not in_time or pool.has_stopped():
-        messages.error(f"not yet: {progress(after, wanted)}{excuse(pool)}")
+        messages.error(
+            f"not finished in time: {progress(after, wanted)}{excuse(pool)}; --timeout waits longer"
+        )
         return ExitCode.FAILED
-    click.echo(f"{wanted} workers (before: {before}), {after.count(*READY)} ready")
+    click.echo(
+        f"the pool keeps {wanted} workers now (before: {before}); {after.count(*READY)} are ready"
+    )
     return ExitCode.OK
 
 
@@ -132,17 +144,17 @@ def _seconds_left(end: float) -> float:
 
 
 def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
-    """Send TTIN or TTOU until the scoreboard shows the number, one at a time.
+    """Send TTIN or TTOU until the scoreboard shows the wanted number; return whether it does.
 
-    To the kernel several pending signals of a kind are one. So each has to show its effect before
-    the next one is sent. Return False if that takes too long, or if the pool stops: a pool that
-    stops does not change its size.
+    The kernel merges signals of one number that are pending at the same time. So each signal has to show its
+    effect on the scoreboard before the next one is sent. False: the time is up, or the pool is stopping, and a
+    pool that stops does not change its size.
     """
-    with ProgressLine() as progress:
+    with ProgressLine() as line:
         while (floor := floor_of(snapshot := pool.snapshot())) != wanted:
             if not _seconds_left(end) or pool.has_stopped() or _is_stopping(snapshot):
                 return False
-            progress.show(f"{bar(floor, wanted)} workers asked for")
+            line.show(f"{bar(floor, wanted)} workers requested")
             pool.send(signal.SIGTTIN if floor < wanted else signal.SIGTTOU)
             _wait_for_effect(lambda at=floor: floor_of(pool.snapshot()) != at, end)  # type: ignore[misc]
     return True
@@ -157,16 +169,19 @@ def _wait_for_effect(fact: Callable[[], bool], end: float) -> None:
 
 
 def is_settled(snapshot: Snapshot, wanted: int) -> bool:
-    """Tell whether so many are ready and none is superfluous; load may keep more than the floor (pure)."""
+    """Return whether the wanted workers are ready and no surplus one is left (pure).
+
+    A pool that follows load may keep more workers than the floor.
+    """
     most = max(wanted, snapshot[PoolField.TARGET])
     return snapshot.count(*READY) >= wanted and _live(snapshot) <= most
 
 
 def progress(snapshot: Snapshot, wanted: int) -> str:
-    """Say how far it has come (pure)."""
+    """Return how far the change has come, in a line (pure)."""
     ready, live = snapshot.count(*READY), _live(snapshot)
     if ready >= wanted < live:
-        return f"{live - wanted} workers finish their requests before they leave"
+        return f"workers that finish their requests before they leave: {live - wanted}"
     return f"{bar(ready, wanted)} workers ready"
 
 

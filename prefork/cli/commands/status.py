@@ -1,4 +1,4 @@
-"""``prefork status``: what a running pool looks like now, once, as text or JSON."""
+"""``prefork status``: print the state of a running pool once, as text or JSON."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from prefork.inspect.find import find_pool
 from prefork.inspect.status_text import as_lines
 
 
-@click.command("status", short_help="Show a running pool, as text or JSON.")
+@click.command("status", short_help="Print the state of a running pool.")
 @which_pool
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print what /status of the metrics process says."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the JSON that /status of the metrics process returns.",
 )
 def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
-    """Show a running pool of this user, found by name or pid; a lone one needs neither.
+    """Print the state of a running pool.
 
-    The exit code is 0 if the pool is ready, and 1 if it is not, if its master hangs, or if there is
-    none.
+    NAME or PID says which pool. Neither is needed where only one pool of this user runs.
+
+    The exit code is 0 if the pool is ready for traffic. It is 1 if the pool is not ready, if its master hangs, or
+    if there is no such pool.
     """
     with find_pool(pool, name) as found:
         status = found.status()

@@ -1,4 +1,4 @@
-"""``prefork stop``: a graceful stop, or one at once, seen to the end."""
+"""``prefork stop``: stop a running pool, gracefully or at once, and wait for its end."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from prefork.inspect.running_pool import NoSignalsError, RunningPool
 from prefork.workers.states import Phase, WorkerState
 
 AGAIN: Final = 0.2
-"""Seconds between two TERM: the master takes those within 0.05 s for one."""
+"""Seconds between two TERM. The master counts two TERM within 0.05 s as one."""
 
 EXIT_TIME: Final = 1.0
-"""Seconds that the process of a pool that has stopped is given to end; a program of its own may go on."""
+"""Seconds to wait for the end of the master's process after its pool has stopped.
+
+A program that has called ``serve_forever()`` itself may go on for as long as it likes.
+"""
 
 
-@click.command("stop", short_help="Stop a running pool, and wait for its end.")
+@click.command("stop", short_help="Stop a running pool, gracefully or at once.")
 @which_pool
-@click.option("--now", is_flag=True, help="Kill the workers; requests in hand are lost.")
-@timeout_option("the pool's drain_delay and graceful_timeout, and 5s")
+@click.option("--now", is_flag=True, help="Kill the workers at once; requests in hand are lost.")
+@timeout_option("the pool's drain_delay plus its graceful_timeout, plus 5s")
 def command(pool: str | None, name: str | None, *, now: bool, timeout: float | None) -> int:
-    """Stop a running pool: requests in hand are finished, nothing is lost.
+    """Stop a running pool gracefully: clients that are connected are served, and no request is lost.
 
-    Returns when it has ended. The exit code is 0 then, and 1 if it has not within the timeout.
+    The command waits until the pool has ended. The exit code is 0 then, and 1 if that takes longer than the
+    timeout.
     """
     with find_pool(pool, name) as found:
         if timeout is None:
@@ -51,16 +55,20 @@ def _stop(pool: RunningPool, timeout: float, *, now: bool) -> int:
         return pool.has_stopped()
 
     if not wait_until(is_over, lambda: _progress(pool), timeout):
-        advice = "" if now else "; --now kills its workers"
-        messages.error(f"not yet: {_progress(pool)}{excuse(pool)}{advice}")
+        advice = "" if now else "; --now kills the workers"
+        messages.error(f"not stopped within {timeout:g} s: {_progress(pool)}{excuse(pool)}{advice}")
         return ExitCode.FAILED
-    goes_on = not wait_until(pool.has_ended, lambda: "the process ends", EXIT_TIME)
-    click.echo(f"stopped: {who}" + (f"; process {pool.pid} itself goes on" if goes_on else ""))
+    goes_on = not wait_until(
+        pool.has_ended, lambda: "waiting for the end of the process", EXIT_TIME
+    )
+    click.echo(
+        f"stopped: {who}" + (f"; process {pool.pid} itself keeps running" if goes_on else "")
+    )
     return ExitCode.OK
 
 
 class _RepeatedTerm:
-    """Repeats TERM until the master has understood that it is to stop now."""
+    """Repeats TERM until the master stops at once. The first TERM only asks for a graceful stop."""
 
     def __init__(self, pool: RunningPool) -> None:
         self._pool = pool
@@ -71,12 +79,12 @@ class _RepeatedTerm:
         if time.monotonic() < self._at or phase is Phase.STOPPING_NOW:
             return
         self._at = time.monotonic() + AGAIN
-        with contextlib.suppress(NoSignalsError):  # it is stopping, and may have come that far
+        with contextlib.suppress(NoSignalsError):  # the master may be about to end
             self._pool.send(signal.SIGTERM)
 
 
 def _progress(pool: RunningPool) -> str:
     snapshot = pool.snapshot()
     left = len(snapshot.slots) - snapshot.count(WorkerState.GONE)
-    phase = "not yet" if snapshot.phase is Phase.SERVING else snapshot.phase.name.lower()
-    return f"stopping ({phase.replace('_', ' ')}), {left} workers left"
+    phase = snapshot.phase.name.lower().replace("_", " ")
+    return f"the pool is {phase}, workers left: {left}"

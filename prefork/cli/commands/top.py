@@ -1,4 +1,4 @@
-"""``prefork top``: a running pool, live."""
+"""``prefork top``: watch a running pool on a terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from prefork.inspect.find import find_pool
 MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
 
 
-@click.command("top", short_help="Watch a running pool live (needs rich).")
+@click.command("top", short_help="Watch a running pool live.")
 @which_pool
 @click.option(
     "--sort",
     type=click.Choice([column.key for column in COLUMNS]),
     default="slot",
     show_default=True,
-    help="The column by which slots are sorted at first.",
+    help="Sort slots by this column at first.",
 )
 @click.option(
     "-d",
@@ -33,25 +33,30 @@ MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Seconds between two looks.",
+    help="Seconds between two updates.",
 )
 def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
-    """Watch a running pool: what its workers do, how busy they are, what waits.
+    """Watch a running pool: what its workers do, how busy they are, how many clients wait.
 
-    Each slot has a letter: _ idle, B busy, S starting, R retiring, a dot without a worker.
+    Each slot is a letter: _ is an idle worker, B a busy one, S a starting one, R a retiring one, and a dot is a slot
+    without a worker.
 
-    Keys: s and S sort by the next or previous column, r reverses, q or Ctrl-C quits.
+    Keys: s and S sort by the next or previous column, r reverses the order, q and Ctrl-C quit.
+
+    Needs the package rich: pip install 'prefork[top]'.
     """
     top = _drawing()
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError("top needs a terminal; 'prefork status' prints the same once")
+        raise click.UsageError(
+            "prefork top needs a terminal; 'prefork status' prints the same once"
+        )
     with find_pool(pool, name) as found, term_unwinds():
         click.echo(top.watch(found, sort=sort, delay=delay), nl=False)
     return ExitCode.OK
 
 
 def _drawing() -> Any:
-    try:  # an extra: whoever does not want it does not pay for it, and a server has no use for it
+    try:  # rich is an optional extra, and slow to import
         return importlib.import_module("prefork.inspect.screen")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":

@@ -1,4 +1,4 @@
-"""Waiting until the scoreboard shows what was asked for, with a line on the terminal that says how far it is."""
+"""Wait until the scoreboard shows the effect of a command, with a line of progress on the terminal."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from prefork.inspect.running_pool import RunningPool
 
 LOOK_EVERY: Final = 0.01
-"""Seconds between two looks at the scoreboard: a snapshot of a usual pool costs some 50 µs."""
+"""Seconds between two looks at the scoreboard. A snapshot of an ordinary pool takes about 50 µs."""
 
 SPARE_TIME: Final = 5.0
-"""Seconds beyond the pool's own timeouts that are waited by default: the master has to notice, too."""
+"""Seconds that a command waits by default beyond the pool's own timeouts, so that the master can act on them."""
 
 TICKS_NEEDED: Final = 2
-"""TickCounter around of the master until all signals of before have surely been taken: one may be under way."""
+"""Ticks after which the master has handled every earlier signal. The first one may have begun before the signal."""
 
 _QUICK: Final = 0.3
-"""Seconds within which no progress is shown: it would only flicker."""
+"""Seconds during which no progress is shown. What is done by then would only flicker."""
 
 _BAR: Final = 20
 
 
 def seconds_of(pool: RunningPool, key: str) -> float:
-    """Return a duration of the pool's settings, the default if it does not say."""
+    """Return the seconds of one of the pool's settings, the default where its description lacks a valid value."""
     row = ROWS[key]
     said = pool.description().settings.get(key)
     try:
@@ -45,7 +45,10 @@ def seconds_of(pool: RunningPool, key: str) -> float:
 
 
 def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float) -> bool:
-    """Look until the fact is so; False if it is not within so many seconds. tell: how far it is, in a line."""
+    """Wait until ``fact()`` is true, and return whether it became true within these seconds.
+
+    tell: returns a line that says how far it is.
+    """
     with ProgressLine() as progress:
         end = time.monotonic() + seconds
         while not fact():
@@ -57,7 +60,7 @@ def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float
 
 
 class TickCounter:
-    """Counts how often the master has looked around since this was made."""
+    """Counts the ticks of a master, beginning when the object is made."""
 
     def __init__(self, pool: RunningPool) -> None:
         self._pool = pool
@@ -65,7 +68,7 @@ class TickCounter:
         self._seen = 0
 
     def enough(self) -> bool:
-        """Tell whether it has taken what was sent before; to be asked again and again."""
+        """Return whether the master has handled every signal sent before. Call this at least once in each tick."""
         tick = self._tick()
         self._seen += tick != self._last
         self._last = tick
@@ -76,7 +79,7 @@ class TickCounter:
 
 
 class ProgressLine:
-    """One line of a terminal (standard error) that is written anew; nothing where that is none."""
+    """One line on standard error that is rewritten, and erased at the end. Nothing is written to a file or pipe."""
 
     def __init__(self, fd: int = 2) -> None:
         self._fd = fd
@@ -97,9 +100,9 @@ class ProgressLine:
             self._write("")
 
     def show(self, text: str) -> None:
-        """Show this now, unless it all goes quickly."""
+        """Replace the line by this text, cut to the width of the terminal."""
         if self._shows and text != self._last and time.monotonic() >= self._from:
-            width = os.get_terminal_size(self._fd).columns or 80  # some terminals do not say
+            width = os.get_terminal_size(self._fd).columns or 80  # some terminals report 0
             self._write(text[: max(0, width - 1)])
             self._last = text
 
@@ -109,18 +112,18 @@ class ProgressLine:
 
 
 def bar(done: int, of: int) -> str:
-    """Draw how much of something is done (pure)."""
+    """Return a bar that shows how much of something is done (pure)."""
     full = _BAR if of <= 0 else min(_BAR, max(0, done) * _BAR // of)
     return f"[{'#' * full}{'-' * (_BAR - full)}] {done} of {of}"
 
 
 def excuse(pool: RunningPool) -> str:
-    """Say what about the master explains that something was not done, "" if nothing does."""
+    """Return why the master has not acted, with a semicolon in front; "" where no reason is known."""
     if pool.has_stopped():
         return "; the pool has ended"
     if pool.is_suspended():
-        return f"; process {pool.pid} is stopped (SIGCONT lets it go on)"
+        return f"; the master {pool.pid} is suspended (kill -CONT {pool.pid} resumes it)"
     status = pool.status()
     if humanize.is_hung(status):
-        return f"; its master has not looked around for {humanize.duration(status['last_tick'])}"
+        return f"; the master {pool.pid} has hung for {humanize.duration(status['last_tick'])}"
     return ""
