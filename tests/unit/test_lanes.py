@@ -422,6 +422,12 @@ PLAYED = [
 # --- the two plays
 
 
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a round last as long as it has room: on a loaded machine a millisecond may end it early."""
+    monkeypatch.setattr("prefork.workers.worker.rounds.SHORTEST_NS", 10**10)
+
+
 def queue_up(stage: Stage, kind: Kind, scenario: Scenario) -> None:
     """Queue the requests."""
     for number in range(kind.queued):
