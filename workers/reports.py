@@ -1,8 +1,9 @@
-"""What workers leave behind in words, stack dumps and last words: where they write it, and how it is shown.
+"""Reports: the memory into which a worker writes its stack dumps and its last words, and how they are shown (both).
 
-Each worker has memory of its own for it, of a fixed size, so that the kernel cuts a dump that is too
-long: ``faulthandler`` writes on and on, and in the scoreboard that would go over what is another's.
-The master has all of them open, so whoever may read its scoreboard may read them, too.
+Each worker has a memfd of its own for its report. The size of the memfd is fixed and sealed, so the kernel
+cuts what is too long: ``faulthandler`` writes without a bound, and in the scoreboard a long dump would
+overwrite the words of another slot. The master keeps the reports of all workers open. A process that may
+read the master's scoreboard may read them as well, which is how ``prefork dump`` works.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from prefork.workers import system
 from prefork.workers.text import printable
 
 REPORT_BYTES = 64 * 1024
-"""A hundred frames of a dozen threads; pages are allocated only when written."""
+"""Size of a report: a hundred frames for each of a dozen threads. Pages are allocated when they are written."""
 
 _FRAME_OF_OURS = re.compile(
     r'/prefork/workers/worker/life\.py", line \d+ in (run_worker|write_stacks)$'
@@ -30,10 +31,10 @@ def name_of(board: int, slot: int) -> str:
 
 
 def create(name: str) -> int:
-    """Make an empty one (master).
+    """Make an empty report and return its descriptor (master).
 
-    Where files may not be so long any more (RLIMIT_FSIZE) what is written is lost: a worker without
-    a report is better than none.
+    Where files may not be that long (RLIMIT_FSIZE) the descriptor is that of /dev/null, and what the worker
+    writes is lost: a worker without a report is better than no worker. Raises OSError for anything else.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -50,10 +51,11 @@ def create(name: str) -> int:
 
 
 def clear(fd: int) -> None:
-    """Empty it, and have what is written next go to its beginning, whoever writes (master).
+    """Empty a report and move its file position, which worker and master share, to the beginning (master).
 
-    To write over it is refused by a limit on the size of files, and where the worker has set
-    O_APPEND, which is the master's then, too; a hole is refused by a filter of system calls only.
+    The report is emptied by punching a hole. Writing zeros over it, which is the second choice, fails
+    under a limit on the size of files, and where the worker has set O_APPEND, a flag that both share as well.
+    A hole fails only where a filter of system calls refuses it.
     """
     if not system.punch_hole(fd, REPORT_BYTES):
         with contextlib.suppress(OSError):
@@ -62,16 +64,16 @@ def clear(fd: int) -> None:
 
 
 def read(fd: int) -> str:
-    """Return its text: bytes of a worker's choosing, not yet escaped."""
+    """Return the text of a report (master). The worker has chosen its bytes: escape before showing."""
     return os.pread(fd, REPORT_BYTES, 0).split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def shown(report: str) -> str:
-    """Return a report as it may be shown: without what a terminal would obey (pure).
+    """Return a report as it may be shown: without characters that steer a terminal (pure).
 
-    A stack dump also without the frames of the program that has forked the worker, which are below
-    its first one, and without that of the dump's writer. The traceback of a boot stays whole: its
-    frames are written in another way.
+    In a stack dump, two kinds of frames are left out: those below ``run_worker``, which belong to the
+    program that has forked the worker, and that of ``write_stacks``, which has written the dump. The
+    traceback of a failed boot stays whole, because its frames are written in another form.
     """
     lines = []
     is_below = False

@@ -1,7 +1,7 @@
 """The only module that forks, waits for children, signals them and ends a process.
 
-Everything is by pidfd or by a pid that this process still has to collect, so a signal or a wait
-can never hit a stranger.
+A process is signalled or waited for by its pidfd, or by the pid of a child that this process still has to
+collect. The kernel gives such a pid to no other process, so neither can hit a stranger.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _ALL_SIGNALS = _signal.valid_signals()
 
 
 FLUSH_TIME = 0.5
-"""Seconds a leaving worker may spend on flushing its standard streams: their reader may be gone."""
+"""Seconds that a leaving worker may spend on flushing its standard streams. Their reader may have ended."""
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A process that this one forked and has not collected yet."""
+    """A process that this one has forked and not collected yet. pidfd: a descriptor that refers to it."""
 
     pid: int
     pidfd: int
@@ -84,12 +84,24 @@ class System(Protocol):
 def fork_children(
     runs: Sequence[Callable[[set[int]], NoReturn]],
 ) -> tuple[list[Child | None], OSError | None]:
-    """Fork one child for each of ``runs``, which it calls with all signals blocked and never leaves.
+    """Fork one child for each of ``runs``. Each child calls its function, which must not return.
 
-    Their argument is the signal mask of before, to be restored once the dispositions are set.
-    Returns a child for each, None for those that there are not, and why: the kernel refused a
-    process or a descriptor. All are forked in one go, because every page that the master writes
-    to between two forks becomes the earlier child's own.
+    The function is called with all signals blocked. Its argument is the previous signal mask, to be set
+    once the child's handlers are installed.
+    Returns a child for each function, or None in its place, and the OSError for which one is missing: the
+    kernel refused a process or a descriptor. After a refused process the rest is not tried.
+
+    All children are forked in one go, and what they need is prepared before the first fork. After a fork,
+    master and child share every page of memory until one of them writes to it; then the kernel copies the
+    page. Whatever the master does between two forks - log a line, open a pidfd, fill a table - writes to
+    pages that all earlier children share, and costs each of them copies.
+
+    Signals are blocked from before the first fork. A signal that is sent to a child at once, as by
+    Ctrl-C to the whole group, waits until the child has handlers of its own, instead of running a
+    handler of the master in it. The master's own signals wait until all children are forked.
+
+    The error of a fork that failed has no traceback. It would keep this frame alive, and with it all that
+    the children were to be made of.
     """
     _flush_before_fork()
     pids: list[int] = []
@@ -103,7 +115,6 @@ def fork_children(
                 _run_to_the_end(run, mask)
             pids.append(pid)
     except OSError as error:
-        # Its traceback would hold this frame, and with it what the children were to be made of.
         failure = error.with_traceback(None)
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
@@ -133,7 +144,7 @@ def _silence_fork_warning() -> None:
 
 
 def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoReturn:
-    # Whatever happens, a child must not return into the stack of the program that forked it.
+    # Whatever happens, a child must not return into the program's stack below this frame.
     try:
         run(mask)
     finally:
@@ -156,15 +167,20 @@ def hold_child(pid: int) -> Child:
 
 
 def collect(child: Child) -> ExitStatus | None:
-    """Return how the child ended, or None while it lives (its parent). The pidfd stays open."""
+    """Return how the child ended, or None while it lives (called by its parent). The pidfd stays open.
+
+    A child whose status another part of the program has collected gives an ExitStatus of which neither
+    code nor signal is known.
+    """
     try:
-        # By pidfd first: the pid may be another child's by now, if somebody else took the status.
+        # By pidfd first. Had another part of the program collected the child, its pid could be that of
+        # another child by now.
         if os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        # By pid, which is the child's own until it is collected: waitid() tells no usage.
+        # Then by pid, which is the child's own until it is collected: waitid() does not return the usage.
         _, status, used = os.wait4(child.pid, 0)
     except ChildProcessError:
-        # Somebody else took its status: a wait() for any child, or SIGCHLD set to be ignored.
+        # The status was taken: by a wait() for any child, or by the kernel, where SIGCHLD is ignored.
         return ExitStatus()
     usage = Usage(
         user_ns=int(used.ru_utime * 1e9),
@@ -179,13 +195,13 @@ def collect(child: Child) -> ExitStatus | None:
 
 
 def wait_for_end(child: Child) -> None:
-    """Wait until a child that was killed has ended, without collecting it."""
+    """Wait until the child has ended, without collecting it. For a child that was killed."""
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
 
 
 def send(child: Child, number: int) -> None:
-    """Signal the child; one that has ended already is no error."""
+    """Signal the child. A child that has ended already is no error."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(child.pidfd, number)
 
@@ -203,43 +219,44 @@ def kill_group(child: Child) -> None:
 
 
 def has_received_alone(child: Child, number: int) -> bool:
-    """Tell whether the child has one thread, and whether that has received a signal of this number.
+    """Return whether the child has a single thread, and this thread has received the signal.
 
-    A stopped one has not, nor one that gets no processor.
+    A signal is received when it is no longer pending. A child that is stopped has not received it, nor
+    has one that gets no processor.
     """
     try:
         with open(f"/proc/{child.pid}/status", encoding="ascii", errors="replace") as status:
             facts = {name: value for name, _, value in (line.partition(":\t") for line in status)}
-    except OSError:  # it has ended, or this process has no descriptor left
+    except OSError:  # the child has ended, or this process has no descriptor left
         return False
     pending = int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
     return int(facts["Threads"]) == 1 and not pending >> (number - 1) & 1
 
 
 def hold_process(pid: int) -> int:
-    """Return a pidfd of a process that is no child of this one (the command line and a running master).
+    """Return a pidfd of a process that is no child of this one (the command line, for a running master).
 
-    Whoever holds it, looks at ``/proc/PID`` and finds it still running has looked at that process.
-    OSError when there is none, or no descriptor for it.
+    A caller that holds the pidfd, reads ``/proc/PID`` and then finds the process still running has read
+    about that same process. Raises OSError when there is no such process, or no descriptor for it.
     """
     return os.pidfd_open(pid)
 
 
 def signal_held(pidfd: int, number: signal.Signals) -> None:
-    """Signal a process that is held; ProcessLookupError when it has ended, PermissionError when it may not be."""
+    """Signal a process by its pidfd. ProcessLookupError when it has ended, PermissionError when that is not allowed."""
     signal.pidfd_send_signal(pidfd, number)
 
 
 def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:
     """Install signal handlers (worker, in its main thread)."""
-    # Through the C function: the wrapper in ``signal`` makes an enum member of every number it
-    # sees, which costs each worker some 250 KiB of copied pages.
+    # Through the C function: the wrapper in ``signal`` looks up an enum member for every number, which
+    # costs each worker some 250 KiB of copied pages.
     for number, handler in handlers.items():
         _signal.signal(number, handler)
 
 
 def set_mask(mask: set[int]) -> None:
-    """Set the signal mask of this thread; through the C function, as above."""
+    """Set the signal mask of this thread, through the C function as above."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
@@ -247,7 +264,7 @@ class _SignalStack(ctypes.Structure):
     _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
-# Private to each process after a fork, and pages that are never touched cost nothing.
+# Memory that each process has for itself after a fork. Pages that are never touched cost nothing.
 _stack_memory = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _stack = _SignalStack(
     ctypes.addressof(ctypes.c_char.from_buffer(_stack_memory)), 0, len(_stack_memory)
@@ -257,14 +274,14 @@ _stack = _SignalStack(
 def enlarge_signal_stack() -> None:
     """Give this thread's signal handlers a stack on which many of them can nest.
 
-    ``faulthandler`` installs one of some 20 KiB, on which Python's own handlers run, too: five
-    different signals that come together overflowed it and killed the worker (SIGSEGV).
+    ``faulthandler`` installs one of some 20 KiB, and Python's own handlers run on it as well. Five
+    different signals that arrived together overflowed it and killed the worker (SIGSEGV).
     """
     _libc.sigaltstack(ctypes.byref(_stack), None)
 
 
 def is_init() -> bool:
-    """Tell whether orphans of other processes become children of this one."""
+    """Return whether orphans of other processes become children of this one."""
     if os.getpid() == 1:
         return True
     flag = ctypes.c_int(0)
@@ -274,7 +291,7 @@ def is_init() -> bool:
 
 
 def punch_hole(fd: int, length: int) -> bool:
-    """Empty the first bytes of a memory and give their pages back; tell whether the kernel did."""
+    """Empty the first bytes of a memfd and release their pages. Returns whether the kernel did."""
     mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
     return bool(_libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(length)) == 0)
 
@@ -284,7 +301,7 @@ def zombies_except(pids: set[int]) -> Iterator[int]:
     try:
         threads = os.listdir("/proc/self/task")
     except OSError:
-        return  # no descriptor to look with: at the next tick, perhaps
+        return  # no descriptor left to look with; the next tick looks again
     for thread in threads:
         try:
             with open(f"/proc/self/task/{thread}/children", encoding="ascii") as listing:
@@ -297,7 +314,7 @@ def zombies_except(pids: set[int]) -> Iterator[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a child of this process has ended and waits to be collected."""
+    """Return whether a child of this process has ended and waits to be collected."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -305,16 +322,17 @@ def has_ended(pid: int) -> bool:
 
 
 def collect_orphan(pid: int) -> None:
-    """Collect an ended child that nobody else will."""
+    """Collect a child that has ended and that no other part of the program collects."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def exit_now(status: int) -> NoReturn:
-    """End this process: flush the standard streams, run nothing of the program that forked it.
+    """End this process. The standard streams are flushed, no code of the program runs.
 
-    The flush has a thread and a bound of its own: the streams' locks may have been held by a
-    thread of the master at the fork, and a pipe may have no reader; neither may keep a worker alive.
+    The flush runs in a thread of its own and is waited for FLUSH_TIME at most. A thread of the master
+    may have held a stream's lock at the fork, and a pipe may have no reader. Neither may keep a worker
+    alive.
     """
     flusher = threading.Thread(target=_flush_streams, daemon=True)
     try:
@@ -339,7 +357,7 @@ def _flush_before_fork() -> None:
 
 
 def _takes_more(fd: int) -> bool:
-    # A pipe that nobody reads must not stop the master.
+    # A full pipe without a reader must not stop the master.
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))
@@ -353,9 +371,10 @@ def become(
     keep: Sequence[int],
     blocked: Collection[int],
 ) -> NoReturn:
-    """Run another program in this process, with these descriptors and none else, these signals blocked.
+    """Run another program in this process. It gets the descriptors ``keep`` and no others.
 
-    Raises OSError when that cannot be, and then everything is as before.
+    The signals ``blocked`` are blocked when the program begins. Raises OSError when the program cannot be
+    run. Descriptors, folder and signal mask are as before then.
     """
     before = os.getcwd()
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
@@ -396,5 +415,5 @@ def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
 
 
 def unblock(numbers: Collection[int]) -> None:
-    """Let signals through again that an earlier image has blocked (master, its handlers stand)."""
+    """Unblock signals that an earlier image has blocked (master, once its handlers are installed)."""
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)

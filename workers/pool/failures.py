@@ -1,4 +1,10 @@
-"""What has gone wrong with new workers lately, and how long to wait before the next one (pure)."""
+"""Failures of new workers in a row, and how long to wait before the next fork (pure).
+
+There are three kinds of failure: a fork that the kernel refuses, a worker that dies before it is ready, and
+a worker that crashes within a second of being ready. Each kind has a row of its own, which ends with the
+first success of that kind. The longer the row, the longer the pause before the next fork. While any row
+lasts, one worker is tried at a time (``probing``).
+"""
 
 from __future__ import annotations
 
@@ -7,38 +13,38 @@ from prefork.workers.states import ExitCause, ExitKind
 FIRST_BACKOFF = 0.1
 BOOT_BACKOFF_CAP = 30.0
 FORK_BACKOFF_CAP = 1.0
-"""A fork fails for want of memory or processes, which return without notice: look once a second."""
+"""Forks fail because of low memory or too many processes. Both may end at any time, so try once a second."""
 
 PROVEN = 1.0
 """Seconds that a worker has to be ready before its death says nothing about the next one."""
 
 CRASH_LOOP = 6
-"""Failures in a row that are a crash loop; with the back-off in between, some three seconds."""
+"""Failures in a row that count as a crash loop. With the back-off between them they take some three seconds."""
 
 _SIGKILL, _SIGTERM = 9, 15
 
 
 def backoff(failures: int, cap: float) -> float:
-    """Seconds to wait after so many failures in a row: 0.1, 0.2, 0.4 … up to the cap."""
+    """Return the seconds to wait after this many failures in a row: 0.1, 0.2, 0.4 … up to the cap."""
     return min(cap, FIRST_BACKOFF * 2 ** min(failures - 1, 16)) if failures > 0 else 0.0
 
 
 def is_crash(cause: ExitCause) -> bool:
-    """Tell whether a worker ended by its own code, and not by somebody's kill."""
+    """Return whether a worker ended by its own code: by a bad exit status or a fault, not by SIGKILL or SIGTERM."""
     if cause.kind is ExitKind.KILLED:
         return cause.status not in (_SIGKILL, _SIGTERM)
     return cause.kind is ExitKind.EXITED and cause.status != 0
 
 
 class Failures:
-    """Counts failures in a row by their kind (master). Instants are of the master's clock."""
+    """Counts failures in a row by their kind (master). Instants are seconds on the master's clock."""
 
     def __init__(self) -> None:
         self.retry_at = 0.0
-        """No fork before this instant."""
+        """The instant before which there is no fork."""
         self.ever_ready = False
         self.own_fault = False
-        """Whether the last worker that died before it was ready did so by its own code."""
+        """Whether the last worker that died before it was ready ended by its own code."""
         self.last_report = ""
         self.forks = 0
         self.boots = 0
@@ -46,7 +52,7 @@ class Failures:
 
     @property
     def probing(self) -> bool:
-        """Whether to try one worker at a time."""
+        """Whether to fork one worker at a time."""
         return self.forks + self.boots + self.early_deaths > 0
 
     @property
@@ -55,28 +61,28 @@ class Failures:
         return max(self.boots, self.early_deaths) >= CRASH_LOOP
 
     def fork_failed(self, now: float) -> None:
-        """Note that the kernel refused a process or a descriptor."""
+        """Note that the kernel has refused a process or a descriptor."""
         self.forks += 1
         self._wait(backoff(self.forks, FORK_BACKOFF_CAP), now)
 
     def forked(self) -> None:
-        """Note that forks work."""
+        """Note that a fork has succeeded."""
         self.forks = 0
 
     def boot_failed(self, report: str, now: float, *, own_fault: bool) -> None:
-        """Note a death before ready. own_fault: by its own code rather than by somebody's kill."""
+        """Note a death before ready. own_fault: the worker ended by its own code, and was not killed."""
         self.boots += 1
         self.own_fault, self.last_report = own_fault, report
         self._wait(backoff(self.boots, BOOT_BACKOFF_CAP), now)
 
     def died_early(self, report: str, now: float) -> None:
-        """Note a crash right after ready: the next one would do the same."""
+        """Note a crash right after ready, which the next worker would probably repeat."""
         self.early_deaths += 1
         self.last_report = report
         self._wait(backoff(self.early_deaths, BOOT_BACKOFF_CAP), now)
 
     def became_ready(self) -> None:
-        """Note that a worker has booted: the application can."""
+        """Note that a worker has booted, so the application is able to."""
         self.ever_ready = True
         self.boots = 0
 

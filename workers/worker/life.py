@@ -1,7 +1,28 @@
-"""From fork to the first request, and from the last request to the end (worker).
+"""A worker's life: from its fork to the first request, and from the last request to its end (worker).
 
-Nothing here prints, imports or takes a lock that another thread of the master may have held at
-the fork: 60 of 60 children hung on one. The steps stand in ``run_worker`` in their order.
+A worker begins as a copy of the master, in the middle of a function of the master, with all signals
+blocked. It becomes a worker in steps whose order matters (``_boot``):
+
+1. It takes the master's wake-up descriptor off the signal machinery. Until then a signal that the worker
+   gets would be noted in the master's pipe, as if the master had got it.
+2. It sheds what is not its own: the pipes of its siblings and everything of other pools. The master's own
+   descriptors are closed by now (workers/forks.py). No code of the program has run yet, so no handler
+   can find them.
+3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the fork has
+   waited in the kernel, and is handled now as any other.
+4. It drops its privileges, before any code of the program runs.
+5. The server objects learn that they are in a worker, and the hook ``worker_init()`` runs.
+6. It writes that it is ready and wakes the master.
+
+An error in any of these steps is a failed boot: the worker writes the traceback into its report, where the
+master finds it, and exits with BOOT_FAILED.
+
+A fork copies one thread. Where another thread of the master held a lock at that moment, the lock stays
+locked in the worker for ever. So nothing in this module prints, imports or takes a lock that a thread of
+the program can hold: in a test with such a lock, 60 of 60 children hung on it.
+
+At its end a worker calls ``worker_exit()`` and then ``os._exit()``, after a bounded flush of its standard
+streams. ``atexit`` functions and ``finally`` blocks of the master's stack belong to the master.
 """
 
 from __future__ import annotations
@@ -53,52 +74,74 @@ _DEFAULT = int(signal.SIG_DFL)
 
 
 def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
-    """Live a worker's whole life; called in the child with all signals blocked."""
-    spec, link = prepared.spec, prepared.link
-    slot, pipes, writer = prepared.slot, prepared.pipes, prepared.writer
+    """Live a worker's whole life. Called in the child, with all signals blocked.
+
+    mask: the signal mask to set once the handlers are installed.
+    """
+    spec, writer = prepared.spec, prepared.writer
     turn = Turn()
-    info = ThisWorker(slot, prepared.generation, os.getpid(), writer, turn)
+    info = ThisWorker(prepared.slot, prepared.generation, os.getpid(), writer, turn)
     call_master = functools.partial(_call_master, spec.wake)
     try:
-        wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(-1)  # the program's own, when the pool is served in a thread
-        link.shed(slot)
-        os.close(pipes.wake_write)
-        sources = prepared.sources or prepared.make_sources()
-        loop = Loop(
-            sources,
-            writer,
-            str(info),
-            Control(link.master_pid, link.life, pipes.wake_read, wakeup_read),
-            turn=turn,
-            account=account_for(
-                sources,
-                writer,
-                busy_call(spec.settings, link.board, call_master),
-                access_log_for(spec.settings, slot, info.generation),
-            ),
-            checks=limits_for(spec.settings, writer, call_master),
-        )
-        _set_dispositions(loop, pipes.report)
-        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        system.set_mask(mask)
-        spec.drop_privileges()
-        _set_title(f"{spec.title[0]}{slot}{spec.title[1]}")
-        spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
-        _mark_forks(loop, writer)
-        if spec.hooks("worker_init", info):
-            loop.settle_steps()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to hear of it
-        _leave_last_words(pipes.report, error)
+        loop = _boot(prepared, info, turn, mask, call_master)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to learn of it
+        _leave_last_words(prepared.pipes.report, error)
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
     call_master()
     _serve_and_leave(spec, info, loop, writer)
 
 
+def _boot(
+    prepared: PreparedWorker,
+    info: ThisWorker,
+    turn: Turn,
+    mask: set[int],
+    call_master: Callable[[], None],
+) -> Loop:
+    """Become a worker, in the steps that the docstring of this module gives the reasons for."""
+    spec, link, pipes = prepared.spec, prepared.link, prepared.pipes
+    wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(-1)  # the program's own, where the pool is served in a thread
+    link.shed(prepared.slot)
+    os.close(pipes.wake_write)
+    control = Control(link.master_pid, link.life, pipes.wake_read, wakeup_read)
+    loop = _make_loop(prepared, info, turn, control, call_master)
+    _install_handlers(loop, pipes.report)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    system.set_mask(mask)
+    spec.drop_privileges()
+    _set_title(f"{spec.title[0]}{prepared.slot}{spec.title[1]}")
+    spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
+    _mark_forks(loop, prepared.writer)
+    if spec.hooks("worker_init", info):
+        loop.settle_steps()  # the hook may have changed the server
+    return loop
+
+
+def _make_loop(
+    prepared: PreparedWorker,
+    info: ThisWorker,
+    turn: Turn,
+    control: Control,
+    call_master: Callable[[], None],
+) -> Loop:
+    settings, writer = prepared.spec.settings, prepared.writer
+    sources = prepared.sources or prepared.make_sources()
+    account = account_for(
+        sources,
+        writer,
+        busy_call(settings, prepared.link.board, call_master),
+        access_log_for(settings, info.slot, info.generation),
+    )
+    checks = limits_for(settings, writer, call_master)
+    return Loop(sources, writer, str(info), control, turn=turn, account=account, checks=checks)
+
+
 def _call_master(wake: int) -> None:
-    """Have the master look at the scoreboard."""
-    with contextlib.suppress(OSError):  # it is gone, or has a full pipe of reasons to look
+    """Wake the master, to look at the scoreboard."""
+    # The write fails when the master has ended, or has a full pipe of reasons to look.
+    with contextlib.suppress(OSError):
         os.write(wake, WAKE)
 
 
@@ -123,21 +166,22 @@ def _serve_and_leave(
         spec.hooks(
             "worker_exit", info, ExitCause(reason, status if reason is ExitKind.EXITED else None)
         )
-    except BaseException as error:  # noqa: BLE001 - it leaves either way
+    except BaseException as error:  # noqa: BLE001 - the worker leaves either way
         log.failure(logging.ERROR, str(info), "worker_exit() raised", error)
     system.exit_now(status)
 
 
 def _leave_as_copy(info: WorkerInfo, status: int) -> None:
-    """End a process that a handler has forked: it is no worker, and its end is no news."""
+    """End this process at once if a handler has forked it. It is no worker, so nothing is logged."""
     if os.getpid() != info.pid:
         system.exit_now(status)
 
 
-def _set_dispositions(loop: Loop, report: int) -> None:
-    # operator.is_: a C function that takes two arguments and does nothing. SIG_IGN would be
-    # inherited by programs that handlers start; a Python function would nest under a storm of
-    # signals until RecursionError, and on 3.13.0 does not run in a child of a thread.
+def _install_handlers(loop: Loop, report: int) -> None:
+    # A signal that a worker is to ignore is handled by operator.is_, a C function of two arguments
+    # that does nothing. SIG_IGN would be inherited by programs that request handlers start. A Python
+    # function would nest under a storm of signals until RecursionError, and does not run at all on
+    # 3.13.0 in a child that a thread has forked. TERM is noted by a C function for the same reasons.
     system.set_handlers(
         {
             **dict.fromkeys(_IGNORED, operator.is_),
@@ -146,19 +190,18 @@ def _set_dispositions(loop: Loop, report: int) -> None:
             _CHLD: _DEFAULT,
         }
     )
-    # Written in C by the signal handler, also while a C call holds the interpreter lock. Where a
-    # thread computes, frames change meanwhile: of some hundred such dumps one killed its worker.
+    # The two ways to a stack dump: workers/pool/dumps.py.
     faulthandler.register(DUMP_AT_ONCE, file=report, all_threads=True)
     system.enlarge_signal_stack()
 
 
 def _stack_writer(report: int) -> Callable[[int, object], None]:
-    """Return a handler that writes the stacks of all threads between two bytecodes, when they hold still."""
+    """Return a handler that writes the stacks of all threads into the report, between two bytecodes."""
 
     def write_stacks(_number: int, _frame: object) -> None:
         try:  # noqa: SIM105 - suppress() needs more frames than what it protects
             faulthandler.dump_traceback(report, all_threads=True)
-        except RecursionError:  # handlers nest when more of the signal comes
+        except RecursionError:  # the handler nests when the signal comes again meanwhile
             pass
 
     return write_stacks
@@ -170,12 +213,12 @@ def _set_title(title: str) -> None:
 
 
 def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
-    """Make a process that a handler forks end after its request, and keep its pen off the slot."""
+    """Have a process that a request handler forks end after that request, and write into no slot."""
 
     def enter_fork() -> None:
         loop.leave(ExitKind.RETIRED)
         writer.detach()
-        with contextlib.suppress(ValueError):  # not the main thread: it has no wake-up fd to lose
+        with contextlib.suppress(ValueError):  # raised in other threads than the main one
             signal.set_wakeup_fd(-1)
 
     forks.add(enter_fork)
@@ -183,7 +226,8 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
 
 def _leave_last_words(report: int, error: BaseException) -> None:
     words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
-    with contextlib.suppress(OSError):  # the zero ends them, whatever a dump has left behind it
+    # The zero ends the words: behind it there may be the rest of a longer dump.
+    with contextlib.suppress(OSError):
         os.pwrite(report, words[1 - REPORT_BYTES :] + b"\0", 0)
 
 
