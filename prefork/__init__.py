@@ -1,10 +1,11 @@
-"""The pre-fork worker pool that the standard library's ``socketserver`` lacks.
+"""A bounded pool of pre-forked workers for the servers of the standard library's ``socketserver``.
 
-Change one base class and keep the handlers: every public name of ``socketserver`` is here, too.
+Every public name of ``socketserver`` is a name of this module, too. So a program changes its import and one
+base class, and keeps its handlers.
 """
 
 import socketserver
-from socketserver import *  # noqa: F403 - whatever the running Python has
+from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
 from prefork.mixin import PreForkingMixIn, serve

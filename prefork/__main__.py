@@ -1,4 +1,4 @@
-"""``python -m prefork``."""
+"""The command line, run as ``python -m prefork``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PreForkingMixIn: the contract of ``socketserver``, and what is done with a pool behind it."""
+"""``PreForkingMixIn`` and ``serve()``: the contract of ``socketserver``, kept by a pool of workers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,27 @@ if TYPE_CHECKING:
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mix-in that serves each request in one of a bounded pool of worker processes.
 
-    Put it in front of any ``socketserver`` server class and keep the handlers. The workers are
-    forked in ``serve_forever()``, share the server's socket and run its synchronous handlers in
-    a loop. It has no ``__init__``; it is configured by class or instance attributes, which are
-    read when ``serve_forever()`` begins.
+    Put the mix-in in front of any ``socketserver`` server class, and keep the handlers. The workers are
+    forked in ``serve_forever()``. They share the server's socket and handle one request after the other.
 
-    Methods for the caller: those of the server class; ``serve_forever()``, ``shutdown()``,
-    ``server_close()`` mean what they mean there.
+    The mix-in has no ``__init__()``. Class or instance attributes configure the pool. They are read when
+    ``serve_forever()`` begins. docs/SETTINGS.md describes each of them; durations are seconds or a text such
+    as "500ms", sizes are bytes or a text such as "256M", and None switches a limit off.
 
-    Methods that may be overridden: the server class's, which run in the workers
-    (``get_request()`` to ``close_request()``, ``handle_error()``), and the hooks below;
-    ``service_actions()`` and ``server_close()`` may be extended, call ``super()``.
+    Methods for the caller:
+
+    - ``serve_forever()``, ``shutdown()`` and ``server_close()`` mean what they mean in ``socketserver``.
+    - All other methods of the server class are as they were.
+
+    Methods that may be overridden:
+
+    - ``get_request()``, ``verify_request()``, ``process_request()``, ``finish_request()``,
+      ``shutdown_request()``, ``close_request()``, ``handle_error()`` (they run in the workers)
+    - the hooks: ``when_ready()``, ``pre_fork()``, ``worker_init()`` and so on
+
+    Methods that may be extended and have to call ``super()``:
+
+    - ``service_actions()``, ``server_close()``
     """
 
     workers: int | str = "auto"
@@ -61,20 +71,24 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     run_as_group: str | int | None = None
 
     block_on_close: bool = True
-    """Whether ``server_close()`` from another thread waits until the workers are gone."""
+    """Whether ``server_close()`` from another thread waits until no worker is left."""
 
     listener_inherited: bool = False
-    """Set it where another process holds the server's socket, too (a supervisor's, say).
+    """Whether another process, such as a supervisor, holds the server's socket, too.
 
-    A stop by signal then leaves the socket and its queue to that process; otherwise it would
-    refuse new clients for everybody who has the socket.
+    A stop by signal refuses new clients for all processes that have the socket. With this attribute set, the stop
+    leaves the socket and its queue to the other process.
     """
 
     active_children: set[int] | None = None
-    """The pids of the live workers; None before the first ``serve_forever()`` and in a worker."""
+    """The pids of the live workers. None before the first ``serve_forever()`` and in a worker."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-        """Make the server known to this process; there is no ``__init__`` that everybody would call."""
+        """Make the server object known to ``prefork.serving``.
+
+        ``__new__()`` does this because it always runs. Many programs call ``TCPServer.__init__()`` by its name, so an
+        ``__init__()`` of the mix-in would be passed over.
+        """
         server: Self = super().__new__(cls)
         serving.make_known(server)
         return server
@@ -83,35 +97,35 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     @property
     def worker(self) -> ThisWorker | None:
-        """The worker this is running in (slot, generation, pid, extend_deadline()), None in the master."""
+        """The worker that this code runs in (slot, generation, pid, ``extend_deadline()``); None in the master."""
         side = run_of(self).side
         return side.info if side is not None else None
 
     @property
     def stopping(self) -> bool:
-        """Whether this worker has been asked to leave; a long handler may want to finish early."""
+        """Whether this worker was asked to leave, so that a long handler can finish early. False in the master."""
         side = run_of(self).side
         return side is not None and side.stopping
 
     # --- the contract of socketserver
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """Serve with a pool of workers until ``shutdown()`` or a signal; runs the master here.
+        """Serve with a pool of workers until ``shutdown()`` or a signal. The caller becomes the master.
 
-        In the main thread it handles the signals of docs/SIGNALS.md and puts the program's
-        handlers back when it returns: after TERM it returns, after INT it raises
-        KeyboardInterrupt, both after a graceful stop. In any other thread it touches no signal.
+        In the main thread this method handles the signals of docs/SIGNALS.md, and restores the program's
+        handlers before it returns. After TERM it returns, and after INT it raises KeyboardInterrupt; in both
+        cases the stop is graceful. In any other thread it handles no signal.
 
-        poll_interval: seconds between two calls of ``service_actions()`` at the most.
-        Raises SettingsError before anything is forked, BootError when no worker can boot.
+        poll_interval: the most seconds between two calls of ``service_actions()``. SettingsError: a setting
+        is wrong; nothing was forked. BootError: no worker of the first generation became ready.
         """
         serve(self, poll_interval=poll_interval)
 
     def shutdown(self) -> None:
-        """Stop ``serve_forever()`` gracefully and wait until it has stopped.
+        """Stop ``serve_forever()`` gracefully, and wait until it has stopped.
 
-        From another thread of the master's process; called before ``serve_forever()``, it waits
-        for it and makes it return at once. In a worker's handler it asks the master and returns.
+        Call this from another thread of the master's process. Before ``serve_forever()`` it waits for that call,
+        which then returns at once. In a worker it asks the master to stop and returns.
         """
         run = run_of(self)
         if run.side is not None:
@@ -123,10 +137,10 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         run.stopped.wait()
 
     def service_actions(self) -> None:
-        """Collect dead workers; called by the master's loop at least every ``poll_interval``.
+        """Collect dead workers (master). The master calls this at least every ``poll_interval`` seconds.
 
-        May be extended for periodic work in the master. An exception leaves ``serve_forever()``
-        after the workers are gone.
+        May be extended for periodic work in the master. An exception stops the pool and leaves
+        ``serve_forever()`` when no worker is left.
         """
         super().service_actions()
         self.collect_children()
@@ -134,9 +148,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def collect_children(self, *, blocking: bool = False) -> None:
         """Collect the workers that have ended, and no other child of this process.
 
-        blocking: taken as ``ForkingMixIn`` has it, and never waits: the workers of a pool do not
-        end by themselves, and ``serve_forever()`` returns only after the last one. In a worker
-        this is the server class's own ``collect_children()``, if it has one.
+        blocking: accepted because ``ForkingMixIn`` has it, and without effect. The workers of a pool do not end by
+        themselves, so there is nothing to wait for. In a worker this method calls ``collect_children()`` of the
+        server class, if that has one.
         """
         run = run_of(self)
         if run.side is not None:
@@ -147,12 +161,13 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
             run.master.collect()
 
     def server_close(self) -> None:
-        """Close the server; when another thread is serving, stop the pool first.
+        """Close the server. While another thread serves, the pool is stopped first.
 
-        With ``block_on_close`` it returns when no worker is left, without it at once.
+        With ``block_on_close`` this method then returns when no worker is left, otherwise at once. The socket
+        of a running pool is closed by the master, at the end. If it were closed here, its descriptor number could
+        be reused by another file, and the master would go on using the number.
         """
         run = run_of(self)
-        # Closed under the feet of a running master, the number would soon be another file's.
         if run.side is not None or not run.ask_close():
             super().server_close()
             return
@@ -161,51 +176,51 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         if self.block_on_close:
             run.stopped.wait()
 
-    # --- hooks
+    # --- hooks: each one does nothing here, and may be overridden
 
     def when_ready(self) -> None:
-        """Do something once the first workers are ready (master)."""
+        """Run when the first workers are ready (master)."""
 
     def pre_fork(self, worker: WorkerInfo) -> None:
-        """Do something before a worker is forked; its pid is 0 yet (master)."""
+        """Run before a worker is forked; ``worker.pid`` is still 0 (master)."""
 
     def worker_init(self, worker: WorkerInfo) -> None:
-        """Set up a worker before its first request; an exception is a boot failure (worker)."""
+        """Run before a worker's first request; an exception is a boot failure (worker)."""
 
     def worker_ready(self, worker: WorkerInfo) -> None:
-        """Learn that a worker serves (master)."""
+        """Run when a worker is ready and serves (master)."""
 
     def worker_exit(self, worker: WorkerInfo, cause: ExitCause) -> None:
-        """Clean up after a worker's last request; not called when it is killed (worker)."""
+        """Run after a worker's last request, unless the worker is killed (worker)."""
 
     def worker_died(self, worker: WorkerInfo, cause: ExitCause) -> None:
-        """Learn that a worker has ended, and why (master)."""
+        """Run when a worker has ended and was collected (master)."""
 
     def pool_resized(self, old: int, new: int, why: str) -> None:
-        """Learn that the number of workers to keep has changed (master)."""
+        """Run when the number of workers to keep has changed; ``why`` is a word of the log (master)."""
 
     def on_reload(self) -> None:
-        """Do something before the program is run again in this process; its new code was tried (master)."""
+        """Run when new code was loaded on trial, before the program is run again in this process (master)."""
 
     def on_exit(self) -> None:
-        """Do something when the pool has stopped (master)."""
+        """Run when the pool has stopped (master)."""
 
 
 def serve(
     *servers: PreForkingMixIn, settings: Settings | None = None, poll_interval: float | None = 0.5
 ) -> None:
-    """Serve several servers, of whatever kinds and handlers, with one pool of workers.
+    """Serve several servers with one pool of workers. They may be of different kinds and have different handlers.
 
-    The first one leads: its attributes are the pool's settings (unless ``settings`` are given)
-    and its hooks and ``service_actions()`` are called. ``shutdown()`` of any of them stops the
-    pool. Otherwise as ``PreForkingMixIn.serve_forever()``.
+    The attributes of the first server are the settings of the pool, unless ``settings`` is given. Its hooks and
+    its ``service_actions()`` are called. ``shutdown()`` of any of the servers stops the pool. All else is as in
+    ``PreForkingMixIn.serve_forever()``. TypeError: there is no server, or one of them lacks the mix-in.
     """
     if not servers:
-        raise TypeError("serve() needs at least one server")
+        raise TypeError("serve() needs at least one server, as in serve(server)")
     for server in servers:
         if not isinstance(server, PreForkingMixIn):
             raise TypeError(
-                f"serve() cannot serve {reprlib.repr(server)}: give it servers whose classes have "
+                f"serve() cannot serve {reprlib.repr(server)}: it takes instances of classes with "
                 "PreForkingMixIn, as in serve(first, second)"
             )
     leader = servers[0]
@@ -218,7 +233,10 @@ def serve(
 
 
 def _hooks_of(leader: PreForkingMixIn) -> Callable[..., bool]:
-    """Return what calls the hooks of the leading server, by name, and tells whether it is a hook of its own."""
+    """Return a function that calls a hook of the leading server by name.
+
+    The function returns whether the hook is one of the program and not the empty one of the mix-in.
+    """
 
     def call(name: str, *arguments: Any) -> bool:
         hook = getattr(leader, name)
