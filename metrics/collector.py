@@ -100,31 +100,27 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, monotonic_ns + self.to_unix_ns) / 1e9
 
 
-_ENDINGS = {Type.COUNTER: "_total", Type.INFO: "_info"}
+class SlotFamily(Family):
+    """A family with a series for each slot, kept as rows.
 
-
-class PoolFamily(Family):
-    """A family of the table, as rows. prometheus_client's samples are made when somebody asks.
-
-    They are half of the time of a scrape of a thousand slots, and ``exposition`` needs none.
+    ``exposition`` writes the rows. prometheus_client's samples are made only for a reader that asks for them:
+    making them is half of the time that a scrape of a thousand slots would take.
     """
 
     def __init__(self, metric: Metric, rows: Rows) -> None:
-        # A family bears the name without what tells its type; a sample the one that is queried.
-        name = metric.name.removesuffix(_ENDINGS.get(metric.type, ""))
-        super().__init__(name, metric.help, metric.type, metric.unit)
+        super().__init__(_family_name(metric), metric.help, metric.type, metric.unit)
         self.metric = metric
         self.rows = rows
         del self.samples
 
     @functools.cached_property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # it can be written all the same
+    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute there, and written by nobody
         """The rows as prometheus_client has them."""
-        name, labels = self.metric.name, self.metric.labels
-        return [
-            Sample(name, dict(zip(labels, map(str, row[:-1]), strict=True)), row[-1])
-            for row in self.rows
-        ]
+        return _samples(self.metric, self.rows)
+
+    def head(self) -> Family:
+        """Return the family without its series."""
+        return Family(self.name, self.documentation, self.type, self.unit)
 
 
 class PoolCollector(Collector):
@@ -414,7 +410,30 @@ def _in_order(found: Found) -> list[Family]:
 def _family(metric: Metric, content: Rows | Histogram) -> Family:
     if isinstance(content, Histogram):
         return _histogram(metric, content)
-    return PoolFamily(metric, content)
+    if metric.labels[:1] == ("slot",):
+        return SlotFamily(metric, content)
+    return _plain(metric, content)
+
+
+_ENDINGS = {Type.COUNTER: "_total", Type.INFO: "_info"}
+
+
+def _family_name(metric: Metric) -> str:
+    """Return the name of a family: that of its samples without the ending that says its type."""
+    return metric.name.removesuffix(_ENDINGS.get(metric.type, ""))
+
+
+def _plain(metric: Metric, rows: Rows) -> Family:
+    family = Family(_family_name(metric), metric.help, metric.type, metric.unit)
+    family.samples = _samples(metric, rows)
+    return family
+
+
+def _samples(metric: Metric, rows: Rows) -> list[Sample]:
+    return [
+        Sample(metric.name, dict(zip(metric.labels, map(str, row[:-1]), strict=True)), row[-1])
+        for row in rows
+    ]
 
 
 def _histogram(metric: Metric, content: Histogram) -> Family:
@@ -431,4 +450,4 @@ def _from_the_client(given: Iterable[Family]) -> Iterator[Family]:
         metric = METRICS.get(sample.name)
         if metric is not None and sample.labels.keys() == set(metric.labels):
             labels = (sample.labels[label] for label in metric.labels)
-            yield PoolFamily(metric, [(*labels, sample.value)])
+            yield _plain(metric, [(*labels, sample.value)])
