@@ -1,4 +1,4 @@
-"""The command line with real processes: what is served, what is refused, and how it ends."""
+"""The command line with real processes: what it serves, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def serving(command: Callable[..., Program]) -> Callable[..., Program]:
 
 
 def addresses_of(program: Program) -> list[str]:
-    """Return where a program listens, as its first log line tells."""
+    """Return the addresses in a program's first log line."""
     match = re.search(r"listeners=(\"[^\"]*\"|\S+)", program.log.replace('\\"', '"'))
     assert match is not None, program.log
     return match[1].strip('"').split()
@@ -95,7 +95,7 @@ def write(folder: Path, source: str) -> None:
 
 
 def test_handler_class_becomes_a_server(serving: Callable[..., Program]) -> None:
-    """One command: workers answer, titles tell who is who, TERM ends with 0 and a free port."""
+    """A handler class is served by workers with titles, and TERM ends with exit code 0 and a free port."""
     program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "2", "-n", "shout")
     address = port_of(program)
     workers = program.workers()
@@ -114,7 +114,7 @@ def test_handler_class_becomes_a_server(serving: Callable[..., Program]) -> None
 def test_short_form_and_several_kinds_of_addresses(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """``prefork TARGET`` with flags in front; one pool for TCP, IPv6 and Unix sockets."""
+    """``prefork FLAGS TARGET`` serves TCP, IPv6 and Unix sockets with one pool."""
     binds = ["127.0.0.1:0", "[::1]:0", "unix:socket", f"unix:@{tmp_path.name}"]
     program = command(*(word for bind in binds for word in ("-b", bind)), "-w1", ECHO)
     program.wait_logged(r"master pid=\d+ ready")
@@ -128,14 +128,14 @@ def test_short_form_and_several_kinds_of_addresses(
 
 
 def test_datagrams(serving: Callable[..., Program]) -> None:
-    """The scheme of the address picks the server."""
+    """A datagram address gets a datagram server."""
     program = serving("tests.support.app:EchoDatagram", "-b", "udp://127.0.0.1:0", "-w", "1")
     assert int(ask_datagram(port_of(program)).split()[0]) in program.workers()
     assert program.stop() == 0
 
 
 def test_inherited_socket(serving: Callable[..., Program]) -> None:
-    """A socket handed over as ``fd://N`` is served, and stays open for its giver."""
+    """An inherited socket is served, and stays open for the process that handed it over."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()
         program = serving(ECHO, "-b", f"fd://{fd}", "-w", "1", pass_fds=[fd])
@@ -149,7 +149,7 @@ def test_inherited_socket(serving: Callable[..., Program]) -> None:
 def test_plain_server_class_keeps_its_settings(
     serving: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """A class of the standard library's kind gets the mix-in; its attributes are its settings."""
+    """A server class without the mix-in gets it, and keeps its attributes as settings."""
     write(
         tmp_path,
         "class Plain(socketserver.TCPServer):\n"
@@ -163,7 +163,7 @@ def test_plain_server_class_keeps_its_settings(
 
 
 def test_server_instance_and_factory(serving: Callable[..., Program], tmp_path: Path) -> None:
-    """Servers that the application makes itself, one or several; the first one leads."""
+    """Server instances are served, and the first one has the settings and hooks."""
     write(
         tmp_path,
         "def make():\n"
@@ -183,7 +183,7 @@ def test_server_instance_and_factory(serving: Callable[..., Program], tmp_path: 
 
 
 def test_no_workers_serve_in_the_master(command: Callable[..., Program], tmp_path: Path) -> None:
-    """For debuggers: the handler runs in the process that was started, and TERM still cleans up."""
+    """Without workers the handler runs in the process that was started, and TERM cleans up."""
     program = command("run", ECHO, "-w", "0", "-b", "unix:socket")
     wait_until(lambda: listens(tmp_path / "socket"), lambda: program.log)
     assert server_of(str(tmp_path / "socket")) == program.pid
@@ -192,7 +192,7 @@ def test_no_workers_serve_in_the_master(command: Callable[..., Program], tmp_pat
 
 
 def test_environment_sets_what_flags_do_not(serving: Callable[..., Program]) -> None:
-    """PREFORK_* and WEB_CONCURRENCY; a variable that is nearly ours is told."""
+    """PREFORK_* and WEB_CONCURRENCY set what flags do not, and a misspelt variable is logged."""
     environ = {"PREFORK_BIND": "127.0.0.1:0", "WEB_CONCURRENCY": "3", "PREFORK_WORKRES": "9"}
     program = serving(ECHO, environ=environ)
     assert len(program.workers()) == 3
@@ -203,14 +203,14 @@ def test_environment_sets_what_flags_do_not(serving: Callable[..., Program]) -> 
 
 
 def test_automatic_workers_are_explained(serving: Callable[..., Program]) -> None:
-    """One log line says what the number of workers was counted from."""
+    """One log line says what the automatic number of workers was computed from."""
     program = serving(ECHO, "-b", "127.0.0.1:0")
     assert program.logged(r'master counted cpus cpus=\d+ reason=".*affinity')
     assert program.stop() == 0
 
 
 def test_umask_and_user_of_workers(serving: Callable[..., Program]) -> None:
-    """Workers have the mask, and become the user; the master stays what it is."""
+    """Workers get the umask and become the user, and the master keeps its own."""
     program = serving(RUN, "-b", "127.0.0.1:0", "-w1", "-m", "027", "-u", "65534", "-g", "65534")
     assert ask(port_of(program), "oct(os.umask(0o27))").split()[1] == "'0o27'"
     assert status_of(program.worker())["Uid"].split() == ["65534"] * 4
@@ -230,7 +230,7 @@ COUNTING = (
 def test_metrics_of_the_application_are_kept_by_slot(
     serving: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """The directory is taken over before the application is imported and makes its first metric."""
+    """The metrics directory is prepared before the application makes its first metric."""
     write(tmp_path, COUNTING)
     folder = tmp_path / "counts"
     folder.mkdir()
@@ -244,7 +244,7 @@ def test_metrics_of_the_application_are_kept_by_slot(
 def test_check_leaves_the_metrics_directory_alone(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """It may be that of a running pool: an application that is only looked at writes nothing there."""
+    """``check`` writes nothing into the metrics directory."""
     write(tmp_path, COUNTING)
     folder = tmp_path / "counts"
     folder.mkdir()
@@ -260,7 +260,7 @@ def test_check_leaves_the_metrics_directory_alone(
 
 
 def test_silent_client_is_let_go(serving: Callable[..., Program]) -> None:
-    """The command line gives handlers a client_timeout, 30 s by default: a client that says nothing does not keep its worker."""
+    """A client that sends nothing loses its worker after the command line's client_timeout."""
     program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "--client-timeout", "300ms")
     with connect(port_of(program)) as silent:
         assert read_to_the_end(silent) == ""
@@ -272,7 +272,7 @@ def test_silent_client_is_let_go(serving: Callable[..., Program]) -> None:
 
 
 def test_ctrl_c_ends_with_success(serving: Callable[..., Program]) -> None:
-    """The whole group gets INT, as from a terminal; the request in hand is finished."""
+    """Ctrl-C to the whole process group finishes the request in hand and ends with exit code 0."""
     program = serving(RUN, "-b", "127.0.0.1:0", "-w", "2")
     with send(port_of(program), "(tell('busy'), time.sleep(0.2))") as client:
         program.told("busy")
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_with_success(serving: Callable[..., Program]) -> None:
 def test_term_while_the_application_is_imported(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """A start can be stopped at any moment, without a traceback."""
+    """TERM during the import ends the command without a traceback."""
     write(tmp_path, "tell('importing')\n" + HANGS)
     program = command("app.py:Echo")
     program.told("importing")
@@ -295,7 +295,7 @@ def test_term_while_the_application_is_imported(
 
 
 def test_term_after_binding_leaves_nothing(command: Callable[..., Program], tmp_path: Path) -> None:
-    """The socket file and the pid file of a start that was stopped are gone."""
+    """TERM after binding removes the socket file and the pid file."""
     write(
         tmp_path,
         "class Slow(prefork.PreForkingUnixStreamServer):\n"
@@ -314,7 +314,7 @@ def test_term_after_binding_leaves_nothing(command: Callable[..., Program], tmp_
 def test_second_term_does_not_wait_for_a_constructor(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """The first one waits until the servers are made; if that hangs, another one ends it."""
+    """The first TERM waits for the constructor of a server, and the second one does not."""
     write(
         tmp_path,
         "class Hanging(prefork.PreForkingTCPServer):\n"
@@ -337,7 +337,7 @@ def test_second_term_does_not_wait_for_a_constructor(
 def test_service_actions_that_raise_end_with_failure(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """Exit code 1, the application's traceback in the log, no worker and no file left."""
+    """An exception of service_actions() ends with exit code 1 and its traceback, and leaves nothing behind."""
     write(
         tmp_path,
         "class Failing(prefork.PreForkingUnixStreamServer):\n"
@@ -383,7 +383,7 @@ def test_refusals(
     message: str,
     arguments: list[str],
 ) -> None:
-    """Key, value, source and what is allowed; the exit code of the table; no traceback of ours."""
+    """A refusal names key, value, source and what is allowed, and has its exit code and no traceback of prefork."""
     (tmp_path / "wrong.toml").write_text("wrokers = 3\n")
     write(tmp_path, "1 / 0\n")
     found, log = outcome(command(*arguments, "-p", "pid"))
@@ -395,7 +395,7 @@ def test_refusals(
 
 
 def test_address_in_use(command: Callable[..., Program], tmp_path: Path) -> None:
-    """The second server is refused and names the address; the first goes on, also on a Unix path."""
+    """A second server on the same address is refused, and the first one keeps serving."""
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         socket.socket(socket.AF_UNIX) as path,
@@ -419,7 +419,7 @@ def test_address_in_use(command: Callable[..., Program], tmp_path: Path) -> None
 def test_workers_that_cannot_boot(
     command: Callable[..., Program], tmp_path: Path, level: str
 ) -> None:
-    """Exit code 3, with the first worker's traceback, once: in the log, or after the last word if that says nothing."""
+    """Workers that cannot boot end the command with exit code 3 and the first worker's traceback, once."""
     write(
         tmp_path,
         "class Unready(prefork.PreForkingUnixStreamServer):\n"
@@ -439,7 +439,7 @@ def test_workers_that_cannot_boot(
 
 
 def test_json_log(serving: Callable[..., Program]) -> None:
-    """Every line of standard error is one object, with the identity of the worker."""
+    """With JSON every line of standard error is one object."""
     program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "--log-format", "json")
     (worker,) = program.workers()
     assert program.stop() == 0
@@ -451,7 +451,7 @@ def test_json_log(serving: Callable[..., Program]) -> None:
 
 
 def test_log_level(serving: Callable[..., Program], command: Callable[..., Program]) -> None:
-    """At ``error`` a clean life says nothing."""
+    """At the level ``error`` a run without errors logs nothing."""
     program = command("run", ECHO, "-b", "127.0.0.1:0", "-w", "1", "--log-level", "error")
     program.wait_workers(1)
     wait_until(lambda: "worker 0" in title_of(program.worker()), "a worker that serves")
@@ -460,7 +460,7 @@ def test_log_level(serving: Callable[..., Program], command: Callable[..., Progr
 
 
 def test_application_logs_the_same_way(serving: Callable[..., Program]) -> None:
-    """Records of the application come out as lines that name the logger and the worker."""
+    """Records of the application are lines that name the logger and the process."""
     program = serving(RUN, "-b", "127.0.0.1:0", "-w", "1")
     ask(port_of(program), "logging.getLogger('shop').warning('two\\nlines')")
     (line,) = program.wait_logged(r"shop\[")
@@ -469,7 +469,7 @@ def test_application_logs_the_same_way(serving: Callable[..., Program]) -> None:
 
 
 def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) -> None:
-    """A full pipe stops neither serving nor stopping, and later readers learn what they missed."""
+    """A full pipe delays neither serving nor stopping, and the lost lines are counted."""
     reader, writer = os.pipe()
     try:
         os.set_blocking(writer, False)
@@ -500,7 +500,7 @@ def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) 
 
 
 def test_closed_standard_streams(command: Callable[..., Program], tmp_path: Path) -> None:
-    """With 0, 1 and 2 closed, no listener and no scoreboard gets one of those numbers."""
+    """With standard streams closed, neither listener nor scoreboard gets one of their numbers."""
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     program = command("run", RUN, "-b", "unix:socket", "-w", "1", before=closing)
     wait_until(lambda: listens(tmp_path / "socket"), "a server that listens")
@@ -513,7 +513,7 @@ def test_closed_standard_streams(command: Callable[..., Program], tmp_path: Path
 
 
 def test_pid_file(serving: Callable[..., Program], command: Callable[..., Program]) -> None:
-    """It names the master; a second start is refused and the first goes on; it goes with its owner."""
+    """The pid file names the master, keeps a second start away, and is removed at the end."""
     first = serving(ECHO, "-b", "127.0.0.1:0", "-w", "1", "-p", "pid", name="first")
     pidfile = first.stderr_path.with_name("pid")
     assert pidfile.read_text() == f"{first.pid}\n"
@@ -535,7 +535,7 @@ def test_pid_file(serving: Callable[..., Program], command: Callable[..., Progra
 
 
 def test_check_says_ok_and_binds_nothing(command: Callable[..., Program], tmp_path: Path) -> None:
-    """An address in use is no obstacle, since none is bound; a factory is not called."""
+    """``check`` binds no address and calls no factory."""
     write(tmp_path, "print('imported')\ndef make():\n    raise RuntimeError\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -547,7 +547,7 @@ def test_check_says_ok_and_binds_nothing(command: Callable[..., Program], tmp_pa
 
 
 def test_check_tells_what_would_be_served(tmp_path: Path) -> None:
-    """One line on standard output."""
+    """``check`` prints one line about what would be served."""
     from tests.support.server import environment
 
     done = subprocess.run(
@@ -584,7 +584,7 @@ def test_check_finds_what_would_fail(
     source: str,
     target: str,
 ) -> None:
-    """The exit codes are those of ``run``."""
+    """``check`` ends with the exit code that ``run`` would end with."""
     server = "class S(prefork.PreForkingTCPServer):\n    workers, max_children = 7, 6\n"
     write(tmp_path, f"{source}\n{server}    RequestHandlerClass = Echo\n")
     found, log = outcome(command("check", target))
@@ -596,7 +596,7 @@ def test_check_finds_what_would_fail(
 def test_check_ends_what_the_application_started(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """Threads, children and a hanging import do not keep the command."""
+    """``check`` ends although the application has started threads and children."""
     write(
         tmp_path,
         "threading.Thread(target=threading.Event().wait).start()\n"
@@ -612,7 +612,7 @@ def test_check_ends_what_the_application_started(
 def test_check_of_an_application_that_hangs(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """It ends after boot_timeout, or by TERM, and takes the child along."""
+    """``check`` of an application that hangs ends after boot_timeout or by TERM, and so does its child."""
     write(tmp_path, "tell('loading', os.getpid())\nthreading.Event().wait()\n")
     status, log = outcome(command("check", "app.py:Echo", "--boot-timeout", "800ms"))
     assert status == 3

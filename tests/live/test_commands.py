@@ -1,4 +1,4 @@
-"""The commands for a running pool: found, read, told what to do, and seen to do it."""
+"""The commands for a running pool: how they find it, what they print, what they change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PATIENCE = 30.0
 
 
 class Done:
-    """One command that has ended: its exit code and what it said."""
+    """A command that has ended: its exit code and its output."""
 
     def __init__(self, ended: subprocess.CompletedProcess[str]) -> None:
         self.code, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
@@ -58,7 +58,7 @@ def prefork(*arguments: object, before: tuple[str, ...] = ()) -> Done:
 
 
 def status_of(program: Program) -> dict[str, Any]:
-    """Return what ``prefork status --json`` says."""
+    """Return the output of ``prefork status --json``."""
     said: dict[str, Any] = json.loads(prefork("status", program.pid, "--json").out)
     return said
 
@@ -77,7 +77,7 @@ def pool(start: Callable[..., Program]) -> Callable[..., Program]:
 
 @contextlib.contextmanager
 def suspended(program: Program) -> Any:
-    """Stop the master's process for a while, as a debugger does."""
+    """Suspend the master's process for the body, as a debugger does."""
     program.signal(signal.SIGSTOP)
     try:
         wait_until(lambda: "T" in state_of(program.pid), "a master that is stopped")
@@ -87,13 +87,13 @@ def suspended(program: Program) -> Any:
 
 
 def state_of(pid: int) -> str:
-    """Return the letter of a process' state."""
+    """Return the letter of the state of a process."""
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
 
 
 def is_pending(number: signal.Signals, pid: int) -> bool:
-    """Tell whether a process has a signal before it that it has not received yet."""
+    """Return whether a signal is pending for a process."""
     with open(f"/proc/{pid}/status") as file:
         (shared,) = [line.split()[1] for line in file if line.startswith("ShdPnd:")]
     return bool(int(shared, 16) & 1 << number - 1)
@@ -103,7 +103,7 @@ def is_pending(number: signal.Signals, pid: int) -> bool:
 
 
 def test_pool_is_found_by_pid_and_by_name(pool: Callable[..., Program]) -> None:
-    """Both say the same; nobody had to agree on a file or a socket."""
+    """A pool is found by its pid and by its name."""
     name = f"shop-{os.getpid()}"
     program = pool(pool_name=name)
     by_pid, by_name = prefork("status", program.pid), prefork("status", name)
@@ -114,7 +114,7 @@ def test_pool_is_found_by_pid_and_by_name(pool: Callable[..., Program]) -> None:
 
 
 def test_several_pools_are_listed(pool: Callable[..., Program]) -> None:
-    """Where it was not said which, exit code 2 and pid, name and listener of each."""
+    """Several pools without a name end with exit code 2 and a list of pids, names and listeners."""
     one, other = pool(pool_name="one"), pool(pool_name="other")
     done = prefork("status")
     assert (done.code, done.out) == (2, "")
@@ -127,7 +127,7 @@ def test_several_pools_are_listed(pool: Callable[..., Program]) -> None:
 
 
 def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
-    """A worker, another process, no process, no such name: each has its message, and exit code 1."""
+    """A worker, another process, a missing process and an unknown name each have a message and exit code 1."""
     program = pool()
     for asked, message in (
         (program.worker(), f"belongs to a pool; its master is {program.pid}"),
@@ -142,7 +142,7 @@ def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
 
 
 def test_master_of_another_user(pool: Callable[..., Program]) -> None:
-    """Without permission the message says whose it is; nothing was sent, nothing was read."""
+    """The error for a pool of another user names that user, and the pool is not touched."""
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
     program = pool()
@@ -158,7 +158,7 @@ def test_master_of_another_user(pool: Callable[..., Program]) -> None:
 
 
 def test_lone_pool_in_a_container(start: Callable[..., Program], tmp_path: Path) -> None:
-    """A lone pool needs neither name nor pid; from outside of its pid namespace it is found by the pid it has there."""
+    """A lone pool in a container is found without a name inside, and by its outer pid outside."""
     if os.getuid() != 0:
         pytest.skip("only root can make a pid namespace")
     source = tmp_path / "pool.py"
@@ -207,7 +207,7 @@ def own_pid(pid: int) -> int:
 
 
 def test_status_agrees_with_the_pool(pool: Callable[..., Program]) -> None:
-    """Workers, requests and states are those that the test knows; text and JSON say the same."""
+    """Text and JSON of the status agree with the workers, requests and states of the pool."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())") as _:
         program.told("in")
@@ -229,7 +229,7 @@ def test_status_agrees_with_the_pool(pool: Callable[..., Program]) -> None:
 
 
 def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None:
-    """Exit code 1 while it should get no traffic."""
+    """The status of a pool that stops has exit code 1."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -245,7 +245,7 @@ def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None
 
 @pytest.mark.once  # a clock that is read, and ten seconds long
 def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None:
-    """Status and top need nothing of it; after ten seconds without a look around they say it hangs, exit code 1."""
+    """Status and top answer while the master hangs, and after ten seconds without a tick say so with exit code 1."""
     program = pool()
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("serving, ready")
@@ -265,7 +265,7 @@ def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None
 
 
 def test_scale_up_and_down(pool: Callable[..., Program]) -> None:
-    """To a number, by more, by fewer: when the command returns, the workers are there, or gone."""
+    """When ``scale`` returns, the new workers are ready or the surplus ones are gone."""
     program = pool()
     for size, count in (("5", 5), ("+1", 6), ("-4", 2), ("2", 2), ("-1", 1)):
         done = prefork("scale", size, program.pid)
@@ -276,7 +276,7 @@ def test_scale_up_and_down(pool: Callable[..., Program]) -> None:
 
 
 def test_scale_beyond_the_bounds_sends_nothing(pool: Callable[..., Program]) -> None:
-    """Exit code 2 and the bounds; the master never hears of it."""
+    """A number out of bounds ends with exit code 2, and no signal is sent."""
     program = pool()
     for size in ("7", "0", "+5", "-2", "many"):
         done = prefork("scale", size, program.pid)
@@ -288,7 +288,7 @@ def test_scale_beyond_the_bounds_sends_nothing(pool: Callable[..., Program]) -> 
 
 
 def test_scale_waits_for_requests_in_hand(pool: Callable[..., Program]) -> None:
-    """A busy worker that is superfluous finishes its request; not in time is exit code 1, and says why."""
+    """A surplus worker finishes its request, and ``scale`` ends with exit code 1 and the reason if that takes too long."""
     program = pool()
     with (
         send(program.address(), "(tell('in'), self.rfile.read())"),
@@ -301,7 +301,7 @@ def test_scale_waits_for_requests_in_hand(pool: Callable[..., Program]) -> None:
 
 
 def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
-    """Bounded by the timeout, and told why; SIGCONT takes a pending TTIN away, so the order has to be given again."""
+    """``scale`` of a suspended master ends at its timeout with the reason, and works again after SIGCONT."""
     program = pool()
     with suspended(program):
         done = prefork("scale", "4", program.pid, "--timeout", "1500ms")
@@ -314,7 +314,7 @@ def test_scale_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None
 
 
 def test_several_scale_at_once(pool: Callable[..., Program]) -> None:
-    """One after the other: changes add up, and each command sees its own effect before the next begins."""
+    """Several ``scale`` commands at once run one after the other, and their changes add up."""
     program = pool(max_children=20)
     command = [sys.executable, "-m", "prefork", "scale", "+4", str(program.pid)]
     others = [
@@ -329,7 +329,7 @@ def test_several_scale_at_once(pool: Callable[..., Program]) -> None:
 
 
 def test_scale_of_a_pool_that_begins_to_stop(pool: Callable[..., Program]) -> None:
-    """A command that was under way when the pool was stopped ends soon with exit code 1, and says why."""
+    """``scale`` ends soon with exit code 1 and the reason when the pool begins to stop."""
     program = pool()
     command = [sys.executable, "-m", "prefork", "scale", "4", str(program.pid), "--timeout", "60s"]
     with send(program.address(), "(tell('in'), self.rfile.read())"):
@@ -345,7 +345,7 @@ def test_scale_of_a_pool_that_begins_to_stop(pool: Callable[..., Program]) -> No
 
 
 def test_scale_of_workers_that_cannot_boot(start: Callable[..., Program]) -> None:
-    """The master keeps trying; the command ends with 1 and says how many are ready."""
+    """``scale`` to workers that cannot boot ends with exit code 1 and the number that is ready."""
     source = serving("Run", workers=1).replace("prefork.PreForkingTCPServer", "Fussy")
     program = start(source.replace("import prefork\n", "import prefork\n" + FUSSY))
     program.address()
@@ -363,7 +363,7 @@ class Fussy(prefork.PreForkingTCPServer):
 
 
 def test_pool_in_a_thread_takes_no_signals(start: Callable[..., Program]) -> None:
-    """TTIN would stop the program and USR1 end it: nothing is sent, and the message says what to do."""
+    """A pool in a thread handles no signals, so none is sent, and the message names the remedy."""
     program = start(
         "from tests.support.app import *\n"
         "import prefork\n"
@@ -389,7 +389,7 @@ def test_pool_in_a_thread_takes_no_signals(start: Callable[..., Program]) -> Non
 
 
 def test_stop_finishes_requests_and_says_so(pool: Callable[..., Program]) -> None:
-    """It returns when the pool has ended, with the request in hand answered."""
+    """``stop`` returns when the pool has ended, and the request in hand is answered."""
     program = pool()
     with send(program.address(), "(tell('in'), time.sleep(1.5), 'done')[2]") as client:
         program.told("in")
@@ -401,7 +401,7 @@ def test_stop_finishes_requests_and_says_so(pool: Callable[..., Program]) -> Non
 
 
 def test_stop_that_takes_too_long(pool: Callable[..., Program]) -> None:
-    """Exit code 1 after the timeout, and what it is waiting for; --now ends it."""
+    """A stop that takes too long ends with exit code 1 and the reason, and ``--now`` ends the pool."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -416,7 +416,7 @@ def test_stop_that_takes_too_long(pool: Callable[..., Program]) -> None:
 
 
 def test_stop_now_of_a_serving_pool(pool: Callable[..., Program]) -> None:
-    """Both TERM are taken for two, and the workers are killed in the middle of their requests."""
+    """``stop --now`` kills the workers of a serving pool in the middle of their requests."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -427,7 +427,7 @@ def test_stop_now_of_a_serving_pool(pool: Callable[..., Program]) -> None:
 
 
 def test_stop_of_a_pool_whose_program_goes_on(start: Callable[..., Program]) -> None:
-    """The pool has stopped when serve_forever() has returned; the program was not harmed, and the message says so."""
+    """``stop`` succeeds when serve_forever() has returned, and says that the program keeps running."""
     program = start(
         serving("Run", workers=1) + "signal.signal(signal.SIGTERM, lambda *_: None)\n"
         "tell('on')\nsignal.pause()\n"
@@ -444,7 +444,7 @@ def test_stop_of_a_pool_whose_program_goes_on(start: Callable[..., Program]) -> 
 
 
 def test_dump_prints_the_stacks_of_every_worker(pool: Callable[..., Program]) -> None:
-    """Who is where, by slot and pid; the frames of the master below are left out; the log has them, too."""
+    """``dump`` prints the stacks of each worker by slot and pid, without frames of the master, and the log has them, too."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -460,7 +460,7 @@ def test_dump_prints_the_stacks_of_every_worker(pool: Callable[..., Program]) ->
 
 
 def test_dump_is_of_now(pool: Callable[..., Program]) -> None:
-    """What an earlier dump has left of the same worker is not shown again."""
+    """``dump`` does not print the stacks of an earlier dump."""
     program = pool(workers=1)
     for number, function in enumerate(("first", "second")):
         define = f"exec('def {function}(handler):\\n handler.rfile.read()')"
@@ -472,7 +472,7 @@ def test_dump_is_of_now(pool: Callable[..., Program]) -> None:
 
 
 def test_dump_of_a_stuck_worker_can_be_had_again(pool: Callable[..., Program]) -> None:
-    """A worker in one long request answers each time, not only the first."""
+    """A worker in one long request answers every ``dump``."""
     program = pool(workers=1)
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -483,7 +483,7 @@ def test_dump_of_a_stuck_worker_can_be_had_again(pool: Callable[..., Program]) -
 
 
 def test_dump_of_a_master_that_is_stopped(pool: Callable[..., Program]) -> None:
-    """Nobody passes the order on: exit code 1 and the reason."""
+    """``dump`` of a suspended master ends with exit code 1 and the reason."""
     program = pool()
     with suspended(program):
         done = prefork("dump", program.pid, "--timeout", "1s")
@@ -502,7 +502,7 @@ def looking(
 
 
 def assert_clean(terminal: Terminal) -> None:
-    """Hold that the terminal is as before: its modes, its first screen, its cursor."""
+    """Assert that the terminal is as before: its modes, its first screen, its cursor."""
     assert terminal.modes() == terminal.modes_before
     assert terminal.said.count(ENTERS) == terminal.said.count(LEAVES) == 1
     assert terminal.said.rindex(LEAVES) > terminal.said.rindex(ENTERS)
@@ -510,7 +510,7 @@ def assert_clean(terminal: Terminal) -> None:
 
 
 def test_top_shows_a_pool_under_load(pool: Callable[..., Program], tmp_path: Path) -> None:
-    """In 80 columns: rates, latencies, the picture, a row per slot; it follows what happens, and q ends it."""
+    """``top`` shows rates, latencies, letters and rows in 80 columns, updates them, and ends with q."""
     program = pool("Echo", pause=0.01)
     with Load(program.address(), clients=4), looking(program, tmp_path) as terminal:
         screen = terminal.wait_shown(r"\b[1-9][\d.]* +req/s  p50 +\d")
@@ -539,7 +539,7 @@ def test_top_shows_a_pool_under_load(pool: Callable[..., Program], tmp_path: Pat
 def test_top_sorts_by_keys_and_follows_the_size(
     pool: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """The key s goes to the next column, r turns it round; a smaller terminal gets a smaller screen."""
+    """The keys s and r change the order of ``top``, and its screen follows the size of the terminal."""
     program = pool()
     with looking(program, tmp_path, "--sort", "requests") as terminal:
         terminal.wait_shown("by reqs, largest first")
@@ -561,7 +561,7 @@ def test_top_sorts_by_keys_and_follows_the_size(
 def test_top_leaves_the_terminal_clean(
     pool: Callable[..., Program], tmp_path: Path, ending: str
 ) -> None:
-    """By Ctrl-C and by TERM, exit code 0, and nothing else said."""
+    """``top`` ends by Ctrl-C and by TERM with exit code 0 and a clean terminal."""
     program = pool()
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("q quit")
@@ -575,7 +575,7 @@ def test_top_leaves_the_terminal_clean(
 
 
 def test_top_ends_with_its_pool(pool: Callable[..., Program], tmp_path: Path) -> None:
-    """When the master is killed the terminal is clean, a line says why, and the exit code is 1."""
+    """When the master is killed, ``top`` ends with a clean terminal, the reason and exit code 1."""
     program = pool()
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("q quit")
@@ -587,7 +587,7 @@ def test_top_ends_with_its_pool(pool: Callable[..., Program], tmp_path: Path) ->
 
 
 def test_progress_is_shown_on_a_terminal(pool: Callable[..., Program], tmp_path: Path) -> None:
-    """What takes time says how far it is, in one line that is gone at the end."""
+    """A command that waits shows its progress in one line, which is erased at the end."""
     program = pool()
     with send(program.address(), "(tell('in'), self.rfile.read())"):
         program.told("in")
@@ -598,7 +598,7 @@ def test_progress_is_shown_on_a_terminal(pool: Callable[..., Program], tmp_path:
 
 
 def test_commands_leave_no_trace_in_the_pool(pool: Callable[..., Program]) -> None:
-    """A reader opens and signals nothing: the master's descriptors and its log are as before."""
+    """Reading commands leave the descriptors and the log of the master as they were."""
     program = pool()
     before = (sorted(os.listdir(f"/proc/{program.pid}/fd")), program.log)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Scoreboards without a pool: filled by hand, as master and workers would."""
+"""Scoreboards without a pool, filled as a master and workers would fill them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ HERE = os.getpid()
 
 SECOND = 1_000_000_000
 
-_pens: dict[int, list[SlotWriter]] = {}
-"""The pens of each board, which hold its memory until they are put down."""
+_writers: dict[int, list[SlotWriter]] = {}
+"""The slot writers of each board by its descriptor. They keep its memory in use until they are detached."""
 
 
 @contextlib.contextmanager
 def scoreboard(
     slots: int = 4, *, master: int | None = None, name: str | None = None, at: int | None = None
 ) -> Iterator[Scoreboard]:
-    """Make the scoreboard of a pool that serves since a minute; ``at`` is its now, in nanoseconds."""
+    """Make the scoreboard of a pool that has served for a minute. at: the present instant, in nanoseconds."""
     now = time.monotonic_ns() if at is None else at
     board = Scoreboard.create(slots)
-    pens = _pens[board.fd] = []
+    writers = _writers[board.fd] = []
     try:
         for field, value in (
             (PoolField.MASTER_PID, os.getpid() if master is None else master),
@@ -58,24 +58,24 @@ def scoreboard(
         board.set_description(description.to_text())
         yield board
     finally:
-        for pen in pens:
-            pen.detach()
+        for writer in writers:
+            writer.detach()
         board.close()
 
 
 def occupy(board: Scoreboard, slot: int, pid: int, *, at: int | None = None) -> SlotWriter:
-    """Put an idle worker into a slot, ten seconds old; return its pen."""
+    """Put an idle worker, ten seconds old, into a slot, and return its writer."""
     now = time.monotonic_ns() if at is None else at
     board.prepare_slot(slot, 0, now - 10 * SECOND)
     board.occupy_slot(slot, pid, StartReason.STARTED)
     writer = SlotWriter(board, slot)
-    _pens[board.fd].append(writer)
+    _writers[board.fd].append(writer)
     writer.become(WorkerState.IDLE)
     return writer
 
 
 def take_request(writer: SlotWriter, since: int) -> None:
-    """Make a worker busy since an instant."""
+    """Make a worker busy from an instant on."""
     writer.words[SlotField.REQUEST_NS] = since
 
 
@@ -86,7 +86,7 @@ def status_of_board(board: Scoreboard, at: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def pools_of(pid: int) -> Iterator[list[RunningPool]]:
-    """Look around and give the pools of one process: others may run on this machine."""
+    """Survey this machine and yield the pools of one process, without others that may run."""
     survey = look_around()
     try:
         yield [pool for pool in survey.pools if pool.pid == pid]
@@ -96,7 +96,7 @@ def pools_of(pid: int) -> Iterator[list[RunningPool]]:
 
 @contextlib.contextmanager
 def memfd(content: bytes, *, size: int | None = None, sealed: bool = True) -> Iterator[None]:
-    """Hold a memfd that bears the scoreboard's name, and may have its seals."""
+    """Keep a memfd with the name of a scoreboard open, with or without its seals."""
     fd = os.memfd_create("prefork-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.write(fd, content)

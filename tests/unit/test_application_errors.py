@@ -1,4 +1,4 @@
-"""Errors of the application, as they are told."""
+"""Errors of the application, as they are reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prefork.cli.application_errors import application_report
 
 
 def test_report_keeps_the_chain() -> None:
-    """Causes are part of what happened."""
+    """The report of an exception contains its cause."""
     error = ValueError("second")
     error.__cause__ = KeyError("first")
     report = application_report(error)

@@ -51,7 +51,7 @@ class Crowded(Server):
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """``run(*arguments)`` gives exit code, standard output and standard error."""
+    """``run(*arguments)`` returns exit code, standard output and standard error."""
     for name in [name for name in os.environ if name.startswith(("PREFORK_", "WEB_CONC"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def run(
 
 
 def test_version_and_help(run: Callable[..., Any]) -> None:
-    """The two questions that need nothing."""
+    """``--version`` and ``-h`` need no target, and the help lists every command."""
     assert run("--version")[:2] == (0, f"prefork {__version__} (Python {sys.version.split()[0]})\n")
     status, out, _ = run("-h")
     assert status == 0
@@ -85,14 +85,14 @@ def test_version_and_help(run: Callable[..., Any]) -> None:
     "command", command_line.commands.list_commands(click.Context(command_line.commands))
 )
 def test_every_command_has_its_help(run: Callable[..., Any], command: str) -> None:
-    """``prefork COMMAND -h`` says what it does, and what its exit code tells is in no flag's way."""
+    """Every command has a help."""
     status, out, err = run(command, "-h")
     assert (status, err) == (0, "")
     assert out.startswith(f"Usage: prefork {command} [OPTIONS]")
 
 
 def test_no_arguments_give_the_help(run: Callable[..., Any]) -> None:
-    """And exit code 2, for scripts whose variable was empty."""
+    """Without arguments the help is printed, and the exit code is 2."""
     status, out, err = run()
     assert (status, err) == (2, "")
     assert out == run("--help")[1]
@@ -115,7 +115,7 @@ def test_every_setting_stands_in_one_section() -> None:
 
 @pytest.mark.parametrize("command", ["check", "config"])
 def test_flags_of_settings_stand_in_one_help(run: Callable[..., Any], command: str) -> None:
-    """``check`` and ``config`` take the flags of ``run``, and leave them to its help."""
+    """``check`` and ``config`` accept the flags of settings, and refer to the help of ``run`` for them."""
     out = run(command, "--help")[1]
     assert "--workers" not in out
     assert "'prefork run --help'" in out
@@ -143,7 +143,7 @@ def test_help_fits_the_terminal(
     ],
 )
 def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) -> None:
-    """Exit code 2, one message, and where the help is."""
+    """Wrong usage ends with exit code 2 and one message that names the help."""
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("prefork: error: ")
@@ -170,7 +170,7 @@ def test_wrong_usage(run: Callable[..., Any], meant: str, arguments: list[str]) 
     ],
 )
 def test_target_alone_means_run(means_run: bool, arguments: list[str]) -> None:
-    """``prefork TARGET`` is short for ``prefork run TARGET``; a mistyped command is not a target."""
+    """``prefork TARGET`` means ``prefork run TARGET``, except where TARGET resembles a command."""
     assert isinstance(command_line.commands, command_line.Commands)
     assert command_line.commands.means_run(arguments) is means_run
 
@@ -191,7 +191,7 @@ def test_target_alone_means_run(means_run: bool, arguments: list[str]) -> None:
 def test_settings_are_refused_before_the_application_is_imported(
     run: Callable[..., Any], message: str, arguments: list[str]
 ) -> None:
-    """Exit code 2, one line, no traceback."""
+    """A wrong setting ends with exit code 2 and one line, before the application is imported."""
     status, out, err = run("run", "application:Shout", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"prefork: error: {message}")
@@ -207,7 +207,7 @@ def test_settings_are_refused_before_the_application_is_imported(
     ],
 )
 def test_targets_are_refused(run: Callable[..., Any], message: str, target: str) -> None:
-    """Exit code 2, one line, no traceback."""
+    """A wrong target ends with exit code 2 and one line, without a traceback."""
     status, _, err = run("config", target)
     assert status == 2
     assert message in err
@@ -215,7 +215,7 @@ def test_targets_are_refused(run: Callable[..., Any], message: str, target: str)
 
 
 def test_class_attributes_count_for_the_bound(run: Callable[..., Any]) -> None:
-    """Six workers of a class that allows five children; a flag can put that right."""
+    """Bounds in class attributes count, and a flag overrides them."""
     status, _, err = run("config", "application:Crowded")
     assert status == 2
     assert (
@@ -226,14 +226,14 @@ def test_class_attributes_count_for_the_bound(run: Callable[..., Any]) -> None:
 
 
 def test_several_servers_need_workers(run: Callable[..., Any]) -> None:
-    """Without workers the plain loop of the standard library serves, and that serves one."""
+    """Several servers without workers are refused."""
     status, _, err = run("config", "application:Shout", "-w", "0", "-b", ":0", "-b", ":0")
     assert status == 2
     assert "workers = 0 (from flag --workers) is refused: without workers only one address" in err
 
 
 def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: Path) -> None:
-    """Exit code 3, and the traceback is the application's alone."""
+    """An application that cannot be imported ends with exit code 3 and its own traceback."""
     (tmp_path / "broken.py").write_text("def f():\n    raise RuntimeError('no database')\nf()\n")
     status, out, err = run("config", "broken.py:f")
     assert (status, out) == (3, "")
@@ -263,7 +263,7 @@ def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: 
 def test_exit_codes(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, status: int, error: BaseException
 ) -> None:
-    """Each kind of failure has its code."""
+    """Each kind of failure has its exit code."""
 
     def fail(*_arguments: object) -> None:
         raise error
@@ -276,7 +276,7 @@ def test_exit_codes(
 
 
 def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> None:
-    """What it prints can be put into a file, and means the same there."""
+    """The output of ``prefork config`` is a prefork.toml with the same settings."""
     flags = ["-w", "2", "-m", "027", "--drain-delay", "500ms", "-b", "[::1]:0", "-b", "unix:/a b"]
     status, out, _ = run("config", *flags, "-n", "x", "-u", "0")
     assert status == 0
@@ -319,7 +319,7 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
 def test_config_tells_the_origin_of_every_value(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Flag, environment, file, the target's attributes, default."""
+    """``prefork config`` names the origin of each value: flag, environment, file, attribute or default."""
     monkeypatch.setenv("PREFORK_UMASK", "027")
     (tmp_path / "prefork.toml").write_text("drain_delay = 5\n")
     status, out, err = run("config", "--json", "application:Server", "--max-children", "9")
@@ -356,7 +356,7 @@ def test_own_default_of_client_timeout(
     file: str,
     attribute: str,
 ) -> None:
-    """The command line has handlers wait 30 s for a client; whoever says anything else, 0 for ever included, wins."""
+    """``client_timeout`` is 30 s on the command line unless a source has another value, 0 included."""
     for name, text in environ.items():
         monkeypatch.setenv(name, text)
     (tmp_path / "prefork.toml").write_text(file)
@@ -374,7 +374,7 @@ def test_own_default_of_client_timeout(
 def test_misspelt_variables_are_told(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    """A variable that is nearly ours is told once, on standard error, and refuses nothing."""
+    """A misspelt variable is reported once on standard error, and nothing is refused."""
     monkeypatch.setenv("PREFORK_WORKRES", "9")
     status, _, err = run(*arguments)
     assert status == 0
@@ -385,7 +385,7 @@ def test_misspelt_variables_are_told(
 def test_top_without_rich_says_what_to_install(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 2 and the command that helps, before anything is looked for."""
+    """Without rich, ``prefork top`` ends with exit code 2 and the command that installs it."""
     for name in [name for name in sys.modules if name.split(".")[0] == "rich"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "prefork.inspect.screen", raising=False)
@@ -396,14 +396,14 @@ def test_top_without_rich_says_what_to_install(
 
 
 def test_top_without_a_terminal_names_what_needs_none(run: Callable[..., Any]) -> None:
-    """In a pipe or under cron there is nothing to draw on."""
+    """Without a terminal, ``prefork top`` ends with exit code 2 and names ``prefork status``."""
     status, _, err = run("top")
     assert status == 2
     assert "'prefork status' prints the same once" in err
 
 
 def test_config_explains_automatic_workers(run: Callable[..., Any]) -> None:
-    """Where nobody gave a number, the line says what it was counted from."""
+    """The origin of an automatic number of workers says what it was computed from."""
     (line,) = [line for line in run("config")[1].splitlines() if line.startswith("workers")]
     assert "# default: auto, " in line
     assert "affinity" in line

@@ -9,7 +9,7 @@ from tests.support.boards import slot_row
 
 
 def test_keys_walk_through_the_columns() -> None:
-    """S and S go to the next and the previous column and around, r turns it, other keys do nothing."""
+    """The keys s and S select the next and the previous column in a circle, r reverses, other keys do nothing."""
     order = SortOrder()
     seen = []
     for _ in COLUMNS:
@@ -37,7 +37,7 @@ def test_keys_walk_through_the_columns() -> None:
     ],
 )
 def test_rows_are_sorted(order: SortOrder, slots: list[int]) -> None:
-    """Numbers largest first, the longest request first; slots without a worker at the end."""
+    """Numbers and requests are sorted with the largest first, and slots without a worker come last."""
     rows = [
         slot_row(slot=0, requests=5, last_exit="killed"),
         slot_row(slot=1, requests=1, state="busy", request_age=1.0, busy=0.9),

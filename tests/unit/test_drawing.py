@@ -1,4 +1,4 @@
-"""The screen of ``prefork top`` without a terminal: what stands where, and what gives way."""
+"""The screen of ``prefork top`` without a terminal: the layout, and what is left out on a small one."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SPARKS = " 12345678"
 def lines_of(
     board: Scoreboard, width: int, height: int, *, at: int = NOW, **more: Any
 ) -> list[str]:
-    """Draw a board as a terminal of that size would show it."""
+    """Return the lines that a terminal of this size shows of a board."""
     return drawn(view(None, look_at(board, at)), width, height, **more)
 
 
 def drawn(
     shown: Any, width: int, height: int, order: SortOrder | None = None, **more: Any
 ) -> list[str]:
-    """Draw a view as a terminal of that size would show it."""
+    """Return the lines that a terminal of this size shows of a view."""
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, color_system=None, legacy_windows=False)
     console.print(drawing(shown, order or SortOrder(), [1.0, 2.0], width, height, **more))
@@ -61,7 +61,7 @@ def busy_board(board: Scoreboard) -> None:
 
 
 def test_screen_of_80_columns() -> None:
-    """Everything that matters stands in 80 columns, nothing is cut off, and the keys are in the last line."""
+    """In 80 columns nothing is cut off, and the keys stand in the last line."""
     with scoreboard(10, name="shop", at=NOW) as board:
         busy_board(board)
         lines = lines_of(board, 80, 24)
@@ -114,7 +114,7 @@ def test_meaning_of_the_letters_gives_way() -> None:
 
 
 def test_hung_master_is_told_first() -> None:
-    """The first line says it, whatever the slots look like."""
+    """The first line says that the master hangs."""
     with scoreboard(2, at=NOW) as board:
         occupy(board, 0, 11, at=NOW)
         lines = lines_of(board, 80, 24, at=NOW + 34 * SECOND)
@@ -122,7 +122,7 @@ def test_hung_master_is_told_first() -> None:
 
 
 def test_stopping_pool() -> None:
-    """The phase is what it shows then."""
+    """The first line shows the phase of a pool that stops."""
     with scoreboard(2, at=NOW) as board:
         board.set_pool(PoolField.PHASE, Phase.DRAINING)
         assert lines_of(board, 80, 24)[0].startswith("prefork draining ")
@@ -131,7 +131,7 @@ def test_stopping_pool() -> None:
 @pytest.mark.parametrize("width", [20, 40, 80, 100, 200])
 @pytest.mark.parametrize("height", [8, 12, 24, 70])
 def test_screen_of_any_size(width: int, height: int) -> None:
-    """A screen of a large pool has that size: no line wraps, the keys stay in sight, missing slots are counted."""
+    """On a terminal of any size no line wraps, the keys are visible, and missing slots are counted."""
     with scoreboard(100, name="shop", at=NOW) as board:
         for slot in range(50):
             occupy(board, slot, slot + 1, at=NOW)
@@ -145,7 +145,7 @@ def test_screen_of_any_size(width: int, height: int) -> None:
 
 
 def test_terminal_without_unicode() -> None:
-    """Bars and sparkline have plain forms."""
+    """A terminal without Unicode gets bars and sparkline in ASCII."""
     with scoreboard(2, name="shop", at=NOW) as board:
         busy = occupy(board, 0, 11, at=NOW)
         take_request(busy, NOW - SECOND)
@@ -155,7 +155,7 @@ def test_terminal_without_unicode() -> None:
 
 
 def test_words_of_a_worker_do_not_steer_the_terminal() -> None:
-    """Names that reach the screen are escaped."""
+    """Control characters in a name are escaped."""
     with scoreboard(2, name="\x1b[2Jshop\n", at=NOW) as board:
         lines = lines_of(board, 80, 24)
     assert "\x1b" not in "".join(lines)
@@ -163,7 +163,7 @@ def test_words_of_a_worker_do_not_steer_the_terminal() -> None:
 
 
 def test_last_exits_have_room() -> None:
-    """The longest name of an exit fits into 80 columns beside the largest pid."""
+    """The longest name of an exit fits into 80 columns together with the largest pid."""
     with scoreboard(1, at=NOW) as board:
         for kind in ExitKind:
             occupy(board, 0, 2**22, at=NOW)
@@ -177,7 +177,7 @@ def test_last_exits_have_room() -> None:
 
 @given(st.lists(WORD, min_size=64, max_size=64), st.lists(WORD, min_size=64, max_size=64))
 def test_whatever_a_worker_writes(first: list[int], second: list[int]) -> None:
-    """Random words of a slot at both looks: something is shown, no rate is negative, and it fits the screen."""
+    """For random words of a slot at both looks, no rate is negative and the screen keeps its size."""
     with scoreboard(2, at=NOW) as board:
         looks = []
         for at, words in enumerate((first, second)):
@@ -198,7 +198,7 @@ def test_whatever_a_worker_writes(first: list[int], second: list[int]) -> None:
     ("room", "kept", "missing"), [(5, 4, 0), (4, 4, 0), (3, 2, 2), (1, 0, 4), (0, 0, 4), (-3, 0, 4)]
 )
 def test_rows_that_do_not_fit_are_counted(room: int, kept: int, missing: int) -> None:
-    """The line that says how many are missing takes one of the lines."""
+    """Rows that do not fit are counted, and one line is kept for their number."""
     rows, left = fitting([slot_row(slot=slot) for slot in range(4)], room)
     assert (len(rows), left) == (kept, missing)
 
@@ -215,5 +215,5 @@ def test_rows_that_do_not_fit_are_counted(room: int, kept: int, missing: int) ->
     ],
 )
 def test_sparkline(numbers: Sequence[float], width: int, line: str) -> None:
-    """The latest that fit, the largest of them at full height, and what is not nothing shows."""
+    """A sparkline shows the latest numbers, the largest at full height and each nonzero one above the ground."""
     assert sparkline(numbers, width, SPARKS) == line

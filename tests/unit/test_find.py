@@ -1,4 +1,4 @@
-"""Choosing a running pool: which is meant, and what is said where none is."""
+"""Choosing a running pool: which one is meant, and what the error says where none is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def survey() -> Iterator[Callable[..., Survey]]:
-    """``survey(pid=name, …)`` is a look around that has found these pools (``_4711="shop"``)."""
+    """``survey(_4711="shop", …)`` returns a survey that has found these pools."""
     with contextlib.ExitStack() as stack:
 
         def make(forbidden: tuple[int, ...] = (), **names: str | None) -> Survey:
@@ -43,7 +43,7 @@ def chosen(survey: Survey, which: str | None, name: str | None) -> RunningPool:
 
 
 def test_lone_pool_needs_no_name(survey: Callable[..., Survey]) -> None:
-    """With one pool running it is that one; a name or pid that is not its own is still refused."""
+    """A lone pool is chosen without a name, and a name or pid that is not its own is refused."""
     alone = survey(_4711="shop")
     assert chosen(alone, None, None).pid == 4711
     assert chosen(alone, "shop", None).pid == 4711
@@ -56,7 +56,7 @@ def test_lone_pool_needs_no_name(survey: Callable[..., Survey]) -> None:
 
 
 def test_several_pools_have_to_be_told_apart(survey: Callable[..., Survey]) -> None:
-    """The list names pid, name and listeners of each; pid, name or both decide."""
+    """Several pools are listed with pid, name and listeners; a pid, a name or both choose one."""
     several = survey(_4711="shop", _4712="shop", _4713=None, _4714="4711")
     with pytest.raises(SeveralPoolsError) as refused:
         chosen(several, None, None)
@@ -75,7 +75,7 @@ def test_several_pools_have_to_be_told_apart(survey: Callable[..., Survey]) -> N
 
 
 def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
-    """One line says so."""
+    """Where no pool runs, the error is one line."""
     with pytest.raises(NoPoolError) as refused:
         chosen(survey(), None, None)
     assert str(refused.value) == "no pool is running"
@@ -89,14 +89,14 @@ def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
     ],
 )
 def test_process_that_is_no_master(survey: Callable[..., Survey], pid: int, reason: str) -> None:
-    """What stands behind the pid instead is said."""
+    """The error says what the process with this pid is instead of a master."""
     with pytest.raises(NoPoolError) as refused:
         chosen(survey(), str(pid), None)
     assert str(refused.value) == reason
 
 
 def test_child_of_a_master_names_its_master(survey: Callable[..., Survey]) -> None:
-    """Whoever asks for a worker, as ps showed it, is told the pid that is needed."""
+    """The error for a worker's pid names the pid of its master."""
     parent = os.getppid()
     with pytest.raises(
         NoPoolError, match=f"{HERE} is not a master but belongs to a pool; its master is {parent}$"
@@ -107,7 +107,7 @@ def test_child_of_a_master_names_its_master(survey: Callable[..., Survey]) -> No
 def test_masters_of_others_are_told(
     survey: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where permission is missing the message says whose master it is, title escaped."""
+    """The error for a master of another user names the user and the escaped title."""
     monkeypatch.setattr(find, "title_of", lambda _pid: b"prefork: master [\x1bshop] tcp://:80")
     with pytest.raises(NoPoolError) as refused:
         chosen(survey(forbidden=(1,)), None, None)
@@ -116,7 +116,7 @@ def test_masters_of_others_are_told(
 
 
 def test_nothing_is_held_after_a_look() -> None:
-    """Descriptors of pools that are not wanted are closed (the fixture of all tests looks for them)."""
+    """The descriptors of all pools except the chosen one are closed."""
     with scoreboard(name="one"), scoreboard(name="two"), memfd(b"rubbish"):
         before = len(os.listdir("/proc/self/fd"))
         with find.find_pool("two") as pool:

@@ -1,4 +1,4 @@
-"""Numbers as short text: what they say, and that they stay short."""
+"""Numbers as short text: their form, and their greatest width."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNTS = st.lists(st.integers(0, 2**40), min_size=4, max_size=4)
     ],
 )
 def test_quantile(share: float, counts: list[int], seconds: float | None) -> None:
-    """It lies evenly within the bucket into which that share of the requests falls."""
+    """A quantile is interpolated evenly within its bucket."""
     assert humanize.quantile(share, BOUNDS, counts) == (
         seconds if seconds is None else pytest.approx(seconds)
     )
@@ -34,7 +34,7 @@ def test_quantile(share: float, counts: list[int], seconds: float | None) -> Non
 
 @given(COUNTS, st.floats(0, 1), st.floats(0, 1))
 def test_quantile_grows_with_its_share(counts: list[int], one: float, other: float) -> None:
-    """A larger share is never faster, and none is outside of the buckets that hold something."""
+    """Quantiles do not fall with the share, and lie within the buckets that are not empty."""
     low, high = (humanize.quantile(share, BOUNDS, counts) for share in sorted((one, other)))
     if not sum(counts):
         assert low is None
@@ -68,7 +68,7 @@ def test_quantile_grows_with_its_share(counts: list[int], one: float, other: flo
     ],
 )
 def test_duration(seconds: float | None, text: str) -> None:
-    """Two figures or so, and the units that fit."""
+    """A duration has about two figures and the unit that fits."""
     assert humanize.duration(seconds) == text
 
 
@@ -87,7 +87,7 @@ def test_duration(seconds: float | None, text: str) -> None:
     ],
 )
 def test_count(number: float | None, text: str) -> None:
-    """Exact up to four figures, then three of them and a unit."""
+    """A number is exact up to four figures, and has three figures and a unit above."""
     assert humanize.count(number) == text
 
 
@@ -96,19 +96,19 @@ def test_count(number: float | None, text: str) -> None:
     [(None, "-"), (640, "640"), (65_536, "64K"), (38 << 20, "38M"), (1288490189, "1.2G")],
 )
 def test_size(number: int | None, text: str) -> None:
-    """Bytes with binary units, as --max-memory takes them."""
+    """A size has binary units, as --max-memory takes them."""
     assert humanize.size(number) == text
 
 
 @given(st.floats(0, 2**63 / 1e9))
 def test_durations_stay_short(seconds: float) -> None:
-    """The width of a column does not grow with the uptime."""
+    """No duration is longer than 6 characters."""
     assert len(humanize.duration(seconds)) <= 7
 
 
 @given(st.integers(0, 2**63))
 def test_numbers_stay_short(number: int) -> None:
-    """The width of a column does not grow with the counters."""
+    """No number is longer than 5 characters."""
     assert len(humanize.count(number)) <= 5
     assert len(humanize.rate(float(number))) <= 5
     assert len(humanize.size(number)) <= 5
@@ -124,13 +124,13 @@ def test_numbers_stay_short(number: int) -> None:
     ],
 )
 def test_queue(listener: dict[str, Any], text: str) -> None:
-    """Depth and limit of a stream, bytes and drops of datagrams, a dash for what is not known."""
+    """A queue has depth and limit for streams, bytes and drops for datagrams, and a dash where nothing is known."""
     assert humanize.queue(listener) == text
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=30), max_size=20), st.integers(10, 60))
 def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
-    """No line is wider than asked for unless its only word is, and no word is lost."""
+    """Wrapped lines keep all words, and only a single long word makes a line wider than the width."""
     lines = humanize.wrapped(parts, width)
     assert "  ".join(lines).split("  ") == (parts or [""])
     assert all(len(line) <= width or "  " not in line for line in lines)
@@ -149,19 +149,19 @@ def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
     ],
 )
 def test_condition(changes: dict[str, Any], text: str) -> None:
-    """One word for what it does, one for whether it should get traffic; a hung master comes first."""
+    """The condition names the phase and the readiness, and a hung master before all else."""
     status = {"phase": "serving", "ready": True, "last_tick": 0.4, "reload_state": "none"}
     status |= changes
     assert humanize.condition(status) == text
 
 
 def test_what_has_happened_comes_by_frequency() -> None:
-    """The most frequent first, what has not happened not at all."""
+    """Nonzero numbers are sorted by frequency, and zeros are left out."""
     assert humanize.nonzero({"a": 0, "c": 2, "b": 2, "d": 5}) == [("d", 5), ("b", 2), ("c", 2)]
 
 
 def test_latency_beyond_the_histogram() -> None:
-    """Above the last bound nothing is known but that."""
+    """A latency above the last bound of its histogram is shown as larger than that bound."""
     assert humanize.latency(float("inf"), 10.0) == ">10s"
     assert humanize.latency(None, 10.0) == "-"
     assert humanize.latency(0.012, 10.0) == "12ms"

@@ -1,4 +1,4 @@
-"""Records as lines: what text and JSON say, and how they are cut."""
+"""Log records as text and as JSON, and how long ones are shortened."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Caught(logging.Handler):
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Keep the record."""
         self.records.append(record)
 
 
 @pytest.fixture
 def told() -> Iterator[Callable[..., logging.LogRecord]]:
-    """``told(subject, what, **facts)`` gives the record of an event."""
+    """``told(subject, what, **facts)`` returns the record of an event."""
     caught, level = Caught(), prefork_logger.level
     prefork_logger.addHandler(caught)
     prefork_logger.setLevel(logging.INFO)
@@ -55,13 +55,13 @@ def told() -> Iterator[Callable[..., logging.LogRecord]]:
 
 
 def test_events_are_lines_of_their_own_words(told: Callable[..., logging.LogRecord]) -> None:
-    """Lines of prefork carry time, level and the identity that event() gave them."""
+    """A line of prefork has time, level, subject and facts."""
     line = TextFormatter().format(told("worker slot=3 gen=0 pid=4711", "ready", boot=0.25))
     assert re.fullmatch(f"{TIME} INFO    worker slot=3 gen=0 pid=4711 ready boot=0.25", line)
 
 
 def test_the_application_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other loggers' lines say who speaks, and in which process."""
+    """A line of another logger names the logger and the process."""
     line = TextFormatter().format(record("%d apples", 3, name="shop.stock", process=99))
     assert re.fullmatch(rf"{TIME} INFO    shop\.stock\[99\]: 3 apples", line)
 
@@ -73,7 +73,7 @@ def test_reports_follow_indented(told: Callable[..., logging.LogRecord]) -> None
 
 
 def test_exceptions_follow_indented() -> None:
-    """``logging.exception`` of the application: message first, traceback below."""
+    """A traceback stands indented below the message."""
     try:
         1 / 0  # noqa: B018 - the exception is the point
     except ZeroDivisionError:
@@ -85,7 +85,7 @@ def test_exceptions_follow_indented() -> None:
 
 
 def test_clients_cannot_forge_lines_or_steer_terminals() -> None:
-    """What follows a line break is indented, and control characters are shown as text."""
+    """Text after a line break is indented, and control characters are escaped."""
     text = TextFormatter().format(record("got \x1b[2J\r %s", "a\n2026-01-01 forged\x07"))
     first, *rest = text.splitlines()
     assert first.endswith("got \\x1b[2J\\r a")
@@ -93,7 +93,7 @@ def test_clients_cannot_forge_lines_or_steer_terminals() -> None:
 
 
 def test_records_that_cannot_be_formatted_are_still_told() -> None:
-    """A wrong format string of the application costs neither the line nor the worker."""
+    """A record with a wrong format string is logged as such."""
     assert "app.py:7 cannot be formatted: 'x %d'" in TextFormatter().format(record("x %d", "y"))
 
 
@@ -101,7 +101,7 @@ def test_records_that_cannot_be_formatted_are_still_told() -> None:
 
 
 def test_json_has_the_facts(told: Callable[..., logging.LogRecord]) -> None:
-    """One object per line; facts keep their types and stand apart from our keys."""
+    """A JSON line is one object, in which facts keep their types and have an object of their own."""
     made = told("worker slot=1 gen=0 pid=7", "exited", cause="killed(SIGKILL)", age=1.5, pid=3)
     line = JsonFormatter().format(made)
     assert "\n" not in line
@@ -119,7 +119,7 @@ def test_json_has_the_facts(told: Callable[..., logging.LogRecord]) -> None:
 
 
 def test_json_reports_are_a_key(told: Callable[..., logging.LogRecord]) -> None:
-    """The report keeps its lines, inside one line of JSON."""
+    """A report of several lines is one value of the JSON object."""
     said = json.loads(JsonFormatter().format(told("master", "failed", report="one\n  two\n")))
     assert said["report"] == "one\n  two"
     assert said["message"] == "master failed"
@@ -127,7 +127,7 @@ def test_json_reports_are_a_key(told: Callable[..., logging.LogRecord]) -> None:
 
 
 def test_json_of_the_application() -> None:
-    """Records of other loggers have a message, and a report where there is an exception."""
+    """A record of another logger has a message, and its exception becomes the report."""
     error = ValueError("\udcff")
     made = record("x", exc_info=(type(error), error, None), name="shop")
     said = json.loads(JsonFormatter().format(made))
@@ -151,7 +151,7 @@ def test_json_of_the_application() -> None:
     ids=["long report", "long line in report", "long line", "wide", "many facts"],
 )
 def test_records_fit(formatter: Any, made: logging.LogRecord) -> None:
-    """Whatever is logged fits into one atomic write, ends in a newline and stays readable."""
+    """Each record fits into one atomic write, ends in a newline and stays readable."""
     rendered = formatter.encoded(made, ATOMIC)
     assert len(rendered) <= ATOMIC
     assert rendered.endswith(b"\n")
@@ -160,7 +160,7 @@ def test_records_fit(formatter: Any, made: logging.LogRecord) -> None:
 
 
 def test_long_reports_lose_their_middle() -> None:
-    """A traceback tells most at its end, and where it began."""
+    """A long report keeps its beginning and its end, and says how many lines are cut."""
     report = "\n".join(["first", *(f"frame {n}" for n in range(5000)), "ValueError: last"])
     lines = TextFormatter().encoded(record("m", report=report), ATOMIC).decode().splitlines()
     assert lines[1] == "    first"

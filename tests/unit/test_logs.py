@@ -1,4 +1,4 @@
-"""The command line's log: writing it never waits, fails or mixes lines."""
+"""The log of the command line: writing never waits, raises or mixes lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Give the reading and the writing end of a pipe."""
+    """Yield the reading and the writing end of a pipe."""
     ends = os.pipe()
     yield ends
     for end in ends:
@@ -66,7 +66,7 @@ def in_child(body: Callable[..., None], *arguments: object) -> int:
 def test_one_record_is_one_write(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """A pipe gets whole lines."""
+    """Each record is one whole line in a pipe."""
     reader, writer = pipe
     handler = handler_for(writer)
     handler.emit(record("one"))
@@ -78,7 +78,7 @@ def test_one_record_is_one_write(
 def test_full_pipe_loses_lines_and_says_so_once(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """Nobody reads: nothing waits. Somebody reads again: one line tells how many were lost."""
+    """A full pipe delays nothing, and one line says how many records were lost when it is read again."""
     reader, writer = pipe
     handler = handler_for(writer)
     fill(writer)
@@ -96,7 +96,7 @@ def test_full_pipe_loses_lines_and_says_so_once(
 def test_flush_tells_the_loss(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """At the end there may be no further record to tell it with."""
+    """``flush()`` writes the number of lost records without a further record."""
     reader, writer = pipe
     handler = handler_for(writer, JsonFormatter())
     fill(writer)
@@ -111,7 +111,7 @@ def test_flush_tells_the_loss(
 def test_flags_of_the_shared_description_stay(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """The shell that gave us its standard error still has a blocking one."""
+    """The open file description of standard error stays blocking for the shell that shares it."""
     _, writer = pipe
     handler_for(writer).emit(record())
     assert os.get_blocking(writer)
@@ -121,7 +121,7 @@ def test_flags_of_the_shared_description_stay(
 def test_reader_that_left(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """EPIPE is a lost line, no signal and no exception."""
+    """A reader that has left costs a line, and raises no signal or exception."""
     reader, writer = pipe
     handler = handler_for(writer)
     os.close(reader)
@@ -134,7 +134,7 @@ def test_pipe_that_cannot_be_opened_again(
     handler_for: Callable[..., NonBlockingHandler],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another user's pipe is asked before each write, with the same outcome."""
+    """A pipe that cannot be opened again is written to without waiting, too."""
     reader, writer = pipe
 
     def refuse(*_arguments: object) -> int:
@@ -155,7 +155,7 @@ def test_pipe_that_cannot_be_opened_again(
 
 
 def test_closed_descriptor(handler_for: Callable[..., NonBlockingHandler]) -> None:
-    """Standard error may be closed: then there is no log."""
+    """A handler for a closed descriptor drops all records and raises nothing."""
     reader, writer = os.pipe()
     os.close(reader)
     os.close(writer)
@@ -168,7 +168,7 @@ def test_closed_descriptor(handler_for: Callable[..., NonBlockingHandler]) -> No
 def test_descriptor_closed_by_the_application(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """The handler writes to a descriptor of its own, so standard error may be closed under it."""
+    """The handler still writes after the application has closed standard error."""
     reader, writer = pipe
     handler = handler_for(writer)
     os.close(writer)
@@ -177,7 +177,7 @@ def test_descriptor_closed_by_the_application(
 
 
 def test_full_disk(handler_for: Callable[..., NonBlockingHandler]) -> None:
-    """ENOSPC is a lost line with its reason."""
+    """A full disk costs a line, and the reason is reported."""
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
         handler = handler_for(fd)
@@ -191,7 +191,7 @@ def test_full_disk(handler_for: Callable[..., NonBlockingHandler]) -> None:
 def test_file_shares_its_offset_with_standard_error(
     tmp_path: Path, handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """With ``2>log``, what the application prints and what we log do not overwrite each other."""
+    """With ``2>log``, the log and what the application prints do not overwrite each other."""
     path = tmp_path / "log"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT)
     try:
@@ -209,7 +209,7 @@ def test_file_shares_its_offset_with_standard_error(
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_sockets(kind: int, handler_for: Callable[..., NonBlockingHandler]) -> None:
-    """Standard error may be a socket (of journald); its flags stay, and a full one loses lines."""
+    """A socket as standard error keeps its flags, and drops lines while it is full."""
     near, far = socket.socketpair(socket.AF_UNIX, kind)
     with near, far:
         handler = handler_for(near.fileno())
@@ -226,7 +226,7 @@ def test_sockets(kind: int, handler_for: Callable[..., NonBlockingHandler]) -> N
 def test_rest_of_a_cut_line_comes_first(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """Where the kernel takes a part (terminals, TCP), the line is finished before the next one."""
+    """A line of which the kernel took only a part is finished before the next line begins."""
     reader, writer = pipe
     handler = handler_for(writer)
     write, most = os.write, 5
@@ -246,7 +246,7 @@ def test_rest_of_a_cut_line_comes_first(
 
 
 def test_terminal(handler_for: Callable[..., NonBlockingHandler]) -> None:
-    """A terminal that nobody reads, as after Ctrl-S, does not stop a master either."""
+    """A terminal that is not read, as after Ctrl-S, delays nothing."""
     reader, terminal = pty.openpty()
     try:
         handler = handler_for(terminal)
@@ -262,7 +262,7 @@ def test_terminal(handler_for: Callable[..., NonBlockingHandler]) -> None:
 def test_child_owes_nothing_of_the_parents(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """Each process counts its own losses, so none is told twice."""
+    """A forked process does not report the losses of its parent."""
     reader, writer = pipe
     handler = handler_for(writer)
     fill(writer)
@@ -282,7 +282,7 @@ def test_child_owes_nothing_of_the_parents(
 def test_workers_lines_never_mix(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """Eight processes write long records into one pipe: every line comes out whole."""
+    """Long records that eight processes write into one pipe come out as whole lines."""
     reader, writer = pipe
     handler = handler_for(writer)
 
@@ -305,7 +305,7 @@ def test_workers_lines_never_mix(
 def test_handler_swallows_what_a_formatter_raises(
     pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
 ) -> None:
-    """Even a bug of a formatter is only a lost line."""
+    """An exception of a formatter costs a line and is not raised."""
 
     class Broken:
         def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
@@ -318,7 +318,7 @@ def test_handler_swallows_what_a_formatter_raises(
 
 
 def test_set_up_replaces_what_the_root_logger_had(pipe: tuple[int, int]) -> None:
-    """The application's records go the same way, at the level that was asked for."""
+    """``set_up()`` replaces all handlers of the root logger and sets its level."""
     reader, writer = pipe
     root = logging.getLogger()
     before, level = root.handlers[:], root.level

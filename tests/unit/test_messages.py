@@ -1,4 +1,4 @@
-"""What commands say on standard error: all of it, and without hanging."""
+"""Messages on standard error: they are written whole, and never hang the command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.logs import drain, fill
 
 
 def test_say_gives_up_on_a_reader_that_does_not_come() -> None:
-    """An exit does not hang behind a full pipe."""
+    """A full pipe is waited for only as long as ``patience`` says."""
     reader, writer = os.pipe()
     fill(writer)
     messages.say("never", writer, patience=0.01)
@@ -21,7 +21,7 @@ def test_say_gives_up_on_a_reader_that_does_not_come() -> None:
 
 
 def test_say_to_nobody() -> None:
-    """A closed standard error is no error."""
+    """A closed descriptor and a pipe without a reader raise nothing."""
     reader, writer = os.pipe()
     os.close(reader)
     messages.say("x", writer)

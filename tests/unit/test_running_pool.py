@@ -1,4 +1,4 @@
-"""A running pool from outside: what it says of itself, its signals, its end."""
+"""A running pool from outside: its description, its signals, its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.boards import HERE, pools_of, scoreboard
 
 @given(st.text(max_size=200))
 def test_whatever_a_pool_says_of_itself(text: str) -> None:
-    """Nonsense is nothing said, and no name can steer a terminal or begin a line."""
+    """A description of any text can be read, and the result never contains a control character."""
     with scoreboard(name="x") as board:
         board.set_description(text)
         with pools_of(HERE) as pools:
@@ -26,13 +26,13 @@ def test_whatever_a_pool_says_of_itself(text: str) -> None:
 
 
 def test_name_is_escaped() -> None:
-    """A name from shared memory is shown, not obeyed."""
+    """Control characters in the name of a pool are escaped."""
     with scoreboard(name="\x1b[2J\nroot") as _, pools_of(HERE) as pools:
         assert pools[0].name == "\\x1b[2J\\nroot"
 
 
 def test_signal_that_nobody_takes_is_not_sent() -> None:
-    """TTIN would stop the program, USR1 end it, where serve_forever() runs in a thread and handles neither."""
+    """A signal without a handler is not sent, because it would stop or end the program."""
     with scoreboard() as _, pools_of(HERE) as pools:
         for number in (signal.SIGTTIN, signal.SIGUSR1):
             with pytest.raises(NoSignalsError, match=f"{HERE} has no handler for {number.name}"):
@@ -40,7 +40,7 @@ def test_signal_that_nobody_takes_is_not_sent() -> None:
 
 
 def test_signal_that_is_taken_arrives() -> None:
-    """With a handler installed it is sent."""
+    """A signal with a handler is sent."""
     arrived: list[int] = []
     before = signal.signal(signal.SIGTTIN, lambda number, _frame: arrived.append(number))
     try:
@@ -52,7 +52,7 @@ def test_signal_that_is_taken_arrives() -> None:
 
 
 def test_signal_that_is_blocked_is_sent() -> None:
-    """A master that is about to exec in place blocks its signals and handles them afterwards."""
+    """A blocked signal is sent, because a master blocks its signals during an exec in place."""
     with scoreboard() as _, pools_of(HERE) as pools:
         with pytest.raises(NoSignalsError):
             pools[0].send(signal.SIGURG)
@@ -65,7 +65,7 @@ def test_signal_that_is_blocked_is_sent() -> None:
 
 
 def test_pool_that_was_closed_has_stopped() -> None:
-    """The program may go on; its scoreboard is gone, and what was read stays readable."""
+    """A pool whose scoreboard is closed has stopped although its process runs, and its memory stays readable."""
     with contextlib.ExitStack() as life:
         life.enter_context(scoreboard(name="shop"))
         with find_pool(str(HERE)) as pool:

@@ -1,4 +1,4 @@
-"""``prefork scale``: what size is meant, and when a pool has it."""
+"""``prefork scale``: which size is meant, and when a pool has reached it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ NOW = 1000 * SECOND
     ("size", "wanted"), [("4", 4), ("+1", 4), ("+7", 10), ("-2", 1), (" -1", 2), ("1", 1)]
 )
 def test_size_is_a_number_or_a_change(size: str, wanted: int) -> None:
-    """Of three workers, of ten at the most."""
+    """N, +N and -N are computed from the present number of workers."""
     assert wanted_size(size, 3, 10) == wanted
 
 
 @pytest.mark.parametrize("size", ["0", "11", "+8", "-3", "-99"])
 def test_size_beyond_the_bounds(size: str) -> None:
-    """Refused with what the pool has and what it may have."""
+    """The error for a number out of bounds names the present number and the bounds."""
     with pytest.raises(click.BadParameter, match=r"the pool keeps 3 now, and can keep 1 to 10 "):
         wanted_size(size, 3, 10)
 
 
 @pytest.mark.parametrize("size", ["", "x", "1.5", "+", "--1", "1..4", "٣", "9" * 5000])
 def test_size_that_is_no_number(size: str) -> None:
-    """Refused with what it may be."""
+    """The error for a size that is not a number names the three forms."""
     with pytest.raises(click.BadParameter, match=r"is not N, \+N or -N"):
         wanted_size(size, 3, 10)
 
 
 def test_scaled_is_who_has_the_workers_ready_and_none_too_many() -> None:
-    """Starting ones are not there yet, leaving ones not gone; what load asks for beyond is no surplus."""
+    """A pool has its size when enough workers are ready and none is left that neither the floor nor load needs."""
     with scoreboard(6, at=NOW) as board:
         board.set_pool(PoolField.TARGET, 3)
         occupy(board, 0, 11, at=NOW)

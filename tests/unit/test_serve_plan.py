@@ -61,7 +61,7 @@ def built() -> Iterator[Callable[..., list[Any]]]:
 def test_handler_gets_the_server_of_the_scheme(
     built: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    """One ready-made server per address."""
+    """A handler class gets one ready-made server for each address."""
     servers = built(Shout, "127.0.0.1:0", "[::1]:0", f"unix:{tmp_path}/socket", "unix:@prefork-t")
     assert [type(server) for server in servers] == [
         prefork.PreForkingTCPServer,
@@ -75,7 +75,7 @@ def test_handler_gets_the_server_of_the_scheme(
 
 
 def test_handler_of_the_other_kind_is_refused() -> None:
-    """A stream handler would fail on its first datagram, and the other way round."""
+    """A stream handler is refused for a datagram address, and a datagram handler for a stream address."""
     assert refused(Shout, "udp://:0") == (
         "Shout is a StreamRequestHandler and cannot serve udp://0.0.0.0:0"
     )
@@ -83,14 +83,14 @@ def test_handler_of_the_other_kind_is_refused() -> None:
 
 
 def test_text_of_the_plan() -> None:
-    """What ``prefork check`` says."""
+    """The text of a plan names the handler class and the addresses."""
     assert planned(Shout, ":80", "unix:/x").text == (
         "handler class Shout on tcp://0.0.0.0:80 unix:/x"
     )
 
 
 def test_second_address_in_use_closes_the_first(tmp_path: Path) -> None:
-    """Nothing stays bound of a start that failed."""
+    """If the second address is in use, the first server is closed."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         path = tmp_path / "socket"
@@ -119,7 +119,7 @@ class Plain(socketserver.TCPServer):
 
 
 def test_server_class_with_its_handler(built: Callable[..., list[Any]]) -> None:
-    """Made as it is, once per address."""
+    """A server class is called once for each address."""
     first, second = built(Ready, "127.0.0.1:0", "127.0.0.1:0")
     assert type(first) is Ready
     assert type(second) is Ready
@@ -127,7 +127,7 @@ def test_server_class_with_its_handler(built: Callable[..., list[Any]]) -> None:
 
 
 def test_server_class_without_the_mix_in(built: Callable[..., list[Any]]) -> None:
-    """The mix-in is put in front; the class passes for itself and keeps its settings."""
+    """A class without the mix-in gets it, and keeps its name, its module and its settings."""
     (server,) = built(Plain)
     assert isinstance(server, Plain)
     assert isinstance(server, prefork.PreForkingMixIn)
@@ -136,7 +136,7 @@ def test_server_class_without_the_mix_in(built: Callable[..., list[Any]]) -> Non
 
 
 def test_backlog_is_set_before_listening(built: Callable[..., list[Any]]) -> None:
-    """The class's own backlog gives way to the one that was asked for."""
+    """A requested backlog replaces that of the class before the server listens."""
     (server,) = built(Plain, backlog=7)
     assert server.request_queue_size == 7
     assert Plain.request_queue_size != 7
@@ -146,13 +146,13 @@ def test_backlog_is_set_before_listening(built: Callable[..., list[Any]]) -> Non
 
 
 def test_class_for_ipv4_serves_ipv6_when_asked(built: Callable[..., list[Any]]) -> None:
-    """The standard library leaves that to a subclass of two lines."""
+    """A class for IPv4 serves IPv6 where the address is an IPv6 address."""
     (server,) = built(Plain, "[::1]:0")
     assert server.socket.family is socket.AF_INET6
 
 
 def test_http_server_with_a_handler(built: Callable[..., list[Any]]) -> None:
-    """A real server class: two lines make it a target."""
+    """``http.server.HTTPServer`` with a handler class attribute can be served."""
 
     class Files(HTTPServer):
         RequestHandlerClass = SimpleHTTPRequestHandler
@@ -162,7 +162,7 @@ def test_http_server_with_a_handler(built: Callable[..., list[Any]]) -> None:
 
 
 def test_server_class_that_needs_more_than_an_address() -> None:
-    """The remedy is named."""
+    """The error for a class that cannot be called with an address names the remedy."""
     reason = refused(prefork.PreForkingTCPServer)
     assert reason.startswith("PreForkingTCPServer cannot be made from an address (missing")
     assert "set the class attribute RequestHandlerClass, or use --factory" in reason
@@ -184,20 +184,20 @@ def test_server_class_that_needs_more_than_an_address() -> None:
     ],
 )
 def test_address_of_another_kind(kind: str, base: Any, address: str) -> None:
-    """A server class cannot serve what its sockets are not."""
+    """A server class is refused for an address of another kind than its sockets."""
     made = type("Made", (base,), {"RequestHandlerClass": Shout})
     assert refused(made, address) == f"Made serves {kind} addresses, not {Address.parse(address)}"
 
 
 def test_server_class_cannot_take_a_descriptor() -> None:
-    """It binds its own socket."""
+    """A server class is refused for a socket that was handed over."""
     assert "binds a socket of its own; serve fd://7 with a handler class" in refused(
         Ready, "fd://7"
     )
 
 
 def test_constructor_that_raises(built: Callable[..., list[Any]]) -> None:
-    """The application's own failure is reported as one, a failed bind as the other."""
+    """An exception of a constructor is a BootError, and a failed bind in it is a BindError."""
 
     class Broken(Ready):
         def __init__(self, address: Any, handler: Any) -> None:
@@ -213,7 +213,7 @@ def test_constructor_that_raises(built: Callable[..., list[Any]]) -> None:
 
 
 def test_address_of_another_machine(built: Callable[..., list[Any]]) -> None:
-    """The reason is told in words."""
+    """The error for an address of another machine says so."""
     with pytest.raises(BindError, match="this machine does not have that address"):
         built(Plain, "192.0.2.1:0")
 
@@ -222,7 +222,7 @@ def test_address_of_another_machine(built: Callable[..., list[Any]]) -> None:
 
 
 def test_instance_with_the_mix_in(built: Callable[..., list[Any]]) -> None:
-    """It has its address, so it is served as it is."""
+    """An instance with the mix-in is served as it is, and settings of the listener are refused."""
     server = Ready(("127.0.0.1", 0), Shout)
     assert built(server) == [server]
     assert "so bind (from flag --bind) has no effect" in refused(server, binds_from="flag --bind")
@@ -231,13 +231,13 @@ def test_instance_with_the_mix_in(built: Callable[..., list[Any]]) -> None:
 
 
 def test_instance_without_the_mix_in() -> None:
-    """It is bound already, and too late to change."""
+    """An instance without the mix-in is refused."""
     with Plain(("127.0.0.1", 0)) as server:
         assert "an instance of Plain cannot be pre-forked" in refused(server)
 
 
 def test_factory_returns_one_or_several(built: Callable[..., list[Any]]) -> None:
-    """A server, a list of servers, or a class."""
+    """A factory may return a server, several servers or a class."""
 
     def make() -> Any:
         return made
@@ -252,12 +252,12 @@ def test_factory_returns_one_or_several(built: Callable[..., list[Any]]) -> None
 
 
 def test_factory_is_not_called_before_it_is_built() -> None:
-    """Planning binds nothing and calls nothing."""
+    """A factory is not called while the plan is made."""
     assert planned(lambda: 1 / 0, factory=True).text == "what the factory <lambda>() returns"
 
 
 def test_factory_that_returns_something_else() -> None:
-    """What came back is named, and what was bound on the way is closed."""
+    """The error for a wrong result of a factory names the result, and servers in it are closed."""
     for result, kind in (
         (5, "an instance of int"),
         ([], "an instance of list"),
@@ -272,14 +272,14 @@ def test_factory_that_returns_something_else() -> None:
 
 
 def test_factory_that_raises() -> None:
-    """The traceback is the application's."""
+    """An exception of a factory is a BootError with the application's traceback."""
     with pytest.raises(BootError, match="ZeroDivisionError") as caught:
         planned(lambda: 1 / 0, factory=True).build()
     assert "1 / 0" in caught.value.report
 
 
 def test_factories_that_cannot_be_called() -> None:
-    """A factory takes no arguments, and is no class."""
+    """A factory that needs arguments, a class and a plain object are refused."""
     assert "has to work without arguments: missing" in refused(lambda x: x, factory=True)
     assert "servers, not class Shout" in refused(Shout, factory=True)
     assert "servers, not an instance of int" in refused(5, factory=True)
@@ -296,7 +296,7 @@ def test_factories_that_cannot_be_called() -> None:
     ],
 )
 def test_anything_else_is_refused(kind: str, found: object) -> None:
-    """The reason says what it is and what could be served."""
+    """The error for an object that cannot be served says what it is and what can be served."""
     reason = refused(found)
     assert reason.startswith(f"{kind} cannot be served, only a handler class")
     assert "--factory" in reason

@@ -1,4 +1,4 @@
-"""Where raw settings come from: precedence, files, and variables that are nearly ours."""
+"""The sources of settings: precedence, files, and misspelt variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def resolved(
     environ: dict[str, str] | None = None, config: str | None = None, **flags: Any
 ) -> Resolved:
-    """Resolve what these places say."""
+    """Resolve the settings of these sources."""
     return resolve(layers(flags, environ or {}, config))
 
 
@@ -35,7 +35,7 @@ def workers(*arguments: Any, **flags: Any) -> tuple[int, str]:
 
 
 def test_precedence(folder: Path) -> None:
-    """Flag, PREFORK_*, WEB_CONCURRENCY, file: each covers the ones after it."""
+    """Of flag, PREFORK_*, WEB_CONCURRENCY and file the first one that has a value wins."""
     environ = {"PREFORK_WORKERS": "2", "WEB_CONCURRENCY": "3"}
     (folder / "prefork.toml").write_text("workers = 4\n")
     assert workers(environ, workers="1") == (1, "flag --workers")
@@ -46,29 +46,29 @@ def test_precedence(folder: Path) -> None:
 
 
 def test_empty_variables_are_not_set() -> None:
-    """Compose files pass them when the host has none."""
+    """An empty variable counts as unset."""
     assert resolved({"PREFORK_WORKERS": "", "WEB_CONCURRENCY": ""}).origins["workers"] == "default"
 
 
 def test_flags_that_were_not_given_say_nothing() -> None:
-    """Click passes None, and an empty tuple for what may be repeated."""
+    """A flag that was not given (None, or an empty tuple) sets nothing."""
     assert resolved(workers=None, bind=()).origins["bind"] == "default"
     assert resolved(bind=("a:1", "b:2")).settings.bind == ("a:1", "b:2")
 
 
 def test_variables_list_addresses() -> None:
-    """One variable, several addresses."""
+    """One variable can hold several addresses."""
     assert resolved({"PREFORK_BIND": "a:1 unix:/b"}).settings.bind == ("a:1", "unix:/b")
 
 
 def test_wrong_variables_are_named() -> None:
-    """The source tells which line of a unit file to look at."""
+    """The error for a wrong value names the variable that it came from."""
     with pytest.raises(SettingsError, match=r"from environment WEB_CONCURRENCY"):
         resolved({"WEB_CONCURRENCY": "many"})
 
 
 def test_pyproject_table(folder: Path) -> None:
-    """``[tool.prefork]``, when there is no prefork.toml; a project without it is none of ours."""
+    """The table ``[tool.prefork]`` counts where there is no prefork.toml, and may be missing."""
     (folder / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert resolved().origins["umask"] == "default"
     (folder / "pyproject.toml").write_text("[tool.prefork]\numask = '027'\n")
@@ -82,7 +82,7 @@ def test_pyproject_table(folder: Path) -> None:
 
 
 def test_config_names_the_file(folder: Path) -> None:
-    """A flag or a variable; then the working directory's own is not read."""
+    """A file that a flag or a variable names is read instead of those in the working directory."""
     (folder / "prefork.toml").write_text("workers = 1\n")
     (folder / "other.toml").write_text("workers = 2\n")
     assert workers(None, "other.toml") == (2, "other.toml")
@@ -102,7 +102,7 @@ def test_config_names_the_file(folder: Path) -> None:
     ],
 )
 def test_files_that_cannot_be(folder: Path, reason: str, name: str, content: str | None) -> None:
-    """Key, value, source and reason, as with every setting."""
+    """The error for a file that cannot be read has key, value, source and reason."""
     if content is not None:
         (folder / name).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(SettingsError) as caught:
@@ -113,7 +113,7 @@ def test_files_that_cannot_be(folder: Path, reason: str, name: str, content: str
 
 
 def test_unknown_keys_of_a_file(folder: Path) -> None:
-    """The file is named, and the nearest setting."""
+    """The error for an unknown key names the file and the nearest setting."""
     (folder / "prefork.toml").write_text("max_childen = 3\n")
     with pytest.raises(SettingsError, match=r"prefork\.toml.*did you mean max_children\?"):
         resolved()
@@ -123,7 +123,7 @@ def test_unknown_keys_of_a_file(folder: Path) -> None:
 
 
 def test_variables_that_are_nearly_ours() -> None:
-    """Mistyped ones are told; those that Kubernetes makes for a service called prefork are not."""
+    """Misspelt variables are reported, and those that Kubernetes sets for a service called prefork are not."""
     environ = {
         "PREFORK_WORKRES": "3",
         "PREFORK_PORT": "tcp://10.0.0.1:80",

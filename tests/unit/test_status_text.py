@@ -36,7 +36,7 @@ def pool_at_work(board: Scoreboard) -> None:
 
 
 def test_status_as_text() -> None:
-    """All that a person asks first, one line a subject, and the slots that have had a worker as a table."""
+    """The status has one line for each subject, and a table of the slots that have had a worker."""
     with scoreboard(5, name="shop", master=4700, at=NOW) as board:
         pool_at_work(board)
         lines = as_lines(status_of_board(board, NOW), 80)
@@ -59,7 +59,7 @@ def test_status_as_text() -> None:
 
 
 def test_status_of_a_pool_without_workers() -> None:
-    """Before the first worker there is no table; after ten silent seconds the master is said to hang."""
+    """Before the first worker there is no table, and after ten seconds without a tick the master hangs."""
     with scoreboard(3, at=NOW) as board:
         lines = as_lines(status_of_board(board, NOW + 12 * SECOND), 80)
     assert lines[0] == "prefork: HUNG for 12s (serving)"
@@ -69,7 +69,7 @@ def test_status_of_a_pool_without_workers() -> None:
 
 @given(st.lists(WORD, min_size=64, max_size=64), st.integers(60, 200))
 def test_status_of_whatever_a_worker_writes(words: list[int], width: int) -> None:
-    """A slot of random words is shown, in printable lines."""
+    """The status of a slot with random words consists of printable lines."""
     with scoreboard(3, at=NOW) as board:
         occupy(board, 0, 11, at=NOW)
         for field, word in enumerate(words):
@@ -79,7 +79,7 @@ def test_status_of_whatever_a_worker_writes(words: list[int], width: int) -> Non
 
 
 def test_large_pool_stays_within_the_terminal() -> None:
-    """The picture of a thousand slots is wrapped."""
+    """The letters of a thousand slots are wrapped to the width of the terminal."""
     with scoreboard(1000, at=NOW) as board:
         for slot in range(500):
             occupy(board, slot, slot + 1, at=NOW)

@@ -1,4 +1,4 @@
-"""Looking around for masters: what is one, and what only looks like one."""
+"""Finding masters: what is a master, and what only looks like one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def size_of(slots: int) -> int:
 
 
 def test_master_is_found_by_its_scoreboard() -> None:
-    """The process whose pid stands in a scoreboard that it has open is a master; all about it can be read."""
+    """A process that has a scoreboard with its own pid open is a master, and its pool can be read."""
     with scoreboard(3, name="shop") as board, pools_of(HERE) as pools:
         (pool,) = pools
         occupy(board, 1, 4711)
@@ -45,7 +45,7 @@ def test_master_is_found_by_its_scoreboard() -> None:
 
 
 def test_scoreboard_is_mapped_for_reading() -> None:
-    """Nothing that a reader does can change it."""
+    """A reader cannot change the scoreboard, through the mapping or the descriptor."""
     with scoreboard() as _, pools_of(HERE) as pools:
         (pool,) = pools
         with pytest.raises(TypeError):
@@ -55,7 +55,7 @@ def test_scoreboard_is_mapped_for_reading() -> None:
 
 
 def test_process_with_the_scoreboard_of_another_is_no_master() -> None:
-    """Workers and the metrics process have the descriptor, too."""
+    """A process that has the scoreboard of another master open, as workers do, is not a master."""
     with scoreboard(master=1), pools_of(HERE) as pools:
         assert pools == []
 
@@ -90,14 +90,14 @@ def test_descriptors_of_one_memory_are_one_pool() -> None:
 def test_rubbish_of_the_same_name_is_passed_over(
     content: bytes, size: int | None, *, sealed: bool
 ) -> None:
-    """Empty, short, of another layout, of impossible size, or such that its owner could end the reader with SIGBUS."""
+    """A memfd that is empty, short, of another layout or size, or not sealed against shrinking is ignored."""
     with memfd(content, size=size, sealed=sealed), pools_of(HERE) as pools:
         assert pools == []
 
 
 @given(st.lists(WORD, min_size=8, max_size=8), st.integers(0, 2**20))
 def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
-    """Whatever eight words begin a memory of whatever size, a look neither fails nor believes them."""
+    """Random words at the beginning of a memory of any size make a survey neither fail nor find a pool."""
     words[Header.MAGIC] = MAGIC
     with memfd(struct.pack("9q", *words, HERE), size=max(72, size)), pools_of(HERE) as pools:
         assert pools == []
@@ -105,7 +105,7 @@ def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
 
 @pytest.mark.processes
 def test_processes_and_descriptors_that_vanish() -> None:
-    """What ends or is closed in the middle of a look is passed over."""
+    """A process that ends and a descriptor that is closed during a survey are ignored."""
     over = threading.Event()
 
     def come_and_go() -> None:

@@ -1,4 +1,4 @@
-"""Targets: what loads, and what names nothing."""
+"""Targets: what can be loaded, and what the error says where a target names nothing."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def test_module_in_the_working_directory(write: Callable[..., None]) -> None:
 
 
 def test_attributes_of_attributes(write: Callable[..., None]) -> None:
-    """A package, a module in it, a class in a class."""
+    """A target may name a module in a package and a class in a class."""
     write("pack_here/__init__.py", "")
     write("pack_here/inner.py", "class Outer:\n    class Inner: pass\n")
     assert load("pack_here.inner:Outer.Inner").__qualname__ == "Outer.Inner"  # type: ignore[attr-defined]
 
 
 def test_file_finds_its_neighbours(write: Callable[..., None]) -> None:
-    """A file imports what lies beside it, as ``python file.py`` would."""
+    """A file imports modules of its own folder, as with ``python file.py``."""
     write("deep/neighbour_here.py", "answer = 42")
     write("deep/file_here.py", "from neighbour_here import answer")
     assert load("deep/file_here.py:answer") == 42
@@ -68,7 +68,7 @@ def test_file_finds_its_neighbours(write: Callable[..., None]) -> None:
 
 
 def test_file_named_like_a_module_that_is_there(write: Callable[..., None]) -> None:
-    """A target called ``logging.py`` does not become the standard library's."""
+    """A target ``logging.py`` does not replace the standard library's module."""
     import logging
 
     write("logging.py", "mine = True")
@@ -95,19 +95,19 @@ def test_file_named_like_a_module_that_is_there(write: Callable[..., None]) -> N
     ],
 )
 def test_targets_that_name_nothing(write: Callable[..., None], reason: str, target: str) -> None:
-    """A missing or malformed target is told in one sentence."""
+    """The error for a missing or malformed target is one sentence."""
     assert refusal(target) == reason
 
 
 def test_misspelt_names_get_a_hint(write: Callable[..., None]) -> None:
-    """The nearest module and the nearest attribute are named."""
+    """The error for a misspelt name suggests the nearest module or attribute."""
     write("shouting_app.py", "class Shout: pass\nclass Whisper: pass")
     assert refusal("shoutin_app:Shout").endswith("did you mean shouting_app?")
     assert refusal("shouting_app:Shuot").endswith("has no Shuot; did you mean Shout?")
 
 
 def test_far_off_names_get_the_list(write: Callable[..., None]) -> None:
-    """Where nothing is near, what the module could serve is listed."""
+    """Where no name is near, the error lists what the module has to serve."""
     write(
         "listing_app.py",
         """
@@ -134,7 +134,7 @@ def test_far_off_names_get_the_list(write: Callable[..., None]) -> None:
 def test_broken_applications_report_themselves(
     write: Callable[..., None], said: str, source: str
 ) -> None:
-    """The traceback begins in the application: nothing of prefork or the import machinery."""
+    """The traceback of a broken application has no frame of prefork or of the import machinery."""
     write("broken_here.py", source)
     for target in ("broken_here:x", "broken_here.py:x"):
         with pytest.raises(BootError) as caught:
@@ -148,14 +148,14 @@ def test_broken_applications_report_themselves(
 
 
 def test_module_that_misses_itself_is_broken(write: Callable[..., None]) -> None:
-    """A package that fails to import its own part is no missing target."""
+    """A package that cannot import its own part is a broken application and not a missing target."""
     write("half_here/__init__.py", "import half_here.other")
     with pytest.raises(BootError, match=r"No module named 'half_here\.other'"):
         load("half_here:x")
 
 
 def test_application_that_binds_an_address_in_use(write: Callable[..., None]) -> None:
-    """A server made by the module itself fails like one made by prefork."""
+    """A bind that fails in the application's own code is a BindError with the address."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write(
@@ -168,7 +168,7 @@ def test_application_that_binds_an_address_in_use(write: Callable[..., None]) ->
 
 
 def test_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release directory may have been removed under a shell."""
+    """A working directory that was removed is a TargetError that says so."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

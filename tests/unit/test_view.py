@@ -1,4 +1,4 @@
-"""What two looks at a pool say together: rates, shares, latencies."""
+"""What follows from two looks at a pool: rates, shares, latencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MS = SECOND // 1000
 
 
 def test_rates_are_those_between_two_looks() -> None:
-    """Requests per second of the pool and of each slot, over the time between the looks."""
+    """The rates of the pool and of each slot are those of the time between two looks."""
     with scoreboard(2, at=NOW) as board:
         first, second = occupy(board, 0, 11, at=NOW), occupy(board, 1, 12, at=NOW)
         first.account(Outcome.OK, MS)
@@ -29,7 +29,7 @@ def test_rates_are_those_between_two_looks() -> None:
 
 
 def test_first_look_has_no_rates() -> None:
-    """Before there is anything to compare with, nothing is made up; latencies are those since the start."""
+    """The first look has no rates, and its latencies are those since the start."""
     with scoreboard(1, at=NOW) as board:
         occupy(board, 0, 11, at=NOW).account(Outcome.OK, 3 * MS)
         shown = view(None, look_at(board, NOW, _11=ProcessUsage(1.0, 4096)))
@@ -40,7 +40,7 @@ def test_first_look_has_no_rates() -> None:
 
 
 def test_latencies_are_those_between_two_looks() -> None:
-    """A slow hour ago does not colour the present; without requests there is no latency."""
+    """Latencies are those of the requests between two looks, and missing where there are none."""
     with scoreboard(1, at=NOW) as board:
         worker = occupy(board, 0, 11, at=NOW)
         for _ in range(1000):
@@ -56,7 +56,7 @@ def test_latencies_are_those_between_two_looks() -> None:
 
 
 def test_long_request_counts_while_it_lasts() -> None:
-    """A worker that is in one request for minutes is busy all the time, not never and then for minutes at once."""
+    """A worker in one long request counts as busy during the request and not only at its end."""
     with scoreboard(2, at=NOW) as board:
         worker, other = occupy(board, 0, 11, at=NOW), occupy(board, 1, 12, at=NOW)
         take_request(worker, NOW - 60 * SECOND)
@@ -73,7 +73,7 @@ def test_long_request_counts_while_it_lasts() -> None:
 
 
 def test_new_worker_starts_its_cpu_anew() -> None:
-    """CPU belongs to the process, requests to the slot: a replaced worker has no share of its predecessor's."""
+    """The CPU time of a new worker is not compared with that of its predecessor."""
     with scoreboard(1, at=NOW) as board:
         occupy(board, 0, 11, at=NOW)
         before = look_at(board, NOW, _11=ProcessUsage(100.0))
@@ -88,7 +88,7 @@ def test_new_worker_starts_its_cpu_anew() -> None:
 
 
 def test_slots_that_never_had_a_worker_are_no_rows() -> None:
-    """The picture shows them; the table is for what there is or was."""
+    """A slot that never had a worker has a letter and no row."""
     with scoreboard(4, at=NOW) as board:
         occupy(board, 2, 11, at=NOW)
         occupy(board, 3, 12, at=NOW)

@@ -1,4 +1,4 @@
-"""Waiting for a pool: how long, and the line on the terminal that says how far it is."""
+"""Waiting for a pool: how long, and the line of progress on the terminal."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.waiting import let_pass
     ],
 )
 def test_bar(done: int, of: int, text: str) -> None:
-    """It has one length, whatever the numbers."""
+    """A bar has the same length for all numbers."""
     assert bar(done, of) == text
 
 
 def test_waiting_times_come_from_the_pool() -> None:
-    """Its own setting where it says one that can be, the default where it does not."""
+    """A timeout is the pool's own setting, or the default where the pool's description has no valid one."""
     with scoreboard() as board, find_pool(str(os.getpid())) as pool:
         assert seconds_of(pool, "boot_timeout") == 7.0
         assert seconds_of(pool, "graceful_timeout") == 25.0
@@ -40,7 +40,7 @@ def test_waiting_times_come_from_the_pool() -> None:
 
 
 def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
-    """Return what a terminal gets of a progress that takes so long."""
+    """Return what a terminal receives from a progress line that begins ``seconds`` before its first text."""
     reader, writer = os.openpty()
     try:
         with ProgressLine(writer) as line:
@@ -60,18 +60,18 @@ def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
 
 
 def test_progress_is_one_line_that_goes() -> None:
-    """Each text replaces the one before, the same is not written twice, and nothing is left of it."""
+    """Each text replaces the previous one, is written once, and is erased at the end."""
     said = shown_on_a_terminal(["1 of 2", "1 of 2", "2 of 2"], seconds=0.35)
     assert said == "\r\x1b[K1 of 2\r\x1b[K2 of 2\r\x1b[K"
 
 
 def test_quick_things_show_no_progress() -> None:
-    """What is done within a moment does not flicker."""
+    """Progress that is over at once is not shown."""
     assert shown_on_a_terminal(["1 of 2"], seconds=0) == ""
 
 
 def test_progress_into_a_file_is_nothing() -> None:
-    """Logs of cron jobs and scripts get the outcome only."""
+    """Progress is not written to a pipe."""
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)
