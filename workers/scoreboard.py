@@ -93,7 +93,7 @@ class PoolField(IntEnum):
     CEILING_REACHED = 10
     """How often the pool wanted to grow and was at ``max_children``."""
     GROWTH_REFUSED = 11
-    """Workers that were not added for want of memory."""
+    """Workers that were not added because of low memory."""
     SLOW_REQUESTS = 12
     WATCH = 13
     """1 while a worker that leaves the idle is to tell the master: few are left."""

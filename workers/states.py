@@ -169,7 +169,7 @@ def cause_of_exit(
     """Judge an exit by what the master wanted first and by the wait status second.
 
     asked: why the master asked it to leave, if it did. killed_for: why the master killed it, if
-    it did. out_of_memory: the kernel has killed somebody here for want of memory just now.
+    it did. out_of_memory: the kernel has killed somebody here because of low memory just now.
     Shared memory has no say: a worker can write what it likes there.
     """
     if killed_for is not None:

@@ -229,7 +229,7 @@ class MetricsProcess:
         if self._child is None:
             self._record = self._record.ended()
             if self._record.failures == 1:
-                log.event(logging.ERROR, str(self), "cannot be forked, goes on trying", error=error)
+                log.event(logging.ERROR, str(self), "fork failed, retrying", error=error)
             return
         self._poll.register(self._child.pidfd, select.POLLIN)
         pool.board.set_pool(PoolField.METRICS_PID, self._child.pid)

@@ -37,7 +37,7 @@ class PoolSize:
         floor = max(1, min(wanted, self._settings.max_children))
         if floor not in (wanted, self._announced_bound):
             self._announced_bound = floor
-            log.event(logging.WARNING, "master", "is at its bound", workers=floor, why=why)
+            log.event(logging.WARNING, "master", "already at its limit", workers=floor, why=why)
         if floor == self.floor:
             return
         if floor == wanted:
@@ -57,7 +57,10 @@ class PoolSize:
         board.count_pool(PoolField.GROWTH_REFUSED, spares.refused)
         if spares.refused and not before.refused:
             log.event(
-                logging.WARNING, "master", "does not grow for want of memory", workers=spares.size
+                logging.WARNING,
+                "master",
+                "does not grow because of low memory",
+                workers=spares.size,
             )
         if spares.at_ceiling and not before.at_ceiling:
             board.count_pool(PoolField.CEILING_REACHED)

@@ -237,7 +237,7 @@ def test_pool_at_the_limit_of_its_container_degrades_and_recovers(
         group.put([program.pid, *workers])
         group.turn_on()
         os.kill(min(workers), signal.SIGKILL)
-        program.wait_logged("cannot fork, goes on trying")
+        program.wait_logged("fork failed, retrying")
         with Load(address, clients=2) as load:
             wait_until(lambda: load.answered > 100, "the others serve")
             heard = Stopwatch()
@@ -249,7 +249,7 @@ def test_pool_at_the_limit_of_its_container_degrades_and_recovers(
         relieved = Stopwatch()
         program.wait_workers(3, ceiling=4)
         assert relieved.seconds < 2.0
-        assert len(program.logged("cannot fork")) == 1
+        assert len(program.logged("fork failed")) == 1
         assert program.stop() == 0
 
 
@@ -289,7 +289,7 @@ def test_user_at_the_limit_of_its_processes_degrades_and_recovers(
     address = program.address()
     workers = program.wait_workers(2)
     os.kill(min(workers), signal.SIGKILL)
-    program.wait_logged("cannot fork, goes on trying")
+    program.wait_logged("fork failed, retrying")
     for _ in range(5):
         assert ask(address).endswith("hello")
     assert program.workers() == {max(workers)}
@@ -553,7 +553,7 @@ def test_signals_within_a_millisecond_of_birth_end_only_the_newborn(
     program.wait_workers(4)
     wait_until(lambda: ask(address).endswith("hello"), "service")
     program.settle()
-    assert program.logged(" master (phase changed|is at its bound|order has)") == []
+    assert program.logged(" master (phase changed|already at its limit|order has)") == []
     assert len(program.logged(" master resized")) == 1
     assert len(program.logged(r"exited cause=exited\(0\)")) == BIRTHS
     assert program.stop() == 0

@@ -229,14 +229,14 @@ def test_fork_that_fails_is_retried(start: Callable[..., Program], tmp_path: Pat
     trace = tmp_path / "strace"
     with injected(program.pid, f"{FORKS}:error=EAGAIN", log=trace):
         os.kill(min(workers), signal.SIGKILL)
-        program.wait_logged("cannot fork|EAGAIN|temporarily unavailable")
+        program.wait_logged("fork failed|EAGAIN|temporarily unavailable")
         with Load(address, clients=1) as load:
             assert cpu_share(program.pid, 1.5) < SPINNING
         assert load.lost == {}
         assert load.answered > 100
         assert program.workers() == {max(workers)}
         assert trace.read_text().count("EAGAIN") <= 10
-        assert len(program.logged("cannot fork|EAGAIN|temporarily unavailable")) == 1
+        assert len(program.logged("fork failed|EAGAIN|temporarily unavailable")) == 1
         program.signal(signal.SIGTTIN)
         program.settle()  # strace that lets go takes a signal with it that has just come
     relieved = Stopwatch()
@@ -257,7 +257,7 @@ def test_stop_is_obeyed_while_fork_fails(
     with injected(program.pid, f"{FORKS}:error={error}", log=tmp_path / "strace"):
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
-        program.wait_logged("cannot fork|temporarily unavailable|allocate memory")
+        program.wait_logged("fork failed|temporarily unavailable|allocate memory")
         watch = Stopwatch()
         assert program.stop() == 0
         assert watch.seconds < 1.0

@@ -169,5 +169,5 @@ def test_pool_does_not_grow_beyond_its_memory(start: Callable[..., Program]) -> 
             wait_until(lambda: board.pool(PoolField.GROWTH_REFUSED) > 0, "growth refused")
             stays(lambda: len(program.workers()) <= 5, "grew too far", span=1.0, poll=0.02)
         program.stop()
-    assert program.logged("does not grow for want of memory")
+    assert program.logged("does not grow because of low memory")
     assert program.logged("oom_killed") == []

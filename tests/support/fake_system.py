@@ -29,7 +29,7 @@ class FakeProcess:
     received: the signals that it was sent, in order.
     status: how it ended, None while it lives. collected: whether its parent has taken the status.
     has_received_alone: whether it has one thread, which takes signals at once. lingers: whether a SIGKILL
-    ends it only a while later, when it is waited for.
+    ends it only a while later, when it is waited for. exits_on: the signal on which it exits with 0.
     """
 
     pid: int
@@ -39,6 +39,7 @@ class FakeProcess:
     collected: bool = False
     has_received_alone: bool = False
     lingers: bool = False
+    exits_on: int | None = None
 
 
 class FakeSystem:
@@ -156,6 +157,8 @@ class FakeSystem:
         process.received.append(number)
         if number == signal.SIGKILL and not process.lingers:
             self.end(child.pid, by=number)
+        elif number == process.exits_on:
+            self.end(child.pid, 0)
 
     def has_received_alone(self, child: Child, number: int) -> bool:
         """Return what the test says."""

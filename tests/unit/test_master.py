@@ -287,7 +287,7 @@ def test_fork_that_fails_is_tried_again(staged: Stager, caplog: pytest.LogCaptur
 
     stage.run(play())
     failures = [one for one in events(caplog, "master") if "fork" in one]
-    assert failures == ["cannot fork, goes on trying", "forks again"]
+    assert failures == ["fork failed, retrying", "fork succeeded again"]
 
 
 def test_stop_is_obeyed_while_fork_fails(staged: Stager) -> None:

@@ -111,7 +111,7 @@ def test_fork_that_fails_in_a_batch(
     assert [*pool._descriptors.pipes] == [*range(stands)], "pipes of workers that there are not"
     assert pool.board.pool(PoolField.SPAWN_FAILURES) == 1
     assert pool.failures.retry_at == pytest.approx(stage.now + 0.1)
-    (line,) = logged(log, "cannot fork, goes on trying")
+    (line,) = logged(log, "fork failed, retrying")
     assert line["workers"] == stands
     # The next ones go into the slots that stayed free.
     stage.system.allow_forks()
@@ -131,13 +131,13 @@ def test_row_of_failed_forks_is_two_lines(stage: StagedPool, log: pytest.LogCapt
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     stage.system.allow_forks()
     stage.spawn(1)
-    assert len(logged(log, "cannot fork, goes on trying")) == 1
-    (line,) = logged(log, "forks again")
+    assert len(logged(log, "fork failed, retrying")) == 1
+    (line,) = logged(log, "fork succeeded again")
     assert line["failures"] == 6
     assert not stage.pool.failures.probing
     stage.system.refuse_forks()
     stage.spawn(1)
-    assert len(logged(log, "cannot fork, goes on trying")) == 2
+    assert len(logged(log, "fork failed, retrying")) == 2
 
 
 def test_worker_without_a_pidfd_leaves_its_slot(stage: StagedPool) -> None:

@@ -97,8 +97,7 @@ class Handle(msgspec.Struct):
         What counts is the word that the worker itself writes, not the state of its slot. A worker
         that was asked to leave while it booted has the state ``retiring``, and may be ready as well.
         """
-        state = board.word(self.slot, SlotField.STATE)
-        if self.is_ready or state == WorkerState.STARTING:
+        if self.is_ready or board.word(self.slot, SlotField.STATE) == WorkerState.STARTING:
             return False
         self.ready_at = now
         return True

@@ -206,7 +206,9 @@ class Pool:
         failures = self.failures
         if failure is None:
             if failures.forks:
-                log.event(logging.WARNING, "master", "forks again", failures=failures.forks)
+                log.event(
+                    logging.WARNING, "master", "fork succeeded again", failures=failures.forks
+                )
                 failures.forked()
             return
         failures.fork_failed(now)
@@ -215,7 +217,7 @@ class Pool:
             log.event(
                 logging.ERROR,
                 "master",
-                "cannot fork, goes on trying",
+                "fork failed, retrying",
                 error=failure,
                 workers=len(self.table),
             )
@@ -225,6 +227,8 @@ class Pool:
     def note_ready(self, now: float) -> None:
         """Find the workers that have become ready since the last tick, and those that proved sound."""
         for handle in self.table:
+            if handle.proven:
+                continue  # nearly all of them, at nearly every tick
             if handle.note_ready(self.board, now):
                 boot = max(0.0, now - handle.spawned_at)
                 self.board.note_ready(handle.slot, time.monotonic_ns(), int(boot * 1e9))

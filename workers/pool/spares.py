@@ -28,7 +28,7 @@ class Load(msgspec.Struct, frozen=True):
 
     idle: workers that are ready, stay and have no request. starting: those that are not ready yet.
     affordable: how many workers more the memory that is left can bear; None when nobody looked.
-    oom_killed: workers that the kernel has killed for want of memory since the last decision.
+    oom_killed: workers that the kernel has killed because of low memory since the last decision.
     waiting: the kernel's queue is not empty.
     """
 
@@ -45,7 +45,7 @@ class Spares(msgspec.Struct, frozen=True):
     size: workers wanted. step: how many were added the last time. grown_at: when that was.
     minima: the least number of idle workers in each of the last whole seconds, oldest first.
     least: that of the running second, which began at ``second``. at_ceiling: more were wanted
-    than ``max_children`` allows. refused: workers not added for want of memory, this time.
+    than ``max_children`` allows. refused: workers not added because of low memory, this time.
     """
 
     size: int
@@ -66,7 +66,7 @@ def follow_load(spares: Spares, load: Load, floor: int, settings: Settings, now:
         # A step that boots is not over: with boots of a second growth would not double.
         spares = msgspec.structs.replace(spares, grown_at=now)
     spares = _watch(spares, load, now)
-    # What the kernel had to kill for want of memory is not put back: it would be killed again.
+    # What the kernel had to kill because of low memory is not put back: it would be killed again.
     size = max(floor, spares.size - load.oom_killed)
     spares = msgspec.structs.replace(spares, size=size, refused=0)
     if wants_growth(load, settings):

@@ -41,7 +41,7 @@ class PoolView(msgspec.Struct, frozen=True):
 
     floor: the number of workers to keep, whatever the load. spares: what was decided of the load
     before. affordable: how many workers more the memory can bear, None when nobody looked.
-    oom_killed: workers that the kernel has killed for want of memory since the last decision.
+    oom_killed: workers that the kernel has killed because of low memory since the last decision.
     generation: of the code that is to serve. lost: workers that died unexpectedly and have not
     been replaced yet. retry_at: no fork before this instant (back-off). probing: the last spawn
     failed, so try one at a time. stop_by: end of the graceful stop. dump_first: stopping now, but
