@@ -15,7 +15,7 @@ from prefork.workers.pool.views import Plan
 from prefork.workers.scoreboard import SlotField, SlotWriter
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.states import Order, Phase, StartReason, WorkerState
+from prefork.workers.states import Order, StartReason, WorkerState
 from tests.support.fake_system import FakeSystem
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class StagedPool(Stage):
 
     def apply(self, **plan: Any) -> None:
         """Carry out a plan."""
-        usual = {"phase": Phase.SERVING, "spares": Spares(self.pool.table.size)}
+        usual = {"spares": Spares(self.pool.table.size)}
         self.pool.apply(Plan(**{**usual, **plan}), self.now)
 
     def spawn(self, count: int, reason: StartReason = StartReason.STARTED) -> None:

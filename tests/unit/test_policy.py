@@ -19,7 +19,7 @@ from prefork.workers.pool.policy import SPAWN_BATCH, decide
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Plan, PoolView, Retirement, WorkerView
 from prefork.workers.settings import Settings
-from prefork.workers.states import ExitCause, ExitKind, Phase
+from prefork.workers.states import ExitCause, ExitKind, Order, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_pool_is_not_spawned_beyond_its_target(view: PoolView, now: float) -> No
     decided = decide(view, SETTINGS, now)
     staying = [one for one in view.workers if one.leave_by is None and not one.killed]
 
-    if decided.spawn and decided.phase is not Phase.DRAINING:
+    if decided.spawn and view.phase is not Phase.DRAINING:
         assert len(staying) + decided.spawn <= view.floor
     assert not (decided.spawn and decided.retire)
 
@@ -121,7 +121,7 @@ def test_nobody_is_dumped_or_killed_before_its_deadline(view: PoolView, now: flo
     decided = decide(view, SETTINGS, now)
     touched = {*decided.dump, *(kill.slot for kill in decided.kill)}
 
-    if decided.phase is not Phase.STOPPING_NOW:
+    if view.phase is not Phase.STOPPING_NOW:
         for one in (one for one in view.workers if one.slot in touched):
             booting = math.inf if one.ready else one.spawned_at + SETTINGS.boot_timeout
             assert now >= (booting if one.leave_by is None else one.leave_by)
@@ -132,7 +132,7 @@ def test_every_kill_has_its_dump_first(view: PoolView, now: float) -> None:
     """A worker is killed DUMP_TIME after its stack dump, unless the pool stops now and without dumps."""
     decided = decide(view, SETTINGS, now)
 
-    if decided.phase is not Phase.STOPPING_NOW or view.dump_first:
+    if view.phase is not Phase.STOPPING_NOW or view.dump_first:
         for kill in decided.kill:
             dumped_at = view.workers[kill.slot].dumped_at
             assert dumped_at is not None
@@ -171,19 +171,21 @@ def test_leaving_and_stopping_never_spawn(view: PoolView, now: float) -> None:
 
 @any_view
 def test_leaving_retires_everybody(view: PoolView, now: float) -> None:
-    """Draining and leaving ask everyone who was not asked before, all until stop_by."""
-    for phase in (Phase.DRAINING, Phase.LEAVING):
+    """Draining and leaving ask everyone who was not asked before, until stop_by; draining has them serve the queue first."""
+    for phase, order in ((Phase.DRAINING, Order.DRAIN), (Phase.LEAVING, Order.RETIRE)):
         decided = decide(replace(view, phase=phase), SETTINGS, now)
         staying = [one.slot for one in view.workers if one.leave_by is None and not one.killed]
 
-        assert decided.retire == tuple(Retirement(slot, RETIRED, view.stop_by) for slot in staying)
+        assert decided.retire == tuple(
+            Retirement(slot, RETIRED, view.stop_by, order) for slot in staying
+        )
 
 
 @any_view
 def test_only_idle_workers_are_poked(view: PoolView, now: float) -> None:
     """Workers are woken when something waits and they are idle, all of them, and never once the pool drains."""
     decided = decide(view, SETTINGS, now)
-    wanted = view.work_waiting and decided.phase < Phase.DRAINING
+    wanted = view.work_waiting and view.phase < Phase.DRAINING
 
     assert decided.poke == tuple(one.slot for one in view.workers if wanted and one.idle)
 
@@ -199,7 +201,7 @@ def test_same_view_same_plan(view: PoolView, now: float) -> None:
 
 def test_healthy_pool_is_left_alone() -> None:
     """A pool of the wanted size, all ready, makes nothing to do and nothing to wait for."""
-    assert plan(Phase.SERVING, *workers(4)) == Plan(Phase.SERVING, Spares(4))
+    assert plan(Phase.SERVING, *workers(4)) == Plan(Spares(4))
 
 
 def test_dead_worker_is_replaced_at_once() -> None:
@@ -292,14 +294,16 @@ def test_leaving_workers_are_no_surplus() -> None:
 
 def test_nobody_leaves_during_the_drain_delay() -> None:
     """A pool that will stop is kept as it is until it drains."""
-    assert plan(Phase.NOT_READY, *workers(4), stop_by=NOW + 30) == Plan(Phase.NOT_READY, Spares(4))
+    assert plan(Phase.NOT_READY, *workers(4), stop_by=NOW + 30) == Plan(Spares(4))
 
 
 def test_drain_begins_with_retirements() -> None:
     """The first plan of a draining pool retires every worker until stop_by, and kills none."""
     decided = plan(Phase.DRAINING, *workers(2), stop_by=NOW + 25)
 
-    assert decided.retire == (Retirement(0, RETIRED, NOW + 25), Retirement(1, RETIRED, NOW + 25))
+    assert decided.retire == tuple(
+        Retirement(slot, RETIRED, NOW + 25, Order.DRAIN) for slot in (0, 1)
+    )
     assert (decided.dump, decided.kill) == ((), ())
 
 
@@ -309,13 +313,11 @@ def test_retiring_worker_is_dumped_then_killed() -> None:
     dumped = replace(asked, dumped_at=NOW)
     stopping = {"stop_by": NOW}
 
-    assert plan(Phase.DRAINING, asked, now=NOW - 1, **stopping) == Plan(
-        Phase.DRAINING, Spares(4), wake=NOW
-    )
+    assert plan(Phase.DRAINING, asked, now=NOW - 1, **stopping) == Plan(Spares(4), wake=NOW)
     assert plan(Phase.DRAINING, asked, **stopping).dump == (0,)
     assert plan(Phase.DRAINING, asked, **stopping).kill == ()
     waiting = plan(Phase.DRAINING, dumped, now=NOW + 0.1, **stopping)
-    assert waiting == Plan(Phase.DRAINING, Spares(4), wake=NOW + DUMP_TIME)
+    assert waiting == Plan(Spares(4), wake=NOW + DUMP_TIME)
     assert plan(Phase.DRAINING, dumped, now=NOW + DUMP_TIME, **stopping).kill == (Kill(0, None),)
 
 
@@ -325,7 +327,7 @@ def test_boot_timeout_dumps_then_kills() -> None:
     end = NOW + SETTINGS.boot_timeout
     dumped = replace(booting, dumped_at=end)
 
-    assert plan(Phase.SERVING, booting, floor=1) == Plan(Phase.SERVING, Spares(1), wake=end)
+    assert plan(Phase.SERVING, booting, floor=1) == Plan(Spares(1), wake=end)
     assert plan(Phase.SERVING, booting, floor=1, now=end).dump == (0,)
     waiting = plan(Phase.SERVING, dumped, floor=1, now=end + 0.1)
     assert (waiting.dump, waiting.kill, waiting.wake) == ((), (), end + DUMP_TIME)
@@ -338,7 +340,7 @@ def test_ready_at_the_last_moment_is_spared() -> None:
     """A worker that becomes ready between its dump and its kill lives."""
     late = worker(0, spawned_at=NOW - 99, dumped_at=NOW - 1)
 
-    assert plan(Phase.SERVING, late, floor=1) == Plan(Phase.SERVING, Spares(1))
+    assert plan(Phase.SERVING, late, floor=1) == Plan(Spares(1))
 
 
 def test_dump_at_boot_is_not_the_dump_at_the_end() -> None:
@@ -352,9 +354,7 @@ def test_dump_at_boot_is_not_the_dump_at_the_end() -> None:
 
 def test_killed_worker_is_waited_for() -> None:
     """Who was killed is neither killed again nor a reason to wake: its end is an event."""
-    assert plan(Phase.STOPPING_NOW, worker(0, killed=True, dumped_at=NOW)) == Plan(
-        Phase.STOPPING_NOW, Spares(4)
-    )
+    assert plan(Phase.STOPPING_NOW, worker(0, killed=True, dumped_at=NOW)) == Plan(Spares(4))
 
 
 def test_stopping_now_kills_all() -> None:

@@ -25,7 +25,6 @@ from prefork.workers.states import (
     ExitCause,
     ExitKind,
     Order,
-    Phase,
     StartReason,
     WorkerState,
 )
@@ -204,13 +203,11 @@ def test_worker_asked_to_leave_while_it_boots_may_become_ready(stage: StagedPool
 # --- asked to leave
 
 
-@pytest.mark.parametrize(
-    ("phase", "order"), [(Phase.SERVING, Order.RETIRE), (Phase.DRAINING, Order.DRAIN)]
-)
-def test_worker_is_asked_by_a_word_and_woken(stage: StagedPool, phase: Phase, order: Order) -> None:
+@pytest.mark.parametrize("order", [Order.RETIRE, Order.DRAIN])
+def test_worker_is_asked_by_a_word_and_woken(stage: StagedPool, order: Order) -> None:
     """A worker that is to leave finds the order in its slot and a byte in its pipe; no signal is sent."""
     stage.ready(2)
-    stage.apply(phase=phase, retire=(Retirement(1, SCALED_DOWN, stage.now + 25),))
+    stage.apply(retire=(Retirement(1, SCALED_DOWN, stage.now + 25, order),))
     assert stage.pool.board.word(1, SlotField.ORDER) == order
     assert os.read(stage.handle(1).pipes.wake_read, 8) == WAKE
     with pytest.raises(BlockingIOError):

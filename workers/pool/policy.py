@@ -13,7 +13,7 @@ from prefork.workers.pool.deadlines import DUMP_TIME, escalations, instants, slo
 from prefork.workers.pool.spares import Load, Spares, follow_load
 from prefork.workers.pool.views import Plan, PoolView, Retirement, WorkerView
 from prefork.workers.settings import Settings
-from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
+from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
 
 SPAWN_BATCH = 32
 """Most forks in one tick: some 30 ms here, so that the master stays awake to signals."""
@@ -45,7 +45,6 @@ def decide(view: PoolView, settings: Settings, now: float) -> Plan:
     starts, retire = _starts(outlook), _retirements(outlook)
     dump, kill = escalations(view, settings, now)
     return Plan(
-        phase=view.phase,
         spares=spares,
         starts=starts,
         retire=retire,
@@ -151,14 +150,21 @@ def _needed_to_drain(outlook: _Outlook) -> list[StartReason]:
 
 def _retirements(outlook: _Outlook) -> tuple[Retirement, ...]:
     view = outlook.view
-    if view.phase in (Phase.DRAINING, Phase.LEAVING):
-        retired = ExitCause(ExitKind.RETIRED)
-        return tuple(Retirement(one.slot, retired, view.stop_by) for one in outlook.staying)
-    if view.phase is Phase.STOPPING_NOW:
-        return ()
+    match view.phase:
+        case Phase.DRAINING:
+            return _retire_all(outlook, Order.DRAIN)
+        case Phase.LEAVING:
+            return _retire_all(outlook, Order.RETIRE)
+        case Phase.STOPPING_NOW:
+            return ()
     leave_by = outlook.now + outlook.settings.graceful_timeout
     leaving = _replaced(outlook) or _surplus(outlook)
     return tuple(Retirement(one.slot, ExitCause(kind), leave_by) for one, kind in leaving)
+
+
+def _retire_all(outlook: _Outlook, order: Order) -> tuple[Retirement, ...]:
+    retired, stop_by = ExitCause(ExitKind.RETIRED), outlook.view.stop_by
+    return tuple(Retirement(one.slot, retired, stop_by, order) for one in outlook.staying)
 
 
 def _replaced(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:

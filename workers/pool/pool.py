@@ -21,7 +21,7 @@ from prefork.workers.pool.table import PoolState, Table
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.spec import PoolLink, WorkerSpec
-from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
+from prefork.workers.states import ExitCause, ExitKind, StartReason
 from prefork.workers.system import Child, System
 from prefork.workers.worker.life import run_worker
 from prefork.workers.worker.prepared import PreparedWorker
@@ -127,17 +127,16 @@ class Pool:
         for slot in plan.poke:
             self.table[slot].pipes.wake()
         for retirement in plan.retire:
-            self._retire(retirement, plan.phase)
+            self._retire(retirement)
         if plan.starts:
             self._spawn(plan.starts, now)
         self.deaths.oom_killed = 0
         self.table.settle_lost(plan.spares.size)
 
-    def _retire(self, retirement: Retirement, phase: Phase) -> None:
+    def _retire(self, retirement: Retirement) -> None:
         handle = self.table[retirement.slot]
         handle.ask_to_leave(retirement.cause, retirement.leave_by)
-        order = Order.DRAIN if phase is Phase.DRAINING else Order.RETIRE
-        self.board.give_order(handle.slot, order)
+        self.board.give_order(handle.slot, retirement.order)
         handle.pipes.wake()
         log.event(logging.DEBUG, str(handle), "asked to leave", cause=retirement.cause)
 

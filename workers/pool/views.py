@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from prefork.workers.pool.spares import Spares
-from prefork.workers.states import ExitCause, ExitKind, Phase, StartReason
+from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -69,11 +69,15 @@ class PoolView(msgspec.Struct, frozen=True):
 
 
 class Retirement(msgspec.Struct, frozen=True):
-    """Ask this worker to leave, for this cause, until this instant."""
+    """Ask this worker to leave, for this cause, until this instant.
+
+    order: RETIRE to leave after the request in hand, DRAIN to serve what is queued first.
+    """
 
     slot: int
     cause: ExitCause
     leave_by: float
+    order: Order = Order.RETIRE
 
 
 class Kill(msgspec.Struct, frozen=True):
@@ -86,7 +90,6 @@ class Kill(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What to do now, and the instant at which to think again at the latest (None: only on events)."""
 
-    phase: Phase
     spares: Spares
     starts: tuple[StartReason, ...] = ()
     """One for each worker to spawn: why."""
