@@ -1,7 +1,7 @@
 """A bounded pool of pre-forked workers for the servers of the standard library's ``socketserver``.
 
-Every public name of ``socketserver`` is a name of this module, too. So a program changes its import and one
-base class, and keeps its handlers.
+Every public name of ``socketserver`` is a name of this module, too. So a program changes its import
+and one base class, and keeps its handlers.
 """
 
 import socketserver

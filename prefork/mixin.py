@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mix-in that serves each request in one of a bounded pool of worker processes.
 
-    Put the mix-in in front of any ``socketserver`` server class, and keep the handlers. The workers are
-    forked in ``serve_forever()``. They share the server's socket and handle one request after the other.
+    Put the mix-in in front of any ``socketserver`` server class, and keep the handlers. The workers
+    are forked in ``serve_forever()``. They share the server's socket and handle one request after
+    the other.
 
-    The mix-in has no ``__init__()``. Class or instance attributes configure the pool. They are read when
-    ``serve_forever()`` begins. docs/SETTINGS.md describes each of them; durations are seconds or a text such
-    as "500ms", sizes are bytes or a text such as "256M", and None switches a limit off.
+    The mix-in has no ``__init__()``. Class or instance attributes configure the pool. They are read
+    when ``serve_forever()`` begins. docs/SETTINGS.md describes each of them; durations are seconds
+    or a text such as "500ms", sizes are bytes or a text such as "256M", and None switches a limit
+    off.
 
     Methods for the caller:
 
@@ -76,8 +78,8 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     listener_inherited: bool = False
     """Whether another process, such as a supervisor, holds the server's socket, too.
 
-    A stop by signal refuses new clients for all processes that have the socket. With this attribute set, the stop
-    leaves the socket and its queue to the other process.
+    A stop by signal refuses new clients for all processes that have the socket. With this attribute
+    set, the stop leaves the socket and its queue to the other process.
     """
 
     active_children: set[int] | None = None
@@ -86,8 +88,8 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
         """Make the server object known to ``prefork.serving``.
 
-        ``__new__()`` does this because it always runs. Many programs call ``TCPServer.__init__()`` by its name, so an
-        ``__init__()`` of the mix-in would be passed over.
+        ``__new__()`` does this because it always runs. Many programs call ``TCPServer.__init__()``
+        by its name, so an ``__init__()`` of the mix-in would be passed over.
         """
         server: Self = super().__new__(cls)
         serving.make_known(server)
@@ -103,29 +105,37 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     @property
     def stopping(self) -> bool:
-        """Whether this worker was asked to leave, so that a long handler can finish early. False in the master."""
+        """Whether this worker was asked to leave, so that a long handler can finish early.
+
+        False in the master.
+        """
         side = run_of(self).side
         return side is not None and side.stopping
 
     # --- the contract of socketserver
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """Serve with a pool of workers until ``shutdown()`` or a signal. The caller becomes the master.
+        """Serve with a pool of workers until ``shutdown()`` or a signal.
 
-        In the main thread this method handles the signals of docs/SIGNALS.md, and restores the program's
-        handlers before it returns. After TERM it returns, and after INT it raises KeyboardInterrupt; in both
-        cases the stop is graceful. In any other thread it handles no signal.
+        The caller becomes the master.
 
-        poll_interval: the most seconds between two calls of ``service_actions()``. SettingsError: a setting
-        is wrong; nothing was forked. BootError: no worker of the first generation became ready.
+        In the main thread this method handles the signals of docs/SIGNALS.md, and restores the
+        program's handlers before it returns. After TERM it returns, and after INT it raises
+        KeyboardInterrupt; in both cases the stop is graceful. In any other thread it handles no
+        signal.
+
+        poll_interval: the most seconds between two calls of ``service_actions()``. SettingsError: a
+        setting is wrong; nothing was forked. BootError: no worker of the first generation became
+        ready.
         """
         serve(self, poll_interval=poll_interval)
 
     def shutdown(self) -> None:
         """Stop ``serve_forever()`` gracefully, and wait until it has stopped.
 
-        Call this from another thread of the master's process. Before ``serve_forever()`` it waits for that call,
-        which then returns at once. In a worker it asks the master to stop and returns.
+        Call this from another thread of the master's process. Before ``serve_forever()`` it waits
+        for that call, which then returns at once. In a worker it asks the master to stop and
+        returns.
         """
         run = run_of(self)
         if run.side is not None:
@@ -137,7 +147,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         run.stopped.wait()
 
     def service_actions(self) -> None:
-        """Collect dead workers (master). The master calls this at least every ``poll_interval`` seconds.
+        """Collect dead workers (master).
+
+        The master calls this at least every ``poll_interval`` seconds.
 
         May be extended for periodic work in the master. An exception stops the pool and leaves
         ``serve_forever()`` when no worker is left.
@@ -148,9 +160,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def collect_children(self, *, blocking: bool = False) -> None:
         """Collect the workers that have ended, and no other child of this process.
 
-        blocking: accepted because ``ForkingMixIn`` has it, and without effect. The workers of a pool do not end by
-        themselves, so there is nothing to wait for. In a worker this method calls ``collect_children()`` of the
-        server class, if that has one.
+        blocking: accepted because ``ForkingMixIn`` has it, and without effect. The workers of a
+        pool do not end by themselves, so there is nothing to wait for. In a worker this method
+        calls ``collect_children()`` of the server class, if that has one.
         """
         run = run_of(self)
         if run.side is not None:
@@ -163,9 +175,10 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def server_close(self) -> None:
         """Close the server. While another thread serves, the pool is stopped first.
 
-        With ``block_on_close`` this method then returns when no worker is left, otherwise at once. The socket
-        of a running pool is closed by the master, at the end. If it were closed here, its descriptor number could
-        be reused by another file, and the master would go on using the number.
+        With ``block_on_close`` this method then returns when no worker is left, otherwise at once.
+        The socket of a running pool is closed by the master, at the end. If it were closed here,
+        its descriptor number could be reused by another file, and the master would go on using the
+        number.
         """
         run = run_of(self)
         if run.side is not None or not run.ask_close():
@@ -209,11 +222,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 def serve(
     *servers: PreForkingMixIn, settings: Settings | None = None, poll_interval: float | None = 0.5
 ) -> None:
-    """Serve several servers with one pool of workers. They may be of different kinds and have different handlers.
+    """Serve several servers with one pool of workers.
 
-    The attributes of the first server are the settings of the pool, unless ``settings`` is given. Its hooks and
-    its ``service_actions()`` are called. ``shutdown()`` of any of the servers stops the pool. All else is as in
-    ``PreForkingMixIn.serve_forever()``. TypeError: there is no server, or one of them lacks the mix-in.
+    They may be of different kinds and have different handlers.
+
+    The attributes of the first server are the settings of the pool, unless ``settings`` is given.
+    Its hooks and its ``service_actions()`` are called. ``shutdown()`` of any of the servers stops
+    the pool. All else is as in ``PreForkingMixIn.serve_forever()``. TypeError: there is no server,
+    or one of them lacks the mix-in.
     """
     if not servers:
         raise TypeError("serve() needs at least one server, as in serve(server)")

@@ -39,12 +39,16 @@ _lost_clients = LostClients()
 
 
 class _LoggingServer(PreForkingMixIn, _ServerBase):
-    """The base of all ready-made servers. Exceptions of handlers go to the log instead of standard error."""
+    """The base of all ready-made servers.
+
+    Exceptions of handlers go to the log instead of standard error.
+    """
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
         """Log the exception of a request (worker).
 
-        A client that went away or timed out costs one line, any other exception a line and its traceback.
+        A client that went away or timed out costs one line, any other exception a line and its
+        traceback.
         """
         error, subject = sys.exception(), str(self.worker or "master")
         if error is not None and is_clients_doing(error):
@@ -54,7 +58,10 @@ class _LoggingServer(PreForkingMixIn, _ServerBase):
 
 
 class _InternetServer(_LoggingServer):
-    """A server for IPv4 or IPv6; the address decides. ``::`` accepts both unless ``ipv6_only`` is set."""
+    """A server for IPv4 or IPv6; the address decides.
+
+    ``::`` accepts both unless ``ipv6_only`` is set.
+    """
 
     ipv6_only = False
 
@@ -69,7 +76,10 @@ class _InternetServer(_LoggingServer):
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     def server_bind(self) -> None:
-        """Bind the socket. Connections inherit the options that are set here, such as TCP_NODELAY."""
+        """Bind the socket.
+
+        Connections inherit the options that are set here, such as TCP_NODELAY.
+        """
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self.ipv6_only)
         if self.socket_type == socket.SOCK_STREAM:
@@ -80,8 +90,8 @@ class _InternetServer(_LoggingServer):
 class _UnixServer(_LoggingServer):
     """A server on a path in the file system or on an abstract name.
 
-    A start takes a path from no server that still listens on it, and ``server_close()`` removes no path that
-    another server has bound since.
+    A start takes a path from no server that still listens on it, and ``server_close()`` removes no
+    path that another server has bound since.
     """
 
     unix_mode = 0o660
@@ -93,10 +103,10 @@ class _UnixServer(_LoggingServer):
     def server_bind(self) -> None:
         """Bind the socket with ``unix_mode``, and replace a path that no server listens on any more.
 
-        The file never has a wider mode than ``unix_mode``: the kernel makes it with the mode of the socket,
-        less the umask, and only afterwards the mode is set exactly. A stream socket listens before the
-        lock is released and again in ``server_activate()``, because a socket that is bound and does not listen
-        looks like a stale one to the next start.
+        The file never has a wider mode than ``unix_mode``: the kernel makes it with the mode of the
+        socket, less the umask, and only afterwards the mode is set exactly. A stream socket listens
+        before the lock is released and again in ``server_activate()``, because a socket that is
+        bound and does not listen looks like a stale one to the next start.
         """
         path = self.server_address
         if not isinstance(path, str) or path.startswith("\0"):
@@ -140,8 +150,9 @@ class PreForkingTCPServer(_InternetServer, socketserver.TCPServer):
 class PreForkingUDPServer(_InternetServer, socketserver.UDPServer):
     """A pre-forked UDP server on IPv4 or IPv6.
 
-    The standard server sends an empty reply when a ``DatagramRequestHandler`` has written nothing. This one sends
-    no reply then, because two such servers would answer each other's empty replies for ever.
+    The standard server sends an empty reply when a ``DatagramRequestHandler`` has written nothing.
+    This one sends no reply then, because two such servers would answer each other's empty replies
+    for ever.
     """
 
     finish_request = no_empty_reply.finish_request
@@ -154,7 +165,10 @@ class PreForkingUnixStreamServer(_UnixServer, socketserver.UnixStreamServer):
 
 
 class PreForkingUnixDatagramServer(_UnixServer, socketserver.UnixDatagramServer):
-    """A pre-forked server on a Unix datagram socket. It sends no empty replies, like ``PreForkingUDPServer``."""
+    """A pre-forked server on a Unix datagram socket.
+
+    It sends no empty replies, like ``PreForkingUDPServer``.
+    """
 
     finish_request = no_empty_reply.finish_request
 
@@ -164,8 +178,9 @@ def server_for(
 ) -> PreForkingMixIn:
     """Return a new server of the ready-made class that fits the address.
 
-    The address may be a socket that was handed over (``fd://N``, ``systemd:NAME``). backlog: connections that
-    may wait to be accepted, None for the default of the class. BindError: the server cannot listen there.
+    The address may be a socket that was handed over (``fd://N``, ``systemd:NAME``). backlog:
+    connections that may wait to be accepted, None for the default of the class. BindError: the
+    server cannot listen there.
     """
     if address.scheme == "systemd":
         return _adopt(_named(address), handler)
@@ -190,7 +205,10 @@ _CLASSES: dict[str, Any] = {
 
 
 def _named(address: Address) -> Address:
-    """Return the only socket that has this name. The command line serves several ones, and has replaced the name."""
+    """Return the only socket that has this name.
+
+    The command line serves several ones, and has replaced the name.
+    """
     found = systemd_sockets.addresses_named(address.name)
     if not found:
         raise BindError(str(address), systemd_sockets.why_none())
@@ -254,7 +272,8 @@ def _family_of(address: Any) -> socket.AddressFamily:
 def bind_reason(error: OSError) -> str:
     """Return why an address cannot be bound, with the remedy where there is a usual one.
 
-    The numbers of ``socket.gaierror`` (an unknown host) are none of errno's, so only its text is used.
+    The numbers of ``socket.gaierror`` (an unknown host) are none of errno's, so only its text is
+    used.
     """
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host name".lower()

@@ -1,4 +1,7 @@
-"""The command line. This module loads nothing else, so that importing ``prefork.cli`` costs nothing."""
+"""The command line.
+
+This module loads nothing else, so that importing ``prefork.cli`` costs nothing.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from prefork.workers.errors import BindError, BootError, PreforkError
 def application_errors(what: str, address: Address | None = None) -> Iterator[None]:
     """Turn what the application raises in the body into BootError, and a failed bind into BindError.
 
-    what: the beginning of the message, such as "factory make() failed". address: the address that is
-    bound in the body, None where that is known only from the server object.
+    what: the beginning of the message, such as "factory make() failed". address: the address that
+    is bound in the body, None where that is known only from the server object.
     """
     try:
         yield
@@ -65,7 +65,8 @@ def application_report(error: BaseException) -> str:
 def _drop_our_frames(report: traceback.TracebackException) -> None:
     """Remove the import machinery everywhere, and prefork up to the application's first frame.
 
-    Later frames of prefork stay: the application has called them. The causes are treated in the same way.
+    Later frames of prefork stay: the application has called them. The causes are treated in the
+    same way.
     """
     kept = [frame for frame in report.stack if not _is_import_machinery(frame.filename)]
     while kept and _is_ours(kept[0].filename):

@@ -1,6 +1,7 @@
 """The command line: its commands, and the exit code that each error has.
 
-Only this module ends the process; everything below it raises. docs/COMMANDS.md lists the exit codes.
+Only this module ends the process; everything below it raises. docs/COMMANDS.md lists the exit
+codes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ EXIT_CODES: Final = {
     CrashLoopError: ExitCode.CRASH_LOOP,
     SeveralPoolsError: ExitCode.USAGE,
 }
-"""The exit codes of the exceptions that end a command; FAILED for everything else that prefork raises."""
+"""The exit codes of the exceptions that end a command; FAILED for everything else that prefork
+raises.
+"""
 
 
 def main() -> NoReturn:
@@ -85,8 +88,8 @@ def _say_error(error: PreforkError) -> None:
 def _fill_standard_streams() -> None:
     """Open /dev/null for each standard descriptor that is closed, before anything else is opened.
 
-    Otherwise the next file that is opened would get its number. A listener with number 2, for instance, would
-    send tracebacks to a client.
+    Otherwise the next file that is opened would get its number. A listener with number 2, for
+    instance, would send tracebacks to a client.
     """
     fd = os.open(os.devnull, os.O_RDWR)
     while fd <= 2:
@@ -118,7 +121,10 @@ Examples:
 
 
 class Commands(click.Group):
-    """The group of all commands. ``prefork TARGET`` and ``prefork -w 4 TARGET`` stand for ``prefork run``."""
+    """The group of all commands.
+
+    ``prefork TARGET`` and ``prefork -w 4 TARGET`` stand for ``prefork run``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front of the arguments where they name no command."""

@@ -1,8 +1,8 @@
 """Log records as lines, as text for people or as JSON, within a limit of bytes (pure).
 
-A pipe takes up to 4096 bytes as a whole, so that lines of several workers do not mix. A record has to
-fit into them. A longer record loses what matters least: first the middle of its report (a traceback or
-a dump of stacks), then the report, then its facts, and at last the end of its line.
+A pipe takes up to 4096 bytes as a whole, so that lines of several workers do not mix. A record has
+to fit into them. A longer record loses what matters least: first the middle of its report (a
+traceback or a dump of stacks), then the report, then its facts, and at last the end of its line.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Entry(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, record: logging.LogRecord) -> _Entry:
         line, _, more = _message(record).partition("\n")
-        # event() puts the report below the line, and also into the record. Of all other records the lines
-        # after the first one are taken as a report.
+        # event() puts the report below the line, and also into the record. Of all other records the
+        # lines after the first one are taken as a report.
         reports = [getattr(record, "report", None) or more]
         if record.exc_info:
             reports.append("".join(traceback.format_exception(*record.exc_info)))
@@ -78,7 +78,10 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _shortened(report: str, size: int) -> str:
-    """Return the report without its middle. Two thirds of what is kept are from the end, which says most."""
+    """Return the report without its middle.
+
+    Two thirds of what is kept are from the end, which says most.
+    """
     lines = report.splitlines()
     head = _fitting(lines, size // 3)
     tail = _fitting(lines[::-1], size - size // 3)[::-1]
@@ -118,7 +121,8 @@ class TextFormatter(logging.Formatter):
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
         """Return the bytes of one record with its newline, at most ``limit`` of them."""
-        # The lines of prefork begin with their subject. Those of the application get the logger's name.
+        # The lines of prefork begin with their subject. Those of the application get the logger's
+        # name.
         name = escaped(record.name)[:80]
         speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
         start = f"{_time(record)} {record.levelname:<7} {speaker}"
@@ -139,8 +143,8 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object on each line.
 
-    Keys: ``time``, ``level``, ``logger``, ``pid``, ``message``, and where the record has them ``subject``,
-    ``event``, ``facts`` and ``report``.
+    Keys: ``time``, ``level``, ``logger``, ``pid``, ``message``, and where the record has them
+    ``subject``, ``event``, ``facts`` and ``report``.
     """
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:

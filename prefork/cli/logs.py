@@ -1,12 +1,13 @@
 """The log of the command line: text or JSON lines on standard error, written without ever waiting.
 
-A log that is not read must not stop a master from accepting, reaping or stopping. (With gunicorn a full
-pipe stops the service after 875 requests.) So ``NonBlockingHandler`` never blocks. A record that cannot
-be written is dropped and counted. As soon as something can be written again, one line says how many
-records were lost.
+A log that is not read must not stop a master from accepting, reaping or stopping. (With gunicorn a
+full pipe stops the service after 875 requests.) So ``NonBlockingHandler`` never blocks. A record
+that cannot be written is dropped and counted. As soon as something can be written again, one line
+says how many records were lost.
 
-Standard error is the only place that the log goes to, so there is no file to reopen after a rotation.
-The program that reads standard error rotates it: systemd, a container runtime, ``| rotatelogs``.
+Standard error is the only place that the log goes to, so there is no file to reopen after a
+rotation. The program that reads standard error rotates it: systemd, a container runtime, or
+``rotatelogs`` behind a pipe.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from prefork.cli.sinks import ATOMIC, sink_for
 class NonBlockingHandler(logging.Handler):
     """Writes each record with one ``write()``, and drops a record rather than wait or raise.
 
-    fd: standard error by default. A handler for a closed descriptor drops every record. Lost records
-    are counted by each process for itself. One line reports them as soon as something can be written
-    again, at the next record or in ``flush()``.
+    fd: standard error by default. A handler for a closed descriptor drops every record. Lost
+    records are counted by each process for itself. One line reports them as soon as something can
+    be written again, at the next record or in ``flush()``.
 
-    The kernel may take only a part of a line: a terminal and a TCP socket do so, a pipe does not. The
-    rest is kept and written first the next time, so that no line is cut. A forked worker inherits the
-    rest and the count, which belong to its parent, and forgets both.
+    The kernel may take only a part of a line: a terminal and a TCP socket do so, a pipe does not.
+    The rest is kept and written first the next time, so that no line is cut. A forked worker
+    inherits the rest and the count, which belong to its parent, and forgets both.
     """
 
     def __init__(self, fd: int = 2, formatter: LineFormatter | None = None) -> None:
@@ -91,7 +92,10 @@ class NonBlockingHandler(logging.Handler):
         return record
 
     def _write(self, data: bytes) -> bool:
-        """Write a line, and return whether the kernel took any of it. What it did not take becomes the rest."""
+        """Write a line, and return whether the kernel took any of it.
+
+        What it did not take becomes the rest.
+        """
         if self._sink is None:
             self._why = os.strerror(errno.EBADF)
             return False
@@ -119,8 +123,9 @@ class NonBlockingHandler(logging.Handler):
 def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:
     """Make the root logger write to ``fd``: the events of prefork and the records of the application.
 
-    level, form: values of the settings ``log_level`` and ``log_format``. Other handlers of the root logger are
-    removed. An application that configures logging while it is loaded overrides all this.
+    level, form: values of the settings ``log_level`` and ``log_format``. Other handlers of the root
+    logger are removed. An application that configures logging while it is loaded overrides all
+    this.
     """
     handler = NonBlockingHandler(fd, FORMATTERS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,6 @@
-"""Decide how the object that TARGET names is served. Everything is checked before anything is bound.
+"""Decide how the object that TARGET names is served.
+
+Everything is checked before anything is bound.
 
 TARGET names one of these:
 
@@ -48,9 +50,9 @@ _DATAGRAM_SCHEMES = ("udp", "unixgram")
 class ServePlan(msgspec.Struct, frozen=True):
     """What will be served.
 
-    text: one line for people. build: makes and binds the servers. It raises BindError for an address
-    that cannot be bound, and BootError for everything else that the application raises. Servers that were
-    bound before the error are closed again.
+    text: one line for people. build: makes and binds the servers. It raises BindError for an
+    address that cannot be bound, and BootError for everything else that the application raises.
+    Servers that were bound before the error are closed again.
     """
 
     text: str
@@ -60,8 +62,8 @@ class ServePlan(msgspec.Struct, frozen=True):
 class Requested(msgspec.Struct, frozen=True):
     """What the settings request of the servers.
 
-    addresses: where to listen. backlog: None for the default of each class. binds_from, backlog_from: the
-    origins of the two settings, None where the default is used.
+    addresses: where to listen. backlog: None for the default of each class. binds_from,
+    backlog_from: the origins of the two settings, None where the default is used.
     """
 
     addresses: Sequence[Address]
@@ -71,7 +73,10 @@ class Requested(msgspec.Struct, frozen=True):
 
 
 def plan(target: str, found: object, requested: Requested, *, factory: bool = False) -> ServePlan:
-    """Return how the object that ``load()`` has found is served. TargetError: it cannot be served."""
+    """Return how the object that ``load()`` has found is served.
+
+    TargetError: it cannot be served.
+    """
     if factory:
         return _plan_factory(target, found, requested)
     if isinstance(found, BaseServer):
@@ -148,7 +153,8 @@ def _check_family(target: str, cls: type[BaseServer], address: Address) -> None:
             target,
             f"{cls.__name__} binds a socket of its own; serve {address} with a handler class or --factory",
         )
-    # UDPServer and the Unix servers are subclasses of TCPServer, too. What sockets other classes make is unknown.
+    # UDPServer and the Unix servers are subclasses of TCPServer, too. What sockets other classes
+    # make is unknown.
     if not issubclass(cls, TCPServer):
         return
     unix = cls.address_family == socket.AF_UNIX
@@ -163,9 +169,9 @@ def _check_family(target: str, cls: type[BaseServer], address: Address) -> None:
 def _prepared(cls: type[BaseServer], address: Address, backlog: int | None) -> type[BaseServer]:
     """Return the class, or a subclass of it with the mix-in, the backlog and the family that are needed.
 
-    A subclass with the mix-in in front would hide the settings that the class has as attributes behind the
-    mix-in's defaults. So these attributes are copied into the subclass. The subclass has the name and the
-    module of the original class, and so looks like it in logs and tracebacks.
+    A subclass with the mix-in in front would hide the settings that the class has as attributes
+    behind the mix-in's defaults. So these attributes are copied into the subclass. The subclass has
+    the name and the module of the original class, and so looks like it in logs and tracebacks.
     """
     changes: dict[str, object] = {}
     if backlog is not None:

@@ -1,10 +1,10 @@
 """Descriptors to which a log is written without ever waiting: a pipe, a terminal, a file or a socket.
 
-Standard error is shared with the shell or the supervisor that started the program. O_NONBLOCK is a flag
-of the open file description, so setting it on standard error would also set it for them, and a shell
-cannot work with a non-blocking terminal. Therefore a pipe or terminal is opened once more through
-``/proc/self/fd``, which gives an open file description of its own. A regular file never makes a writer
-wait. A socket cannot be opened again, but takes MSG_DONTWAIT for each call.
+Standard error is shared with the shell or the supervisor that started the program. O_NONBLOCK is a
+flag of the open file description, so setting it on standard error would also set it for them, and a
+shell cannot work with a non-blocking terminal. Therefore a pipe or terminal is opened once more
+through ``/proc/self/fd``, which gives an open file description of its own. A regular file never
+makes a writer wait. A socket cannot be opened again, but takes MSG_DONTWAIT for each call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Final
 from prefork.cli.log_lines import LONGEST
 
 ATOMIC: Final = select.PIPE_BUF
-"""Bytes that a pipe takes as a whole or not at all (pipe(7)), so that lines of several workers never mix."""
+"""Bytes that a pipe takes as a whole or not at all (pipe(7)), so that lines of several workers
+never mix.
+"""
 
 
 class Sink:
@@ -75,9 +77,9 @@ class SocketSink(Sink):
 class PolledSink(Sink):
     """A pipe or terminal that cannot be opened again, because it belongs to another user for instance.
 
-    Its open file description is shared and has to stay blocking. So the sink asks ``poll()`` first. A
-    pipe that is ready takes one atomic write. The write waits only if another writer fills the pipe
-    between the two calls.
+    Its open file description is shared and has to stay blocking. So the sink asks ``poll()`` first.
+    A pipe that is ready takes one atomic write. The write waits only if another writer fills the
+    pipe between the two calls.
     """
 
     def write(self, data: bytes) -> int:

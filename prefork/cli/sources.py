@@ -1,11 +1,11 @@
 """The sources of the command line's settings: flags, environment variables and one TOML file.
 
-From strongest to weakest: flag, ``PREFORK_*``, ``WEB_CONCURRENCY`` (for ``workers`` only), file, attributes of
-the target, default of the command line, default.
+From strongest to weakest: flag, ``PREFORK_*``, ``WEB_CONCURRENCY`` (for ``workers`` only), file,
+attributes of the target, default of the command line, default.
 
-One file is read. ``--config FILE`` names it, or ``PREFORK_CONFIG``. Without both the file is ``prefork.toml`` in the
-working directory, or the table ``[tool.prefork]`` of ``pyproject.toml`` where there is no ``prefork.toml``. In
-``prefork.toml`` the settings are top-level keys.
+One file is read. ``--config FILE`` names it, or ``PREFORK_CONFIG``. Without both the file is
+``prefork.toml`` in the working directory, or the table ``[tool.prefork]`` of ``pyproject.toml``
+where there is no ``prefork.toml``. In ``prefork.toml`` the settings are top-level keys.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PYPROJECT: Final = "pyproject.toml"
 OWN_DEFAULTS: Final = Layer({"client_timeout": 30.0}, lambda _key: "command line's default")
 """Defaults of the command line, which are weaker than every other source.
 
-Without ``client_timeout`` a client that sends nothing would occupy a worker for ever. The library has no such
-default, because it cannot know whether a program's handlers can bear a timeout.
+Without ``client_timeout`` a client that sends nothing would occupy a worker for ever. The library
+has no such default, because it cannot know whether a program's handlers can bear a timeout.
 """
 
 
@@ -37,9 +37,9 @@ def layers(
 ) -> list[Layer]:
     """Return what flags, environment and file set, weakest first. The values are not checked yet.
 
-    flags: key to raw value, None or () for a flag that was not given. config: the value of ``--config``.
-    The caller puts OWN_DEFAULTS and the attributes of the target below these layers. SettingsError: the file
-    cannot be read or is not TOML.
+    flags: key to raw value, None or () for a flag that was not given. config: the value of
+    ``--config``. The caller puts OWN_DEFAULTS and the attributes of the target below these layers.
+    SettingsError: the file cannot be read or is not TOML.
     """
     given = {key: raw for key, raw in flags.items() if raw is not None and raw != ()}
     return [
@@ -53,8 +53,8 @@ def layers(
 def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return variables that are probably misspelt, each with the variable that was probably meant.
 
-    Such a variable is reported and not refused. Kubernetes sets PREFORK_PORT and others in every pod as
-    soon as a service is called prefork.
+    Such a variable is reported and not refused. Kubernetes sets PREFORK_PORT and others in every
+    pod as soon as a service is called prefork.
     """
     known = [CONFIG_VARIABLE, *(row.variable for row in ROWS.values())]
     strange = [name for name in environ if name.startswith("PREFORK_") and name not in known]
@@ -63,7 +63,8 @@ def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _environment_layer(environ: Mapping[str, str], names: Mapping[str, str]) -> Layer:
-    # An empty variable counts as unset: compose files and shells can hardly express "unset" otherwise.
+    # An empty variable counts as unset: compose files and shells can hardly express "unset"
+    # otherwise.
     values = {key: environ[name] for key, name in names.items() if environ.get(name)}
     return Layer(values, lambda key: f"environment {names[key]}", text=True)
 

@@ -23,9 +23,9 @@ _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 def load(target: str) -> object:
     """Return the object that TARGET names. The working directory comes first on ``sys.path``.
 
-    TargetError: TARGET names no module, file or attribute. BootError: the application raised while it
-    was imported; the report is the traceback from the application's first frame on. BindError: the
-    application made a server whose address cannot be bound.
+    TargetError: TARGET names no module, file or attribute. BootError: the application raised while
+    it was imported; the report is the traceback from the application's first frame on. BindError:
+    the application made a server whose address cannot be bound.
     """
     place, colon, path = target.rpartition(":")
     if not colon or not place or not path:
@@ -71,10 +71,12 @@ def _module(target: str, place: str) -> ModuleType:
 
 
 def _module_of_file(target: str, path: Path) -> ModuleType:
-    """Import a file as a module. Its own folder comes first on ``sys.path``, as with ``python file.py``.
+    """Import a file as a module.
 
-    The module is called as the file is. If a module of this name is loaded already, it stays: a target
-    ``logging.py`` must not replace the standard library's ``logging``.
+    Its own folder comes first on ``sys.path``, as with ``python file.py``.
+
+    The module is called as the file is. If a module of this name is loaded already, it stays: a
+    target ``logging.py`` must not replace the standard library's ``logging``.
     """
     if not path.is_file():
         raise TargetError(target, f"there is no file {path}")

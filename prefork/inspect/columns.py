@@ -15,8 +15,9 @@ from prefork.metrics.status import LETTERS
 class Column(msgspec.Struct, frozen=True):
     """One column of the table.
 
-    key: the name that ``--sort`` takes. width: least number of characters. sort_by: what rows are compared
-    by. text: the cell of a row. largest_first: the usual direction of sorting. is_text: aligned left.
+    key: the name that ``--sort`` takes. width: least number of characters. sort_by: what rows are
+    compared by. text: the cell of a row. largest_first: the usual direction of sorting. is_text:
+    aligned left.
     """
 
     key: str
@@ -94,8 +95,8 @@ class SortOrder(msgspec.Struct, frozen=True):
     def sorted(self, rows: Sequence[SlotRow]) -> list[SlotRow]:
         """Return rows in this order.
 
-        Equal rows stay in the order of their slots. Slots without a worker come last, except when the
-        slot number decides.
+        Equal rows stay in the order of their slots. Slots without a worker come last, except when
+        the slot number decides.
         """
         ordered = sorted(rows, key=self.column.sort_by, reverse=self.descends)
         return sorted(ordered, key=lambda row: not row.pid) if self.key != "slot" else ordered

@@ -34,7 +34,9 @@ _BAR: Final = 20
 _LABEL: Final = 7
 _MOST_QUEUES: Final = 3
 _FEW_LINES: Final = 6
-"""Lines that the table needs to be of use. On a terminal with less room the lines below it are left out."""
+"""Lines that the table needs to be of use. On a terminal with less room the lines below it are left
+out.
+"""
 
 _KEYS: Final = "q quit   s S next or previous column   r reverse"
 
@@ -148,7 +150,8 @@ def _queue_style(listener: Mapping[str, Any]) -> str:
 def _slots(view: View, width: int) -> list[Text]:
     """Return the scoreboard as one coloured letter for each slot, with the meaning of the letters at the right.
 
-    What does not fit into the last line is left out: first the meaning, then the number of unused slots.
+    What does not fit into the last line is left out: first the meaning, then the number of unused
+    slots.
     """
     used = view.scoreboard.rstrip(".")
     unused = len(view.scoreboard) - len(used)
@@ -233,8 +236,8 @@ def _spread(left: Text, right: Text, width: int) -> Text:
 def sparkline(numbers: Sequence[float], width: int, levels: str) -> str:
     """Return the latest numbers as one character each.
 
-    levels: from the lowest to the highest. The largest number gets the last level, 0 the first one, and
-    every other number at least the second, so that it can be seen.
+    levels: from the lowest to the highest. The largest number gets the last level, 0 the first one,
+    and every other number at least the second, so that it can be seen.
     """
     latest = list(numbers)[-width:] if width > 0 else []
     most = max(latest, default=0.0)

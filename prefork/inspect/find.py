@@ -27,8 +27,8 @@ class _Wanted(msgspec.Struct, frozen=True):
     def matches(self, pool: RunningPool) -> bool:
         """Return whether a pool is meant.
 
-        Where neither pid nor name was given, pools of other users are not meant. Root can see all pools,
-        and a bare ``prefork stop`` must not end another user's lone one.
+        Where neither pid nor name was given, pools of other users are not meant. Root can see all
+        pools, and a bare ``prefork stop`` must not end another user's lone one.
         """
         if self.pid is None and self.name is None:
             return not is_of_another_user(pool.pid)

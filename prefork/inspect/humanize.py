@@ -38,8 +38,9 @@ def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> fl
     """Return an estimate of a quantile of a histogram; None while the histogram is empty.
 
     share: 0 to 1. bounds: upper bounds of the buckets. counts: one for each bound and one more for
-    what is above the last one, not cumulative. Values are taken as spread evenly within a bucket. The
-    result is infinity where the quantile is above the last bound, because nothing is known beyond.
+    what is above the last one, not cumulative. Values are taken as spread evenly within a bucket.
+    The result is infinity where the quantile is above the last bound, because nothing is known
+    beyond.
     """
     total = sum(counts)
     if total <= 0:
@@ -130,8 +131,8 @@ def size(number: int | None) -> str:
 def queue(listener: Mapping[str, Any]) -> str:
     """Return what waits at a listener.
 
-    Connections and how many may wait: ``3/1024``. Bytes of datagrams: ``4K``. Datagrams that the kernel
-    has dropped, if any: ``4K, 17 dropped``.
+    Connections and how many may wait: ``3/1024``. Bytes of datagrams: ``4K``. Datagrams that the
+    kernel has dropped, if any: ``4K, 17 dropped``.
     """
     parts = []
     if listener["depth"] is not None:

@@ -46,7 +46,10 @@ def scoreboards_of(pid: int) -> dict[int, int]:
 
 
 def own_pid_of(pid: int) -> int:
-    """Return the pid by which a process knows itself. In a container that is not the pid seen from here."""
+    """Return the pid by which a process knows itself.
+
+    In a container that is not the pid seen from here.
+    """
     return int(status_word(pid, "NSpid", str(pid)).split()[-1])
 
 

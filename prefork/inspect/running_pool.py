@@ -1,6 +1,7 @@
 """A running pool, held by another process of its user to be read and signalled.
 
-Signals are the only way in, and shared memory is the only way out. The master does not notice a reader.
+Signals are the only way in, and shared memory is the only way out. The master does not notice a
+reader.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ class NoPoolError(PreforkError):
 
 
 class NoSignalsError(PreforkError):
-    """The master has no handler for the signal. Sent anyway, the signal would end or stop its program."""
+    """The master has no handler for the signal.
+
+    Sent anyway, the signal would end or stop its program.
+    """
 
 
 class RunningPool:
     """A running master and its scoreboard, which is mapped read-only.
 
-    The object holds two descriptors, so it is a context manager. Everything can still be read after the
-    master has ended: the memory stays as the master left it.
+    The object holds two descriptors, so it is a context manager. Everything can still be read after
+    the master has ended: the memory stays as the master left it.
 
     pid: the master's, as seen from here. number: the descriptor of the scoreboard in the master.
     pidfd, board: taken over, and closed by ``close()``.
@@ -82,10 +86,12 @@ class RunningPool:
         return self.board.snapshot()
 
     def reports(self) -> dict[int, str]:
-        """Return the reports of the live workers by slot: stacks, or a traceback. The text is not escaped.
+        """Return the reports of the live workers by slot: stacks, or a traceback.
 
-        The result lacks workers that end meanwhile. It is empty during an exec in place, when no process
-        may look into another one's descriptors.
+        The text is not escaped.
+
+        The result lacks workers that end meanwhile. It is empty during an exec in place, when no
+        process may look into another one's descriptors.
         """
         names = {reports.name_of(self.board.fd, slot): slot for slot in range(self.board.slots)}
         found: dict[int, str] = {}
@@ -109,10 +115,10 @@ class RunningPool:
         """Return whether the pool has ended. The process of its master may go on without it.
 
         A master that has closed its scoreboard has no pool any more. So the question is whether the
-        process still has this memory open. The descriptor of the first look is checked first. An exec
-        in place may have closed it: the lowest number can have been the duplicate of ``mmap``. Then
-        all descriptors are searched. A process that looks at itself finds the descriptor that this
-        object holds, so the search is left out there.
+        process still has this memory open. The descriptor of the first look is checked first. An
+        exec in place may have closed it: the lowest number can have been the duplicate of ``mmap``.
+        Then all descriptors are searched. A process that looks at itself finds the descriptor that
+        this object holds, so the search is left out there.
         """
         if self.has_ended():
             return True
@@ -130,8 +136,9 @@ class RunningPool:
     def take_turn(self) -> bool:
         """Try to become the one command that changes this pool; return whether that succeeded.
 
-        The turn is an advisory lock on the scoreboard's memory, which all commands have open. The pool
-        does not know about it. ``end_turn()`` gives the turn up, and so does the end of the process.
+        The turn is an advisory lock on the scoreboard's memory, which all commands have open. The
+        pool does not know about it. ``end_turn()`` gives the turn up, and so does the end of the
+        process.
         """
         try:
             fcntl.flock(self.board.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,7 +157,9 @@ class RunningPool:
         return False
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the master. Nothing happens if the master has just ended: see ``has_ended()``.
+        """Send a signal to the master.
+
+        Nothing happens if the master has just ended: see ``has_ended()``.
 
         NoSignalsError: the master has no handler for this signal. NoPoolError: this user may not
         signal it.

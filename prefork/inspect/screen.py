@@ -99,7 +99,8 @@ class _Session:
 def _single_keys() -> Iterator[int]:
     """Make the terminal return each key at once and without echo; restore it afterwards.
 
-    Ctrl-Z is switched off: a suspended ``top`` would leave the shell on the other screen, without an echo.
+    Ctrl-Z is switched off: a suspended ``top`` would leave the shell on the other screen, without
+    an echo.
     """
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
@@ -116,7 +117,8 @@ def _single_keys() -> Iterator[int]:
 def _pressed(fd: int, seconds: float) -> str | None:
     """Wait for a key, and return the keys that were pressed; None when the terminal is gone.
 
-    seconds: the longest wait, though never more than 0.25 s, so that the end of the pool is noticed.
+    seconds: the longest wait, though never more than 0.25 s, so that the end of the pool is
+    noticed.
     """
     try:
         if not select.select([fd], [], [], min(seconds, 0.25))[0]:

@@ -30,8 +30,8 @@ class Survey(msgspec.Struct, frozen=True):
     """The masters that were found.
 
     pools: those that can be read, which the caller has to close. forbidden: pids of processes of
-    other users that have a master's title. unreadable: pids of masters whose scoreboard has the layout of
-    another version.
+    other users that have a master's title. unreadable: pids of masters whose scoreboard has the
+    layout of another version.
     """
 
     pools: list[RunningPool]

@@ -34,10 +34,12 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class SlotRow(msgspec.Struct, frozen=True):
-    """One slot. Rates and shares are those of the time between the two looks, None at the first look.
+    """One slot.
 
-    rate: requests per second. busy: the share of the time with a request in hand. cpu: processors in
-    use, so that 1.0 is one whole processor. age, request_age: seconds.
+    Rates and shares are those of the time between the two looks, None at the first look.
+
+    rate: requests per second. busy: the share of the time with a request in hand. cpu: processors
+    in use, so that 1.0 is one whole processor. age, request_age: seconds.
     """
 
     slot: int
@@ -59,8 +61,8 @@ class View(msgspec.Struct, frozen=True):
     """The content of the whole screen.
 
     Rates, shares and latencies are those of the time between the two looks. At the first look there
-    is no such time: rates are None, latencies are those since the start, and ``busy`` is the share of
-    the workers that are busy at this moment.
+    is no such time: rates are None, latencies are those since the start, and ``busy`` is the share
+    of the workers that are busy at this moment.
     """
 
     name: str | None
@@ -145,8 +147,8 @@ def _row(
         age=one["age"],
         requests=one["requests"],
         rate=_rate(before, now, was["requests"] if was else None, one["requests"]),
-        # The share can pass 1: the times of the threads of one worker are added up, and the words of a
-        # slot are not read at one instant.
+        # The share can pass 1: the times of the threads of one worker are added up, and the words
+        # of a slot are not read at one instant.
         busy=None if busy is None else min(1.0, busy),
         cpu=_rate(before, now, used.cpu, usage.cpu),
         memory=usage.memory,
@@ -158,8 +160,8 @@ def _row(
 def _busy_seconds(one: Mapping[str, Any] | None) -> float | None:
     """Return the seconds with a request in hand, with those of the present request.
 
-    The scoreboard adds a request's time when it has ended. Without the present request a worker that
-    handles one long request would look idle for minutes, and then busy for minutes at once.
+    The scoreboard adds a request's time when it has ended. Without the present request a worker
+    that handles one long request would look idle for minutes, and then busy for minutes at once.
     """
     return None if one is None else one["busy"] + (one["request_age"] or 0.0)
 

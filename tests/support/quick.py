@@ -1,8 +1,9 @@
 """Quick tests: those that start no process. They run in seconds, for the loop of an editor.
 
-A test is quick when it is in tests/unit or tests/compat, does not use the fixture ``start``, and is not
-marked ``processes``. While it runs, its fixtures included, an audit hook of the interpreter makes every
-attempt to start a process a failure of the test. The hook sees the call itself, so no import can hide it.
+A test is quick when it is in tests/unit or tests/compat, does not use the fixture ``start``, and is
+not marked ``processes``. While it runs, its fixtures included, an audit hook of the interpreter
+makes every attempt to start a process a failure of the test. The hook sees the call itself, so no
+import can hide it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Quickness:
         self._forbids = False
 
     def pytest_configure(self) -> None:
-        """Install the audit hook. An interpreter keeps it for good, so it does nothing between quick tests."""
+        """Install the audit hook.
+
+        An interpreter keeps it for good, so it does nothing between quick tests.
+        """
         original = _posixsubprocess.fork_exec
 
         def fork_exec(*arguments: object) -> int:

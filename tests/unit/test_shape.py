@@ -1,8 +1,8 @@
 """The size of classes, constructors and functions: the bounds, and every exception with its reason.
 
-The bounds keep a piece of code readable in one sitting. Code that outgrows one of them usually has two
-ideas in it: divide it. An exception needs a lasting reason, which stands beside it; one that is no
-longer needed makes a test fail, so that the list cannot go stale.
+The bounds keep a piece of code readable in one sitting. Code that outgrows one of them usually has
+two ideas in it: divide it. An exception needs a lasting reason, which stands beside it; one that is
+no longer needed makes a test fail, so that the list cannot go stale.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def branches(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Count the branches of a function; a function inside it is counted by itself, a lambda is part of it.
 
-    Each of these is one: ``if`` and ``elif``, ``for``, ``while``, ``except``, ``case``, a conditional
-    expression, each operand of ``and`` or ``or`` beyond the first, each ``if`` of a comprehension.
+    Each of these is one: ``if`` and ``elif``, ``for``, ``while``, ``except``, ``case``, a
+    conditional expression, each operand of ``and`` or ``or`` beyond the first, each ``if`` of a
+    comprehension.
     """
     one_each = (
         *(ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While),

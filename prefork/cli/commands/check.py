@@ -38,8 +38,8 @@ def command(
 
     The application is imported in a child process, which then ends. A factory is not called.
 
-    The exit code is 0 if TARGET can be served, 2 if settings or TARGET are wrong, and 3 if the application
-    cannot be loaded.
+    The exit code is 0 if TARGET can be served, 2 if settings or TARGET are wrong, and 3 if the
+    application cannot be loaded.
     """
     given = read_settings(flags, config)
     if verdict_to is None:

@@ -34,8 +34,8 @@ def command(
 ) -> int:
     """Print every setting as TOML, with a comment that says where its value comes from.
 
-    With TARGET the application is imported, and its own class attributes count, too. The output can be saved as
-    prefork.toml.
+    With TARGET the application is imported, and its own class attributes count, too. The output can
+    be saved as prefork.toml.
     """
     given = read_settings(flags, config)
     for text in misspelt_variables():

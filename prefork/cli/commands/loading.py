@@ -40,8 +40,8 @@ class SettingsSoFar(msgspec.Struct, frozen=True):
 def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSoFar:
     """Return the settings of flags, environment and file.
 
-    flags: key to raw value. config: the value of ``--config``. SettingsError: a value is wrong. The application is
-    not imported before its settings are known to be right.
+    flags: key to raw value. config: the value of ``--config``. SettingsError: a value is wrong. The
+    application is not imported before its settings are known to be right.
     """
     layers = sources.layers(flags, os.environ, config)
     values, origins = merge(layers)
@@ -69,8 +69,9 @@ def spare_the_metrics_directory() -> None:
 def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
     """Return the settings that follow from all layers.
 
-    attributes: layers of the application, which are stronger than the command line's own defaults and weaker
-    than ``layers``. SettingsError: a value is wrong, or two settings contradict each other.
+    attributes: layers of the application, which are stronger than the command line's own defaults
+    and weaker than ``layers``. SettingsError: a value is wrong, or two settings contradict each
+    other.
     """
     return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
 
@@ -94,7 +95,10 @@ def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[R
 
 
 def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
-    """Return where to listen. The default is the sockets that systemd has handed over, where there are some."""
+    """Return where to listen.
+
+    The default is the sockets that systemd has handed over, where there are some.
+    """
     if origin == DEFAULT and (handed_over := systemd_sockets.addresses()):
         return handed_over
     return systemd_sockets.expanded([Address.parse(text, origin) for text in bind])
@@ -103,7 +107,8 @@ def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
 def _attributes_of(found: object) -> list[Layer]:
     """Return the layer of a server class or instance.
 
-    A handler class has no settings. Those of the servers that a factory returns are read after ``build()``.
+    A handler class has no settings. Those of the servers that a factory returns are read after
+    ``build()``.
     """
     is_server = isinstance(found, BaseServer) or (
         isinstance(found, type) and issubclass(found, BaseServer)

@@ -24,7 +24,9 @@ SECTIONS: Final = {
     "Logs and metrics": ("log_level", "log_format", "access_log", "metrics", "metrics_dir"),
     "Processes": ("name", "user", "group", "umask", "pidfile"),
 }
-"""The sections of the help, with the keys of the settings in their order. Each setting stands in one of them."""
+"""The sections of the help, with the keys of the settings in their order. Each setting stands in
+one of them.
+"""
 
 
 class CommandWithSettings(click.Command):
@@ -50,8 +52,8 @@ class CommandWithSettings(click.Command):
 def setting_options(*, hidden: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Give a command ``--config`` and one flag for each setting.
 
-    The values arrive as text; the table of settings checks and converts them. hidden: the help of the
-    command leaves the flags out.
+    The values arrive as text; the table of settings checks and converts them. hidden: the help of
+    the command leaves the flags out.
     """
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
@@ -92,7 +94,10 @@ factory_option = click.option(
 
 
 def which_pool(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the two ways to name a running pool. Where only one pool runs, neither is needed."""
+    """Give a command the two ways to name a running pool.
+
+    Where only one pool runs, neither is needed.
+    """
     command = click.option(
         "-n", "--name", metavar="NAME", help="Name of the pool, for a name that looks like a pid."
     )(command)

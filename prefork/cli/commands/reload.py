@@ -38,8 +38,8 @@ def _options(command: Callable[..., int]) -> Callable[..., int]:
 def command(pool: str | None, name: str | None, *, wait: bool, timeout: float | None) -> int:
     """Make a running pool load its code and settings anew.
 
-    The pool first loads the new code in a child process. If that fails, the previous code keeps serving. If it
-    succeeds, the workers are replaced one after the other, and no request is lost.
+    The pool first loads the new code in a child process. If that fails, the previous code keeps
+    serving. If it succeeds, the workers are replaced one after the other, and no request is lost.
 
     With --wait the exit code is 0 if all workers run the new code, and 1 if not.
     """
@@ -51,8 +51,8 @@ def command(pool: str | None, name: str | None, *, wait: bool, timeout: float | 
 def upgrade(pool: str | None, name: str | None, *, wait: bool, timeout: float | None) -> int:
     """Make a running pool run its program again with the Python and the prefork that are installed now.
 
-    Works like 'prefork reload'. A version of prefork that cannot take over the running workers is refused, and the
-    pool keeps serving.
+    Works like 'prefork reload'. A version of prefork that cannot take over the running workers is
+    refused, and the pool keeps serving.
     """
     return _reload(signal.SIGUSR2, pool, name, timeout, wait=wait)
 
@@ -76,7 +76,8 @@ def _reload(
 
 
 def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
-    # A reload that is under way now ends first, and then comes the one that this command has asked for.
+    # A reload that is under way now ends first, and then comes the one that this command has asked
+    # for.
     rest = 2 if before[PoolField.RELOAD_STATE] in (ReloadState.TRYING, ReloadState.ROLLING) else 1
     is_over = wait_until(
         lambda: pool.has_stopped() or _ended(pool.snapshot()) >= _ended(before) + rest,

@@ -45,11 +45,13 @@ if TYPE_CHECKING:
 def command(target: str, config: str | None, *, factory: bool, watch: bool, **flags: object) -> int:
     """Serve TARGET until TERM or Ctrl-C.
 
-    TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server class or a
-    server instance. With --factory it is a function that returns one of these, or several instances.
+    TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
+    class or a server instance. With --factory it is a function that returns one of these, or
+    several instances.
 
-    Each setting can also be given by an environment variable, such as PREFORK_MAX_CHILDREN, by a TOML file, or by a
-    class attribute of the server. 'prefork config' prints every value and where it comes from.
+    Each setting can also be given by an environment variable, such as PREFORK_MAX_CHILDREN, by a
+    TOML file, or by a class attribute of the server. 'prefork config' prints every value and where
+    it comes from.
 
     Durations are written as 30s, 500ms or 5m, sizes as 256M or 2G.
     """
@@ -66,13 +68,15 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
 def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str] | None) -> int:
     """Load, bind and serve (master).
 
-    Everything that can be refused is refused before the next step: settings, target, pid file, addresses.
-    watched: the settings files, of which a change reloads like one of a source file; None without ``--watch``.
+    Everything that can be refused is refused before the next step: settings, target, pid file,
+    addresses. watched: the settings files, of which a change reloads like one of a source file;
+    None without ``--watch``.
     """
     for text in misspelt_variables():
         event(logging.WARNING, "master", text)
     systemd_sockets.take()  # before the application starts a program that would inherit them
-    # Before the application makes its first metric, because a metric chooses its file when it is made.
+    # Before the application makes its first metric, because a metric chooses its file when it is
+    # made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
     settings = resolved.settings

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 AGAIN: Final = 1.0
 """Seconds after which a signal that had no effect is sent again.
 
-The kernel merges a signal with one of the same number that is still pending, so one of two can be lost.
+The kernel merges a signal with one of the same number that is still pending, so one of two can be
+lost.
 """
 
 
@@ -54,8 +55,8 @@ class _CommandWithNegativeNumbers(click.Command):
 def command(size: str, pool: str | None, name: str | None, timeout: float | None) -> int:
     """Change the number of workers that a running pool keeps: to N, by +N or by -N.
 
-    The command waits until the new workers are ready or the surplus ones are gone. The exit code is 0
-    then, and 1 if that takes longer than the timeout.
+    The command waits until the new workers are ready or the surplus ones are gone. The exit code is
+    0 then, and 1 if that takes longer than the timeout.
     """
     with find_pool(pool, name) as found:
         if _is_stopping(found.snapshot()):
@@ -70,7 +71,8 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
 def wanted_size(size: str, floor: int, most: int) -> int:
     """Return the number of workers that N, +N or -N means (pure).
 
-    floor: the number to keep now. most: ``max_children``. click.BadParameter: not a number, or out of bounds.
+    floor: the number to keep now. most: ``max_children``. click.BadParameter: not a number, or out
+    of bounds.
     """
     match = re.fullmatch(r"\s*([+-]?)(\d{1,9})", size, re.ASCII)
     if match is None:
@@ -146,9 +148,9 @@ def _seconds_left(end: float) -> float:
 def _move_floor(pool: RunningPool, wanted: int, end: float) -> bool:
     """Send TTIN or TTOU until the scoreboard shows the wanted number; return whether it does.
 
-    The kernel merges signals of one number that are pending at the same time. So each signal has to show its
-    effect on the scoreboard before the next one is sent. False: the time is up, or the pool is stopping, and a
-    pool that stops does not change its size.
+    The kernel merges signals of one number that are pending at the same time. So each signal has to
+    show its effect on the scoreboard before the next one is sent. False: the time is up, or the
+    pool is stopping, and a pool that stops does not change its size.
     """
     with ProgressLine() as line:
         while (floor := floor_of(snapshot := pool.snapshot())) != wanted:

@@ -34,8 +34,8 @@ A program that has called ``serve_forever()`` itself may go on for as long as it
 def command(pool: str | None, name: str | None, *, now: bool, timeout: float | None) -> int:
     """Stop a running pool gracefully: clients that are connected are served, and no request is lost.
 
-    The command waits until the pool has ended. The exit code is 0 then, and 1 if that takes longer than the
-    timeout.
+    The command waits until the pool has ended. The exit code is 0 then, and 1 if that takes longer
+    than the timeout.
     """
     with find_pool(pool, name) as found:
         if timeout is None:

@@ -38,8 +38,8 @@ MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
 def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
     """Watch a running pool: what its workers do, how busy they are, how many clients wait.
 
-    Each slot is a letter: _ is an idle worker, B a busy one, S a starting one, R a retiring one, and a dot is a slot
-    without a worker.
+    Each slot is a letter: _ is an idle worker, B a busy one, S a starting one, R a retiring one,
+    and a dot is a slot without a worker.
 
     Keys: s and S sort by the next or previous column, r reverses the order, q and Ctrl-C quit.
 

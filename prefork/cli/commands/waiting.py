@@ -22,10 +22,14 @@ LOOK_EVERY: Final = 0.01
 """Seconds between two looks at the scoreboard. A snapshot of an ordinary pool takes about 50 µs."""
 
 SPARE_TIME: Final = 5.0
-"""Seconds that a command waits by default beyond the pool's own timeouts, so that the master can act on them."""
+"""Seconds that a command waits by default beyond the pool's own timeouts, so that the master can
+act on them.
+"""
 
 TICKS_NEEDED: Final = 2
-"""Ticks after which the master has handled every earlier signal. The first one may have begun before the signal."""
+"""Ticks after which the master has handled every earlier signal. The first one may have begun
+before the signal.
+"""
 
 _QUICK: Final = 0.3
 """Seconds during which no progress is shown. What is done by then would only flicker."""
@@ -68,7 +72,10 @@ class TickCounter:
         self._seen = 0
 
     def enough(self) -> bool:
-        """Return whether the master has handled every signal sent before. Call this at least once in each tick."""
+        """Return whether the master has handled every signal sent before.
+
+        Call this at least once in each tick.
+        """
         tick = self._tick()
         self._seen += tick != self._last
         self._last = tick
@@ -79,7 +86,10 @@ class TickCounter:
 
 
 class ProgressLine:
-    """One line on standard error that is rewritten, and erased at the end. Nothing is written to a file or pipe."""
+    """One line on standard error that is rewritten, and erased at the end.
+
+    Nothing is written to a file or pipe.
+    """
 
     def __init__(self, fd: int = 2) -> None:
         self._fd = fd
