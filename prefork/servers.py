@@ -25,7 +25,7 @@ from prefork.workers import log
 from prefork.workers.errors import BindError
 from prefork.workers.files import Identity, identity_of, unlink_if_still
 from prefork.workers.worker import no_empty_reply
-from prefork.workers.worker.clients import LostClients, is_clients_doing
+from prefork.workers.worker.clients import LostClients, client_name, is_clients_doing
 
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
@@ -51,10 +51,11 @@ class _LoggingServer(PreForkingMixIn, _ServerBase):
         traceback.
         """
         error, subject = sys.exception(), str(self.worker or "master")
+        client = client_name(client_address) or "-"
         if error is not None and is_clients_doing(error):
-            _lost_clients.note(subject, error, client_address)
+            _lost_clients.note(subject, error, client)
         elif error is not None:
-            log.failure(logging.ERROR, subject, "request failed", error, client=client_address)
+            log.failure(logging.ERROR, subject, "request failed", error, client=client)
 
 
 class _InternetServer(_LoggingServer):

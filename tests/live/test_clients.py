@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,7 @@ def test_other_exceptions_keep_their_traceback(start: Callable[..., Program]) ->
             assert client.recv(100) == b""
     lines = program.wait_logged("request failed", times=2)
     assert all(" ERROR worker slot=" in line for line in lines)
+    assert all(re.search(r"request failed client=127\.0\.0\.1:\d+$", line) for line in lines)
     assert program.log.count("Traceback (most recent call last)") == 2
 
 

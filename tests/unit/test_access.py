@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Outcome
-from prefork.workers.worker.access import LONGEST_CLIENT, AccessLog, client_name
+from prefork.workers.worker.access import AccessLog
+from prefork.workers.worker.clients import LONGEST_CLIENT, client_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

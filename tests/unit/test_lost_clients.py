@@ -78,10 +78,10 @@ def note_many(caplog: pytest.LogCaptureFixture, level: int) -> list[logging.LogR
     lost = LostClients(lambda: now)
     with caplog.at_level(level, "prefork"):
         for _ in range(1000):
-            lost.note("worker", caught(departure), ("127.0.0.1", 1))
+            lost.note("worker", caught(departure), "127.0.0.1:1")
             now += 0.0001
         now += 2
-        lost.note("worker", TimeoutError("timed out"), ("127.0.0.1", 2))
+        lost.note("worker", TimeoutError("timed out"), "127.0.0.1:2")
     return caplog.records
 
 

@@ -17,14 +17,12 @@ from typing import Any
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Outcome
 from prefork.workers.settings import Settings
+from prefork.workers.worker.clients import client_name
 
 logger = logging.getLogger("prefork.access")
 
 LogRequest = Callable[[Listener, Any, int | None, Outcome, int], None]
 """What is called at the end of a request, with the arguments of ``AccessLog.write()``."""
-
-LONGEST_CLIENT = 200
-"""Characters of a client's name that are logged: a client may choose its name, but not the length of a line."""
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Text that needs no quotes: printable ASCII without space, quotation mark, equals sign and backslash."""
@@ -70,28 +68,6 @@ class AccessLog:
             "listener": str(listener),
         }
         logger.info("%s", self._line(facts), extra={"facts": facts})
-
-
-def client_name(address: Any) -> str | None:
-    """Return a client's address as one bounded word or name, None where the client has no address.
-
-    Examples: ``127.0.0.1:4711``, ``[::1]:4711``, a path, ``@abstract``. The bytes of a Unix client's
-    name are chosen by that client, and an overridden ``get_request()`` may return anything.
-    """
-    try:
-        return _name(address)[:LONGEST_CLIENT] or None
-    except Exception:  # noqa: BLE001 - from a __str__ of the program
-        return f"<{type(address).__name__}>"
-
-
-def _name(address: Any) -> str:
-    if isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], str):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"{host}:{address[1]}"
-    if isinstance(address, bytes):
-        address = os.fsdecode(address)
-    name = "" if address is None else str(address)
-    return "@" + name[1:] if name.startswith("\0") else name
 
 
 def _text_line(facts: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Clients that went away or kept a handler waiting: one line of the log, and no traceback (worker).
+"""Clients in the log: their names, and one line where they went away or kept a handler waiting (worker).
 
 A stranger who can reach the port can make a thousand of them a second. So a worker writes at most one
 line a second, which counts the others. At level DEBUG each of them is logged with its traceback.
@@ -12,11 +12,17 @@ import socketserver
 import traceback
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from prefork.workers import log
 
 INTERVAL = 1.0
 """The least number of seconds between two lines of one worker."""
+
+LONGEST_CLIENT = 200
+"""Characters of a client's name that are logged. A client can choose its name, but not the length
+of a line.
+"""
 
 _NOT_THE_PLACE = {os.path.dirname(socketserver.__file__), os.path.dirname(__file__)}
 """Folders whose files do not show where a handler was: every read ends in socket.py."""
@@ -40,10 +46,11 @@ class LostClients:
         self._quiet_until = 0.0
         self._others = 0
 
-    def note(self, subject: str, error: BaseException, client: object) -> None:
+    def note(self, subject: str, error: BaseException, client: str) -> None:
         """Log that a request ended this way; at level DEBUG also the traceback.
 
-        The ``others`` of a line are the lost clients since the previous line that had no line.
+        client: as ``client_name()`` returns it. The ``others`` of a line are the lost clients since
+        the previous line that had no line.
         """
         what = "client timed out" if isinstance(error, TimeoutError) else "client went away"
         if log.logger.isEnabledFor(logging.DEBUG):
@@ -68,3 +75,25 @@ def place_of(error: BaseException) -> str:
     tellings = [place for place in frames if os.path.dirname(place[0]) not in _NOT_THE_PLACE]
     file, line = (tellings or frames or [("unknown", 0)])[-1]
     return f"{file}:{line}"
+
+
+def client_name(address: Any) -> str | None:
+    """Return a client's address as one bounded word or name, None where the client has no address.
+
+    Examples: ``127.0.0.1:4711``, ``[::1]:4711``, a path, ``@abstract``. The bytes of a Unix client's
+    name are chosen by that client, and an overridden ``get_request()`` may return anything.
+    """
+    try:
+        return _name(address)[:LONGEST_CLIENT] or None
+    except Exception:  # noqa: BLE001 - from a __str__ of the program
+        return f"<{type(address).__name__}>"
+
+
+def _name(address: Any) -> str:
+    if isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], str):
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{host}:{address[1]}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    name = "" if address is None else str(address)
+    return "@" + name[1:] if name.startswith("\0") else name
