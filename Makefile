@@ -16,7 +16,7 @@ installed := $(VENV)/.stamp-installed
 testable := $(VENV)/.stamp-testable
 equipped := $(VENV)/.stamp-equipped
 
-.PHONY: help demo test quick lint bench docs clean check-python check-venv
+.PHONY: help demo test quick chaos lint bench docs clean check-python check-venv
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -32,6 +32,9 @@ test: check-venv $(testable) ## run all tests (ARGS="-k upper" chooses some)
 
 quick: check-venv $(testable) ## run the tests that start no process, in seconds
 	$(bin)/python -m pytest -m quick tests/unit tests/compat $(ARGS)
+
+chaos: check-venv $(testable) ## do faults to a pool for an hour (ARGS="--minutes 5 --seed 7")
+	$(bin)/python -m tests.chaos $(ARGS)
 
 lint: check-venv $(equipped) ## check style and types
 	$(bin)/python -m ruff check .
