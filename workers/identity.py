@@ -9,10 +9,10 @@ import signal
 import msgspec
 
 DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
-"""The signal that asks for a stack dump without running any bytecode; workers/pool/dumps.py says when."""
+"""The signal for a stack dump that needs no bytecode; workers/pool/dumps.py says when."""
 
 WAKE = b"\0"
-"""The byte that a worker writes into the master's wake-up pipe when the scoreboard has news, and the master into a worker's.
+"""The byte in a wake-up pipe that has the other side look: at the scoreboard, or at its order.
 
 It is no signal's number, because signals write theirs into the same pipe.
 """
@@ -22,7 +22,7 @@ SHUTDOWN = b"\xff"
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """Names a worker: by its numbered place, the generation of the code that it runs, and its process."""
+    """Names a worker: by its numbered place, the generation of its code, and its process."""
 
     slot: int
     generation: int
@@ -35,13 +35,14 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 class WorkerPipes(msgspec.Struct, frozen=True):
     """The descriptors that the master and one worker share, made before the fork.
 
-    wake_read, wake_write: a pipe that the master writes to when the worker is to look at its order, or
-    for a client that no worker has taken. Only the master keeps the write end. A byte in a pipe reaches
-    a worker whatever the worker has done to its signals. An eventfd would not do: it has one open file
-    description for both sides, so a worker could fill it and set it blocking, and the master would
-    wait in it for ever.
-    report: memory for the worker's stack dumps and last words (workers/reports.py). Both sides share one
-    file position, so the master decides where the next dump begins, also while the worker is stuck.
+    wake_read, wake_write: a pipe that the master writes to when the worker is to look at its order,
+    or for a client that no worker has taken. Only the master keeps the write end. A byte in a pipe
+    reaches a worker whatever the worker has done to its signals. An eventfd would not do: it has
+    one open file description for both sides, so a worker could fill it and set it blocking, and the
+    master would wait in it for ever.
+    report: memory for the worker's stack dumps and last words (workers/reports.py). Both sides
+    share one file position, so the master decides where the next dump begins, also while the worker
+    is stuck.
     """
 
     wake_read: int

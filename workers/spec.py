@@ -25,8 +25,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     wake: the descriptor that wakes the master when a worker writes to it.
     credentials: what a worker becomes before it runs code of the program; None to stay as it is.
     title: the text before and after the slot's number in a worker's process title.
-    hooks: calls a hook of the first server, as ``hooks(name, *arguments)``; returns whether the hook
-    is the program's own.
+    hooks: calls a hook of the first server, as ``hooks(name, *arguments)``; returns whether the
+    hook is the program's own.
     enter: called in each worker, to note in the server objects that they are in a worker now.
     metrics_dir: the directory of the program's own metrics; None where it keeps none.
     """
@@ -41,7 +41,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     metrics_dir: str | None
 
     def drop_privileges(self) -> None:
-        """Take on the umask and the credentials of a worker (child, before code of the program runs)."""
+        """Take on a worker's umask and credentials (child, before code of the program runs)."""
         if self.settings.umask is not None:
             os.umask(self.settings.umask)
         if self.credentials is not None:

@@ -1,7 +1,7 @@
 """The only module that forks, waits for children, signals them and ends a process.
 
-A process is signalled or waited for by its pidfd, or by the pid of a child that this process still has to
-collect. The kernel gives such a pid to no other process, so neither can hit a stranger.
+A process is signalled or waited for by its pidfd, or by the pid of a child that this process still
+has to collect. The kernel gives such a pid to no other process, so neither can hit a stranger.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _ALL_SIGNALS = _signal.valid_signals()
 
 
 FLUSH_TIME = 0.5
-"""Seconds that a leaving worker may spend on flushing its standard streams. Their reader may have ended."""
+"""Seconds for which a leaving worker flushes its standard streams: they may have no reader."""
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A process that this one has forked and not collected yet. pidfd: a descriptor that refers to it."""
+    """A process that this one has forked and not collected yet. pidfd: refers to it."""
 
     pid: int
     pidfd: int
@@ -86,22 +86,22 @@ def fork_children(
 ) -> tuple[list[Child | None], OSError | None]:
     """Fork one child for each of ``runs``. Each child calls its function, which must not return.
 
-    The function is called with all signals blocked. Its argument is the previous signal mask, to be set
-    once the child's handlers are installed.
-    Returns a child for each function, or None in its place, and the OSError for which one is missing: the
-    kernel refused a process or a descriptor. After a refused process the rest is not tried.
+    The function is called with all signals blocked. Its argument is the previous signal mask, to be
+    set once the child's handlers are installed. Returns a child for each function, or None in its
+    place, and the OSError for which one is missing: the kernel refused a process or a descriptor.
+    After a refused process the rest is not tried.
 
-    All children are forked in one go, and what they need is prepared before the first fork. After a fork,
-    master and child share every page of memory until one of them writes to it; then the kernel copies the
-    page. Whatever the master does between two forks - log a line, open a pidfd, fill a table - writes to
-    pages that all earlier children share, and costs each of them copies.
+    All children are forked in one go, and what they need is prepared before the first fork. After a
+    fork, master and child share every page of memory until one of them writes to it; then the
+    kernel copies the page. Whatever the master does between two forks - log a line, open a pidfd,
+    fill a table - writes to pages that all earlier children share, and costs each of them copies.
 
     Signals are blocked from before the first fork. A signal that is sent to a child at once, as by
     Ctrl-C to the whole group, waits until the child has handlers of its own, instead of running a
     handler of the master in it. The master's own signals wait until all children are forked.
 
-    The error of a fork that failed has no traceback. It would keep this frame alive, and with it all that
-    the children were to be made of.
+    The error of a fork that failed has no traceback. It would keep this frame alive, and with it
+    all that the children were to be made of.
     """
     _flush_before_fork()
     pids: list[int] = []
@@ -154,8 +154,8 @@ def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoRe
 def hold_child(pid: int) -> Child:
     """Return a child that this process has just made, with its pidfd.
 
-    Raises OSError where there is no descriptor left. The child is killed and collected then, because it
-    could not be supervised. Its pid is safe to signal until it is collected.
+    Raises OSError where there is no descriptor left. The child is killed and collected then,
+    because it could not be supervised. Its pid is safe to signal until it is collected.
     """
     try:
         return Child(pid, os.pidfd_open(pid))
@@ -167,20 +167,22 @@ def hold_child(pid: int) -> Child:
 
 
 def collect(child: Child) -> ExitStatus | None:
-    """Return how the child ended, or None while it lives (called by its parent). The pidfd stays open.
+    """Return how the child ended, or None while it lives (its parent). The pidfd stays open.
 
-    A child whose status another part of the program has collected gives an ExitStatus of which neither
-    code nor signal is known.
+    A child whose status another part of the program has collected gives an ExitStatus of which
+    neither code nor signal is known.
     """
     try:
-        # By pidfd first. Had another part of the program collected the child, its pid could be that of
-        # another child by now.
+        # By pidfd first. Had another part of the program collected the child, its pid could be that
+        # of another child by now.
         if os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        # Then by pid, which is the child's own until it is collected: waitid() does not return the usage.
+        # Then by pid, which is the child's own until it is collected: waitid() does not return the
+        # usage.
         _, status, used = os.wait4(child.pid, 0)
     except ChildProcessError:
-        # The status was taken: by a wait() for any child, or by the kernel, where SIGCHLD is ignored.
+        # The status was taken: by a wait() for any child, or by the kernel, where SIGCHLD is
+        # ignored.
         return ExitStatus()
     usage = Usage(
         user_ns=int(used.ru_utime * 1e9),
@@ -209,9 +211,9 @@ def send(child: Child, number: int) -> None:
 def kill_group(child: Child) -> None:
     """Kill every process of the group that a child leads, the child included.
 
-    The number of the group is the child's pid, which is safe to signal until the child is collected. Where
-    something else in this process has collected it, the number may be another group's by now, so nothing is
-    killed.
+    The number of the group is the child's pid, which is safe to signal until the child is
+    collected. Where something else in this process has collected it, the number may be another
+    group's by now, so nothing is killed.
     """
     with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
         os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -221,8 +223,8 @@ def kill_group(child: Child) -> None:
 def has_received_alone(child: Child, number: int) -> bool:
     """Return whether the child has a single thread, and this thread has received the signal.
 
-    A signal is received when it is no longer pending. A child that is stopped has not received it, nor
-    has one that gets no processor.
+    A signal is received when it is no longer pending. A child that is stopped has not received it,
+    nor has one that gets no processor.
     """
     try:
         with open(f"/proc/{child.pid}/status", encoding="ascii", errors="replace") as status:
@@ -234,23 +236,27 @@ def has_received_alone(child: Child, number: int) -> bool:
 
 
 def hold_process(pid: int) -> int:
-    """Return a pidfd of a process that is no child of this one (the command line, for a running master).
+    """Return a pidfd of a process that is no child of this one, such as a running master.
 
-    A caller that holds the pidfd, reads ``/proc/PID`` and then finds the process still running has read
-    about that same process. Raises OSError when there is no such process, or no descriptor for it.
+    A caller that holds the pidfd, reads ``/proc/PID`` and then finds the process still running has
+    read about that same process. Raises OSError when there is no such process, or no descriptor for
+    it.
     """
     return os.pidfd_open(pid)
 
 
 def signal_held(pidfd: int, number: signal.Signals) -> None:
-    """Signal a process by its pidfd. ProcessLookupError when it has ended, PermissionError when that is not allowed."""
+    """Signal a process by its pidfd.
+
+    Raises ProcessLookupError when it has ended, PermissionError when this user may not signal it.
+    """
     signal.pidfd_send_signal(pidfd, number)
 
 
 def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:
     """Install signal handlers (worker, in its main thread)."""
-    # Through the C function: the wrapper in ``signal`` looks up an enum member for every number, which
-    # costs each worker some 250 KiB of copied pages.
+    # Through the C function: the wrapper in ``signal`` looks up an enum member for every number,
+    # which costs each worker some 250 KiB of copied pages.
     for number, handler in handlers.items():
         _signal.signal(number, handler)
 
@@ -297,7 +303,7 @@ def punch_hole(fd: int, length: int) -> bool:
 
 
 def zombies_except(pids: set[int]) -> Iterator[int]:
-    """Yield the ended children of this process that are not among ``pids``, without collecting them."""
+    """Yield the children of this process that have ended and are not among ``pids``."""
     try:
         threads = os.listdir("/proc/self/task")
     except OSError:
@@ -330,9 +336,9 @@ def collect_orphan(pid: int) -> None:
 def exit_now(status: int) -> NoReturn:
     """End this process. The standard streams are flushed, no code of the program runs.
 
-    The flush runs in a thread of its own and is waited for FLUSH_TIME at most. A thread of the master
-    may have held a stream's lock at the fork, and a pipe may have no reader. Neither may keep a worker
-    alive.
+    The flush runs in a thread of its own and is waited for FLUSH_TIME at most. A thread of the
+    master may have held a stream's lock at the fork, and a pipe may have no reader. Neither may
+    keep a worker alive.
     """
     flusher = threading.Thread(target=_flush_streams, daemon=True)
     try:
@@ -373,8 +379,8 @@ def become(
 ) -> NoReturn:
     """Run another program in this process. It gets the descriptors ``keep`` and no others.
 
-    The signals ``blocked`` are blocked when the program begins. Raises OSError when the program cannot be
-    run. Descriptors, folder and signal mask are as before then.
+    The signals ``blocked`` are blocked when the program begins. Raises OSError when the program
+    cannot be run. Descriptors, folder and signal mask are as before then.
     """
     before = os.getcwd()
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
@@ -415,5 +421,5 @@ def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
 
 
 def unblock(numbers: Collection[int]) -> None:
-    """Unblock signals that an earlier image has blocked (master, once its handlers are installed)."""
+    """Unblock signals that an earlier image has blocked (master, once it has its handlers)."""
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)

@@ -1,7 +1,9 @@
-"""The life of the metrics process, from its fork to its end; the steps stand in ``live`` in their order.
+"""The life of the metrics process, from its fork to its end (metrics process).
 
-It is forked like a worker and with the same care (workers/worker/life.py). It keeps what it needs:
-the scoreboard, for reading; the socket to answer on; the end of the life pipe.
+The process is forked like a worker, and boots with the same care and in the same order; the reasons
+stand in workers/worker/life.py. It keeps the scoreboard, mapped for reading only, the socket that
+it answers on, an eventfd for its signs of life, and the read end of the life pipe. It serves no
+request of the program and runs no code of it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,14 @@ from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
 
 LEAVE = signal.SIGRTMIN
-"""Asks the metrics process to end. A TERM to the whole group must not: it answers to the end of the drain."""
+"""The signal that ends the metrics process.
 
-# Plain numbers: see system.set_handlers(). LEAVE is among them, for the wake-up fd tells it.
+TERM does not end it. At a stop TERM may be sent to the whole process group, and the metrics process
+has to answer until the last worker has left.
+"""
+
+# Plain numbers: see system.set_handlers(). A handler that does nothing is enough for LEAVE as well,
+# because its number arrives through the wake-up descriptor.
 _NOTED = tuple(
     int(number)
     for number in (
@@ -39,7 +46,8 @@ _CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
 class MetricsSpec(msgspec.Struct, frozen=True):
     """What the metrics process is made from.
 
-    listener: the listening socket. beat: an eventfd for its signs of life. title: of the process.
+    listener: the listening socket. beat: the eventfd for signs of life. title: the title of the
+    process.
     """
 
     worker_spec: WorkerSpec
@@ -50,7 +58,10 @@ class MetricsSpec(msgspec.Struct, frozen=True):
 
 
 def live(spec: MetricsSpec, mask: set[int]) -> NoReturn:
-    """Live its whole life; called in the child with all signals blocked."""
+    """Live the whole life of the metrics process. Called in the child, with all signals blocked.
+
+    mask: the signal mask to set once the handlers are installed.
+    """
     name = f"metrics pid={os.getpid()}"
     try:
         _prepare_and_serve(spec, mask, name)
@@ -68,12 +79,13 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
     os.close(worker_spec.wake)
     forks.let_go_of_others(())
     board = _read_only(link.board)
-    # operator.is_: see workers/worker/life.py.
+    # operator.is_ does nothing; workers/worker/life.py has the reasons.
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
-    # Here and nowhere else: the master has neither prometheus_client nor psutil. Before the
-    # privileges are dropped: the interpreter's folders may be root's.
+    # Imported here and nowhere else, so that the master has neither prometheus_client nor psutil in
+    # its memory. Before the privileges are dropped, because only root may be able to read the
+    # interpreter's folders.
     from prefork.metrics import exporter  # noqa: PLC0415
 
     worker_spec.drop_privileges()
@@ -85,7 +97,7 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
         exporter.Routes(board, worker_spec.metrics_dir, complain),
         complain=complain,
         heed={
-            link.life: lambda: True,  # its end is all that it ever tells
+            link.life: lambda: True,  # readable only at the master's end
             wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
         },
         beat=lambda: _beat(spec.beat, link.master_pid),
@@ -93,15 +105,15 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
 
 
 def _beat(beat: int, master_pid: int) -> bool:
-    """Give the master a sign of life; return whether there is no master any more."""
-    with contextlib.suppress(BlockingIOError):  # one that does not run has enough of them to read
+    """Give the master a sign of life; return whether the master has ended."""
+    with contextlib.suppress(BlockingIOError):  # a stopped master has enough of them to read
         os.eventfd_write(beat, 1)
-    # The life pipe tells it, too, unless another process holds its other end.
+    # The life pipe shows the master's end as well, unless another process holds its write end.
     return os.getppid() != master_pid
 
 
 def _read_only(board: Scoreboard) -> Scoreboard:
-    """Map the scoreboard once more, for reading, and give the writable mapping up."""
+    """Map the scoreboard again, for reading only, and give up the writable mapping."""
     fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
     readable = Scoreboard.attach(fd)
     board.close()
@@ -109,7 +121,7 @@ def _read_only(board: Scoreboard) -> Scoreboard:
 
 
 class _Complaints:
-    """Logs what goes wrong while answering, once a minute at most: clients ask again and again."""
+    """Logs errors of answering, one in INTERVAL at most, because clients ask again and again."""
 
     INTERVAL = 60.0
 
@@ -118,7 +130,7 @@ class _Complaints:
         self._next_at = float("-inf")
 
     def __call__(self, error: BaseException) -> None:
-        """Log it, unless another was logged just now."""
+        """Log an error, unless another one was logged less than INTERVAL ago."""
         now = time.monotonic()
         if now >= self._next_at:
             self._next_at = now + self.INTERVAL

@@ -1,8 +1,8 @@
 """The metrics process as the master keeps it: forked, watched, replaced, and ended last (master).
 
-The metrics process is no worker: it has no slot, and ``max_children`` does not count it. It writes a
-sign of life to an eventfd every second. The master kills it when these signs stop, because a process that
-hangs or was stopped answers no client either.
+The metrics process is no worker: it has no slot, and ``max_children`` does not count it. It writes
+a sign of life to an eventfd every second. The master kills it when these signs stop, because a
+process that hangs or was stopped answers no client either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FAILURE_CAP = 30.0
 """Seconds between two starts, at most, while each process dies before its first sign of life."""
 
 BOOT_BOUND = 15.0
-"""Seconds from the fork to the first sign of life. The imports take some 0.2 s of processor time."""
+"""Seconds from the fork to the first sign of life. Imports take some 0.2 s of processor time."""
 
 SILENCE = 10.0
 """Seconds without a sign of life after which the process is killed. It gives one every second."""
@@ -127,9 +127,13 @@ class MetricsProcess:
             self._replace(previous, now)
 
     def _replace(self, previous: MetricsState, now: float) -> None:
-        """Ask the metrics process of an earlier image to leave. Until the next one runs, clients wait in the queue."""
+        """Ask the metrics process of an earlier image to leave.
+
+        Until the next one runs, clients wait in the queue of the socket.
+        """
         self._child = Child(previous.pid, previous.pidfd)
-        # It gives no sign of life any more. Where it does not leave, it is killed END_BOUND from now.
+        # It gives no sign of life any more. Where it does not leave, it is killed END_BOUND from
+        # now.
         self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
         self._replacing = True
         self._poll.register(self._child.pidfd, select.POLLIN)
@@ -151,8 +155,8 @@ class MetricsProcess:
     def _let_go_in_child(self) -> None:
         if self._child is not None:
             os.close(self._child.pidfd)
-        # A child has the thread that has forked it, and with it the thread's number. The child of the
-        # thread that is forking the metrics process is the metrics process, which keeps these.
+        # A child has the thread that has forked it, and with it the thread's number. The child of
+        # the thread that is forking the metrics process is the metrics process, which keeps these.
         if self._endpoint is not None and self._forking != threading.get_ident():
             forks.close((self._endpoint.fd, self._beat))
 
@@ -266,13 +270,14 @@ def _cause(status: ExitStatus) -> ExitCause:
 
 
 def _endpoint(address: str | None, previous: MetricsState | None) -> Endpoint | None:
-    """Return where to answer: the previous image's socket if it has the wanted address, else a new one."""
+    """Return where to answer: the previous socket if it has the wanted address, or a new one."""
     if previous is None:
         return None if address is None else Endpoint(address)
     kept = Endpoint(previous.address, previous.fd)
     if address is not None and is_same_place(address, kept.address):
         return kept
-    # The new socket first: if the address cannot be bound, the old socket is still there for the next try.
+    # The new socket first: if the address cannot be bound, the old socket is still there for the
+    # next try.
     new = None if address is None else Endpoint(address)
     kept.close()
     return new

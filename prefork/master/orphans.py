@@ -1,4 +1,4 @@
-"""Orphans: children of other processes that fall to this one to collect, as PID 1 or a subreaper (master)."""
+"""Orphans: children of other processes that PID 1 or a subreaper has to collect (master)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prefork.workers import system
 from prefork.workers.system import System
 
 ORPHAN_AGE = 0.5
-"""Seconds for which an unknown child that has ended is left alone: the program may be waiting for it."""
+"""Seconds for which an unknown ended child is left alone: the program may be waiting for it."""
 
 
 class Orphans:
@@ -18,9 +18,9 @@ class Orphans:
         self._since: dict[int, float] = {}
 
     def collect(self, own: set[int], now: float) -> None:
-        """Collect each child that ended ORPHAN_AGE ago. own: pids that are collected elsewhere, the workers.
+        """Collect each child that ended ORPHAN_AGE ago.
 
-        now: seconds on the master's clock.
+        own: the pids of workers, which are collected elsewhere. now: seconds on the master's clock.
         """
         if not self._are_ours:
             return

@@ -28,8 +28,9 @@ class FakeProcess:
 
     received: the signals that it was sent, in order.
     status: how it ended, None while it lives. collected: whether its parent has taken the status.
-    has_received_alone: whether it has one thread, which takes signals at once. lingers: whether a SIGKILL
-    ends it only a while later, when it is waited for. exits_on: the signal on which it exits with 0.
+    has_received_alone: whether it has one thread, which takes signals at once. lingers: whether a
+    SIGKILL ends it only a while later, when it is waited for. exits_on: the signal on which it
+    exits with 0.
     """
 
     pid: int
@@ -45,12 +46,12 @@ class FakeProcess:
 class FakeSystem:
     """Forks, signals and collects without a process. What a child was to run is never called.
 
-    A pidfd is an eventfd, which becomes readable when its process ends, as a real one does: what waits in
-    a poll or an epoll needs no change. ``close()`` closes those that are left.
+    A pidfd is an eventfd, which becomes readable when its process ends, as a real one does: what
+    waits in a poll or an epoll needs no change. ``close()`` closes those that are left.
 
-    fork_errors: what forks raise, by their number in a batch: ``{2: OSError(...)}`` has the third fork of
-    each batch fail, after which the real one does not try the rest. pidfd_errors: the same for opening a
-    pidfd, which costs only that child.
+    fork_errors: what forks raise, by their number in a batch: ``{2: OSError(...)}`` has the third
+    fork of each batch fail, after which the real one does not try the rest. pidfd_errors: the same
+    for opening a pidfd, which costs only that child.
     """
 
     def __init__(self) -> None:

@@ -151,9 +151,9 @@ class StagedClock(Clock):
 class StagedMaster(Stage):
     """A whole master over invented processes: it ticks without waiting, and time goes by as the test says.
 
-    ``run(play())`` runs it. The play is a generator. Every tick resumes it, and what it has done is what
-    the master sees in that tick. It yields the seconds that go by between that tick and the next, a
-    TICK at least. When the play ends, the master is asked to stop.
+    ``run(play())`` runs it. The play is a generator. Every tick resumes it, and what it has done is
+    what the master sees in that tick. It yields the seconds that go by between that tick and the
+    next, a TICK at least. When the play ends, the master is asked to stop.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the master sees to before its first fork: other threads, and the memory that workers will share."""
+"""What the master does before its first fork: other threads, and memory to share (master)."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def frozen_heap() -> Iterator[None]:
 
 
 def refuse_threads(settings: Settings) -> list[str]:
-    """Return a description of each thread that workers would lack, none when ``fork_check`` is ``off``.
+    """Return a description of each thread that workers would lack.
 
-    A fork copies only the thread that calls it. Raises BootError when there are other threads and
-    ``fork_check`` is ``error``.
+    None is described when ``fork_check`` is ``off``. A fork copies only the thread that calls it.
+    Raises BootError when there are other threads and ``fork_check`` is ``error``.
     """
     if settings.fork_check == "off":
         return []
@@ -54,8 +54,8 @@ def refuse_threads(settings: Settings) -> list[str]:
 def other_threads() -> list[str]:
     """Return a description of each thread of this process beside the main one and the calling one.
 
-    A thread of Python is described by its name and by the function that it was started with. Threads
-    of native code have neither, so they are only counted.
+    A thread of Python is described by its name and by the function that it was started with.
+    Threads of native code have neither, so they are only counted.
     """
     expected = {threading.current_thread(), threading.main_thread()}
     threads = threading.enumerate()

@@ -2,8 +2,8 @@
 
 A death is handled in three steps. First all workers that have ended are collected and taken off the
 table, with the last words that they left. Then each is judged: the cause comes from what the master
-wanted and from the wait status, never from shared memory (states.cause_of_exit). Then it is buried: the
-scoreboard, the log, the back-off of new workers and the hook ``worker_died()`` learn of it.
+wanted and from the wait status, never from shared memory (states.cause_of_exit). Then it is buried:
+the scoreboard, the log, the back-off of new workers and the hook ``worker_died()`` learn of it.
 """
 
 from __future__ import annotations

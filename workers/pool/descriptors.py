@@ -1,7 +1,7 @@
 """The descriptors of a pool, and which process closes which of them after a fork.
 
-A fork copies every descriptor of the master into the child, and a copy keeps alive what is behind it.
-So each child closes at once what is not meant for it:
+A fork copies every descriptor of the master into the child, and a copy keeps alive what is behind
+it. So each child closes at once what is not meant for it:
 
                               worker of    worker of      metrics    child that the
                               this pool    another pool   process    program forks
@@ -18,8 +18,8 @@ child that kept the write end would hide the master's death. And a worker that k
 sibling could wake that sibling and read its report.
 
 There are two steps. The first two rows are closed in every child of this process, from the list in
-workers/forks.py, also where the program forks for itself. The rest is closed by the worker as one of
-the first steps of its life, because only the worker knows its slot: what belongs to siblings by
+workers/forks.py, also where the program forks for itself. The rest is closed by the worker as one
+of the first steps of its life, because only the worker knows its slot: what belongs to siblings by
 ``shed()`` (see PoolLink), what belongs to other pools by ``forks.let_go_of_others()``. A child that
 the program forks for itself keeps the rest until it ends. All descriptors are closed on exec.
 """
@@ -40,10 +40,10 @@ from prefork.workers.system import Child
 
 
 class Descriptors:
-    """What one pool has open: scoreboard, life pipe, an epoll over its workers' pidfds, a set of pipes for each.
+    """What one pool has open: scoreboard, life pipe, an epoll over pidfds, pipes for each worker.
 
-    wake: where workers wake the master. previous: descriptors of an earlier image of the master to go
-    on with.
+    wake: where workers wake the master. previous: descriptors of an earlier image of the master to
+    go on with.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Descriptors:
     # --- in the master
 
     def open_pipes(self, slots: Iterable[int]) -> None:
-        """Make the pipes of workers that are about to be forked; OSError where descriptors have run out."""
+        """Make the pipes of workers that are to be forked; OSError without free descriptors."""
         with forks.lock:
             for slot in slots:
                 self.pipes[slot] = self._make_pipes(slot)

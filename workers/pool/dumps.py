@@ -1,24 +1,27 @@
 """Stack dumps of workers: asked for, insisted on, shown in the log (master).
 
-A dump answers "where does this worker hang?". A worker writes it into memory that it shares with the
-master (workers/reports.py), and the master logs it DUMP_TIME later. It is asked for in two ways, because
-neither works for every worker.
+A dump answers "where does this worker hang?". A worker writes it into memory that it shares with
+the master (workers/reports.py), and the master logs it DUMP_TIME later. It is asked for in two
+ways, because neither works for every worker.
 
-SIGUSR1 comes first. Its handler is Python code that runs between two bytecodes of the main thread. No
-frame changes meanwhile, so this dump is always safe. But a worker whose main thread is inside a call of C
-that does not return - a regular expression, a query, a lock - runs no bytecode and does not answer.
+SIGUSR1 comes first. Its handler is Python code that runs between two bytecodes of the main thread.
+No frame changes meanwhile, so this dump is always safe. But a worker whose main thread is inside a
+call of C that does not return - a regular expression, a query, a lock - runs no bytecode and does
+not answer.
 
-DUMP_AT_ONCE is sent INSIST_TIME later to a worker that has not answered. faulthandler answers this signal
-from within the signal handler itself, whatever the interpreter is doing, also while a C call holds the
-interpreter lock. It walks the frames of all threads without stopping any of them. Where a thread runs
-Python code at that moment, its frames change during the walk, and one walk in a few hundred follows a
-pointer that is no longer valid: the worker dies of SIGSEGV (docs/DESIGN.md, Deadlines, has the figures).
+DUMP_AT_ONCE is sent INSIST_TIME later to a worker that has not answered. faulthandler answers this
+signal from within the signal handler itself, whatever the interpreter is doing, also while a C call
+holds the interpreter lock. It walks the frames of all threads without stopping any of them. Where a
+thread runs Python code at that moment, its frames change during the walk, and one walk in a few
+hundred follows a pointer that is no longer valid: the worker dies of SIGSEGV (docs/DESIGN.md,
+Deadlines, has the figures).
 
 So the master insists only where this cannot do harm:
 
 - The worker is to be killed after the dump anyway. Losing it a moment earlier changes nothing.
-- The worker has one thread, and this thread has received SIGUSR1, which the kernel shows as no longer
-  pending. Python has not run the handler, so the thread is in C, and no other thread changes frames.
+- The worker has one thread, and this thread has received SIGUSR1, which the kernel shows as no
+  longer pending. Python has not run the handler, so the thread is in C, and no other thread changes
+  frames.
 
 Any other worker gets no second signal, and the log says that there was no answer.
 """

@@ -1,9 +1,9 @@
 """Failures of new workers in a row, and how long to wait before the next fork (pure).
 
-There are three kinds of failure: a fork that the kernel refuses, a worker that dies before it is ready, and
-a worker that crashes within a second of being ready. Each kind has a row of its own, which ends with the
-first success of that kind. The longer the row, the longer the pause before the next fork. While any row
-lasts, one worker is tried at a time (``probing``).
+There are three kinds of failure: a fork that the kernel refuses, a worker that dies before it is
+ready, and a worker that crashes within a second of being ready. Each kind has a row of its own,
+which ends with the first success of that kind. The longer the row, the longer the pause before the
+next fork. While any row lasts, one worker is tried at a time (``probing``).
 """
 
 from __future__ import annotations
@@ -13,31 +13,35 @@ from prefork.workers.states import ExitCause, ExitKind
 FIRST_BACKOFF = 0.1
 BOOT_BACKOFF_CAP = 30.0
 FORK_BACKOFF_CAP = 1.0
-"""Forks fail because of low memory or too many processes. Both may end at any time, so try once a second."""
+"""Forks fail because of low memory or too many processes; both may end at any time."""
 
 PROVEN = 1.0
 """Seconds that a worker has to be ready before its death says nothing about the next one."""
 
 CRASH_LOOP = 6
-"""Failures in a row that count as a crash loop. With the back-off between them they take some three seconds."""
+"""Failures in a row that are a crash loop; with the back-off they take some three seconds."""
 
 _SIGKILL, _SIGTERM = 9, 15
 
 
 def backoff(failures: int, cap: float) -> float:
-    """Return the seconds to wait after this many failures in a row: 0.1, 0.2, 0.4 … up to the cap."""
+    """Return the seconds to wait after failures in a row: 0.1, 0.2, 0.4 … up to the cap."""
     return min(cap, FIRST_BACKOFF * 2 ** min(failures - 1, 16)) if failures > 0 else 0.0
 
 
 def is_crash(cause: ExitCause) -> bool:
-    """Return whether a worker ended by its own code: by a bad exit status or a fault, not by SIGKILL or SIGTERM."""
+    """Return whether a worker ended by its own code.
+
+    A bad exit status and a fault such as SIGSEGV are its own; SIGKILL and SIGTERM are sent by
+    others.
+    """
     if cause.kind is ExitKind.KILLED:
         return cause.status not in (_SIGKILL, _SIGTERM)
     return cause.kind is ExitKind.EXITED and cause.status != 0
 
 
 class Failures:
-    """Counts failures in a row by their kind (master). Instants are seconds on the master's clock."""
+    """Counts failures in a row, by kind (master). Instants are seconds on the master's clock."""
 
     def __init__(self) -> None:
         self.retry_at = 0.0
@@ -70,7 +74,7 @@ class Failures:
         self.forks = 0
 
     def boot_failed(self, report: str, now: float, *, own_fault: bool) -> None:
-        """Note a death before ready. own_fault: the worker ended by its own code, and was not killed."""
+        """Note a death before ready. own_fault: whether the worker ended by its own code."""
         self.boots += 1
         self.own_fault, self.last_report = own_fault, report
         self._wait(backoff(self.boots, BOOT_BACKOFF_CAP), now)

@@ -1,15 +1,15 @@
-"""The master's record of one worker: its process, its request in hand, and how far its end has come (pure).
+"""The master's record of one worker: its process, its request, the steps to its end (pure).
 
-A record only moves forward. The worker moves it from starting to ready. Everything else is decided by
-the master, and each step may be the first one:
+A record only moves forward. The worker moves it from starting to ready. Everything else is decided
+by the master, and each step may be the first one:
 
     starting ── note_ready() ──▸ ready ── note_proven() ──▸ proven
     any of them ── ask_to_leave() ──▸ leaving         it finishes its request, or runs into leave_by
     any of them ── note_kill() ─────▸ killed          SIGKILL was sent
     any of them ── its process ends ▸ off the table   (workers/pool/deaths.py)
 
-Escalation is state in this record, not waiting: the master never blocks on a worker. All instants are
-seconds on the master's clock.
+Escalation is state in this record, not waiting: the master never blocks on a worker. All instants
+are seconds on the master's clock.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Handle(msgspec.Struct):
         """Note that the worker is ready, if it has written so; return whether that was news.
 
         What counts is the word that the worker itself writes, not the state of its slot. A worker
-        that was asked to leave while it booted has the state ``retiring``, and may be ready as well.
+        that was asked to leave while it booted has the state ``retiring``, and may be ready as
+        well.
         """
         if self.is_ready or board.word(self.slot, SlotField.STATE) == WorkerState.STARTING:
             return False
@@ -103,7 +104,7 @@ class Handle(msgspec.Struct):
         return True
 
     def note_proven(self, now: float) -> bool:
-        """Note that the worker has outlived its first moments, if it has; return whether that was news."""
+        """Note if the worker has outlived its first moments; return whether that was news."""
         if self.proven or self.ready_at is None or now - self.ready_at < PROVEN:
             return False
         self.proven = True
@@ -114,13 +115,13 @@ class Handle(msgspec.Struct):
         self.asked_for, self.leave_by = cause, leave_by
 
     def note_kill(self, cause: ExitCause | None) -> None:
-        """Note that the worker was killed. cause: None keeps the cause that it was asked to leave for."""
+        """Note that the worker was killed. cause: None for that of its retirement."""
         self.killed_for = cause or self.asked_for
 
     # --- what the policy sees
 
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
-        """Return what the policy sees of the worker. now_ns: the monotonic clock, as workers read it."""
+        """Return what the policy sees of the worker. now_ns: on the monotonic clock."""
         slot = self.slot
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
         recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)

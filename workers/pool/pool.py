@@ -31,8 +31,8 @@ class Pool:
     """The workers of one scoreboard: spawns, retires and kills them as the policy's plan says.
 
     Every method runs in the master, in the thread that serves. What the pool knows stands in
-    ``table`` (who is in which slot), ``failures`` (what went wrong lately) and ``board`` (what other
-    processes may read). ``dumps`` and ``deaths`` do their part of the work.
+    ``table`` (who is in which slot), ``failures`` (what went wrong lately) and ``board`` (what
+    other processes may read). ``dumps`` and ``deaths`` do their part of the work.
 
     spec: what each worker is made from. previous: the pool of an earlier image to go on with.
     system: what forks, signals and collects.
@@ -73,7 +73,8 @@ class Pool:
         """Go on with the workers of an earlier image; those of a new generation follow them."""
         self.table = Table(self.table.size, previous.workers, previous.lost)
         self.generation = previous.generation + 1
-        # Before the reload is said to roll: a reader that counts its new workers must not count the old.
+        # Before the reload is said to roll: a reader that counts its new workers must not count the
+        # old.
         self.board.set_pool(PoolField.GENERATION, self.generation)
         # So a first worker that fails ends the reload, not the pool.
         self.failures.ever_ready = True
@@ -148,7 +149,7 @@ class Pool:
         log.event(logging.WARNING, str(handle), "killed", cause=handle.killed_for)
 
     def kill_all(self, now: float) -> None:
-        """Kill every worker and collect it, waiting for its end: the last resort of a master that fails."""
+        """Kill every worker, wait for its end and collect it: for a master that fails."""
         for handle in self.table:
             handle.note_kill(handle.asked_for or ExitCause(ExitKind.RETIRED))
             self._system.send(handle.child, signal.SIGKILL)
@@ -165,7 +166,8 @@ class Pool:
             self.board.prepare_slot(slot, self.generation, time.monotonic_ns())
             self.call_hook("pre_fork", WorkerInfo(slot, self.generation, 0))
         children, failure = self._fork(slots)
-        # Not strict: there may be fewer free slots than starts, and never a worker beyond the last slot.
+        # Not strict: there may be fewer free slots than starts, and never a worker beyond the last
+        # slot.
         for slot, child, reason in zip(slots, children, starts, strict=False):
             if child is None:
                 self._descriptors.close_pipes(slot)
@@ -224,7 +226,7 @@ class Pool:
     # --- watching
 
     def note_ready(self, now: float) -> None:
-        """Find the workers that have become ready since the last tick, and those that proved sound."""
+        """Find workers that have become ready since the last tick, and those that proved sound."""
         for handle in self.table:
             if handle.proven:
                 continue  # nearly all of them, at nearly every tick
@@ -238,12 +240,13 @@ class Pool:
                 self.failures.proved()
 
     def note_truncated(self) -> None:
-        """Log the first datagram that was longer than ``max_packet_size``; all of them are counted."""
+        """Log the first datagram that was cut at ``max_packet_size``; workers count all of them."""
         if not self._truncated_seen:
             self._truncated_seen = self.board.total(SlotField.TRUNCATED)
             if self._truncated_seen:
                 log.event(
                     logging.WARNING,
                     "master",
-                    "a datagram was longer than max_packet_size and was cut; further ones are only counted",
+                    "a datagram was longer than max_packet_size and was cut; "
+                    "further ones are only counted",
                 )

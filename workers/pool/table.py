@@ -1,7 +1,8 @@
 """The process table: which worker is in which slot (pure).
 
-The table forks, signals, collects and closes nothing, so its tests invent pids. PostgreSQL keeps its
-children in the same way (pmchild.c): assign a slot, find, release, and nothing else in that file.
+The table forks, signals, collects and closes nothing, so its tests invent pids. PostgreSQL keeps
+its children in the same way (pmchild.c): assign a slot, find, release, and nothing else in that
+file.
 """
 
 from __future__ import annotations

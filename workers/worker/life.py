@@ -1,28 +1,29 @@
-"""A worker's life: from its fork to the first request, and from the last request to its end (worker).
+"""A worker's life: from its fork to the first request, from the last one to its end (worker).
 
 A worker begins as a copy of the master, in the middle of a function of the master, with all signals
 blocked. It becomes a worker in steps whose order matters (``_boot``):
 
-1. It takes the master's wake-up descriptor off the signal machinery. Until then a signal that the worker
-   gets would be noted in the master's pipe, as if the master had got it.
-2. It sheds what is not its own: the pipes of its siblings and everything of other pools. The master's own
-   descriptors are closed by now (workers/forks.py). No code of the program has run yet, so no handler
-   can find them.
-3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the fork has
-   waited in the kernel, and is handled now as any other.
+1. It takes the master's wake-up descriptor off the signal machinery. Until then a signal that the
+   worker gets would be noted in the master's pipe, as if the master had got it.
+2. It sheds what is not its own: the pipes of its siblings and everything of other pools. The
+   master's own descriptors are closed by now (workers/forks.py). No code of the program has run
+   yet, so no handler can find them.
+3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the
+   fork has waited in the kernel, and is handled now as any other.
 4. It drops its privileges, before any code of the program runs.
 5. The server objects learn that they are in a worker, and the hook ``worker_init()`` runs.
 6. It writes that it is ready and wakes the master.
 
-An error in any of these steps is a failed boot: the worker writes the traceback into its report, where the
-master finds it, and exits with BOOT_FAILED.
+An error in any of these steps is a failed boot: the worker writes the traceback into its report,
+where the master finds it, and exits with BOOT_FAILED.
 
-A fork copies one thread. Where another thread of the master held a lock at that moment, the lock stays
-locked in the worker for ever. So nothing in this module prints, imports or takes a lock that a thread of
-the program can hold: in a test with such a lock, 60 of 60 children hung on it.
+A fork copies one thread. Where another thread of the master held a lock at that moment, the lock
+stays locked in the worker for ever. So nothing in this module prints, imports or takes a lock that
+a thread of the program can hold: in a test with such a lock, 60 of 60 children hung on it.
 
-At its end a worker calls ``worker_exit()`` and then ``os._exit()``, after a bounded flush of its standard
-streams. ``atexit`` functions and ``finally`` blocks of the master's stack belong to the master.
+At its end a worker calls ``worker_exit()`` and then ``os._exit()``, after a bounded flush of its
+standard streams. ``atexit`` functions and ``finally`` blocks of the master's stack belong to the
+master.
 """
 
 from __future__ import annotations
@@ -172,16 +173,17 @@ def _serve_and_leave(
 
 
 def _leave_as_copy(info: WorkerInfo, status: int) -> None:
-    """End this process at once if a handler has forked it. It is no worker, so nothing is logged."""
+    """End this process at once, without a log line, if a request handler has forked it."""
     if os.getpid() != info.pid:
         system.exit_now(status)
 
 
 def _install_handlers(loop: Loop, report: int) -> None:
     # A signal that a worker is to ignore is handled by operator.is_, a C function of two arguments
-    # that does nothing. SIG_IGN would be inherited by programs that request handlers start. A Python
-    # function would nest under a storm of signals until RecursionError, and does not run at all on
-    # 3.13.0 in a child that a thread has forked. TERM is noted by a C function for the same reasons.
+    # that does nothing. SIG_IGN would be inherited by programs that request handlers start. A
+    # Python function would nest under a storm of signals until RecursionError, and does not run at
+    # all on 3.13.0 in a child that a thread has forked. TERM is noted by a C function for the same
+    # reasons.
     system.set_handlers(
         {
             **dict.fromkeys(_IGNORED, operator.is_),
@@ -196,7 +198,7 @@ def _install_handlers(loop: Loop, report: int) -> None:
 
 
 def _stack_writer(report: int) -> Callable[[int, object], None]:
-    """Return a handler that writes the stacks of all threads into the report, between two bytecodes."""
+    """Return a handler that writes the stacks of all threads, between two bytecodes."""
 
     def write_stacks(_number: int, _frame: object) -> None:
         try:  # noqa: SIM105 - suppress() needs more frames than what it protects
@@ -213,7 +215,7 @@ def _set_title(title: str) -> None:
 
 
 def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
-    """Have a process that a request handler forks end after that request, and write into no slot."""
+    """Have a process that a request handler forks end after its request, and write to no slot."""
 
     def enter_fork() -> None:
         loop.leave(ExitKind.RETIRED)

@@ -13,7 +13,7 @@ from prefork.workers.worker.turn import Turn
 
 
 class ThisWorker(WorkerInfo, frozen=True):
-    """The worker that the calling code runs in: ``server.worker``, and the argument of the hooks in a worker."""
+    """The worker that the calling code runs in: ``server.worker``, and what its hooks are given."""
 
     _writer: SlotWriter
     _turn: Turn
@@ -22,12 +22,12 @@ class ThisWorker(WorkerInfo, frozen=True):
         return f"ThisWorker(slot={self.slot}, generation={self.generation}, pid={self.pid})"
 
     def extend_deadline(self, seconds: float) -> None:
-        """Give the request in hand this many seconds more than ``request_timeout`` (worker, any thread).
+        """Give the request in hand more time than ``request_timeout`` (worker, any thread).
 
-        The seconds of several calls add up. Without a request in hand, or without
-        ``request_timeout``, the call has no effect. A worker with threads is killed for its oldest
-        request, so the oldest request gets the time. Raises ValueError for less than 0 and for
-        more than 7 days.
+        seconds: how much more. The seconds of several calls add up. Without a request in hand, or
+        without ``request_timeout``, the call has no effect. A worker with threads is killed for its
+        oldest request, so the oldest request gets the time. Raises ValueError for less than 0 and
+        for more than 7 days.
         """
         if not 0 <= seconds <= LONGEST:
             raise ValueError(f"cannot extend a deadline by {seconds!r}: 0 to {LONGEST:.0f} seconds")
@@ -40,7 +40,8 @@ class ThisWorker(WorkerInfo, frozen=True):
         # The length first: the master reads it only when the other word names the request in hand.
         words[SlotField.EXTENSION_NS] = min(sum_so_far + int(seconds * 1e9), int(LONGEST * 1e9))
         words[SlotField.EXTENDED_FOR_NS] = request
-        # Datagrams share one REQUEST_NS for a round: without this the next ones would get the time, too.
+        # Datagrams share one REQUEST_NS for a round: without this the next ones would get the time,
+        # too.
         self._turn.end_round()
 
 
