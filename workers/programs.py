@@ -12,6 +12,9 @@ collecting after it.
 What a program has to say beyond its exit status goes into a ``Memory``, not through a pipe. A pipe can be
 full, so that its writer waits; and a process that the program has left behind can hold a pipe open, so
 that its reader waits.
+
+A child that this process forks meanwhile, such as a worker, has no use for any of this. So the descriptors
+of programs and memories are on the list of what a fork lets go of (workers/forks.py).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
-from prefork.workers import system
+from prefork.workers import forks, system
 from prefork.workers.states import ExitStatus
 
 # The path of this interpreter goes along, so that a checkout which is not installed finds itself, too.
@@ -51,12 +54,19 @@ class Memory:
     """
 
     def __init__(self, name: str) -> None:
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        with forks.lock:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+            self._on_list = forks.add(self._close)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with forks.lock:
+            forks.remove(self._on_list)
+            self._close()
+
+    def _close(self) -> None:
         os.close(self.fd)
 
     def last(self, most: int) -> bytes:
@@ -119,6 +129,7 @@ class ProgramChild:
     def __init__(self, child: system.Child) -> None:
         self._child = child
         self._status: ExitStatus | None = None
+        self._on_list = forks.add(self._close)
 
     @property
     def pid(self) -> int:
@@ -142,10 +153,18 @@ class ProgramChild:
             system.kill_group(self._child)
             system.wait_for_end(self._child)
             self._status = system.collect(self._child) or ExitStatus()
-            os.close(self._child.pidfd)
+            self._let_go()
         return self._status
 
     def release(self) -> int:
         """Let the program run on by itself; return its pid, by which ``adopt_program()`` takes it up again."""
-        os.close(self._child.pidfd)
+        self._let_go()
         return self._child.pid
+
+    def _let_go(self) -> None:
+        with forks.lock:
+            forks.remove(self._on_list)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._child.pidfd)
