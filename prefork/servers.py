@@ -15,12 +15,10 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any
 
-from prefork.host import systemd_sockets
-from prefork.host.process import pending
+from prefork.host.process import process
 from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.mixin import PreForkingMixIn
 from prefork.reloading.sockets import is_adopted
-from prefork.reloading.trial import is_on_trial
 from prefork.workers import log
 from prefork.workers.errors import BindError
 from prefork.workers.files import Identity, identity_of, unlink_if_still
@@ -115,7 +113,7 @@ class _UnixServer(_LoggingServer):
             return
         if is_adopted(self.socket):
             super().server_bind()
-            if not is_on_trial():
+            if not process.is_trial:
                 self.remember_path()
             return
         with one_start_at_a_time(path):
@@ -137,7 +135,7 @@ class _UnixServer(_LoggingServer):
         super().server_close()
         bound, self._bound = self._bound, None
         # After an exec, new code that fails before it serves leaves the path to the next attempt.
-        if bound is not None and bound[0] == os.getpid() and pending() is None:
+        if bound is not None and bound[0] == os.getpid() and process.handover is None:
             unlink_if_still(bound[1], bound[2])
 
 
@@ -210,9 +208,9 @@ def _named(address: Address) -> Address:
 
     The command line serves several ones, and has replaced the name.
     """
-    found = systemd_sockets.addresses_named(address.name)
+    found = process.systemd_sockets.addresses(address.name)
     if not found:
-        raise BindError(str(address), systemd_sockets.why_none())
+        raise BindError(str(address), process.systemd_sockets.why_none())
     if len(found) > 1:
         reason = f"{len(found)} sockets have that name; give each one a name of its own (FileDescriptorName=)"
         raise BindError(str(address), reason)

@@ -17,9 +17,9 @@ from typing import Any, Final
 import msgspec
 import setproctitle
 
-from prefork.host import process, systemd_sockets
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
+from prefork.host.process import process
 from prefork.master.master import Caller, Master
 from prefork.master.signals import Wakeup
 from prefork.metrics import slots
@@ -34,9 +34,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.worker.side import WorkerSide
 
-process.receive_state()
 caretaker.stand_by()
-_adoptable = sockets.sockets_of_this_process()
 
 RUN: Final = "_prefork_run"
 """The attribute of a server that holds its ``Run``."""
@@ -86,8 +84,7 @@ _known = _KnownServers()
 def make_known(server: Any) -> None:
     """Note that this process has a server, which may be the one of a socket of an earlier image."""
     _known.add(server)
-    if _adoptable is not None:
-        _adoptable.prepare(server)
+    sockets.prepare(server)
 
 
 def run_of(server: Any) -> Run:
@@ -185,10 +182,10 @@ def serve(
 
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the hook is the program's own.
     """
-    if (inventory := trial.inventory()) is not None:
+    if (inventory := process.inventory) is not None:
         _refuse_what_cannot_follow(settings, inventory)
         trial.end_of_trial(settings)
-    systemd_sockets.take()
+    process.systemd_sockets.take()
     with contextlib.ExitStack() as ends:
         for one in all_served:
             one.run.begin()
@@ -230,7 +227,7 @@ def _serve_with_pool(
     call_hook: Callable[..., bool],
     user_metrics: slots.Lease,
 ) -> None:
-    previous = process.pending()
+    previous = process.handover
     if previous is not None:
         settings = _fitting(settings, previous)
     caller = _caller(all_served, poll_interval)
@@ -239,7 +236,7 @@ def _serve_with_pool(
         spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
         master = Master(spec, wakeup, caller, _predecessor(previous))
     except BaseException:
-        if process.pending() is None:
+        if process.handover is None:
             wakeup.close()
         raise
     try:
@@ -253,7 +250,7 @@ def _serve_with_pool(
             with one.run.lock:
                 one.run.master = None
         # Where the new code has failed before it had everything in hand, that state stays whole.
-        if process.pending() is None:
+        if process.handover is None:
             master.close()
             wakeup.close()
 
@@ -371,14 +368,8 @@ def _predecessor(previous: MasterState | None) -> Predecessor | None:
     """Return what an earlier image has left, with those of its sockets that no server asked for."""
     if previous is None:
         return None
-    left = [] if _adoptable is None else _adoptable.give_up()
-    abandoned = [Listener(sockets.Abandoned(fd)) for fd in left]  # type: ignore[arg-type]  # it has what a Listener needs
-    return Predecessor(previous, abandoned, _settle)
-
-
-def _settle() -> None:
-    if _adoptable is not None:
-        _adoptable.settle()
+    abandoned = [Listener(sockets.Abandoned(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]  # it has what a Listener needs
+    return Predecessor(previous, abandoned)
 
 
 def _title(settings: Settings, listeners: list[Listener]) -> tuple[str, str]:

@@ -14,8 +14,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from prefork.host.process import keep_pidfile, pending
-from prefork.reloading.trial import inventory
+from prefork.host.process import process
 from prefork.workers import forks
 from prefork.workers.errors import PreforkError, SettingsError
 from prefork.workers.files import identity_of, is_still, unlink_if_still
@@ -41,7 +40,7 @@ class PidFile:
         self._on_list: forks.Entry | None = None
 
     def __enter__(self) -> Self:
-        tried = inventory()
+        tried = process.inventory
         if tried is None:
             self._hold()
         elif not is_still(self.path, tried.pidfile):
@@ -57,11 +56,11 @@ class PidFile:
             # The lock belongs to the open file, which children share: a child's copy would hold
             # it for as long as the child lives.
             self._on_list = forks.add(self._let_go_in_child)
-        keep_pidfile(self._fd)
+        process.pidfile = self._fd
 
     def _kept_through_exec(self) -> int:
         """Return the descriptor that an earlier image of this process holds the file by; -1 for none."""
-        previous = pending()
+        previous = process.handover
         fd = None if previous is None else previous.pidfile
         return fd if fd is not None and is_still(self.path, identity_of(fd)) else -1
 
@@ -95,7 +94,7 @@ class PidFile:
             return
         with contextlib.suppress(OSError):  # the directory is gone or has become read-only
             unlink_if_still(self.path, identity_of(self._fd))
-        keep_pidfile(None)
+        process.pidfile = None
         with forks.lock:
             forks.remove(self._on_list)
             os.close(self._fd)

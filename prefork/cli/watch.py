@@ -20,9 +20,8 @@ from typing import Final
 
 import setproctitle
 
-from prefork.host import process
+from prefork.host.process import process
 from prefork.inspect.proc import takes_signal
-from prefork.reloading import trial
 from prefork.workers import log, system
 from prefork.workers.errors import SettingsError
 from prefork.workers.programs import adopt_program, call_of, start_program
@@ -56,24 +55,24 @@ def folder_of(target: str) -> str:
 @contextlib.contextmanager
 def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
     """Have a process watch while the body runs, and none afterwards (master; a trial has none)."""
-    if trial.is_on_trial():
+    if process.is_trial:
         yield
         return
     # By its pid alone: a descriptor would be open in every worker, and is not there after an exec.
     pid = _previous_watcher() or _start(folder, settings_files)
-    process.keep_watcher(pid)
+    process.watcher = pid
     try:
         yield
     finally:
         # New code that has ended before it served is tried again when its files change, so that the
         # watcher is still needed.
-        if process.pending() is None and (watcher := adopt_program(pid)) is not None:
+        if process.handover is None and (watcher := adopt_program(pid)) is not None:
             watcher.end()
 
 
 def _previous_watcher() -> int | None:
     """Return the pid of the watcher that an earlier image of this process has started, if it still lives."""
-    previous = process.pending()
+    previous = process.handover
     if previous is None or previous.watcher is None:
         return None
     watcher = adopt_program(previous.watcher)

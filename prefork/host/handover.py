@@ -1,23 +1,38 @@
-"""What one image of the master leaves to the next one, and what a trial is given: records."""
+"""What a master hands over: records for its next image, and for a trial of new code.
+
+An exec in place keeps the process, its children and its open descriptors, and destroys its memory. So
+the master writes all that the next image needs into a ``MasterState`` just before. The state goes
+through a memfd that no worker has, because pids and descriptors that a worker could have written
+must never be believed. A trial is another process, which has none of the descriptors: it gets an
+``Inventory``, which names things instead.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import contextlib
+import os
+from typing import Final, Self
 
 import msgspec
 
+from prefork.host.named_socket import SocketName
 from prefork.workers.files import Identity
 from prefork.workers.pool.table import PoolState
 
 FORMAT: Final = 4
-"""Of the memfd's content; a new image that reads another one is refused before the exec."""
+"""The version of ``MasterState``. A trial reports its own, and a master does not exec code with another one."""
 
-VARIABLE: Final = "PREFORK_HANDOVER"
-"""Names the descriptor of the memfd to the new image."""
+STATE_VARIABLE: Final = "PREFORK_HANDOVER"
+"""The environment variable that gives the next image the descriptor of the memfd."""
+
+TRIAL_VARIABLE: Final = "PREFORK_TRIAL"
+"""The environment variable that makes a process a trial. Its value is a ``TrialOrders`` in JSON."""
+
+MEMFD_NAME: Final = "prefork-handover"
 
 
 class MetricsState(msgspec.Struct, frozen=True):
-    """The metrics process: the socket that it shares with the next one, and itself."""
+    """The metrics process, which the next image replaces, and the socket that both answer on."""
 
     address: str
     fd: int
@@ -26,61 +41,90 @@ class MetricsState(msgspec.Struct, frozen=True):
 
 
 class MasterState(msgspec.Struct, frozen=True):
-    """All that one image of the master leaves to the next."""
+    """All that one image of the master leaves to the next.
+
+    pid: of this process; a state with another pid is refused.
+    listeners: descriptors of sockets that the next image's servers take by their address.
+    kept: descriptors of sockets that the program knows by their number (``fd://N``, systemd).
+    wakeup: the three descriptors of the master's wake-up pipe.
+    lost_time: seconds that the master's clock stood still so far.
+    floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers``.
+    size: workers wanted now, with those that load has added.
+    settings: as a user would write them, to log which have changed.
+    again: the signal that has asked for one more reload meanwhile; "" for none.
+    pidfile: the descriptor that holds the lock on the pid file.
+    watcher: the pid of the child that watches the source files.
+    """
 
     format: int
     pid: int
     pool: PoolState
     listeners: tuple[int, ...]
-    """Sockets that the next image's servers take by their address."""
     kept: tuple[int, ...]
-    """Sockets that are known by their number, ``fd://N``."""
     wakeup: tuple[int, int, int]
     lost_time: float
     floor: int
     floor_set: int
-    """The ``workers`` of the settings, from which TTIN and TTOU may have moved the floor."""
     size: int
-    """Workers wanted, with what load has added."""
     settings: dict[str, str]
-    """As a user would write them, to tell what has changed."""
     again: str = ""
-    """The signal that has asked for one reload more meanwhile."""
     metrics: MetricsState | None = None
     pidfile: int | None = None
     watcher: int | None = None
-    """The pid of the child that watches the source files."""
 
     @property
     def fds(self) -> list[int]:
-        """All descriptors that have to outlive the exec."""
+        """All descriptors that have to survive the exec."""
         metrics = [] if self.metrics is None else [self.metrics.fd, self.metrics.pidfd]
         pidfile = [] if self.pidfile is None else [self.pidfile]
-        return [
-            *self.pool.fds,
-            *self.listeners,
-            *self.kept,
-            *self.wakeup,
-            *metrics,
-            *pidfile,
-        ]
+        return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile]
+
+    def write(self, memory: int) -> None:
+        """Write the state into a memfd with the name ``MEMFD_NAME``."""
+        os.write(memory, msgspec.json.encode(self))
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Return the state in the memfd whose descriptor the text is, and close it; None where there is none for us."""
+        with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
+            memory = int(text)
+            if not os.readlink(f"/proc/self/fd/{memory}").startswith(f"/memfd:{MEMFD_NAME}"):
+                return None
+            content = os.pread(memory, os.fstat(memory).st_size, 0)
+            os.close(memory)
+            state = msgspec.json.decode(content, type=cls)
+            if state.pid == os.getpid() and state.format == FORMAT:
+                return state
+        return None
 
 
 class Inventory(msgspec.Struct, frozen=True):
-    """What the new code would be handed over, by name: a trial has to do without, and may not take it.
+    """What a master has, by name: a trial must do without it, and must not take it.
 
-    sockets: family, type and address of each. kept: sockets that the program knows by their number.
-    metrics: where the metrics process listens. pidfile: device and inode of the pid file.
+    sockets: those that the new code's servers would take by their address.
+    kept: descriptors of sockets that the program knows by their number; a trial has these.
+    metrics: the address of the metrics process; None without one.
+    pidfile: device and inode of the pid file; None without one.
     """
 
-    sockets: tuple[tuple[int, int, Any], ...]
+    sockets: tuple[SocketName, ...]
     kept: tuple[int, ...] = ()
     metrics: str | None = None
     pidfile: Identity | None = None
 
 
 class TrialOrders(msgspec.Struct, frozen=True):
-    """What a trial is told."""
+    """What makes a process a trial. report_to: the descriptor of the memfd for its report."""
 
     report_to: int
     inventory: Inventory
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Return the orders in the text; None where they are not for this process."""
+        with contextlib.suppress(msgspec.MsgspecError, OSError):
+            orders = msgspec.json.decode(text, type=cls)
+            os.set_inheritable(orders.report_to, False)
+            if os.readlink(f"/proc/self/fd/{orders.report_to}").startswith("/memfd:prefork-trial"):
+                return orders
+        return None

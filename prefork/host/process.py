@@ -1,4 +1,21 @@
-"""What this process is: how it was started, and what an earlier image of it has left."""
+"""What this process is: one object, ``process``, which is made when prefork is imported.
+
+A program that uses prefork runs in one of three situations, and its own code is the same in all:
+
+- A user or a service manager has started it.
+- It is the next image of a master: the same process after an exec in place (prefork/reloading/exec.py).
+  Until its master has adopted the workers, their state is in ``process.handover``.
+- It is a trial, a child in which a master loads new code to see whether it would serve
+  (prefork/reloading/trial.py). Then ``process.is_trial`` is true, and it must take nothing that is the master's.
+
+The environment and the inherited descriptors tell which. They are read at import, before code of the
+program runs: the program may change its folder and its environment, start other programs that would
+inherit the variables, or close a descriptor and open another file under the same number.
+
+The object also keeps what a master of this process must hand over one day and other parts of prefork
+make: the pid file and the watcher of ``prefork run --watch``. Everything here belongs to this process alone:
+a child that the program forks is none of the three, and forgets it.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +23,43 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import MutableMapping
+from typing import Final, Self
 
 import msgspec
 
-from prefork.host.handover import FORMAT, VARIABLE, MasterState
-from prefork.workers import log
+from prefork.host.handover import (
+    STATE_VARIABLE,
+    TRIAL_VARIABLE,
+    Inventory,
+    MasterState,
+    TrialOrders,
+)
+from prefork.host.named_socket import SocketName
+from prefork.host.systemd_sockets import SystemdSockets, handed_over
+from prefork.workers import forks, log
+from prefork.workers.files import identity_of, unlink_if_still
 
 
 class Program(msgspec.Struct, frozen=True):
-    """How this program was started, so that it can be started again: noted when prefork is imported."""
+    """How the program of this process was started, so that it can be started again.
+
+    arguments: of the interpreter. folder: the working directory, None where it was removed.
+    environment: without the variables by which prefork hands something over.
+    """
 
     arguments: tuple[str, ...]
     folder: str | None
     environment: dict[str, str]
 
     @classmethod
-    def of_this_process(cls) -> Program:
-        """Read it; an application may change its folder and its environment later on."""
+    def of_this_process(cls, environ: MutableMapping[str, str]) -> Self:
+        """Return what is so now."""
         folder = None
-        with contextlib.suppress(OSError):  # it has been removed
+        with contextlib.suppress(OSError):
             folder = os.getcwd()
-        environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+        ours = (STATE_VARIABLE, TRIAL_VARIABLE)
+        environment = {key: value for key, value in environ.items() if key not in ours}
         return cls(tuple(sys.orig_argv[1:]), folder, environment)
 
     @property
@@ -35,7 +68,7 @@ class Program(msgspec.Struct, frozen=True):
         return [sys.executable, *self.arguments]
 
     def why_not_again(self) -> str:
-        """Why it cannot be started again; "" when it can."""
+        """Return why the program cannot be started again; "" when it can."""
         if self.folder is None or not os.path.isdir(self.folder):
             return "the folder that it was started in is gone"
         if not sys.executable:
@@ -45,83 +78,121 @@ class Program(msgspec.Struct, frozen=True):
         return ""
 
 
-program = Program.of_this_process()
+class Process:
+    """What this process is, and what it was given. environ: loses the variables that are read."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        self.program: Final = Program.of_this_process(environ)
+        self.trial: Final = _orders_in(environ)
+        """What makes this process a trial; None in every other one."""
+        self.handover: MasterState | None = _state_in(environ)
+        """What an earlier image of this master has left and nothing has adopted yet; None in all other cases."""
+        # systemd names the process that it has started. A trial is a child of that one.
+        pids = {os.getpid()} if self.trial is None else {os.getpid(), os.getppid()}
+        self.systemd_sockets: Final = SystemdSockets(handed_over(self.program.environment, pids))
+        self.pidfile: int | None = None
+        """The descriptor that holds the lock on this process's pid file."""
+        self.watcher: int | None = None
+        """The pid of the child that watches the source files."""
+        self._adoptable = _adoptable_sockets(self.handover, self.trial)
+        self._spare: list[int] = []
+        forks.add(self._forget, every_time=True)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether this process only tries the program, while its master serves."""
+        return self.trial is not None
+
+    @property
+    def inventory(self) -> Inventory | None:
+        """What the master has for which this process is a trial; None in a process that is no trial."""
+        return None if self.trial is None else self.trial.inventory
+
+    # --- sockets that wait for a server
+
+    @property
+    def has_adoptable_sockets(self) -> bool:
+        """Whether there are sockets that a server of this program may take by their address."""
+        return bool(self._adoptable)
+
+    def claim(self, family: int, kind: int, asked: object) -> tuple[SocketName, int | None] | None:
+        """Take the adoptable socket for an address; None where there is none.
+
+        Returns its name and its descriptor. A trial has no descriptor of it.
+        """
+        for adoptable in self._adoptable:
+            name, fd = adoptable
+            if name.fits(family, kind, asked):
+                self._adoptable.remove(adoptable)
+                if fd is not None:
+                    self._spare.append(fd)
+                return adoptable
+        return None
+
+    def unclaimed(self) -> list[int]:
+        """Return the descriptors of the sockets that no server has claimed. They wait no longer."""
+        unclaimed, self._adoptable = self._adoptable, []
+        return [fd for _, fd in unclaimed if fd is not None]
+
+    # --- the end of a handover
+
+    def adopted(self) -> None:
+        """Note that the master has everything in hand that an earlier image has left.
+
+        A pid file that the new settings do not name any more is removed. Until now the descriptors
+        of claimed sockets were kept as well (see prefork/reloading/sockets.py); they are closed.
+        """
+        previous, self.handover = self.handover, None
+        spare, self._spare = self._spare, []
+        for fd in spare:
+            os.close(fd)
+        if previous is not None and previous.pidfile not in (None, self.pidfile):
+            _remove_pidfile(previous.pidfile)
+
+    def _forget(self) -> None:
+        # A child forked while the state is pending would end by taking care of workers that are
+        # not its own, and its copies of the descriptors would hide the master's death.
+        previous, self.handover = self.handover, None
+        self.pidfile = self.watcher = None
+        if previous is not None:
+            self._adoptable, self._spare = [], []
+            forks.close(previous.fds)
 
 
-class _Here:
-    """What this process has to do with handing over. state: of the image before, until it is adopted."""
-
-    state: MasterState | None = None
-    pidfile: int | None = None
-    watcher: int | None = None
+def _orders_in(environ: MutableMapping[str, str]) -> TrialOrders | None:
+    text = environ.pop(TRIAL_VARIABLE, None)
+    return None if text is None else TrialOrders.read(text)
 
 
-def pending() -> MasterState | None:
-    """Return the state that waits to be adopted; None in a process that was started afresh."""
-    return _Here.state
-
-
-def adopted() -> None:
-    """Note that a master has everything in hand; a pid file that the new settings do not name goes."""
-    state, _Here.state = _Here.state, None
-    if state is not None and state.pidfile is not None and state.pidfile != _Here.pidfile:
-        _remove_pidfile(state.pidfile)
-
-
-def keep_pidfile(fd: int | None) -> None:
-    """Note the descriptor that holds the pid file's lock, which has to be held through an exec."""
-    _Here.pidfile = fd
-
-
-def kept_pidfile() -> int | None:
-    """Return it; None where there is no pid file."""
-    return _Here.pidfile
-
-
-def _remove_pidfile(fd: int) -> None:
-    with contextlib.suppress(OSError):  # it was removed, or may not be
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        if os.path.samestat(os.lstat(path), os.fstat(fd)):
-            os.unlink(path)
-    os.close(fd)
-
-
-def keep_watcher(pid: int) -> None:
-    """Note the child that watches the source files, which lives through an exec."""
-    _Here.watcher = pid
-
-
-def kept_watcher() -> int | None:
-    """Return its pid; None where there is none."""
-    return _Here.watcher
-
-
-def receive_state() -> None:
-    """Read what the image before has left, once, when prefork is imported.
-
-    A variable that means nothing (inherited by mistake, or made up) is passed over with a word.
-    """
-    text = os.environ.pop(VARIABLE, None)
+def _state_in(environ: MutableMapping[str, str]) -> MasterState | None:
+    text = environ.pop(STATE_VARIABLE, None)
     if text is None:
-        return
-    state = _read(text)
+        return None
+    state = MasterState.read(text)
     if state is None:
-        log.event(logging.WARNING, "master", f"{VARIABLE} means nothing here and is ignored")
-        return
+        log.event(logging.WARNING, "master", f"{STATE_VARIABLE} means nothing here and is ignored")
+        return None
     # Programs that the application starts while it is loaded must not get them.
     for fd in state.fds:
         os.set_inheritable(fd, False)
-    _Here.state = state
+    return state
 
 
-def _read(text: str) -> MasterState | None:
-    with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
-        memory = int(text)
-        if not os.readlink(f"/proc/self/fd/{memory}").startswith("/memfd:prefork-handover"):
-            return None
-        content = os.pread(memory, os.fstat(memory).st_size, 0)
-        os.close(memory)
-        state = msgspec.json.decode(content, type=MasterState)
-        if state.pid == os.getpid() and state.format == FORMAT:
-            return state
-    return None
+def _adoptable_sockets(
+    state: MasterState | None, orders: TrialOrders | None
+) -> list[tuple[SocketName, int | None]]:
+    if state is not None:
+        return [(SocketName.of(fd), fd) for fd in state.listeners]
+    if orders is not None:
+        return [(name, None) for name in orders.inventory.sockets]
+    return []
+
+
+def _remove_pidfile(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        unlink_if_still(os.readlink(f"/proc/self/fd/{fd}"), identity_of(fd))
+    os.close(fd)
+
+
+process: Final = Process(os.environ)
+"""This process."""

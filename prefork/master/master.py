@@ -20,7 +20,7 @@ import msgspec
 from prefork.host.description import describe, shown
 from prefork.host.handover import FORMAT, MasterState
 from prefork.host.notify import Notifier, status_line
-from prefork.host.process import kept_pidfile, program
+from prefork.host.process import process
 from prefork.master.clock import Clock
 from prefork.master.lifecycle import (
     Effect,
@@ -132,7 +132,7 @@ class Master:
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
             self.pool.board,
-            program,
+            process.program,
             settings.boot_timeout,
             self._notifier,
             rolling=previous is not None,
@@ -372,7 +372,7 @@ class Master:
             settings=shown(self._settings),
             again=self._reload.wanted_by,
             metrics=self.metrics.handover_state(),
-            pidfile=kept_pidfile(),
+            pidfile=process.pidfile,
         )
 
     # --- looking

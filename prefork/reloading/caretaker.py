@@ -14,7 +14,7 @@ import msgspec
 
 from prefork.host.handover import MasterState
 from prefork.host.notify import Notifier
-from prefork.host.process import pending
+from prefork.host.process import process
 from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
 from prefork.workers import log, reports, system
 from prefork.workers.scoreboard import PoolField, Scoreboard
@@ -29,7 +29,7 @@ RETRY_LOOK: Final = 0.5
 
 def stand_by() -> None:
     """Take care of the workers of before if this image ends before it has adopted them."""
-    if pending() is not None:
+    if process.handover is not None:
         atexit.register(take_care)
 
 
@@ -39,7 +39,7 @@ def take_care() -> None:
     Runs at the interpreter's end. There is no application to fork workers from, so the dead are
     not replaced; HUP or USR2 tries the code once more, TERM, INT or QUIT ends everything.
     """
-    state = pending()
+    state = process.handover
     if state is None:
         return
     board = Scoreboard.attach(os.dup(state.pool.board), writable=True)

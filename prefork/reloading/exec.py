@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
-from prefork.host import process
-from prefork.host.handover import VARIABLE, MasterState
+from prefork.host.handover import MEMFD_NAME, STATE_VARIABLE, MasterState
+from prefork.host.process import process
 from prefork.workers import system
 
 CONTROL_SIGNALS: Final = frozenset(
@@ -31,12 +31,12 @@ CONTROL_SIGNALS: Final = frozenset(
 
 def hand_over(state: MasterState) -> None:
     """Become the new image of this program; returns only by raising OSError, and then as if never called."""
-    if (watcher := process.kept_watcher()) is not None:
-        state = msgspec.structs.replace(state, watcher=watcher)
-    memory = os.memfd_create("prefork-handover", os.MFD_CLOEXEC)
+    if process.watcher is not None:
+        state = msgspec.structs.replace(state, watcher=process.watcher)
+    memory = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
     try:
-        os.write(memory, msgspec.json.encode(state))
-        environment = {**process.program.environment, VARIABLE: str(memory)}
+        state.write(memory)
+        environment = {**process.program.environment, STATE_VARIABLE: str(memory)}
         system.become(
             process.program.command,
             environment,

@@ -1,7 +1,7 @@
 """How a server of the new image gets the socket that it had before, instead of binding its address.
 
 A program makes its servers as ever. While the state of an earlier image waits to be adopted, each server with the mix-in binds
-through ``AdoptableSockets.bind``: where a socket with that address was handed over, it becomes the server's,
+through ``_bind``: where a socket with that address was handed over, it becomes the server's,
 and ``bind()`` on it does nothing. So whatever else a class does in ``server_bind()`` is done. In a
 trial there are no sockets: what was handed over is known by name, and stands in for them.
 """
@@ -11,14 +11,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import os
 import socket
 from typing import Any
 
-import msgspec
-
-from prefork.host import process
-from prefork.reloading import trial
+from prefork.host.named_socket import SocketName
+from prefork.host.process import process
 
 
 class _AdoptedSocket(socket.socket):
@@ -49,106 +46,31 @@ class _StandIn(socket.socket):
         return self.bound
 
 
-class Named(msgspec.Struct, frozen=True):
-    """A listening socket that was handed over. fd: None in a trial, which has not got it."""
-
-    family: int
-    kind: int
-    address: Any
-    fd: int | None = None
-
-    @classmethod
-    def of(cls, fd: int) -> Named:
-        """Describe an open socket."""
-        sock = socket.socket(fileno=fd)
-        try:
-            address = sock.getsockname()
-            if sock.family == socket.AF_UNIX:
-                address = os.fsdecode(address)  # abstract names are bytes
-            return cls(sock.family, sock.type, address, fd)
-        finally:
-            sock.detach()
-
-    @property
-    def told(self) -> Any:
-        """The address in a form that JSON can hold: the path of a Unix socket need not be UTF-8."""
-        return os.fsencode(self.address).hex() if self.family == socket.AF_UNIX else self.address
-
-    @classmethod
-    def retold(cls, family: int, kind: int, told: Any) -> Named:
-        """Read that again."""
-        unix = family == socket.AF_UNIX
-        return cls(family, kind, os.fsdecode(bytes.fromhex(told)) if unix else told)
-
-    def fits(self, family: int, kind: int, asked: Any) -> bool:
-        """Tell whether this is the socket for an address as a program asks for it."""
-        if (self.family, self.kind) != (family, kind):
-            return False
-        if family == socket.AF_UNIX:
-            return _unix_name(self.address) == _unix_name(asked)
-        if family not in (socket.AF_INET, socket.AF_INET6):
-            return bool(self.address == asked)
-        host, port = _resolved(family, kind, asked)
-        return self.address[0] == host and port in (0, self.address[1])
+def prepare(server: Any) -> None:
+    """Have a server that is being made take its socket from here, if there is one for it."""
+    if process.has_adoptable_sockets and hasattr(type(server), "server_bind"):
+        server.server_bind = functools.partial(_bind, server)
 
 
-class AdoptableSockets:
-    """The sockets that wait for their servers."""
-
-    def __init__(self, sockets: list[Named], *, on_trial: bool = False) -> None:
-        self.left = sockets
-        self._on_trial = on_trial
-        self._spare: list[int] = []
-
-    def prepare(self, server: Any) -> None:
-        """Have a server that is being made take its socket from here, if there is one for it."""
-        if hasattr(type(server), "server_bind"):
-            server.server_bind = functools.partial(self._bind, server)
-
-    def give_up(self) -> list[int]:
-        """Return the descriptors of the sockets that nobody has asked for; once."""
-        left, self.left = self.left, []
-        return [named.fd for named in left if named.fd is not None]
-
-    def settle(self) -> None:
-        """Close what was kept for another try: the servers have everything in hand."""
-        spare, self._spare = self._spare, []
-        for fd in spare:
-            os.close(fd)
-
-    def _bind(self, server: Any) -> None:
-        del server.server_bind  # its class's own from now on
-        sock = getattr(server, "socket", None)
-        if isinstance(sock, socket.socket):
-            for named in self.left:
-                if named.fits(sock.family, sock.type, server.server_address):
-                    self.left.remove(named)
-                    server.socket = self._socket_for(named)
-                    sock.close()
-                    break
-        server.server_bind()
-
-    def _socket_for(self, named: Named) -> socket.socket:
-        if self._on_trial:
-            stand_in = _StandIn(named.family, named.kind)
-            stand_in.bound = named.address
-            return stand_in
-        assert named.fd is not None  # noqa: S101
-        # A duplicate: if the new code fails before it serves and closes its server, as a with
-        # block does, the socket itself is still there for the next try.
-        self._spare.append(named.fd)
-        return _AdoptedSocket(fileno=fcntl.fcntl(named.fd, fcntl.F_DUPFD_CLOEXEC, 3))
+def _bind(server: Any) -> None:
+    del server.server_bind  # its class's own from now on
+    sock = getattr(server, "socket", None)
+    if isinstance(sock, socket.socket):
+        claimed = process.claim(sock.family, sock.type, server.server_address)
+        if claimed is not None:
+            server.socket = _socket_for(*claimed)
+            sock.close()
+    server.server_bind()
 
 
-def sockets_of_this_process() -> AdoptableSockets | None:
-    """Return the sockets that wait for the servers of this process; None where it was started afresh."""
-    if (previous := process.pending()) is not None:
-        return AdoptableSockets([Named.of(fd) for fd in previous.listeners])
-    if (orders := trial.orders_of_this_process()) is not None:
-        return AdoptableSockets(
-            [Named.retold(*one) for one in orders.inventory.sockets], on_trial=True
-        )
-    return None
+def _socket_for(name: SocketName, fd: int | None) -> socket.socket:
+    if fd is None:
+        stand_in = _StandIn(name.family, name.kind)
+        stand_in.bound = name.sockname
+        return stand_in
+    # A duplicate: if the new code fails before it serves and closes its server, as a with
+    # block does, the socket itself is still there for the next try.
+    return _AdoptedSocket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 class Abandoned:
@@ -167,17 +89,3 @@ class Abandoned:
 def is_adopted(sock: Any) -> bool:
     """Tell whether a server's socket had its address before the server was made."""
     return isinstance(sock, _AdoptedSocket | _StandIn)
-
-
-def _unix_name(address: Any) -> bytes:
-    name = os.fsencode(address)
-    return name if name.startswith(b"\0") or not name else os.path.abspath(name)
-
-
-def _resolved(family: int, kind: int, asked: Any) -> tuple[str, int]:
-    """Return host and port as the kernel would tell them after a bind."""
-    host, port = asked[0], asked[1]
-    with contextlib.suppress(OSError, UnicodeError):
-        found = socket.getaddrinfo(host or None, port, family, kind, flags=socket.AI_PASSIVE)
-        host = found[0][4][0]
-    return str(host), port

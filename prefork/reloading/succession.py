@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from prefork.host import systemd_sockets
 from prefork.host.description import shown
 from prefork.host.handover import Inventory, MasterState
-from prefork.host.process import adopted, kept_pidfile
+from prefork.host.named_socket import SocketName
+from prefork.host.process import process
 from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
 from prefork.reloading.reload import Reload, Step
-from prefork.reloading.sockets import Named
 from prefork.workers import log, system
 from prefork.workers.files import identity_of
 from prefork.workers.listener import Listener
@@ -25,13 +24,11 @@ from prefork.workers.settings import Settings
 class Predecessor(msgspec.Struct, frozen=True):
     """What an earlier image of the master has left to this one.
 
-    abandoned: its sockets that no server of this image asked for. settle: gives up what was kept
-    in case this image fails before it has everything in hand.
+    abandoned: its sockets that no server of this image asked for.
     """
 
     state: MasterState
     abandoned: list[Listener]
-    settle: Callable[[], None]
 
 
 class Succession:
@@ -63,8 +60,7 @@ class Succession:
         """Have everything in hand again; only now do signals come through (their handlers stand)."""
         if self._predecessor is None:
             return
-        adopted()
-        self._predecessor.settle()
+        process.adopted()
         system.unblock(CONTROL_SIGNALS)
         for key, old, new in _changes(self._predecessor.state.settings, shown(settings)):
             log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
@@ -97,13 +93,12 @@ class Succession:
     def kept(self) -> tuple[int, ...]:
         """The sockets that a program knows by their number."""
         inherited = {one.fd for one in self._listeners if one.is_inherited}
-        return tuple(sorted(inherited.union(systemd_sockets.still_open())))
+        return tuple(sorted(inherited.union(process.systemd_sockets.still_open())))
 
     def _inventory(self) -> Inventory:
-        named = [Named.of(fd) for fd in self.handed_over]
-        pidfile = kept_pidfile()
+        pidfile = process.pidfile
         return Inventory(
-            sockets=tuple((one.family, one.kind, one.told) for one in named),
+            sockets=tuple(SocketName.of(fd) for fd in self.handed_over),
             kept=self.kept,
             metrics=self._metrics,
             pidfile=None if pidfile is None else identity_of(pidfile),

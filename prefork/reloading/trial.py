@@ -15,17 +15,14 @@ import msgspec
 
 from prefork._version import __version__
 from prefork.host.description import shown
-from prefork.host.handover import FORMAT, Inventory, TrialOrders
-from prefork.host.process import Program
+from prefork.host.handover import FORMAT, TRIAL_VARIABLE, Inventory, TrialOrders
+from prefork.host.process import Program, process
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
 from prefork.workers.programs import Memory, start_program
 from prefork.workers.scoreboard import LAYOUT
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitStatus, signal_name
-
-VARIABLE: Final = "PREFORK_TRIAL"
-"""Tells a child that it is a trial: the descriptor for its report, and what was handed over by name."""
 
 NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Variables by which the child would speak for the master."""
@@ -67,7 +64,7 @@ class Trial:
             self._child = start_program(
                 program.command,
                 folder=program.folder,
-                environment={**environment, VARIABLE: orders},
+                environment={**environment, TRIAL_VARIABLE: orders},
                 output=self._output,
                 keep=[self._report.fd, *inventory.kept],
             )
@@ -94,46 +91,13 @@ class Trial:
         return status
 
 
-class _Here:
-    """What this process was told, if it is a trial."""
-
-    orders: TrialOrders | None = None
-
-
-def is_on_trial() -> bool:
-    """Tell whether this process only tries the program; its master serves meanwhile."""
-    return _Here.orders is not None
-
-
-def inventory() -> Inventory | None:
-    """Return what a master has that this process tries the program for; None in a process that is no trial."""
-    return None if _Here.orders is None else _Here.orders.inventory
-
-
 def end_of_trial(settings: Settings) -> None:
     """Report that the program came up to serving, and end (trial); does nothing in other processes."""
-    if _Here.orders is None:
+    if process.trial is None:
         return
     report = Report(FORMAT, LAYOUT, __version__, shown(settings))
-    os.write(_Here.orders.report_to, msgspec.json.encode(report))
+    os.write(process.trial.report_to, msgspec.json.encode(report))
     system.exit_now(0)
-
-
-def orders_of_this_process() -> TrialOrders | None:
-    """Read what this trial was told, once, when prefork is imported; None in a process that is none."""
-    text = os.environ.pop(VARIABLE, None)
-    if text is not None:
-        _Here.orders = _read(text)
-    return _Here.orders
-
-
-def _read(text: str) -> TrialOrders | None:
-    with contextlib.suppress(msgspec.MsgspecError, OSError):
-        orders = msgspec.json.decode(text, type=TrialOrders)
-        os.set_inheritable(orders.report_to, False)
-        if os.readlink(f"/proc/self/fd/{orders.report_to}").startswith("/memfd:prefork-trial"):
-            return orders
-    return None
 
 
 def _reason(status: ExitStatus) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from prefork.workers.scoreboard import SlotField
 from tests.support.board import board_of
 from tests.support.clients import ask, server_of
-from tests.support.processes import fds_of, is_alive
+from tests.support.processes import fds_of, is_alive, pipes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,17 +113,6 @@ def test_child_forked_while_a_pool_is_made_keeps_no_pipe_open(
     os.kill(child, signal.SIGKILL)
     program.signal(signal.SIGUSR2)
     assert program.wait() == 0
-
-
-def pipes_of(pid: int, mode: int) -> set[str]:
-    """Return the pipes of which a process holds the end for reading, or for writing."""
-    held = set()
-    for fd, link in fds_of(pid).items():
-        info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
-        flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags"))
-        if link.startswith("pipe:") and int(flags, 8) & os.O_ACCMODE == mode:
-            held.add(link)
-    return held
 
 
 def test_child_closes_its_copy_of_a_server_that_a_thread_serves(

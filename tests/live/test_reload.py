@@ -20,7 +20,7 @@ from prefork.workers.states import ReloadState, WorkerState
 from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.load import Load
-from tests.support.processes import fds_of
+from tests.support.processes import fds_of, pipes_of
 from tests.support.sampling import ChildrenWatch
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
 
@@ -522,7 +522,7 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     """When the trial was good and the run is not, the old workers serve on; HUP tries again, and mends it."""
     server = reloadable()
     program = server.program
-    server.write(first="import os; 1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
+    server.write(first="import os; 1 / (0 if not prefork.host.process.process.is_trial else 1)")
     with board_of(program.pid) as board:
         workers = program.wait_workers(3)
         program.signal(signal.SIGHUP)
@@ -554,7 +554,7 @@ def test_master_without_an_application_has_stacks_dumped(
     program = server.program
     program.signal(signal.SIGUSR1)
     program.wait_logged(" stacks", times=3)
-    server.write(first="1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
+    server.write(first="1 / (0 if not prefork.host.process.process.is_trial else 1)")
     program.signal(signal.SIGHUP)
     program.wait_logged("has ended before it served")
     with find_pool(str(program.pid)) as pool, connect(server.address) as client:
@@ -577,12 +577,61 @@ def test_master_without_an_application_can_be_stopped(
     """TERM ends a master whose new code has failed after the exec, and its workers with it."""
     server = reloadable()
     program = server.program
-    server.write(first="1 / (0 if not prefork.reloading.trial.is_on_trial() else 1)")
+    server.write(first="1 / (0 if not prefork.host.process.process.is_trial else 1)")
     program.signal(signal.SIGHUP)
     program.wait_logged("has ended before it served")
     program.terminate()
     program.wait()
     program.wait_silent(ceiling=2)
+
+
+def test_children_of_new_code_that_loads(reloadable: Callable[..., Reloadable]) -> None:
+    """A child that new code forks before it serves ends as any child does, and hides no death of the master."""
+    server = reloadable()
+    program = server.program
+    server.write(
+        first="if not prefork.host.process.process.is_trial:\n"
+        "    leaves = os.fork()\n"
+        "    if leaves == 0: sys.exit(7)\n"
+        "    tell('left', os.waitpid(leaves, 0)[1] >> 8)\n"
+        "    stays = os.fork()\n"
+        "    if stays == 0: signal.pause()\n"
+        "    tell('stays', stays)\n"
+    )
+    with board_of(program.pid) as board:
+        server.reload(board)
+        worker = board.word(0, SlotField.PID)
+    assert program.told("left") == 7
+    child = program.told("stays")
+    stdout = fds_of(program.pid)[1]
+    assert not (pipes_of(child, os.O_WRONLY) & pipes_of(worker, os.O_RDONLY)) - {stdout}
+    os.kill(child, signal.SIGKILL)
+    assert program.stop() == 0
+
+
+def test_worker_that_starts_during_a_trial_has_nothing_of_it(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """A worker forked while a trial runs holds no descriptor of the trial."""
+    server = reloadable(boot_timeout=3.0)
+    program = server.program
+    server.write(first="time.sleep(1000)")
+    with board_of(program.pid) as board:
+        victim = board.word(0, SlotField.PID)
+        program.signal(signal.SIGHUP)
+        wait_until(
+            lambda: any("prefork-trial" in link for link in fds_of(program.pid).values()), "a trial"
+        )
+        os.kill(victim, signal.SIGKILL)
+        ready = WorkerState.IDLE
+        wait_until(
+            lambda: board.word(0, SlotField.PID) not in (0, victim) and board.state(0) is ready,
+            "a new worker",
+        )
+        assert board.pool(PoolField.RELOADS_FAILED) == 0  # the trial still runs
+        links = fds_of(board.word(0, SlotField.PID)).values()
+        assert not [link for link in links if "prefork-trial" in link or "pidfd" in link]
+        wait_until(lambda: board.pool(PoolField.RELOADS_FAILED) == 1, "the end of the trial")
 
 
 def test_environment_and_folder_are_those_of_the_start(
@@ -591,7 +640,7 @@ def test_environment_and_folder_are_those_of_the_start(
     """New code finds the folder and the environment in which the program was started, and no variable of ours."""
     look = (
         "tell('place', [os.getcwd(), sorted(k for k in os.environ if 'PREFORK' in k), "
-        "os.environ.get('MARK')]) if not prefork.reloading.trial.is_on_trial() else None\n"
+        "os.environ.get('MARK')]) if not prefork.host.process.process.is_trial else None\n"
         "os.environ['MARK'] = 'x'; os.chdir('/')\nopen = lambda p: __import__('io').open("
         f"{str(tmp_path)!r} + '/' + p)\n"
     )

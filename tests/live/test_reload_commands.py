@@ -321,7 +321,7 @@ def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
 ) -> None:
     """When the trial was good and the run is not, ``--wait`` says so with 1; once mended, it reloads with 0."""
     server = served()
-    server.code(first="from prefork.host import process\nassert process.pending() is None")
+    server.code(first="from prefork.host.process import process\nassert process.handover is None")
     done = server.run("reload", "--wait")
     assert done.code == 1
     assert "the new code ended before it served" in done.err
@@ -334,7 +334,7 @@ def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
 def test_master_without_an_application_is_stopped_by_command(served: Callable[..., Served]) -> None:
     """``prefork stop`` ends a master whose new code has failed after the exec, and its workers with it."""
     server = served()
-    server.code(first="from prefork.host import process\nassert process.pending() is None")
+    server.code(first="from prefork.host.process import process\nassert process.handover is None")
     assert server.run("reload", "--wait").code == 1
     assert server.run("stop").code == 0
     server.program.wait()

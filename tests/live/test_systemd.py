@@ -246,8 +246,8 @@ def test_new_code_that_ends_after_its_trial(
     program = start(source, environ=environ)
     manager.hear("READY")
     (tmp_path / "first").write_text(
-        "import os, prefork.reloading.trial\n"
-        "if not prefork.reloading.trial.is_on_trial(): sys.exit('no licence')\n"
+        "import os, prefork.host.process\n"
+        "if not prefork.host.process.process.is_trial: sys.exit('no licence')\n"
     )
     program.signal(signal.SIGHUP)
     *_, over = manager.hear("READY", "RELOADING", "READY")

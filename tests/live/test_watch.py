@@ -130,7 +130,9 @@ def test_syntax_error_is_survived(watched: Callable[..., Watched]) -> None:
 def test_code_that_fails_only_after_the_exec_is_watched_on(watched: Callable[..., Watched]) -> None:
     """When the trial was good and the run is not, the old workers serve, and mending the file is enough."""
     server = watched()
-    source = "from prefork.host import process\nWORD = 'bad'\nassert process.pending() is None\n"
+    source = (
+        "from prefork.host.process import process\nWORD = 'bad'\nassert process.handover is None\n"
+    )
     (server.folder / "words.py").write_text(source)
     server.program.wait_logged("has ended before it served")
     assert ask(server.address) == "one 0"

@@ -116,6 +116,17 @@ def fds_of(pid: int | None = None) -> dict[int, str]:
     return held
 
 
+def pipes_of(pid: int, mode: int) -> set[str]:
+    """Return the pipes of which a process holds the end for reading, or for writing."""
+    held = set()
+    for fd, link in fds_of(pid).items():
+        info = Path(f"/proc/{pid}/fdinfo/{fd}").read_text()
+        flags = next(line.split()[1] for line in info.splitlines() if line.startswith("flags"))
+        if link.startswith("pipe:") and int(flags, 8) & os.O_ACCMODE == mode:
+            held.add(link)
+    return held
+
+
 def kind_of(link: str) -> str:
     """Return what a descriptor is, without which one: ``socket:[4711]`` is a ``socket``."""
     return re.sub(r":\[\d+\]|(-\d+)* \(deleted\)", "", link)

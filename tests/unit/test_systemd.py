@@ -12,7 +12,7 @@ import pytest
 from prefork.host import notify, systemd_sockets
 from prefork.host.addresses import Address
 from prefork.host.notify import Notifier, address_of, feed_interval, status_line
-from prefork.host.systemd_sockets import Handed
+from prefork.host.systemd_sockets import Handed, SystemdSockets
 from prefork.workers.errors import SettingsError
 from prefork.workers.pool.views import PoolView, WorkerView
 from prefork.workers.states import Phase
@@ -310,14 +310,6 @@ def test_status_line_counts_workers() -> None:
 # --- what is handed over
 
 
-@pytest.fixture
-def three(monkeypatch: pytest.MonkeyPatch) -> tuple[Handed, ...]:
-    """Three descriptors that stand for those that systemd hands over."""
-    handed = (Handed(3, "web", (0, 0)), Handed(4, "admin", (0, 0)), Handed(5, "web", (0, 0)))
-    monkeypatch.setattr(systemd_sockets, "_handed_here", handed)
-    return handed
-
-
 @pytest.mark.parametrize(
     "environ",
     [
@@ -334,7 +326,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> tuple[Handed, ...]:
 )
 def test_variables_that_hand_over_nothing(environ: dict[str, str]) -> None:
     """What was meant for another process, or means nothing, is no socket of ours."""
-    assert systemd_sockets.read(environ, {7}) == ()
+    assert systemd_sockets.handed_over(environ, {7}) == ()
 
 
 def test_descriptors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +340,7 @@ def test_descriptors_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd_sockets, "identity_of", identity_of)
     environ = {"LISTEN_FDS": "4", "LISTEN_PID": "7", "LISTEN_FDNAMES": "web::gone"}
 
-    found = systemd_sockets.read(environ, {7})
+    found = systemd_sockets.handed_over(environ, {7})
     assert [(one.fd, one.name) for one in found] == [(3, "web"), (4, "unknown"), (6, "unknown")]
 
 
@@ -357,33 +349,35 @@ def test_count_of_descriptors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(systemd_sockets, "identity_of", lambda fd: (1, fd))
     environ = {"LISTEN_FDS": "9" * 9, "LISTEN_PID": "7"}
 
-    assert len(systemd_sockets.read(environ, {7})) == 1000
+    assert len(systemd_sockets.handed_over(environ, {7})) == 1000
 
 
-def test_name_stands_for_all_that_bear_it(three: tuple[Handed, ...]) -> None:
-    """A name is replaced by its sockets, in their order; others stay, also names that nobody bears."""
+def test_name_stands_for_all_that_bear_it() -> None:
+    """A name is replaced by its sockets, in their order; others stay, also names that no socket has."""
+    names = enumerate(("web", "admin", "web"), start=3)
+    sockets = SystemdSockets([Handed(fd, name, (0, 0)) for fd, name in names])
     texts = ["systemd:admin", "127.0.0.1:80", "systemd:web", "systemd:other"]
-    expanded = systemd_sockets.expanded([Address.parse(text) for text in texts])
+    expanded = sockets.expanded([Address.parse(text) for text in texts])
 
     shown = ["fd://4", "tcp://127.0.0.1:80", "fd://3", "fd://5", "systemd:other"]
     assert [str(address) for address in expanded] == shown
-    assert [str(address) for address in systemd_sockets.addresses()] == [
+    assert [str(address) for address in sockets.addresses()] == [
         "fd://3",
         "fd://4",
         "fd://5",
     ]
-    assert systemd_sockets.why_none().endswith("only web, admin")
+    assert sockets.why_none().endswith("only web, admin")
 
 
-def test_closed_descriptor_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_descriptor_is_not_kept() -> None:
     """A number whose file is another one by now is not taken for what was handed over."""
     reader, writer = os.pipe()
     there = os.fstat(reader)
     same = Handed(reader, "a", (there.st_dev, there.st_ino))
-    monkeypatch.setattr(systemd_sockets, "_handed_here", (same, Handed(writer, "b", (0, 0))))
-    assert systemd_sockets.still_open() == [reader]
+    sockets = SystemdSockets([same, Handed(writer, "b", (0, 0))])
+    assert sockets.still_open() == [reader]
     os.close(reader)
-    assert systemd_sockets.still_open() == []
+    assert sockets.still_open() == []
     os.close(writer)
 
 

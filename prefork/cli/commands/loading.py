@@ -11,8 +11,8 @@ import msgspec
 from prefork.cli import sources
 from prefork.cli.serve_plan import Requested, ServePlan, plan
 from prefork.cli.target import load
-from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
+from prefork.host.process import process
 from prefork.metrics import slots
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import DEFAULT, Layer, Resolved, attributes_layer, merge, resolve
@@ -99,9 +99,9 @@ def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
 
     The default is the sockets that systemd has handed over, where there are some.
     """
-    if origin == DEFAULT and (handed_over := systemd_sockets.addresses()):
+    if origin == DEFAULT and (handed_over := process.systemd_sockets.addresses()):
         return handed_over
-    return systemd_sockets.expanded([Address.parse(text, origin) for text in bind])
+    return process.systemd_sockets.expanded([Address.parse(text, origin) for text in bind])
 
 
 def _attributes_of(found: object) -> list[Layer]:

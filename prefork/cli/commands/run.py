@@ -24,8 +24,8 @@ from prefork.cli.commands.loading import (
 from prefork.cli.commands.options import CommandWithSettings, factory_option, setting_options
 from prefork.cli.pidfile import PidFile
 from prefork.cli.watch import folder_of, refuse_where_impossible, watching
-from prefork.host import systemd_sockets
 from prefork.host.addresses import Address
+from prefork.host.process import process
 from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
 from prefork.metrics import slots
 from prefork.mixin import serve
@@ -74,7 +74,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
     """
     for text in misspelt_variables():
         event(logging.WARNING, "master", text)
-    systemd_sockets.take()  # before the application starts a program that would inherit them
+    process.systemd_sockets.take()  # before the application starts a program that would inherit them
     # Before the application makes its first metric, because a metric chooses its file when it is
     # made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
@@ -91,7 +91,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
             servers: list[Any] = planned.build()
             for server in servers:
                 cleanup.callback(server.server_close)
-        systemd_sockets.tell_of_unused({server.fileno() for server in servers})
+        process.systemd_sockets.warn_of_unused({server.fileno() for server in servers})
         # An instance may have settings that its class does not have.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))
