@@ -400,6 +400,11 @@ class Scoreboard:
         """Return one word of a slot."""
         return self.words[self.slot_at(slot) + field]
 
+    def requests(self, slot: int) -> int:
+        """Return how many requests have ended in this slot, of all its workers."""
+        first = self.slot_at(slot) + SlotField.DURATIONS
+        return sum(self.words[first : first + BUCKETS])
+
     def give_order(self, slot: int, order: Order) -> None:
         """Tell a worker what it reads between its requests (master)."""
         self.words[self.slot_at(slot) + SlotField.ORDER] = order

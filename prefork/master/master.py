@@ -387,8 +387,11 @@ class Master:
             oom_killed=pool.deaths.oom_killed,
             generation=pool.generation if self._succession.may_roll(now) else 0,
             lost=pool.table.lost,
-            retry_at=pool.failures.retry_at,
+            lost_after_serving=pool.table.lost_after_serving,
+            fork_at=pool.failures.fork_at,
+            try_at=pool.failures.try_at,
             probing=pool.failures.probing,
+            respawns_left=pool.failures.respawns_left(self._size.spares.size, now),
             stop_by=self._life.stop_by,
             dump_first=self._life.dump_first,
             work_waiting=self._work_waiting(),
@@ -405,7 +408,7 @@ class Master:
         if not self._life.phase.keeps_size:
             return
         first = not failures.ever_ready and failures.boots > 0
-        if first and (failures.own_fault or failures.boots >= BOOT_TRIES):
+        if first and (failures.own_fault or failures.died_booting >= BOOT_TRIES):
             raise BootError(
                 "the application cannot boot: no worker became ready", failures.last_report
             )

@@ -209,6 +209,21 @@ def test_death_in_a_request_is_logged_and_seen_by_that_client_only(
     assert hangs_up(address, "1 + 1").endswith(" 2")
 
 
+def test_requests_that_crash_keep_nobody_out(start: Callable[..., Program]) -> None:
+    """Beside a client whose every request kills its worker another one is answered within a second; no crash loop ends the pool."""
+    program = start(serving("TellingRun", workers=2, crash_loop="exit"))
+    address = program.address()
+    slowest = 0.0
+    for code in ["os.abort()", "os._exit(1)", "sys.exit(1)"] * 5:
+        with contextlib.suppress(ConnectionError):
+            ask(address, code)
+        watch = Stopwatch()
+        ask(address, "1 + 1")
+        slowest = max(slowest, watch.seconds)
+    assert slowest < 1.0
+    program.wait_logged(r"exited cause=(killed\(SIGABRT\)|exited\(1\))", times=15)
+
+
 def test_signals_to_newborn_workers_never_reach_the_master(start: Callable[..., Program]) -> None:
     """A TERM that meets a worker in its first moments ends that worker, and never the pool."""
     program = start(serving(workers=3))

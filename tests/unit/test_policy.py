@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from prefork.master.lifecycle import Life, MasterOrder, advance, next_instant, obey
 from prefork.workers.pool.deadlines import DUMP_TIME
-from prefork.workers.pool.failures import BOOT_BACKOFF_CAP, FORK_BACKOFF_CAP, backoff
+from prefork.workers.pool.failures import LONGEST_PAUSE, Failures, backoff
 from prefork.workers.pool.policy import SPAWN_BATCH, decide
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Plan, PoolView, Retirement, WorkerView
 from prefork.workers.settings import Settings
-from prefork.workers.states import ExitCause, ExitKind, Order, Phase
+from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,11 @@ def views(draw: st.DrawFn) -> PoolView:
         phase=draw(st.sampled_from(Phase)),
         floor=draw(st.integers(0, 2 * SETTINGS.max_children)),
         workers=tuple(replace(one, slot=slot) for slot, one in enumerate(invented)),
-        retry_at=draw(INSTANTS),
+        lost=draw(st.integers(0, 5)),
+        lost_after_serving=draw(st.integers(0, 5)),
+        fork_at=draw(INSTANTS),
+        try_at=draw(INSTANTS),
+        respawns_left=draw(st.integers(0, 5)),
         probing=draw(st.booleans()),
         stop_by=draw(INSTANTS),
         dump_first=draw(st.booleans()),
@@ -234,14 +238,38 @@ def test_probing_spawns_one() -> None:
 
 
 def test_back_off_spawns_nobody_and_wakes_at_its_end() -> None:
-    """Until retry_at nobody is spawned, and retry_at is when to think again."""
-    waiting = plan(Phase.SERVING, retry_at=NOW + 0.2)
+    """Until the end of a pause no worker is spawned, and that end is when to think again."""
+    for pause in ({"fork_at": NOW + 0.2}, {"try_at": NOW + 0.2}):
+        waiting = plan(Phase.SERVING, **pause)
 
-    assert (waiting.spawn, waiting.wake) == (0, NOW + 0.2)
-    assert plan(Phase.SERVING, retry_at=NOW + 0.2, now=NOW + 0.2).spawn == 4
+        assert (waiting.spawn, waiting.wake) == (0, NOW + 0.2)
+        assert plan(Phase.SERVING, **pause, now=NOW + 0.2).spawn == 4
 
 
-@pytest.mark.parametrize("cap", [FORK_BACKOFF_CAP, BOOT_BACKOFF_CAP])
+def test_workers_that_had_served_are_replaced_in_a_pause() -> None:
+    """Failures of new workers do not delay the replacement of those that had served; a kernel that cannot fork does."""
+    pause = {"try_at": NOW + 0.2, "probing": True, "lost": 3, "lost_after_serving": 2}
+
+    assert plan(Phase.SERVING, **pause).starts == (StartReason.RESPAWNED,) * 2
+    assert plan(Phase.SERVING, **pause, now=NOW + 0.2).spawn == 2
+    assert plan(Phase.SERVING, **pause, fork_at=NOW + 0.1).spawn == 0
+    assert plan(Phase.SERVING, worker(0), worker(1), worker(2), **pause).spawn == 1
+
+
+def test_respawns_are_bounded_and_nothing_else_with_them() -> None:
+    """When the replacements of this second are used up, workers for another reason are still started."""
+    lost = {"lost": 3, "lost_after_serving": 3}
+
+    assert plan(Phase.SERVING, **lost).spawn == 4
+    assert plan(Phase.SERVING, **lost, respawns_left=2).starts == (
+        StartReason.RESPAWNED,
+        StartReason.RESPAWNED,
+        StartReason.STARTED,
+    )
+    assert plan(Phase.SERVING, **lost, respawns_left=0).starts == (StartReason.STARTED,)
+
+
+@pytest.mark.parametrize("cap", [LONGEST_PAUSE, 30.0])
 def test_back_off_doubles_up_to_its_cap(cap: float) -> None:
     """Failures in a row are answered by 0.1, 0.2, 0.4 … seconds, none by none, a million by the cap."""
     assert backoff(0, cap) == 0
@@ -413,8 +441,7 @@ class VirtualPool:
     now: float = 0.0
     life: Life = field(default_factory=Life)
     floor: int = 4
-    retry_at: float = 0.0
-    failures: int = 0
+    failures: Failures = field(default_factory=Failures)
     troubled: bool = True
     live: dict[int, VirtualWorker] = field(default_factory=dict)
     kills: int = 0
@@ -429,8 +456,9 @@ class VirtualPool:
             self.life.phase,
             self.floor,
             tuple(one.view for one in self.live.values()),
-            retry_at=self.retry_at,
-            probing=self.failures > 0,
+            fork_at=self.failures.fork_at,
+            try_at=self.failures.try_at,
+            probing=self.failures.probing,
             stop_by=self.life.stop_by,
             dump_first=self.life.dump_first,
             work_waiting=self.dice.random() < 0.2,
@@ -463,18 +491,15 @@ class VirtualPool:
             if one.dies_at <= self.now:
                 del self.live[slot]
                 if not one.view.ready and one.view.leave_by is None:
-                    self._fail(BOOT_BACKOFF_CAP)
+                    forked_at = one.view.spawned_at
+                    self.failures.boot_failed("", self.now, forked_at=forked_at, own_fault=True)
 
     def _boot(self) -> None:
         for one in self.live.values():
             if one.ready_at <= self.now:
                 one.view = replace(one.view, ready=True, idle=self.dice.random() < 0.5)
                 one.ready_at = math.inf
-                self.failures = 0
-
-    def _fail(self, cap: float) -> None:
-        self.failures += 1
-        self.retry_at = self.now + backoff(self.failures, cap)
+                self.failures.became_ready()
 
     def _check_kills(self, decided: Plan) -> None:
         for kill in decided.kill:
@@ -497,9 +522,12 @@ class VirtualPool:
                 one.dies_at = min(one.dies_at, self.now + self.dice.expovariate(1))
         for _ in range(decided.spawn):
             if self.troubled and self.dice.random() < 0.05:
-                self._fail(FORK_BACKOFF_CAP)
+                self.failures.fork_failed(self.now)
                 break
             self._spawn()
+        else:
+            if decided.spawn:
+                self.failures.forked()
 
     def _spawn(self) -> None:
         slot = next(slot for slot in range(self.settings.max_children) if slot not in self.live)
@@ -526,7 +554,7 @@ def test_hours_of_deaths_keep_every_bound(seed: int) -> None:
     pool.troubled, pool.floor = False, 4
     for one in pool.live.values():  # what has gone wrong so far ends
         one.dies_at = pool.now
-    pool.run(2 * BOOT_BACKOFF_CAP)
+    pool.run(2 * LONGEST_PAUSE + 2)  # a boot takes up to two seconds here
     assert [one.view.ready for one in pool.live.values()] == [True] * 4
 
 

@@ -20,7 +20,7 @@ from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
 from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Retirement
-from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.scoreboard import Outcome, PoolField, SlotField
 from prefork.workers.states import (
     ExitCause,
     ExitKind,
@@ -109,7 +109,7 @@ def test_fork_that_fails_in_a_batch(
     assert pool.table.slots == [*range(stands)]
     assert [*pool._descriptors.pipes] == [*range(stands)], "pipes of workers that there are not"
     assert pool.board.pool(PoolField.SPAWN_FAILURES) == 1
-    assert pool.failures.retry_at == pytest.approx(stage.now + 0.1)
+    assert pool.failures.fork_at == pytest.approx(stage.now + 0.1)
     (line,) = logged(log, "fork failed, retrying")
     assert line["workers"] == stands
     # The next ones go into the slots that stayed free.
@@ -125,7 +125,7 @@ def test_row_of_failed_forks_is_two_lines(stage: StagedPool, log: pytest.LogCapt
     pauses = []
     for _ in range(6):
         stage.spawn(1)
-        pauses.append(round(stage.pool.failures.retry_at - stage.now, 3))
+        pauses.append(round(stage.pool.failures.fork_at - stage.now, 3))
         stage.now += 10
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     stage.system.allow_forks()
@@ -239,7 +239,7 @@ def test_death_before_ready_is_a_boot_failure(
     assert line["report"].splitlines() == ["Traceback ...", "ZeroDivisionError\\x1b[1m"]
     assert (stage.pool.failures.boots, stage.pool.failures.own_fault) == (1, True)
     assert "ZeroDivisionError" in stage.pool.failures.last_report
-    assert stage.pool.failures.retry_at > stage.now
+    assert stage.pool.failures.try_at > stage.now
     assert stage.pool.table.slots == [1]
 
 
@@ -274,8 +274,30 @@ def test_crash_right_after_ready_makes_the_next_one_wait(
     stage.end(0, code, by=by)
     stage.reap()
     assert stage.pool.failures.early_deaths == early
-    assert (stage.pool.failures.retry_at > stage.now) is bool(early)
+    assert (stage.pool.failures.try_at > stage.now) is bool(early)
     assert stage.pool.table.lost == 1
+    assert stage.pool.table.lost_after_serving == 1 - early
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["in its hand", "before"])
+def test_worker_that_has_served_makes_nobody_wait(stage: StagedPool, *, ended: bool) -> None:
+    """A worker that crashes at once says nothing about the next one when it had a request: that may have killed it."""
+    stage.ready(1)
+    with pen(stage.pool, 0) as writer:
+        writer.words[SlotField.REQUEST_NS] = 1
+        if ended:
+            writer.account(Outcome.ERROR, 1)
+    stage.end(0, by=signal.SIGSEGV)
+    stage.reap()
+    assert stage.pool.failures.early_deaths == 0
+    assert stage.pool.failures.try_at <= stage.now
+    assert stage.pool.table.lost_after_serving == 1
+    # The next worker of that slot has served nothing, whatever the slot's totals say.
+    stage.spawn(1, StartReason.RESPAWNED)
+    stage.become_ready(0)
+    stage.end(0, 1)
+    stage.reap()
+    assert stage.pool.failures.early_deaths == 1
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,16 @@ class Deaths:
         handle = death.handle
         expected = handle.asked_for is not None
         report = "" if handle.is_ready else reports.shown(death.last_words)
+        has_served = handle.has_served(self._board)
         facts = self._last_facts(death, now)
         self._carry_over(handle.slot, death.status)
         self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns())
         level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
+        if report and self._failures.is_repetition(report, now):
+            level = logging.DEBUG
         log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
         if not expected:
-            self._note_failure(handle, cause, report, now)
+            self._note_failure(handle, cause, report, now, has_served=has_served)
         self._call_hook("worker_died", handle.info, cause)
 
     def _last_facts(self, death: Death, now: float) -> dict[str, object]:
@@ -130,14 +133,22 @@ class Deaths:
         ):
             self._board.count_slot(slot, field, amount)
 
-    def _note_failure(self, handle: Handle, cause: ExitCause, report: str, now: float) -> None:
-        """Have the next worker wait where this death says that it would die in the same way."""
-        words = report or f"{handle} exited: {cause}"
+    def _note_failure(
+        self, handle: Handle, cause: ExitCause, report: str, now: float, *, has_served: bool
+    ) -> None:
+        """Judge what this death says about the next worker: that it would die in the same way, or nothing.
+
+        That a worker has served is its own word. A worker that lies about it is replaced at once, within the
+        bound that ``Failures.respawns_left()`` sets for all.
+        """
+        words, forked_at = report or f"{handle} exited: {cause}", handle.spawned_at
         if handle.ready_at is None:
             own_fault = cause.kind is ExitKind.BOOT_ERROR
-            self._failures.boot_failed(words, now, own_fault=own_fault)
+            self._failures.boot_failed(words, now, forked_at=forked_at, own_fault=own_fault)
         elif cause.kind is ExitKind.OOM_KILLED:
             self.oom_killed += 1
-            self._failures.died_early(words, now)
-        elif now - handle.ready_at < PROVEN and is_crash(cause):
-            self._failures.died_early(words, now)
+            self._failures.died_early(words, now, forked_at=forked_at)
+        elif is_crash(cause) and not has_served and now - handle.ready_at < PROVEN:
+            self._failures.died_early(words, now, forked_at=forked_at)
+        else:
+            self._table.lost_after_serving += 1

@@ -49,6 +49,7 @@ class Handle(msgspec.Struct):
     """One live worker, as the master knows it.
 
     spread: the worker's share of ``jitter``, 0 to 1.
+    requests_before: how many requests its slot had served before.
     ready_at: when the master saw that the worker was ready; None before.
     proven: whether the worker has outlived its first moments (PROVEN).
     request_ns: the request in hand as the scoreboard names it, by the monotonic nanoseconds of its
@@ -65,6 +66,7 @@ class Handle(msgspec.Struct):
     pipes: WorkerPipes
     spawned_at: float
     spread: float = 0.0
+    requests_before: int = 0
     ready_at: float | None = None
     proven: bool = False
     request_ns: int = 0
@@ -109,6 +111,11 @@ class Handle(msgspec.Struct):
             return False
         self.proven = True
         return True
+
+    def has_served(self, board: Scoreboard) -> bool:
+        """Return whether the worker has taken a request, by what it wrote itself."""
+        in_hand = board.word(self.slot, SlotField.REQUEST_NS)
+        return bool(in_hand) or board.requests(self.slot) > self.requests_before
 
     def ask_to_leave(self, cause: ExitCause, leave_by: float) -> None:
         """Note that the worker was asked to leave."""

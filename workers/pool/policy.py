@@ -119,12 +119,27 @@ def _replaced_at_once(size: int) -> int:
 
 
 def _starts(outlook: _Outlook) -> tuple[StartReason, ...]:
+    """Return whom to fork now, and why.
+
+    The list of those that are wanted begins with the replacements of workers that died unexpectedly, so that
+    these come first where there is room for some only.
+    """
     view = outlook.view
-    if outlook.now < view.retry_at:
+    if outlook.now < view.fork_at:
         return ()
     wanted = _missing(outlook) if view.phase.keeps_size else _needed_to_drain(outlook)
     room = outlook.settings.max_children - len(view.workers)
-    return tuple(wanted[: max(0, min(room, 1 if view.probing else SPAWN_BATCH))])
+    wanted = wanted[: max(0, min(room, SPAWN_BATCH, _may_be_tried(view, outlook.now)))]
+    respawns = wanted.count(StartReason.RESPAWNED)
+    return tuple(wanted[max(0, respawns - view.respawns_left) :])
+
+
+def _may_be_tried(view: PoolView, now: float) -> int:
+    """Return how many workers new failures leave to be forked (failures.py has the rules)."""
+    served = view.lost_after_serving
+    if now < view.try_at:
+        return served
+    return max(1, served) if view.probing else SPAWN_BATCH
 
 
 def _missing(outlook: _Outlook) -> list[StartReason]:
@@ -209,7 +224,7 @@ def _next_instant(
 ) -> float | None:
     """Return the first instant at which there is something to decide, what the plan begins included."""
     view, settings, now = outlook.view, outlook.settings, outlook.now
-    coming = [view.retry_at, *(retirement.leave_by for retirement in retire)]
+    coming = [view.fork_at, view.try_at, *(retirement.leave_by for retirement in retire)]
     if dump:
         coming.append(now + DUMP_TIME)
     if starts:

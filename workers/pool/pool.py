@@ -165,6 +165,8 @@ class Pool:
         for slot in slots:
             self.board.prepare_slot(slot, self.generation, time.monotonic_ns())
             self.call_hook("pre_fork", WorkerInfo(slot, self.generation, 0))
+        # Before the fork: afterwards the new workers may have served some.
+        requests = {slot: self.board.requests(slot) for slot in slots}
         children, failure = self._fork(slots)
         # Not strict: there may be fewer free slots than starts, and never a worker beyond the last
         # slot.
@@ -172,7 +174,7 @@ class Pool:
             if child is None:
                 self._descriptors.close_pipes(slot)
             else:
-                self._adopt(slot, child, reason, now)
+                self._adopt(slot, child, reason, requests[slot], now)
         self._note_forks(failure, now)
 
     def _fork(self, slots: list[int]) -> tuple[list[Child | None], OSError | None]:
@@ -188,7 +190,9 @@ class Pool:
         ]
         return self._system.fork_children([functools.partial(run_worker, one) for one in prepared])
 
-    def _adopt(self, slot: int, child: Child, reason: StartReason, now: float) -> None:
+    def _adopt(
+        self, slot: int, child: Child, reason: StartReason, requests: int, now: float
+    ) -> None:
         handle = Handle(
             WorkerInfo(slot, self.generation, child.pid),
             child,
@@ -196,8 +200,10 @@ class Pool:
             spawned_at=now,
             seen_at=now,
             spread=os.urandom(1)[0] / 255,
+            requests_before=requests,
         )
         self.table.add(handle, reason)
+        self.failures.respawned(reason is StartReason.RESPAWNED)
         self._descriptors.watch(child)
         self.board.occupy_slot(slot, child.pid, reason)
         log.event(logging.DEBUG, str(handle), "spawned", reason=reason)

@@ -26,6 +26,8 @@ class Table:
         self.size = size
         self.lost = lost
         """Workers that died unexpectedly and have not been replaced yet."""
+        self.lost_after_serving = 0
+        """Those of them that had served: their deaths say nothing against the next worker."""
         self._handles = {handle.slot: handle for handle in handles}
 
     def __len__(self) -> int:
@@ -54,6 +56,7 @@ class Table:
         self._handles[handle.slot] = handle
         if reason is StartReason.RESPAWNED:
             self.lost = max(0, self.lost - 1)
+            self.lost_after_serving = max(0, self.lost_after_serving - 1)
 
     def remove(self, slot: int) -> Handle:
         """Free the slot of a worker that has ended; one that was not asked to leave is lost."""
@@ -64,7 +67,7 @@ class Table:
     def settle_lost(self, wanted: int) -> None:
         """Count no worker as lost any more once as many workers live as are wanted."""
         if len(self) >= wanted:
-            self.lost = 0
+            self.lost = self.lost_after_serving = 0
 
     # --- questions
 

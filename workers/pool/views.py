@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from prefork.workers.pool.failures import most_respawns
 from prefork.workers.pool.spares import Spares
 from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
 
@@ -43,8 +44,9 @@ class PoolView(msgspec.Struct, frozen=True):
     before. affordable: how many workers more the memory can bear, None when nobody looked.
     oom_killed: workers that the kernel has killed because of low memory since the last decision.
     generation: of the code that is to serve. lost: workers that died unexpectedly and have not
-    been replaced yet. retry_at: no fork before this instant (back-off). probing: the last spawn
-    failed, so try one at a time. stop_by: end of the graceful stop. dump_first: stopping now, but
+    been replaced yet. lost_after_serving: those of them that had served, so that their deaths say
+    nothing against the next worker. fork_at, try_at, probing, respawns_left: what ``Failures`` says of
+    new workers. stop_by: end of the graceful stop. dump_first: stopping now, but
     with stack dumps. work_waiting: the kernel's queue is not empty.
     """
 
@@ -56,8 +58,11 @@ class PoolView(msgspec.Struct, frozen=True):
     oom_killed: int = 0
     generation: int = 0
     lost: int = 0
-    retry_at: float = 0.0
+    lost_after_serving: int = 0
+    fork_at: float = 0.0
+    try_at: float = 0.0
     probing: bool = False
+    respawns_left: int = most_respawns(0)
     stop_by: float = 0.0
     dump_first: bool = False
     work_waiting: bool = False
