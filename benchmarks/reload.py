@@ -78,7 +78,7 @@ class Reloaded:
                 meanwhile()
             time.sleep(0.005)
         if now != (before[0] + (not broken), before[1] + broken):
-            raise RuntimeError(f"the reload went wrong: {self.board.reload_report()}")
+            raise RuntimeError(f"the reload went wrong: {self.board.reload_report.read()}")
 
     def _ended(self) -> tuple[int, int]:
         return self.board.pool(PoolField.RELOADS), self.board.pool(PoolField.RELOADS_FAILED)

@@ -17,7 +17,8 @@ import time
 from typing import Any
 
 import prefork
-from prefork.workers.scoreboard import REQUEST_NS, Outcome, Scoreboard, SlotWriter
+from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.slot_writer import REQUEST_NS, Outcome, SlotWriter
 
 BACKLOG = 1024
 

@@ -148,7 +148,7 @@ class PoolCollector(Collector):
 
     def _read(self) -> Reading:
         snapshot = self._board.snapshot()
-        description = PoolDescription.from_text(self._board.description())
+        description = PoolDescription.from_text(self._board.description.read())
         words = Columns(snapshot.slots)
         # A worker counts a request first and then as what it was: an error looks good for a moment.
         self._good = max(self._good, words.good())

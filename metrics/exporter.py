@@ -77,7 +77,7 @@ class Routes:
         return ready_verdict(self._board.snapshot())
 
     def _status(self, _request: Request) -> Response:
-        description = PoolDescription.from_text(self._board.description())
+        description = PoolDescription.from_text(self._board.description.read())
         queues = kernel.queues(description.listeners)
         found = status(self._board.snapshot(), description, time.monotonic_ns(), queues=queues)
         return Response(json.dumps(found).encode(), "application/json")

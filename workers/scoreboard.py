@@ -1,13 +1,31 @@
-"""The scoreboard: one sealed memfd in which the pool publishes everything it knows.
+"""The scoreboard: one memory that all processes of a pool map, and in which the pool publishes what it knows.
 
-Layout, in 8-byte words: a header, the pool's part (written by the master), two page-aligned texts of
-the master's (what the pool is, and how the last reload went), and at the end one record per slot (each
-word with one writer). No locks and no pointers: a word is stored whole through
-``memoryview.cast("q")``, which never tore in 14 million concurrent reads, where ``struct.pack_into``
-did in one of ten.
+The layout, in 8-byte words: a header; the words of the pool; two texts, each on pages of its own; and one
+record of words for each slot. Any process that may open the memory reads it: the master for its decisions,
+the metrics process, and the commands from outside, also while the master hangs.
 
-Counters belong to the slot and go on when its worker is replaced, so they never decrease.
-The master reads here what it publishes, and never takes a pid, a size or an index from it.
+**Each word has one writer.** The master writes the pool's words and the first block of each slot; the worker
+that lives in a slot writes the second block. The master writes there, too, but only while no worker does:
+after it has collected one and before it forks the next. So no two processes ever add to the same word, and
+no count is lost.
+
+**No locks.** A process can be killed between any two instructions. If it held a lock then, the others would
+wait for ever, and the master must never wait. So a reader can meet a moment between two stores: a request
+is already in the histogram of durations and not yet counted as an error. Readers take that into account.
+What they subtract they clip at 0, and what must not fall they remember.
+
+**Plain words.** Without locks a word has to be stored whole. A ``memoryview`` cast to "q" does so: one store
+of 8 aligned bytes, of which 14 million concurrent reads saw none torn. ``struct.pack_into()`` writes byte by
+byte: one read of ten was torn.
+
+**Nothing is believed.** A worker runs the application, and a stray write of a C library can hit any byte. The
+master therefore takes no pid, no size and no index from here. What it does read of a worker, a state, an
+instant or a wish, is bounded first: ``state()`` returns a state whatever stands there, and ``_add()`` stays
+within the range of a word. A worker that scribbles over everything spoils numbers, and nothing else. The
+memory is sealed against resizing, because a process that reads beyond the end of its mapping is killed
+(SIGBUS).
+
+Counters belong to the slot and go on with its next worker, so they never decrease.
 """
 
 from __future__ import annotations
@@ -35,10 +53,10 @@ MAGIC = 0x6B726F66657270  # "prefork", little-endian
 VERSION = 3
 
 MEMFD_NAME = "prefork-scoreboard"
-"""What /proc calls it."""
+"""The name of the memory in /proc."""
 
 TEXT_BYTES = 64 * 1024
-"""The room for each text; pages are allocated only when written."""
+"""The room for each text. The kernel allocates a page when it is first written to."""
 
 BOUNDS_NS = tuple(
     int(seconds * 1e9)
@@ -49,16 +67,16 @@ BOUNDS_NS = tuple(
 BUCKETS = len(BOUNDS_NS) + 1
 
 SHORTEST_NS = BOUNDS_NS[0]
-"""What is not longer is counted in the first bucket."""
+"""The longest duration that counts in the first bucket."""
 
 _MOST = 2**63 - 1
 
 MOST_IN_PROGRESS = 100_000
-"""Requests of one worker that died that are believed to have been in hand: a word of its own making."""
+"""The largest number of requests in hand that is believed of one worker, which writes that word itself."""
 
 
 class Header(IntEnum):
-    """The first words; a reader refuses what it does not know."""
+    """The first words. A reader refuses a memory in which they are not what it knows."""
 
     MAGIC = 0
     VERSION = 1
@@ -78,7 +96,7 @@ class PoolField(IntEnum):
     MASTER_PID = 0
     STARTED_NS = 1
     TICK_NS = 2
-    """When the master last looked around: one that hangs is known by it."""
+    """When the master's last tick was. A master that hangs is known by its age."""
     PHASE = 3
     GENERATION = 4
     FLOOR = 5
@@ -91,16 +109,16 @@ class PoolField(IntEnum):
     """Forks that the kernel refused."""
     HOOK_FAILURES = 9
     CEILING_REACHED = 10
-    """How often the pool wanted to grow and was at ``max_children``."""
+    """How often the pool wanted to grow and had ``max_children`` workers already."""
     GROWTH_REFUSED = 11
     """Workers that were not added because of low memory."""
     SLOW_REQUESTS = 12
     WATCH = 13
-    """1 while a worker that leaves the idle is to tell the master: few are left."""
+    """1 while few workers are idle: a worker that becomes busy then wakes the master."""
     METRICS_PID = 14
     METRICS_STARTS = 15
     RELOADS = 16
-    """Reloads that succeeded; those that failed are a total of their own."""
+    """Reloads that succeeded."""
     RELOADS_FAILED = 17
     RELOAD_STATE = 18
     """A ReloadState."""
@@ -121,7 +139,7 @@ class PoolField(IntEnum):
 
 
 _POOL_WORDS = 120
-_TEXTS_AT = mmap.PAGESIZE  # in bytes; a page is more than what is before them
+_TEXTS_AT = mmap.PAGESIZE  # in bytes; the header and the pool's words fit into one page
 _SLOTS_AT = (_TEXTS_AT + 2 * TEXT_BYTES) // 8
 
 
@@ -134,59 +152,51 @@ class SlotField(IntEnum):
     ORDER = 3
     SPAWNS = 4
     READY_NS = 5
-    """When its worker became ready; 0 for not yet."""
+    """When the worker became ready; 0 before that."""
     TIMEOUTS = 6
     """Requests that ended with the worker at ``request_timeout``."""
     ABORTED = 7
     """Requests that ended with the worker for any other reason."""
     SLOW = 8
     LAST_EXIT = 9
-    """1 + the index of the ExitKind of the last worker that ended here; 0 for none."""
+    """1 + the index of the ExitKind of the slot's last worker that has ended; 0 for none."""
     LAST_EXIT_NS = 10
     CPU_USER_NS = 11
-    """CPU time of the slot's former workers; the kernel knows that of the live one."""
+    """CPU time of the slot's workers that have ended. The kernel counts that of the live one."""
     CPU_SYSTEM_NS = 12
     VOLUNTARY_SWITCHES = 13
     INVOLUNTARY_SWITCHES = 14
 
     STATE = 16
-    """starting, idle or retiring; an idle worker is busy while REQUEST_NS is not 0."""
+    """A WorkerState: starting, idle or retiring. An idle worker is busy while REQUEST_NS is not 0."""
     REQUEST_NS = 17
-    """Since when the (oldest) request in hand, 0 for none."""
+    """Since when the oldest request in hand has been in hand; 0 for none."""
     IN_PROGRESS = 18
-    """Written by workers with threads; the others have one request in hand or none."""
+    """How many requests are in hand. Only workers with threads write it: the others have one or none."""
     ERRORS = 19
     REJECTED = 20
     ACCEPT_FAILURES = 21
     TRUNCATED = 22
     BUSY_NS = 23
     RECYCLE_REQUEST = 24
-    """1 + the index of the ExitKind for which the worker asks to be recycled; 0 for none."""
+    """1 + the index of the ExitKind for which the worker asks to be replaced; 0 for none."""
     EXTENDED_FOR_NS = 25
     """The REQUEST_NS of the request whose deadline was extended."""
     EXTENSION_NS = 26
-    """By how much; holds for that request only, so that a request costs no store for it."""
+    """By how much it was extended. It holds for that request only, so the next one needs no store to end it."""
     QUEUE_WAIT_NS = 27
-    """The sum of the queue waits that were measured."""
+    """The sum of the queue waits that were measured; most are not (workers/waits.py)."""
     DURATIONS = 32
-    """The histogram; its sum is the number of requests, and less those that went wrong, of good ones."""
+    """The histogram of durations. Its sum is the number of finished requests, good and bad."""
     QUEUE_WAITS = 48
     """The histogram of the queue waits that were measured."""
 
 
-_SLOT_WORDS = 64  # a record fills eight cache lines of its own; words that nobody names are spare
-
-
-class Outcome(IntEnum):
-    """How a request went: a counter of its own for all but the usual way."""
-
-    OK = 0
-    ERROR = SlotField.ERRORS
-    REJECTED = SlotField.REJECTED
+SLOT_WORDS = 64  # eight cache lines, which no other slot's worker writes to; some words are spare
 
 
 class SlotSnapshot(msgspec.Struct, frozen=True):
-    """One slot as it was read. Most words are of a worker's own making: good for showing only."""
+    """One slot as it was read. A worker wrote most of the words, so they are for showing only."""
 
     slot: int
     state: WorkerState
@@ -197,12 +207,12 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
         return self.words[field]
 
     def histogram(self, field: SlotField) -> tuple[int, ...]:
-        """Return the buckets of DURATIONS or QUEUE_WAITS, each counting what fell into it alone."""
+        """Return the buckets of DURATIONS or QUEUE_WAITS; each counts what fell into that one alone."""
         return self.words[field : field + BUCKETS]
 
     @property
     def ok(self) -> int:
-        """Requests that went well."""
+        """Requests that went well; negative for a moment, or after a stray write."""
         errors, rejected = self[SlotField.ERRORS], self[SlotField.REJECTED]
         return sum(self.histogram(SlotField.DURATIONS)) - errors - rejected
 
@@ -213,12 +223,12 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
 
     @property
     def last_exit(self) -> ExitKind | None:
-        """Why the last worker ended here."""
+        """Why the slot's last worker ended; None where none has."""
         return kind_at(self[SlotField.LAST_EXIT] - 1)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The whole scoreboard at (nearly) one moment."""
+    """The whole scoreboard at nearly one moment: it is copied while processes write to it."""
 
     words: tuple[int, ...]
     slots: tuple[SlotSnapshot, ...]
@@ -229,7 +239,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def phase(self) -> Phase:
-        """What the pool is doing."""
+        """What the pool is doing; serving where the word makes no sense."""
         written = self[PoolField.PHASE]
         return Phase(written) if written in Phase._value2member_map_ else Phase.SERVING
 
@@ -253,12 +263,12 @@ class Snapshot(msgspec.Struct, frozen=True):
         return sum(one.state in states for one in self.slots)
 
 
-LAYOUT = (VERSION, _SLOT_WORDS, _SLOTS_AT, TEXT_BYTES)
-"""What a reader, or a new image of the master, has to agree with."""
+LAYOUT = (VERSION, SLOT_WORDS, _SLOTS_AT, TEXT_BYTES)
+"""What has to be equal for a reader, or for a new image of the master, to use an existing memory."""
 
 
 class Scoreboard:
-    """The mapping of the memfd, in master, worker or reader."""
+    """The mapped memory, in the master, in a worker or in a reader."""
 
     def __init__(self, fd: int, slots: int, *, writable: bool = True) -> None:
         self.fd = fd
@@ -267,14 +277,18 @@ class Scoreboard:
         self._map = mmap.mmap(fd, _size(slots), access=access)
         self._bytes = memoryview(self._map)
         self.words = self._bytes.cast("q")
+        self.description = Text(self._map, _TEXTS_AT)
+        """What the pool is, as ``metrics.description`` writes it."""
+        self.reload_report = Text(self._map, _TEXTS_AT + TEXT_BYTES)
+        """Why the last reload failed, "" where it did not. It can hold an application's words."""
 
     @classmethod
     def create(cls, slots: int) -> Scoreboard:
-        """Make the memfd for so many slots, seal its size and write the header (master)."""
+        """Make the memory for this many slots, seal its size and write the header (master)."""
         fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, _size(slots))
-            # A worker that could shrink the file would kill the master with SIGBUS.
+            # A worker that could shrink the memory would kill the master with SIGBUS.
             fcntl.fcntl(
                 fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             )
@@ -285,21 +299,21 @@ class Scoreboard:
         for field, value in (
             (Header.VERSION, VERSION),
             (Header.SLOTS, slots),
-            (Header.SLOT_WORDS, _SLOT_WORDS),
+            (Header.SLOT_WORDS, SLOT_WORDS),
             (Header.SLOTS_AT, _SLOTS_AT),
             (Header.TEXTS_AT, _TEXTS_AT),
             (Header.TEXT_BYTES, TEXT_BYTES),
-            (Header.MAGIC, MAGIC),  # last: whoever sees it sees the rest
+            (Header.MAGIC, MAGIC),  # last: a reader that sees it sees the rest
         ):
             board.words[field] = value
         return board
 
     @classmethod
     def attach(cls, fd: int, *, writable: bool = False) -> Scoreboard:
-        """Map an existing scoreboard, for reading unless told otherwise.
+        """Map an existing scoreboard, for reading unless ``writable``.
 
-        Raises ValueError when it is none, or of another layout. Any process that may open the
-        memfd of a master (``/proc/PID/fd/N``) can call this; it cannot disturb the pool.
+        Any process that may open the memory of a master (``/proc/PID/fd/N``) can call this, and cannot
+        disturb the pool. Raises ValueError for a memory that is no scoreboard, or of another layout.
         """
         begin = os.pread(fd, _POOL_AT * 8, 0)
         header = memoryview(begin.ljust(_POOL_AT * 8, b"\0")).cast("q")
@@ -318,11 +332,11 @@ class Scoreboard:
         return cls(fd, slots, writable=writable)
 
     def close(self) -> None:
-        """Unmap and close; the memory itself lives as long as any process has it."""
+        """Unmap and close. The memory itself lives as long as any process has it open."""
         self.words.release()
         self._bytes.release()
         os.close(self.fd)
-        with contextlib.suppress(BufferError):  # a view that somebody holds yet keeps the memory
+        with contextlib.suppress(BufferError):  # a view that is still held keeps the memory mapped
             self._map.close()
 
     # --- the master's words
@@ -336,8 +350,8 @@ class Scoreboard:
         self._add(_POOL_AT + field, amount)
 
     def _add(self, index: int, amount: int) -> None:
-        # Within the word's bounds, whatever a worker has scribbled there: an overflow would be an
-        # exception in the master.
+        # Within the range of a word, whatever stands there: an overflow would be an exception in the
+        # master.
         self.words[index] = min(max(0, self.words[index] + amount), _MOST)
 
     def pool(self, field: int) -> int:
@@ -345,11 +359,11 @@ class Scoreboard:
         return self.words[_POOL_AT + field]
 
     def watch_words(self) -> memoryview[int]:
-        """Return a view of the one word WATCH, for the workers' hot path."""
+        """Return a view of the word WATCH alone, for the workers' hot path."""
         return self.words[_POOL_AT + PoolField.WATCH : _POOL_AT + PoolField.WATCH + 1]
 
     def prepare_slot(self, slot: int, generation: int, now_ns: int) -> None:
-        """Ready a slot for a new worker (master, while no process writes to it)."""
+        """Prepare a slot for a new worker (master, while no worker writes to it)."""
         base = self.slot_at(slot)
         for field, value in (
             (SlotField.ORDER, Order.SERVE),
@@ -364,20 +378,24 @@ class Scoreboard:
             self.words[base + field] = value
 
     def occupy_slot(self, slot: int, pid: int, reason: StartReason) -> None:
-        """Publish whose slot it is now (master)."""
+        """Publish which worker is in a slot now, and count its start (master)."""
         base = self.slot_at(slot)
         self.words[base + SlotField.PID] = pid
         self._add(base + SlotField.SPAWNS, 1)
         self.count_pool(PoolField.STARTS + list(StartReason).index(reason))
 
     def note_ready(self, slot: int, now_ns: int, boot_ns: int) -> None:
-        """Publish that a worker has become ready, and how long that took (master)."""
+        """Publish that a worker has become ready, and how long it took from the fork (master)."""
         self.words[self.slot_at(slot) + SlotField.READY_NS] = now_ns
         self.count_pool(PoolField.BOOT_NS, boot_ns)
         self.count_pool(PoolField.BOOTS + bisect_left(BOUNDS_NS, boot_ns))
 
     def vacate_slot(self, slot: int, kind: ExitKind, now_ns: int) -> None:
-        """Publish that nobody works here any more, and why; the counters stay (master)."""
+        """Publish that a slot has no worker any more, and why; its counters stay (master).
+
+        The worker may have died with requests in hand. They count as timeouts or as aborted, and their time
+        counts as busy, as far as the worker's life can have lasted.
+        """
         base, index = self.slot_at(slot), index_of(kind)
         if request_ns := self.words[base + SlotField.REQUEST_NS]:
             lived = now_ns - self.words[base + SlotField.SPAWNED_NS]
@@ -406,7 +424,7 @@ class Scoreboard:
         return sum(self.words[first : first + BUCKETS])
 
     def give_order(self, slot: int, order: Order) -> None:
-        """Tell a worker what it reads between its requests (master)."""
+        """Publish what a worker is to do; it reads the word between its requests (master)."""
         self.words[self.slot_at(slot) + SlotField.ORDER] = order
 
     # --- what anyone may read
@@ -414,10 +432,10 @@ class Scoreboard:
     @staticmethod
     def slot_at(slot: int) -> int:
         """Return the index of the first word of a slot."""
-        return _SLOTS_AT + slot * _SLOT_WORDS
+        return _SLOTS_AT + slot * SLOT_WORDS
 
     def state(self, slot: int) -> WorkerState:
-        """Return the state of a slot's worker, bounded: what a worker scribbled is never an error."""
+        """Return the state of a slot's worker. A word that is no state counts as busy; it is never an error."""
         words, base = self.words, self.slot_at(slot)
         if not words[base + SlotField.PID]:
             return WorkerState.GONE
@@ -435,7 +453,7 @@ class Scoreboard:
     def total(self, field: SlotField) -> int:
         """Sum one counter over all slots."""
         start = self.slot_at(0) + field
-        return sum(self.words[start : self.slot_at(self.slots) : _SLOT_WORDS])
+        return sum(self.words[start : self.slot_at(self.slots) : SLOT_WORDS])
 
     def snapshot(self) -> Snapshot:
         """Copy all numbers out (any process)."""
@@ -444,95 +462,35 @@ class Scoreboard:
 
     def _slot_snapshot(self, slot: int) -> SlotSnapshot:
         base = self.slot_at(slot)
-        words = self.words[base : base + _SLOT_WORDS].tolist()
+        words = self.words[base : base + SLOT_WORDS].tolist()
         return SlotSnapshot(slot, self.state(slot), tuple(words))
 
-    # --- the master's texts
 
-    def set_description(self, text: str) -> None:
-        """Publish what the pool is, as ``metrics.description`` writes it (master)."""
-        self._set_text(0, text)
+class Text:
+    """One text of the master's, at a fixed place and cut to its room.
 
-    def description(self) -> str:
-        """Return the text that says what the pool is; "" before the master has written it."""
-        return self._text(0)
+    A reader can meet it half written. Texts are written at a start and at a reload, so the next look finds
+    the whole.
+    """
 
-    def set_reload_report(self, text: str) -> None:
-        """Publish why the last reload failed, "" when it did not (master)."""
-        self._set_text(1, text)
+    def __init__(self, memory: mmap.mmap, start: int) -> None:
+        self._memory = memory
+        self.start = start
+        """The byte at which the text begins."""
 
-    def reload_report(self) -> str:
-        """Return why the last reload failed: it may hold an application's words, not yet escaped."""
-        return self._text(1)
-
-    def _text(self, number: int) -> str:
-        start = self.text_at(number)
-        text = bytes(self._bytes[start : start + TEXT_BYTES]).split(b"\0", 1)[0]
-        return text.decode("utf-8", "replace")
-
-    def _set_text(self, number: int, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Replace the text (master)."""
         encoded = text.encode("utf-8", "backslashreplace")[: TEXT_BYTES - 1]
-        start = self.text_at(number)
-        self._map.madvise(mmap.MADV_REMOVE, start, TEXT_BYTES)
-        self._bytes[start : start + len(encoded)] = encoded
+        # The pages of the former text go back to the kernel, and read as zeros from then on.
+        self._memory.madvise(mmap.MADV_REMOVE, self.start, TEXT_BYTES)
+        self._memory[self.start : self.start + len(encoded)] = encoded
 
-    @staticmethod
-    def text_at(number: int) -> int:
-        """Return the byte at which a text begins."""
-        return _TEXTS_AT + number * TEXT_BYTES
-
-
-class SlotWriter:
-    """A worker's pen: the words of its own slot."""
-
-    def __init__(self, board: Scoreboard, slot: int) -> None:
-        start = board.slot_at(slot)
-        # A view of its own slot only: no arithmetic per write, and no way to hit a neighbour.
-        self.words = board.words[start : start + _SLOT_WORDS]
-
-    def become(self, state: WorkerState) -> None:
-        """Publish the worker's state."""
-        self.words[SlotField.STATE] = state
-
-    def count(self, field: SlotField) -> None:
-        """Add one to a counter."""
-        self.words[field] += 1
-
-    def order(self) -> int:
-        """Return what the master asks: an Order."""
-        return self.words[ORDER]
-
-    def account(self, outcome: Outcome, duration_ns: int) -> None:
-        """Count one finished request (outcome, sum and histogram): none is in hand any more."""
-        words = self.words
-        words[REQUEST_NS] = 0
-        words[_BUSY_NS] += duration_ns
-        if duration_ns <= SHORTEST_NS:  # most requests of a server for which a microsecond matters
-            words[_DURATIONS] += 1
-        else:
-            words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
-        if outcome:
-            words[outcome] += 1
-
-    def account_short(self, requests: int, duration_ns: int) -> None:
-        """Count good requests of SHORTEST_NS at most, which took this long together; none is in hand then."""
-        words = self.words
-        words[REQUEST_NS] = 0
-        words[_BUSY_NS] += duration_ns
-        words[_DURATIONS] += requests
-
-    def detach(self) -> None:
-        """Write into the void from now on: this process is a fork of the worker, not the worker."""
-        self.words = memoryview(bytearray(_SLOT_WORDS * 8)).cast("q")
-
-
-# Plain integers for the words of the hot path: an enum member costs a look-up on its class each time.
-ORDER = int(SlotField.ORDER)
-REQUEST_NS = int(SlotField.REQUEST_NS)
-IN_PROGRESS = int(SlotField.IN_PROGRESS)
-_BUSY_NS = int(SlotField.BUSY_NS)
-_DURATIONS = int(SlotField.DURATIONS)
+    def read(self) -> str:
+        """Return the text; "" before the master has written one. What stands there is not escaped."""
+        room = self.start + TEXT_BYTES
+        end = self._memory.find(b"\0", self.start, room)
+        return self._memory[self.start : end if end >= 0 else room].decode("utf-8", "replace")
 
 
 def _size(slots: int) -> int:
-    return (_SLOTS_AT + slots * _SLOT_WORDS) * 8
+    return (_SLOTS_AT + slots * SLOT_WORDS) * 8

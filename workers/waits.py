@@ -17,8 +17,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from prefork.workers.scoreboard import BOUNDS_NS, SlotField, SlotWriter
+from prefork.workers.scoreboard import BOUNDS_NS, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import SlotWriter
 
 SAMPLE_EVERY = 7
 """Of so many requests of a listener one is measured, when the numbers are for metrics alone.

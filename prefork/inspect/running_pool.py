@@ -66,7 +66,7 @@ class RunningPool:
 
     def description(self) -> PoolDescription:
         """Return the pool's description of itself, an empty one while there is none or where it cannot be read."""
-        return PoolDescription.from_text(self.board.description())
+        return PoolDescription.from_text(self.board.description.read())
 
     @property
     def name(self) -> str | None:

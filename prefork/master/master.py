@@ -192,7 +192,7 @@ class Master:
         if not self._is_successor:
             board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
         description = describe(self._settings, self._listeners, self.metrics.address)
-        board.set_description(description.to_text())
+        board.description.write(description.to_text())
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
@@ -439,7 +439,7 @@ class Master:
             view,
             self._listeners,
             reloading=self._reload.under_way,
-            failure=self.pool.board.reload_report(),
+            failure=self.pool.board.reload_report.read(),
         )
 
 

@@ -79,7 +79,7 @@ def take_care() -> None:
 def _publish_failure(board: Scoreboard) -> None:
     board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
     board.count_pool(PoolField.RELOADS_FAILED)
-    board.set_reload_report("the new code ended before it served, although its trial was good")
+    board.reload_report.write("the new code ended before it served, although its trial was good")
 
 
 def _without_the_dead(state: MasterState, board: Scoreboard) -> MasterState:

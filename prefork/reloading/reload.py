@@ -98,7 +98,7 @@ class Reload:
             reason=reason,
             report=report,
         )
-        self._board.set_reload_report("\n".join(part for part in (reason, report) if part))
+        self._board.reload_report.write("\n".join(part for part in (reason, report) if part))
         self._board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
         self._notifier.ready_as_before(f"the reload failed: {reason}")
@@ -107,7 +107,7 @@ class Reload:
         """End it: all workers are of the new generation."""
         self.rolling = False
         log.event(logging.INFO, "master", "reloaded", generation=generation)
-        self._board.set_reload_report("")
+        self._board.reload_report.write("")
         self._board.count_pool(PoolField.RELOADS)
         self._board.set_pool(PoolField.RELOAD_OK_SECONDS, int(time.time()))
         self._publish(ReloadState.DONE)

@@ -15,7 +15,8 @@ from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.page import page
 from prefork.metrics.status import status
-from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitKind, Order, Phase, StartReason, WorkerState
 from tests.support.browser import SLOW, Browser, wait_text, why_no_browser
 from tests.support.load import Load

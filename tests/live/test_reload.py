@@ -235,7 +235,7 @@ def test_broken_code_leaves_everything_as_it_is(reloadable: Callable[..., Reload
                 first=line, settings="{'workers': 99}" if not line else "{'boot_timeout': 2.0}"
             )
             server.reload(board, fails=True)
-            assert reason in board.reload_report()
+            assert reason in board.reload_report.read()
             assert reason in program.log
             wait_until(
                 lambda: board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED,
@@ -244,7 +244,7 @@ def test_broken_code_leaves_everything_as_it_is(reloadable: Callable[..., Reload
         assert program.workers() == workers
         server.write(first="", version="2", settings="{}")
         server.reload(board)
-        assert board.reload_report() == ""
+        assert board.reload_report.read() == ""
     assert load.lost == {}
     assert server.version() == ("2", 1)
 
@@ -263,7 +263,7 @@ def test_settings_that_cannot_follow_are_refused(reloadable: Callable[..., Reloa
         ):
             server.write(settings=repr(settings))
             server.reload(board, fails=True)
-            assert reason in board.reload_report()
+            assert reason in board.reload_report.read()
     assert server.version() == ("1", 0)
 
 
@@ -290,7 +290,7 @@ def test_new_code_whose_workers_do_not_boot_leaves_the_old_ones(
     with board_of(program.pid) as board, Load(server.address, clients=2) as load:
         server.write(version="2", init="raise LookupError('no database')")
         server.reload(board, fails=True)
-        assert "LookupError: no database" in board.reload_report()
+        assert "LookupError: no database" in board.reload_report.read()
         assert workers <= program.workers()
         assert server.version() == ("1", 0)
         server.write(init="")
@@ -511,7 +511,7 @@ def test_address_that_cannot_be_added_is_refused_by_the_trial(
         (tmp_path / "addresses").write_text(repr([kept, other.getsockname()]))
         program.signal(signal.SIGHUP)
         wait_until(lambda: board.pool(PoolField.RELOADS_FAILED) == 1, "refused")
-        assert "in use" in board.reload_report()
+        assert "in use" in board.reload_report.read()
     assert program.workers() == workers
     assert ask(kept, "1")
 

@@ -514,11 +514,11 @@ def test_datagrams_and_streams_of_one_pool(served: Callable[..., Served], tmp_pa
         bind=["127.0.0.1:0", "udp://127.0.0.1:0", "unix:stream", "unixgram:datagrams"],
     )
     with board_of(server.program.pid) as board:
-        before = [one["inode"] for one in json.loads(board.description())["listeners"]]
-        names = [one["name"] for one in json.loads(board.description())["listeners"]]
+        before = [one["inode"] for one in json.loads(board.description.read())["listeners"]]
+        names = [one["name"] for one in json.loads(board.description.read())["listeners"]]
         server.code(version="2")
         server.reload()
-        assert [one["inode"] for one in json.loads(board.description())["listeners"]] == before
+        assert [one["inode"] for one in json.loads(board.description.read())["listeners"]] == before
     udp = names[1].rpartition(":")[2]
     assert ask(server.address, "x") == "2"
     assert ask_datagram(("127.0.0.1", int(udp)), "x") == "2 x"
@@ -633,10 +633,10 @@ def test_upgrade_to_another_version(served: Callable[..., Served], package: Path
     """A prefork that differs in what it calls itself is taken over, and says so itself."""
     server = served(environ=with_package(package))
     with board_of(server.program.pid) as board:
-        assert json.loads(board.description())["version"] == prefork.__version__
+        assert json.loads(board.description.read())["version"] == prefork.__version__
         changed(package, "_version.py", prefork.__version__, "77.7")
         server.reload("upgrade")
-        assert json.loads(board.description())["version"] == "77.7"
+        assert json.loads(board.description.read())["version"] == "77.7"
         assert board.pool(PoolField.RELOAD_STATE) == ReloadState.DONE
         assert board.pool(PoolField.MASTER_PID) == server.program.pid
     assert server.program.logged("has tried the new code version=77.7")

@@ -134,7 +134,7 @@ def test_dumps_without_end_go_over_nothing_of_others(start: Callable[..., Progra
         assert min(report.count("deep") for report in reports.values()) == 0
         shared = os.pread(pool.board.fd, os.fstat(pool.board.fd).st_size, 0)
         assert b"in deep" not in shared
-        assert (pool.name, pool.board.reload_report()) == ("deep", "")
+        assert (pool.name, pool.board.reload_report.read()) == ("deep", "")
 
 
 def test_winch_and_pipe_are_ignored_by_the_master(start: Callable[..., Program]) -> None:

@@ -12,7 +12,8 @@ from prefork.inspect.survey import look_around
 from prefork.inspect.view import Look, ProcessUsage, SlotRow
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.status import status
-from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import StartReason, WorkerState
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def scoreboard(
             listeners=(listener,),
             settings={"workers": "2", "boot_timeout": "7s"},
         )
-        board.set_description(description.to_text())
+        board.description.write(description.to_text())
         yield board
     finally:
         for writer in writers:
@@ -81,7 +82,7 @@ def take_request(writer: SlotWriter, since: int) -> None:
 
 def status_of_board(board: Scoreboard, at: int) -> dict[str, Any]:
     """Return the status at an instant, in nanoseconds."""
-    return status(board.snapshot(), PoolDescription.from_text(board.description()), at)
+    return status(board.snapshot(), PoolDescription.from_text(board.description.read()), at)
 
 
 @contextlib.contextmanager

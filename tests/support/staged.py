@@ -12,8 +12,9 @@ from prefork.master.signals import Wakeup
 from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Plan
-from prefork.workers.scoreboard import SlotField, SlotWriter
+from prefork.workers.scoreboard import SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import Order, StartReason, WorkerState
 from tests.support.fake_system import FakeSystem

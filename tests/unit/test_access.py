@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import Outcome
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.worker.access import AccessLog
 from prefork.workers.worker.clients import LONGEST_CLIENT, client_name
 

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.scoreboard import (
-    Outcome,
-    PoolField,
-    Scoreboard,
-    SlotField,
-    SlotSnapshot,
-    SlotWriter,
-)
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotSnapshot
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.waits import QueueWaits
 from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import (

@@ -34,15 +34,8 @@ from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, Type
 from prefork.metrics.processes import Facts
-from prefork.workers.scoreboard import (
-    BOUNDS_NS,
-    BUCKETS,
-    Outcome,
-    PoolField,
-    Scoreboard,
-    SlotField,
-    SlotWriter,
-)
+from prefork.workers.scoreboard import BOUNDS_NS, BUCKETS, PoolField, Scoreboard, SlotField
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.states import ExitKind, Order, ReloadState, StartReason, WorkerState
 
 if TYPE_CHECKING:
@@ -556,7 +549,7 @@ def test_scribbled_words_disturb_nothing(
                 board.words[board.slot_at(slot) + at] = word
         for at, word in pool_words.items():
             board.set_pool(at, word)
-        board.set_description(text)
+        board.description.write(text)
         pool = registry(PoolCollector(board), MemoryCollector(board))
         for accept, read in (("", read_text), (OPENMETRICS, read_openmetrics)):
             for choose in (choose_encoder, clients_choose_encoder):
@@ -575,7 +568,7 @@ def test_random_bytes_disturb_nothing(seed: int, slots: int) -> None:
         start = 8 * 8
         size = board.slot_at(slots) * 8 - start
         os.pwrite(board.fd, random.Random(seed).randbytes(size), start)
-        os.pwrite(board.fd, random.Random(~seed).randbytes(500), board.text_at(0))
+        os.pwrite(board.fd, random.Random(~seed).randbytes(500), board.description.start)
         text = generate_latest(registry(PoolCollector(board))).decode()
 
         assert min(samples(read_text(text)).values()) >= 0
@@ -590,7 +583,7 @@ def busy_pool(board: Scoreboard) -> None:
     board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
     listener = ListenerDescription('unix:/a "\\b', "stream", "unix", 1)
     description = PoolDescription(version="1", python="3", listeners=(listener,))
-    board.set_description(description.to_text())
+    board.description.write(description.to_text())
     for slot in range(board.slots):
         spawn(board, slot, 2**40 + slot)
         with pen(board, slot) as writer:

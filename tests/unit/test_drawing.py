@@ -13,7 +13,8 @@ from rich.console import Console
 from prefork.inspect.columns import SortOrder
 from prefork.inspect.drawing import drawing, fitting, sparkline
 from prefork.inspect.view import view
-from prefork.workers.scoreboard import Outcome, PoolField, Scoreboard, SlotField
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind, Phase, StartReason
 from prefork.workers.states import Order as Asked
 from tests.support.boards import SECOND, look_at, occupy, scoreboard, slot_row, take_request

@@ -25,7 +25,8 @@ import msgspec
 import pytest
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import ORDER, Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField
+from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import Order
 from prefork.workers.worker.accounting import OneAtATime, Overlapping
 from prefork.workers.worker.datagrams import ROUND

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotSnapshot, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField, SlotSnapshot
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.worker.accounting import Overlapping, account_for
 from prefork.workers.worker.source import Source
 from tests.support.waiting import CEILING, wait_until

@@ -20,7 +20,8 @@ from prefork.workers.pool.deadlines import DUMP_TIME, INSIST_TIME
 from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Retirement
-from prefork.workers.scoreboard import Outcome, PoolField, SlotField
+from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import (
     ExitCause,
     ExitKind,

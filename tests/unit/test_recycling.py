@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.workers.machine import Memory
-from prefork.workers.scoreboard import Outcome, Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.states import ExitKind, index_of
 from prefork.workers.worker.recycling import MemoryLimit, RequestLimit, limits_for, shortened
 

@@ -18,15 +18,9 @@ import pytest
 import prefork
 from prefork.workers.identity import WAKE
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import (
-    BOUNDS_NS,
-    BUCKETS,
-    SHORTEST_NS,
-    Scoreboard,
-    SlotField,
-    SlotWriter,
-)
+from prefork.workers.scoreboard import BOUNDS_NS, BUCKETS, SHORTEST_NS, Scoreboard, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from prefork.workers.worker.datagrams import ROUND, Datagrams

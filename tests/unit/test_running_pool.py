@@ -18,7 +18,7 @@ from tests.support.boards import HERE, pools_of, scoreboard
 def test_whatever_a_pool_says_of_itself(text: str) -> None:
     """A description of any text can be read, and the result never contains a control character."""
     with scoreboard(name="x") as board:
-        board.set_description(text)
+        board.description.write(text)
         with pools_of(HERE) as pools:
             (pool,) = pools
             assert str(pool).isprintable()

@@ -25,12 +25,11 @@ from prefork.workers.scoreboard import (
     TEXT_BYTES,
     VERSION,
     Header,
-    Outcome,
     PoolField,
     Scoreboard,
     SlotField,
-    SlotWriter,
 )
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.states import ExitKind, Order, Phase, StartReason, WorkerState
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def test_file_can_be_found_and_is_not_inherited(board: Scoreboard) -> None:
 def test_regions_do_not_overlap(slots: int) -> None:
     """The pool's words, the page-aligned texts of the master and the slots fill the file without touching each other."""
     with scoreboard(slots) as board:
-        first, second = board.text_at(0), board.text_at(1)
+        first, second = board.description.start, board.reload_report.start
         pools_end = (max(Header) + 1 + len(board.snapshot().words)) * 8
 
         assert pools_end <= first
@@ -175,7 +174,7 @@ def test_header_says_what_it_is(board: Scoreboard) -> None:
     assert bytes_of(board)[:8] == b"prefork\0"
     assert words[Header.SLOTS_AT] == board.slot_at(0)
     assert words[Header.SLOT_WORDS] == board.slot_at(1) - board.slot_at(0)
-    assert words[Header.TEXTS_AT] == board.text_at(0)
+    assert words[Header.TEXTS_AT] == board.description.start
     assert words[Header.TEXT_BYTES] == TEXT_BYTES
 
 
@@ -201,7 +200,7 @@ def test_reader_cannot_write(board: Scoreboard) -> None:
             lambda: attached.prepare_slot(0, 1, 1),
             lambda: attached.give_order(0, Order.RETIRE),
             lambda: writer.become(WorkerState.BUSY),
-            lambda: attached.set_description("x"),
+            lambda: attached.description.write("x"),
             lambda: attached.vacate_slot(0, ExitKind.KILLED, 1),
             lambda: os.pwrite(attached.fd, b"x", 0),
         ]
@@ -573,8 +572,8 @@ def test_scribbling_disturbs_no_reader(seed: int, slots: int) -> None:
         for slot in range(slots):
             assert board.word(slot, SlotField.PID) == seen.slots[slot][SlotField.PID]
             board.total(SlotField.ERRORS)
-        board.description().encode()
-        board.reload_report().encode()
+        board.description.read().encode()
+        board.reload_report.read().encode()
 
 
 @given(st.dictionaries(st.sampled_from(SlotField), WORD))
@@ -595,28 +594,28 @@ def test_any_word_is_shown(words: dict[SlotField, int]) -> None:
 
 def test_master_s_texts_are_apart(board: Scoreboard) -> None:
     """What the pool is and how the last reload failed are two texts, each replaced whole."""
-    assert (board.description(), board.reload_report()) == ("", "")
-    board.set_description('{"name": "one two three"}')
-    board.set_reload_report("SyntaxError: é")
-    board.set_description('{"name": "\u2026"}')
+    assert (board.description.read(), board.reload_report.read()) == ("", "")
+    board.description.write('{"name": "one two three"}')
+    board.reload_report.write("SyntaxError: é")
+    board.description.write('{"name": "\u2026"}')
     with reader(board) as attached:
-        assert attached.description() == '{"name": "\u2026"}'
-        assert attached.reload_report() == "SyntaxError: é"
-    board.set_reload_report("")
+        assert attached.description.read() == '{"name": "\u2026"}'
+        assert attached.reload_report.read() == "SyntaxError: é"
+    board.reload_report.write("")
 
-    assert (board.description(), board.reload_report()) == ('{"name": "\u2026"}', "")
+    assert (board.description.read(), board.reload_report.read()) == ('{"name": "\u2026"}', "")
 
 
 @pytest.mark.parametrize("text", ["é" * TEXT_BYTES, "a" * (TEXT_BYTES + 9), "a\udc80b"])
 def test_master_s_texts_are_bounded(board: Scoreboard, text: str) -> None:
     """A text that is too long is cut within its region, and one that cannot be encoded is escaped."""
-    board.set_description(text)
-    board.set_reload_report(text)
+    board.description.write(text)
+    board.reload_report.write(text)
 
     assert (
-        0 < len(board.description().encode()) <= TEXT_BYTES + 2
+        0 < len(board.description.read().encode()) <= TEXT_BYTES + 2
     )  # a character cut in half is replaced
-    assert board.description() == board.reload_report()
+    assert board.description.read() == board.reload_report.read()
 
 
 # --- other processes

@@ -32,9 +32,7 @@ MOST_BRANCHES: Final = 12
 
 BEING_SPLIT: Final = "being split"
 
-EXCEPTIONS: Final = {
-    "prefork.workers.scoreboard.Scoreboard": BEING_SPLIT,
-}
+EXCEPTIONS: Final = {}
 """Names of classes, constructors and functions that may pass a bound, each with its reason."""
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)

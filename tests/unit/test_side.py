@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.workers.identity import WorkerInfo
-from prefork.workers.scoreboard import Scoreboard, SlotField, SlotSnapshot, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField, SlotSnapshot
 from prefork.workers.settings import LONGEST
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.turn import Turn
 

@@ -11,7 +11,8 @@ import pytest
 
 import prefork
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import Scoreboard, SlotWriter
+from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import SO_TIMESTAMPNS
 from prefork.workers.worker.source import Source
 

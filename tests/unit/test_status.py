@@ -17,12 +17,11 @@ from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
     MOST_IN_PROGRESS,
-    Outcome,
     PoolField,
     Scoreboard,
     SlotField,
-    SlotWriter,
 )
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.states import ExitKind, Order, Phase, ReloadState, StartReason, WorkerState
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.inspect.status_text import as_lines
-from prefork.workers.scoreboard import Outcome, PoolField
+from prefork.workers.scoreboard import PoolField
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind
 from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, take_request
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import Order
 from prefork.workers.worker.takes import FRUITLESS_BOUND, FRUITLESS_TRY, Takes
 

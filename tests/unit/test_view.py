@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefork.inspect.view import ProcessUsage, view
-from prefork.workers.scoreboard import Outcome
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind
 from tests.support.boards import SECOND, look_at, occupy, scoreboard, take_request
 

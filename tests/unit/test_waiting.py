@@ -34,7 +34,7 @@ def test_waiting_times_come_from_the_pool() -> None:
     with scoreboard() as board, find_pool(str(os.getpid())) as pool:
         assert seconds_of(pool, "boot_timeout") == 7.0
         assert seconds_of(pool, "graceful_timeout") == 25.0
-        board.set_description('{"settings": {"boot_timeout": "soon", "graceful_timeout": "-"}}')
+        board.description.write('{"settings": {"boot_timeout": "soon", "graceful_timeout": "-"}}')
         assert seconds_of(pool, "boot_timeout") == 60.0
         assert seconds_of(pool, "graceful_timeout") == 25.0
 

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from prefork.workers.scoreboard import Scoreboard, SlotField, SlotWriter
+from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import (
     SAMPLE_EVERY,
     SO_TIMESTAMPNS,

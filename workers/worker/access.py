@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import Outcome
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.worker.clients import client_name
 
 logger = logging.getLogger("prefork.access")

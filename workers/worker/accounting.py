@@ -17,8 +17,9 @@ from time import monotonic_ns
 from typing import Any, Protocol
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import IN_PROGRESS, REQUEST_NS, Outcome, Scoreboard, SlotWriter
+from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.access import LogRequest
 from prefork.workers.worker.source import Source
 

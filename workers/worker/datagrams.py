@@ -10,7 +10,8 @@ from collections.abc import Callable
 from socketserver import UDPServer
 from typing import Any
 
-from prefork.workers.scoreboard import SlotField, SlotWriter
+from prefork.workers.scoreboard import SlotField
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import STAMP_BYTES, QueueWaits, wait_of_datagram
 
 ROUND = range(16)

@@ -32,7 +32,7 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
-from prefork.workers.scoreboard import ORDER, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.accounting import Account
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.takes import Takes

@@ -44,7 +44,7 @@ import setproctitle
 from prefork.workers import forks, log, system
 from prefork.workers.identity import DUMP_AT_ONCE, WAKE, WorkerInfo
 from prefork.workers.reports import REPORT_BYTES
-from prefork.workers.scoreboard import SlotWriter
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
 from prefork.workers.worker.access import access_log_for

@@ -22,7 +22,7 @@ from time import monotonic_ns
 
 import msgspec
 
-from prefork.workers.scoreboard import ORDER, SlotWriter
+from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.worker.accounting import AT_ONCE_NS, Account
 from prefork.workers.worker.lanes import Accounted, Lane, OneByOne

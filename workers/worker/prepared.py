@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from prefork.workers.identity import WorkerPipes
-from prefork.workers.scoreboard import SlotWriter
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.waits import sample_every
 from prefork.workers.worker.source import Source

@@ -16,8 +16,9 @@ from time import monotonic
 import msgspec
 
 from prefork.workers.machine import Memory
-from prefork.workers.scoreboard import BUCKETS, SlotField, SlotWriter
+from prefork.workers.scoreboard import BUCKETS, SlotField
 from prefork.workers.settings import Settings
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitKind, index_of
 
 MEMORY_INTERVAL = 1.0

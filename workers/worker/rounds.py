@@ -7,7 +7,8 @@ from socketserver import BaseRequestHandler
 from time import monotonic_ns
 from typing import Any
 
-from prefork.workers.scoreboard import ORDER, REQUEST_NS, SHORTEST_NS, Outcome, SlotWriter
+from prefork.workers.scoreboard import SHORTEST_NS
+from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.worker.lanes import GOOD, Lane
 from prefork.workers.worker.source import Source

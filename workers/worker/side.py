@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 
 from prefork.workers.identity import SHUTDOWN, WorkerInfo
-from prefork.workers.scoreboard import SlotField, SlotWriter
+from prefork.workers.scoreboard import SlotField
 from prefork.workers.settings import LONGEST
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.worker.turn import Turn
 
 

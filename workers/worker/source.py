@@ -13,7 +13,7 @@ from socketserver import BaseServer, TCPServer, UDPServer
 from typing import Any, TypeGuard
 
 from prefork.workers.listener import Kind, Listener
-from prefork.workers.scoreboard import SlotWriter
+from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import QueueWaits, wait_of_connection
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.datagrams import Datagrams, MeasuredDatagrams

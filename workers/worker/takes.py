@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 
 from prefork.workers import log
-from prefork.workers.scoreboard import ORDER, SlotField, SlotWriter
+from prefork.workers.scoreboard import SlotField
+from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import Order
 from prefork.workers.worker.shortage import Meaning, meaning
 from prefork.workers.worker.source import Source

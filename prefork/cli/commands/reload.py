@@ -89,7 +89,7 @@ def _wait(pool: RunningPool, before: Snapshot, timeout: float) -> int:
         messages.error(f"not finished within {timeout:g} s: {progress(after)}{excuse(pool)}")
         return ExitCode.FAILED
     if after[PoolField.RELOAD_STATE] == ReloadState.FAILED:
-        reason = "\n".join(map(escaped, pool.board.reload_report().splitlines()))
+        reason = "\n".join(map(escaped, pool.board.reload_report.read().splitlines()))
         messages.error(f"reload failed, still serving the previous code: {reason}")
         return ExitCode.FAILED
     click.echo(f"reloaded: {pool}, generation {after[PoolField.GENERATION]}")

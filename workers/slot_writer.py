@@ -1,0 +1,77 @@
+"""The words that a worker writes while it serves: the hot path of the books (worker).
+
+A request costs few stores. When it is taken, REQUEST_NS says since when it is in hand; that makes the worker
+busy, without a store for the state. When it is over, ``account()`` adds its time to a sum and 1 to a bucket of
+the histogram, and sets REQUEST_NS to 0. Good requests have no counter of their own: there are as many as the
+histogram has counted, less those that went wrong.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from enum import IntEnum
+
+from prefork.workers.scoreboard import BOUNDS_NS, SHORTEST_NS, SLOT_WORDS, Scoreboard, SlotField
+from prefork.workers.states import WorkerState
+
+# Plain integers for the words of the hot path: a member of an enum costs a look-up on its class each time.
+ORDER = int(SlotField.ORDER)
+REQUEST_NS = int(SlotField.REQUEST_NS)
+IN_PROGRESS = int(SlotField.IN_PROGRESS)
+_BUSY_NS = int(SlotField.BUSY_NS)
+_DURATIONS = int(SlotField.DURATIONS)
+
+
+class Outcome(IntEnum):
+    """How a request went. The value is the counter of the outcome; OK is 0 and has none."""
+
+    OK = 0
+    ERROR = SlotField.ERRORS
+    REJECTED = SlotField.REJECTED
+
+
+class SlotWriter:
+    """Writes the words of one slot, and cannot write to another one (the worker in that slot)."""
+
+    def __init__(self, board: Scoreboard, slot: int) -> None:
+        start = board.slot_at(slot)
+        # A view of this slot alone: no arithmetic for each word, and an index out of it raises.
+        self.words = board.words[start : start + SLOT_WORDS]
+
+    def become(self, state: WorkerState) -> None:
+        """Publish the worker's state."""
+        self.words[SlotField.STATE] = state
+
+    def count(self, field: SlotField) -> None:
+        """Add one to a counter."""
+        self.words[field] += 1
+
+    def order(self) -> int:
+        """Return what the master wants of this worker: an Order."""
+        return self.words[ORDER]
+
+    def account(self, outcome: Outcome, duration_ns: int) -> None:
+        """Count one finished request: its outcome and its time. No request is in hand after it."""
+        words = self.words
+        words[REQUEST_NS] = 0
+        words[_BUSY_NS] += duration_ns
+        if duration_ns <= SHORTEST_NS:  # most requests of a server for which a microsecond matters
+            words[_DURATIONS] += 1
+        else:
+            words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
+        if outcome:
+            words[outcome] += 1
+
+    def account_short(self, requests: int, duration_ns: int) -> None:
+        """Count good requests of SHORTEST_NS at most each. No request is in hand after them.
+
+        duration_ns: the time that they took together.
+        """
+        words = self.words
+        words[REQUEST_NS] = 0
+        words[_BUSY_NS] += duration_ns
+        words[_DURATIONS] += requests
+
+    def detach(self) -> None:
+        """Write to private memory from now on: this process is a fork of the worker, not the worker."""
+        self.words = memoryview(bytearray(SLOT_WORDS * 8)).cast("q")
