@@ -1,7 +1,10 @@
-"""The master: one thread, one wait, one tick. It serves no request and waits for no worker.
+"""The master: one thread that keeps a pool. It serves no request and waits for no worker.
 
-A tick takes the signals, lets ``service_actions()`` collect the dead, looks at the pool, has the
-policy decide, does what it says, and waits for the next event or instant.
+The master repeats a *tick*: it takes the orders, lets ``service_actions()`` collect the workers that
+have ended, looks at the pool, has the policy decide, and carries the plan out. Then it waits for the
+next event, or for the next instant at which there is something to decide. That poll is the only wait.
+
+``_tick()`` is the table of contents. What each order does in each phase stands in ``lifecycle.py``.
 """
 
 from __future__ import annotations
@@ -51,26 +54,26 @@ from prefork.workers.states import Phase
 from prefork.workers.system import System
 
 BOOT_TRIES = 3
-"""Workers of the first generation that may die before any was ready; a boot error ends it at once."""
+"""Workers of the first generation that may die before any was ready. A boot error ends the pool at once."""
 
 LOOK_INTERVAL = 0.4
-"""Seconds between two looks at the listeners at most.
+"""Most seconds between two looks at the listeners.
 
-No client waits more than 0.5 s while a worker is idle, even when the kernel's wake-up was lost.
+So no client waits longer than 0.5 s while a worker is idle, even when the kernel's wake-up was lost.
 """
 
 FAILURE_PAUSE = 0.02
-"""Seconds between two tries of a loop that fails; at the end of ``graceful_timeout`` workers are killed."""
+"""Seconds between two ticks when the first one has failed, so that a loop that keeps failing is no busy loop."""
 
 TRIAL_LOOK = 0.05
 """Seconds between two looks at a reload that is under way."""
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """What the master does in its loop for the servers, beside keeping the pool.
+    """What the master does in its loop for the servers, besides keeping the pool.
 
     service_actions: called in every tick. publish_pids: called in every tick with the pids of the
-    live workers. poll_interval: seconds between two ticks at the most.
+    live workers. poll_interval: most seconds between two ticks.
     """
 
     service_actions: Callable[[], None]
@@ -152,14 +155,19 @@ class Master:
     # --- from other threads
 
     def ask_shutdown(self) -> None:
-        """Have the pool stop gracefully, leaving what is queued in the kernel (any thread)."""
+        """Have the pool finish the requests in hand and stop (any thread). What is queued stays queued."""
         self._shutdown_asked = True
         self._wakeup.wake()
 
     # --- the life of a pool
 
     def run(self) -> None:
-        """Keep the pool until it has stopped. KeyboardInterrupt after INT, BootError when it cannot boot."""
+        """Keep the pool until it has stopped.
+
+        Raises KeyboardInterrupt if INT was among the orders, BootError if no worker becomes ready,
+        CrashLoopError (``crash_loop = exit``), and whatever ``service_actions()`` raises. No worker is
+        left in any case.
+        """
         in_main_thread = threading.current_thread() is threading.main_thread()
         handled = self._signals.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
@@ -196,7 +204,7 @@ class Master:
         log.event(
             logging.INFO,
             f"master pid={os.getpid()}",
-            "goes on with new code" if self._is_successor else "started",
+            "continues with new code" if self._is_successor else "started",
             listeners=" ".join(map(str, self._listeners)),
             workers=self._size.floor,
             max_children=self._settings.max_children,
@@ -214,9 +222,11 @@ class Master:
             )
 
     def _run_until_stopped(self) -> None:
-        # An exception, the program's own in service_actions() above all, leaves serve_forever() after
-        # the workers. Until then the loop goes on without service_actions(), at most until stop_by:
-        # when the loop itself is what fails, no tick can be trusted to get the workers to leave.
+        # An exception in a tick, usually one of the program's service_actions(), has to leave
+        # serve_forever(). But first the workers have to leave. So the exception is kept, the pool gets
+        # the order FAILURE, and the loop goes on without service_actions() until no worker is left.
+        # If the loop itself is what fails, its ticks may never make the workers leave. Therefore it
+        # ends at stop_by at the latest, and what is left is killed.
         service_actions = self._caller.service_actions
         failure: BaseException | None = None
         while failure is None or self._now() < self._life.stop_by:
@@ -235,9 +245,9 @@ class Master:
             raise failure
 
     def _leave_after(self, failure: BaseException) -> None:
+        # The life changes before its log line is written. So a log handler that raises, which may be
+        # what has failed in the first place, does not keep the loop from collecting the workers.
         life = obey(self._life, MasterOrder.FAILURE, self._settings, self._now())
-        # The life changes before the log line is written. So a log handler of the program that raises
-        # does not keep the loop from collecting the workers.
         with contextlib.suppress(Exception):
             self._change_life(life, why=type(failure).__name__)
 
@@ -275,13 +285,13 @@ class Master:
         return _earliest(plan.wake, self.pool.dumps.next_at, load, trial, next_instant(self._life))
 
     def runs_here(self) -> bool:
-        """Tell whether the calling thread is the one that runs the master."""
+        """Return whether the calling thread is the one that runs the master."""
         return threading.get_ident() == self._thread
 
     def collect(self) -> None:
-        """Collect the workers that have ended; what ``service_actions()`` does by default.
+        """Collect the workers that have ended. ``service_actions()`` does this by default.
 
-        Only in the master's own thread: from elsewhere there is nothing to do, the next tick does it.
+        In another thread than the master's it does nothing: the next tick collects them.
         """
         if self.runs_here():
             self.pool.deaths.reap(self._now())
@@ -309,7 +319,7 @@ class Master:
             self._obey(order, change)
 
     def _obey(self, order: MasterOrder, change: int = 0) -> None:
-        """Do what an order does in this phase. change: of the number of workers to keep."""
+        """Do what an order does in this phase. change: of the number of workers to keep (TTIN, TTOU)."""
         now = self._now()
         effect = effect_of(self._life, order, now)
         self._change_life(obey(self._life, order, self._settings, now), why=order.value)
@@ -325,7 +335,10 @@ class Master:
                 log.event(logging.INFO, "master", "order has no effect", order=order, phase=phase)
 
     def _change_life(self, life: Life, *, why: str) -> None:
-        """Take over a new state of the pool's life; no other method does."""
+        """Take over a new state of the pool's life. No other method changes the life.
+
+        why: the order, the setting or the exception, for the log.
+        """
         before, self._life = self._life, life
         if life.phase is before.phase:
             return
@@ -403,7 +416,7 @@ class Master:
         return any(listener.has_work() for listener in self._listeners)
 
     def _check_boots(self) -> None:
-        """Give up where the first workers cannot boot, and in a crash loop if so wanted."""
+        """Raise BootError if the first workers cannot boot, CrashLoopError in a crash loop if so set."""
         failures = self.pool.failures
         if not self._life.phase.keeps_size:
             return
@@ -422,7 +435,8 @@ class Master:
         if not self._ready_announced and self.pool.table.count_ready() >= floor:
             self._ready_announced = True
             log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=floor)
-            if not self._reload.rolling:  # then the end of the reload is what is waited for
+            # In a reload, the service manager waits for its end instead.
+            if not self._reload.rolling:
                 self._notifier.ready(f"{floor} workers ready")
             self.pool.call_hook("when_ready")
 

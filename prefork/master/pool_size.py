@@ -1,4 +1,10 @@
-"""How many workers the master keeps: what the operator wants, what load adds, and what is told of it."""
+"""The number of workers that the master keeps: what the operator orders, and what load adds (master).
+
+There are two numbers. The *floor* is what TTIN and TTOU move; it begins as the setting ``workers``. The
+*size* is what the pool is kept at: the floor, or more while load asks for more. Both stay between 1 and
+``max_children``. The policy decides about the load (``workers/pool/spares.py``); this module carries the
+numbers from tick to tick, counts, logs and publishes each change, and calls the hook ``pool_resized()``.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,14 @@ from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 
 LOOK_PAUSE = 0.02
-"""Seconds for which workers that leave the idle tell nothing, after one has: what a pool that grows may take."""
+"""Seconds after a wake-up in which workers that become busy do not wake the master again.
+
+Under load every request would wake the master otherwise. A pool that grows can wait this long.
+"""
 
 
 class PoolSize:
-    """The size of one pool (master). floor: the number to keep. size: with what load has added."""
+    """The floor and the size of one pool. floor, size: where they begin, in workers."""
 
     def __init__(self, settings: Settings, pool: Pool, floor: int, size: int) -> None:
         self.floor = floor
@@ -32,7 +41,10 @@ class PoolSize:
         self._look_again_at = 0.0
 
     def move_floor(self, change: int, why: str) -> None:
-        """Keep more or fewer workers from now on, between 1 and ``max_children``."""
+        """Move the floor by this many workers, as far as 1 or ``max_children``. why: for log and hook.
+
+        A floor at one of these limits is logged once, until it leaves the limit.
+        """
         wanted = self.floor + change
         floor = max(1, min(wanted, self._settings.max_children))
         if floor not in (wanted, self._announced_bound):
@@ -49,7 +61,7 @@ class PoolSize:
         self._announce(old, floor, why)
 
     def follow(self, spares: Spares) -> None:
-        """Take what the policy has decided of the load."""
+        """Take over what the policy has decided about the load."""
         before, self.spares = self.spares, spares
         if self._settings.min_spare is None:
             return
@@ -64,7 +76,7 @@ class PoolSize:
             )
         if spares.at_ceiling and not before.at_ceiling:
             board.count_pool(PoolField.CEILING_REACHED)
-            log.event(logging.WARNING, "master", "is at max_children", workers=spares.size)
+            log.event(logging.WARNING, "master", "has reached max_children", workers=spares.size)
         change = spares.size - before.size
         if change:
             by_load = PoolField.SCALED_UP_BY_LOAD if change > 0 else PoolField.SCALED_DOWN_BY_LOAD
@@ -72,7 +84,10 @@ class PoolSize:
             self._announce(before.size, spares.size, "load")
 
     def look_at_memory(self, view: PoolView) -> PoolView:
-        """Look how many workers more there is memory for, but only when more are wanted."""
+        """Return the view with the number of workers that memory allows, if load asks for more workers.
+
+        Reading the memory of processes is slow, so it is read only then.
+        """
         load = load_of(view)
         if not wants_growth(load, self._settings):
             return view
@@ -80,11 +95,15 @@ class PoolSize:
         return msgspec.structs.replace(view, affordable=left)
 
     def was_woken(self, now: float) -> None:
-        """Note that somebody has woken the master; a worker that left the idle, perhaps."""
+        """Note that the master was woken, perhaps by a worker that has become busy."""
         self._look_again_at = now + LOOK_PAUSE
 
     def watch(self, now: float, *, serving: bool) -> float | None:
-        """Have workers tell when they leave the idle, but not all the time; return when to look again."""
+        """Publish whether a worker that becomes busy wakes the master; return when to look again.
+
+        Workers wake the master only while the pool can grow, and not within LOOK_PAUSE of the last
+        time. serving: the pool is kept at its size. Return None if there is no instant to wait for.
+        """
         can_grow = (
             self._settings.min_spare is not None
             and serving
@@ -95,11 +114,12 @@ class PoolSize:
         return self._look_again_at if can_grow and pausing else None
 
     def publish(self, *, were_ready: bool) -> None:
-        """Put it on the scoreboard. were_ready: the first workers have been ready once."""
+        """Put the numbers on the scoreboard. were_ready: all first workers have been ready once."""
         board = self._pool.board
         board.set_pool(PoolField.FLOOR, self.floor)
         board.set_pool(PoolField.TARGET, self.spares.size)
-        # All of them at first; later on half a pool still serves, and one that is replaced does not matter.
+        # A pool is ready at first when all its workers are. Later on half of them are enough: a worker
+        # that is being replaced does not make the pool unready.
         board.set_pool(PoolField.NEEDED, max(1, self.floor // 2) if were_ready else self.floor)
 
     def _announce(self, old: int, new: int, why: str) -> None:

@@ -62,7 +62,7 @@ def test_burst_reaches_the_ceiling_within_a_second(start: Callable[..., Program]
     sys.stdout.write(f"1 idle worker to 32 busy ones: {seconds * 1000:.0f} ms\n")
     assert seconds < 2.0  # one, with room for a loaded machine
     assert watch.most == 32
-    assert len(program.logged("is at max_children")) == 1
+    assert len(program.logged("has reached max_children")) == 1
 
 
 def test_last_idle_worker_that_becomes_busy_grows_the_pool(start: Callable[..., Program]) -> None:

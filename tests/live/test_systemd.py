@@ -206,7 +206,7 @@ def test_ready_is_not_told_before_the_new_workers_are(
     manager.hear("READY")
     program.signal(signal.SIGHUP)
     assert program.told("init", 2) == 1
-    program.wait_logged("goes on with new code")
+    program.wait_logged("continues with new code")
     program.wait_logged(r"master pid=\d+ ready", times=2)
     manager.hear_all()
     manager.hear("READY", "RELOADING")
