@@ -24,7 +24,6 @@ from prefork.master.master import Caller, Master
 from prefork.master.signals import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import caretaker, sockets, trial
-from prefork.reloading.succession import Predecessor
 from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
@@ -234,7 +233,7 @@ def _serve_with_pool(
     wakeup = Wakeup(None if previous is None else previous.wakeup)
     try:
         spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
-        master = Master(spec, wakeup, caller, _predecessor(previous))
+        master = Master(spec, wakeup, caller, previous)
     except BaseException:
         if process.handover is None:
             wakeup.close()
@@ -362,14 +361,6 @@ def _fitting(settings: Settings, previous: MasterState) -> Settings:
     return msgspec.structs.replace(
         settings, max_children=size, workers=min(settings.workers, size), min_spare=spare
     )
-
-
-def _predecessor(previous: MasterState | None) -> Predecessor | None:
-    """Return what an earlier image has left, with those of its sockets that no server asked for."""
-    if previous is None:
-        return None
-    abandoned = [Listener(sockets.Abandoned(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]  # it has what a Listener needs
-    return Predecessor(previous, abandoned)
 
 
 def _title(settings: Settings, listeners: list[Listener]) -> tuple[str, str]:

@@ -37,10 +37,9 @@ from prefork.master.lifecycle import (
 )
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
-from prefork.master.pool_size import PoolSize
+from prefork.master.pool_size import PoolSize, first_size
 from prefork.master.signals import SignalCounts, Wakeup, orders_of
 from prefork.reloading.reload import Reload
-from prefork.reloading.succession import Predecessor, Succession, floor_after
 from prefork.workers import log, system
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.identity import SHUTDOWN
@@ -84,7 +83,7 @@ class Caller(msgspec.Struct, frozen=True):
 class Master:
     """Keeps one pool. Made and run by ``serve_forever()``, in the calling thread.
 
-    predecessor: what an earlier image of this process has left; None in the first one.
+    previous: what an earlier image of this process has left; None in the first one.
     system: what forks, signals and collects. clock: None for the real one. Tests pass others.
     """
 
@@ -93,14 +92,13 @@ class Master:
         spec: WorkerSpec,
         wakeup: Wakeup,
         caller: Caller,
-        predecessor: Predecessor | None = None,
+        previous: MasterState | None = None,
         *,
         system: System = system,
         clock: Clock | None = None,
     ) -> None:
-        previous = None if predecessor is None else predecessor.state
         settings = self._settings = spec.settings
-        listeners = self._listeners = spec.listeners
+        self._listeners = spec.listeners
         self._is_successor = previous is not None
         self._wakeup = wakeup
         self._caller = caller
@@ -129,23 +127,13 @@ class Master:
         except BaseException:
             self.metrics.close()
             raise
-        floor = floor_after(previous, settings)
-        size = floor if previous is None else max(floor, previous.size)
-        self._size = PoolSize(settings, self.pool, floor, size)
+        self._size = PoolSize(self.pool, *first_size(settings, previous))
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
-            self.pool.board,
-            process.program,
-            settings.boot_timeout,
-            self._notifier,
-            rolling=previous is not None,
-            wanted_by="" if previous is None else previous.again,
-        )
-        self._succession = Succession(
-            self._reload,
+            spec,
             self.pool,
-            listeners,
-            predecessor=predecessor,
+            self._notifier,
+            previous=previous,
             metrics=self.metrics.address,
             state_to_hand_over=self._state_to_hand_over,
         )
@@ -172,7 +160,7 @@ class Master:
         handled = self._signals.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
         with handled, frozen_heap():
             self._check_threads()
-            self._succession.take_up(self._settings, self._now())
+            self._reload.adopt(self._now())
             self._announce_start()
             try:
                 for listener in self._listeners:
@@ -364,7 +352,7 @@ class Master:
 
     def _step_reload(self, now: float) -> None:
         if self._life.phase is Phase.SERVING:
-            self._succession.step(now)
+            self._reload.step(now)
         else:
             self._reload.cancel()
 
@@ -375,8 +363,8 @@ class Master:
             format=FORMAT,
             pid=os.getpid(),
             pool=self.pool.handover_state(),
-            listeners=self._succession.handed_over,
-            kept=self._succession.kept,
+            listeners=self._reload.adoptable,
+            kept=self._reload.kept,
             wakeup=self._wakeup.fds,
             lost_time=self._clock.lost,
             floor=self._size.floor,
@@ -398,7 +386,7 @@ class Master:
             workers=pool.views(now),
             spares=self._size.spares,
             oom_killed=pool.deaths.oom_killed,
-            generation=pool.generation if self._succession.may_roll(now) else 0,
+            generation=pool.generation if self._reload.may_roll(now) else 0,
             lost=pool.table.lost,
             lost_after_serving=pool.table.lost_after_serving,
             fork_at=pool.failures.fork_at,

@@ -12,6 +12,7 @@ import logging
 
 import msgspec
 
+from prefork.host.handover import MasterState
 from prefork.workers import log
 from prefork.workers.machine import Memory, affordable
 from prefork.workers.pool.policy import load_of
@@ -28,13 +29,27 @@ Under load every request would wake the master otherwise. A pool that grows can 
 """
 
 
+def first_size(settings: Settings, previous: MasterState | None) -> tuple[int, int]:
+    """Return the floor and the size at which a master begins, in workers (pure).
+
+    previous: what an earlier image has left. What TTIN and TTOU have made of the floor stays, unless
+    the setting ``workers`` has changed.
+    """
+    if previous is None:
+        return settings.workers, settings.workers
+    floor = settings.workers
+    if settings.workers == previous.floor_set:
+        floor = min(previous.floor, settings.max_children)
+    return floor, max(floor, previous.size)
+
+
 class PoolSize:
     """The floor and the size of one pool. floor, size: where they begin, in workers."""
 
-    def __init__(self, settings: Settings, pool: Pool, floor: int, size: int) -> None:
+    def __init__(self, pool: Pool, floor: int, size: int) -> None:
         self.floor = floor
         self.spares = Spares(size)
-        self._settings = settings
+        self._settings = pool.spec.settings
         self._pool = pool
         self._memory = Memory()
         self._announced_bound: int | None = None

@@ -1,60 +1,93 @@
-"""Reload and upgrade as the master goes through them: asked for, tried, handed over, rolled (master).
+"""A reload, from the order to the last worker replaced (master).
 
-In the image that was asked, ``Reload`` runs the trial and says when to exec. In the image after
-the exec it watches the new generation take over, and ends the reload one way or the other.
+HUP and USR2 mean the same: run the program of this process again, with the code and the settings that
+are on disk now, and lose no request. A reload takes two images of the master and a child:
+
+    image     step                                                          it fails if
+    -----     ----                                                          -----------
+    old       ask()         an order arrives, and is noted
+    old       _begin()      a trial loads the new code in a child           the program cannot be started
+    (child)                 the program runs up to serve_forever()          it raises, ends, or takes too long
+    old       _look_at()    the trial has reported                          formats differ
+    old       _hand_over()  the state is written, then exec                 exec fails
+    new                     the program runs once more                      it ends: see caretaker.py
+    new       adopt()       the master has everything in hand
+    new       _roll()       workers of the old code are replaced            the first new worker does not boot
+
+Until the exec, a failure costs nothing: the old master goes on with all it had. After the exec the old
+code is gone, but its workers still serve. If the new code cannot start a worker, these stay, and the
+next reload replaces them.
+
+No step waits. ``step()`` is called in every tick of a master that serves, and looks whether the trial
+has ended, or whether the old workers are gone. How workers are replaced is no business of this
+module: the policy replaces those of an older generation (workers/pool/policy.py), a few at a time.
+``may_roll()`` tells it whether it may begin.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
+import os
 import time
 from collections.abc import Callable
 
-from prefork.host.handover import FORMAT, Inventory
+from prefork.host.description import shown
+from prefork.host.handover import FORMAT, Inventory, MasterState
+from prefork.host.named_socket import SocketName
 from prefork.host.notify import Notifier
-from prefork.host.process import Program
+from prefork.host.process import process
+from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
+from prefork.reloading.sockets import unclaimed_listeners
 from prefork.reloading.trial import Report, Trial, TrialError
-from prefork.workers import log
+from prefork.workers import log, system
 from prefork.workers.errors import PreforkError
-from prefork.workers.scoreboard import LAYOUT, PoolField, Scoreboard
+from prefork.workers.files import identity_of
+from prefork.workers.pool.pool import Pool
+from prefork.workers.scoreboard import LAYOUT, PoolField
+from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ReloadState
 
 
-class Step(enum.Enum):
-    """What the master has to do now."""
-
-    NOTHING = enum.auto()
-    HAND_OVER = enum.auto()
-
-
 class Reload:
-    """The reload of one pool. program: how to start this program again; timeout: seconds for a trial."""
+    """The reloads of one master, also the one that has made it.
+
+    previous: what an earlier image has left; None in the first one. metrics: the address of the
+    metrics process. state_to_hand_over: returns what this image leaves; called just before the exec.
+    """
 
     def __init__(
         self,
-        board: Scoreboard,
-        program: Program,
-        timeout: float,
+        spec: WorkerSpec,
+        pool: Pool,
         notifier: Notifier,
         *,
-        rolling: bool,
-        wanted_by: str = "",
+        previous: MasterState | None,
+        metrics: str | None,
+        state_to_hand_over: Callable[[], MasterState],
     ) -> None:
-        self._board = board
-        self._program = program
-        self._timeout = timeout
+        self._spec = spec
+        self._pool = pool
         self._notifier = notifier
-        self.wanted_by = wanted_by
+        self._previous = previous
+        self._metrics = metrics
+        self._state_to_hand_over = state_to_hand_over
+        self.wanted_by = "" if previous is None else previous.again
         """The signal that has asked for a reload which has not begun; "" for none."""
         self._trial: Trial | None = None
-        self.rolling = rolling
+        self.rolling = previous is not None
         """Whether a new generation is taking over."""
-        if rolling:
+        self._abandoned = [] if previous is None else unclaimed_listeners()
+        self._roll_by = 0.0
+        if self.rolling:
             self._publish(ReloadState.ROLLING)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether new code is being tried, or a new generation takes over."""
+        return self.rolling or self._trial is not None
+
     def ask(self, signal_name: str) -> None:
-        """Want a reload; during one it means one more afterwards, however often it was asked for."""
+        """Note an order. During a reload it means one more afterwards, however many orders arrive."""
         log.event(
             logging.INFO,
             "master",
@@ -63,34 +96,156 @@ class Reload:
         )
         self.wanted_by = signal_name
 
-    @property
-    def under_way(self) -> bool:
-        """Whether one is being tried or rolled."""
-        return self.rolling or self._trial is not None
-
-    def tick(self, now: float, inventory: Callable[[], Inventory]) -> Step:
-        """Go on with it. inventory: returns what would be handed over."""
-        try:
-            if self._trial is not None:
-                return self._look_at_trial(self._trial, now)
-            if self.wanted_by and not self.rolling:
-                self._begin(now, inventory())
-        except PreforkError as error:
-            self._end_trial()
-            self.fail(str(error), getattr(error, "report", ""))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the reload and not the pool
-            self._end_trial()
-            self.fail(f"the new code cannot be tried: {error}")
-        return Step.NOTHING
+    def step(self, now: float) -> None:
+        """Go on with a reload that is wanted or under way; called in every tick while the pool serves."""
+        if self.rolling:
+            self._roll(now)
+        elif self._is_ready_for_exec(now):
+            self._hand_over()
 
     def cancel(self) -> None:
-        """Forget it: the pool stops."""
+        """Forget a reload that is wanted or tried, because the pool stops."""
         self.wanted_by = ""
         self._end_trial()
 
-    def fail(self, reason: str, report: str = "") -> None:
-        """End it; what serves goes on serving."""
+    # --- before the exec
+
+    def _is_ready_for_exec(self, now: float) -> bool:
+        try:
+            if self._trial is not None:
+                return self._look_at(self._trial, now)
+            if self.wanted_by:
+                self._begin(now)
+        except PreforkError as error:
+            self._end_trial()
+            self._fail(str(error), getattr(error, "report", ""))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the reload and not the pool
+            self._end_trial()
+            self._fail(f"the new code cannot be tried: {error}")
+        return False
+
+    def _begin(self, now: float) -> None:
+        self.wanted_by = ""
+        self._notifier.reloading()
+        if reason := process.program.why_not_again():
+            raise TrialError(reason)
+        timeout = self._spec.settings.boot_timeout
+        self._trial = Trial(process.program, self._inventory(), now, timeout)
+        self._publish(ReloadState.TRYING)
+
+    def _look_at(self, trial: Trial, now: float) -> bool:
+        report = trial.verdict(now)
+        if report is None:
+            return False
+        self._trial = None
+        refuse_other_format(report)
+        log.event(logging.INFO, "master", "has tried the new code", version=report.version)
+        return True
+
+    def _end_trial(self) -> None:
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            trial.end()
+
+    def _hand_over(self) -> None:
+        """Become the new code. Returns only if that is impossible."""
+        self._pool.call_hook("on_reload")
+        for handler in log.logger.handlers:
+            handler.flush()
+        try:
+            hand_over(self._state_to_hand_over())
+        except OSError as error:
+            self._fail(f"the program cannot be run again: {error.strerror}")
+
+    # --- what is handed over
+
+    @property
+    def adoptable(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that the next image's servers take by their address."""
+        kept = self.kept
+        listeners = self._spec.listeners
+        return tuple(one.fd for one in listeners if one.is_socket and one.fd not in kept)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that the program knows by their number."""
+        inherited = {one.fd for one in self._spec.listeners if one.is_inherited}
+        return tuple(sorted(inherited.union(process.systemd_sockets.still_open())))
+
+    def _inventory(self) -> Inventory:
+        pidfile = process.pidfile
+        return Inventory(
+            sockets=tuple(SocketName.of(fd) for fd in self.adoptable),
+            kept=self.kept,
+            metrics=self._metrics,
+            pidfile=None if pidfile is None else identity_of(pidfile),
+        )
+
+    # --- after the exec
+
+    def adopt(self, now: float) -> None:
+        """Note that the master has everything in hand that an earlier image has left.
+
+        Only now may signals come through again: the handlers of this master stand. A socket that no
+        server of the new code has claimed takes no new clients; the old workers serve its queue.
+        """
+        if self._previous is None:
+            return
+        process.adopted()
+        system.unblock(CONTROL_SIGNALS)
+        settings = self._spec.settings
+        for key, old, new in _changes(self._previous.settings, shown(settings)):
+            log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
+        for listener in self._abandoned:
+            log.event(logging.INFO, f"listener {listener}", "is not wanted any more")
+            listener.close_intake()
+        self._roll_by = now + settings.graceful_timeout
+
+    def may_roll(self, now: float) -> bool:
+        """Return whether workers of the old code may be replaced.
+
+        Only they can serve what is queued on a socket that no new server has claimed. So the roll
+        waits until nothing is queued there, at most for ``graceful_timeout``.
+        """
+        if not self._abandoned or not self.rolling:
+            return True
+        waiting = any(listener.needs_draining() for listener in self._abandoned)
+        return not waiting or now >= self._roll_by
+
+    def _roll(self, now: float) -> None:
+        pool = self._pool
+        fresh = pool.table.count_ready(pool.generation)
+        if not fresh and pool.failures.boots:
+            # With the old generation as the current one again, the policy has nothing to replace.
+            pool.generation -= 1
+            self._fail("the first new worker did not start", pool.failures.last_report)
+        elif fresh and not pool.table.has_older(pool.generation) and self.may_roll(now):
+            self._succeed()
+            self._close_abandoned()
+
+    def _close_abandoned(self) -> None:
+        for listener in self._abandoned:
+            listener.remove_path()
+            os.close(listener.fd)
+        self._abandoned = []
+
+    # --- the end
+
+    def _succeed(self) -> None:
+        """End the reload: all workers are of the new generation."""
         self.rolling = False
+        generation, board = self._pool.generation, self._pool.board
+        log.event(logging.INFO, "master", "reloaded", generation=generation)
+        board.reload_report.write("")
+        board.count_pool(PoolField.RELOADS)
+        board.set_pool(PoolField.RELOAD_OK_SECONDS, int(time.time()))
+        self._publish(ReloadState.DONE)
+        self._notifier.ready(f"reloaded, generation {generation}")
+
+    def _fail(self, reason: str, report: str = "") -> None:
+        """End the reload: the workers that serve keep serving."""
+        self.rolling = False
+        board = self._pool.board
         log.event(
             logging.ERROR,
             "master",
@@ -98,60 +253,29 @@ class Reload:
             reason=reason,
             report=report,
         )
-        self._board.reload_report.write("\n".join(part for part in (reason, report) if part))
-        self._board.count_pool(PoolField.RELOADS_FAILED)
+        board.reload_report.write("\n".join(part for part in (reason, report) if part))
+        board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
         self._notifier.ready_as_before(f"the reload failed: {reason}")
 
-    def succeed(self, generation: int) -> None:
-        """End it: all workers are of the new generation."""
-        self.rolling = False
-        log.event(logging.INFO, "master", "reloaded", generation=generation)
-        self._board.reload_report.write("")
-        self._board.count_pool(PoolField.RELOADS)
-        self._board.set_pool(PoolField.RELOAD_OK_SECONDS, int(time.time()))
-        self._publish(ReloadState.DONE)
-        self._notifier.ready(f"reloaded, generation {generation}")
-
-    def _begin(self, now: float, inventory: Inventory) -> None:
-        self.wanted_by = ""
-        self._notifier.reloading()
-        if reason := self._program.why_not_again():
-            raise TrialError(reason)
-        self._trial = Trial(self._program, inventory, now, self._timeout)
-        self._publish(ReloadState.TRYING)
-
-    def _look_at_trial(self, trial: Trial, now: float) -> Step:
-        report = trial.verdict(now)
-        if report is None:
-            return Step.NOTHING
-        self._trial = None
-        self._accept(report)
-        return Step.HAND_OVER
-
-    def _accept(self, report: Report) -> None:
-        refuse_other_format(report.format, report.scoreboard, LAYOUT)
-        log.event(logging.INFO, "master", "has tried the new code", version=report.version)
-
-    def _end_trial(self) -> None:
-        trial, self._trial = self._trial, None
-        if trial is not None:
-            trial.end()
-
     def _publish(self, state: ReloadState) -> None:
-        self._board.set_pool(PoolField.RELOAD_STATE, state)
+        self._pool.board.set_pool(PoolField.RELOAD_STATE, state)
 
 
 class VersionError(PreforkError):
-    """The new code cannot go on with what this one has: it takes a restart."""
+    """The new code contains a prefork that cannot read what this one would leave. Restart instead."""
 
 
-def refuse_other_format(
-    their_format: int, their_layout: tuple[int, ...], our_layout: tuple[int, ...]
-) -> None:
-    """Compare what a trial says of its formats with ours; VersionError where the new code could not go on."""
-    theirs, ours = (their_format, *their_layout), (FORMAT, *our_layout)
+def refuse_other_format(report: Report) -> None:
+    """Compare the formats of a trial with those of this image; raise VersionError if they differ."""
+    theirs, ours = (report.format, *report.scoreboard), (FORMAT, *LAYOUT)
     if theirs != ours:
         raise VersionError(
             f"this version of prefork keeps its state differently ({theirs}, here {ours}): restart"
         )
+
+
+def _changes(before: dict[str, str], now: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Return each setting whose value has changed, with the old and the new value."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [(key, before.get(key, "-"), now.get(key, "-")) for key in keys]

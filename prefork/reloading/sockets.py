@@ -16,6 +16,7 @@ from typing import Any
 
 from prefork.host.named_socket import SocketName
 from prefork.host.process import process
+from prefork.workers.listener import Listener
 
 
 class _AdoptedSocket(socket.socket):
@@ -73,8 +74,8 @@ def _socket_for(name: SocketName, fd: int | None) -> socket.socket:
     return _AdoptedSocket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
-class Abandoned:
-    """A listening socket that no server of the new image asked for: served to its end by the old workers."""
+class _Unclaimed:
+    """A listening socket of the previous image that no server of this one has claimed."""
 
     listener_inherited = False
 
@@ -84,6 +85,11 @@ class Abandoned:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd
+
+
+def unclaimed_listeners() -> list[Listener]:
+    """Return the sockets of the previous image that no server has claimed, once (master, servers are made)."""
+    return [Listener(_Unclaimed(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]  # it has what a Listener needs
 
 
 def is_adopted(sock: Any) -> bool:
