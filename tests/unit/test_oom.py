@@ -20,7 +20,7 @@ class Counted(Memory, frozen=True):
 
 def test_kills_before_the_pool_explain_nothing() -> None:
     """What the kernel had counted when the pool began is no worker's."""
-    assert not OomAttribution(Counted()).accuses(1.0)
+    assert not OomAttribution(Counted()).explains(1.0)
 
 
 def test_each_kill_explains_one_death() -> None:
@@ -29,7 +29,7 @@ def test_each_kill_explains_one_death() -> None:
     attribution = OomAttribution(memory)
     memory.kills[0] += 2
 
-    assert [attribution.accuses(now) for now in (2.0, 2.1, 2.2)] == [True, True, False]
+    assert [attribution.explains(now) for now in (2.0, 2.1, 2.2)] == [True, True, False]
 
 
 def test_kill_explains_a_death_only_for_a_while() -> None:
@@ -38,5 +38,5 @@ def test_kill_explains_a_death_only_for_a_while() -> None:
     attribution = OomAttribution(memory)
     memory.kills[0] += 2
 
-    assert attribution.accuses(3.0)
-    assert not attribution.accuses(3.0 + CREDIT_TIME + 0.1)
+    assert attribution.explains(3.0)
+    assert not attribution.explains(3.0 + CREDIT_TIME + 0.1)

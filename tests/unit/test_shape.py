@@ -30,8 +30,6 @@ MOST_PARAMETERS: Final = 8
 MOST_BRANCHES: Final = 12
 """Branches of one function; ``branches()`` says what counts as one."""
 
-BEING_SPLIT: Final = "being split"
-
 EXCEPTIONS: Final = {}
 """Names of classes, constructors and functions that may pass a bound, each with its reason."""
 

@@ -93,7 +93,7 @@ class Deaths:
             asked=handle.asked_for,
             killed_for=handle.killed_for,
             was_ready=handle.is_ready,
-            out_of_memory=killed_by_others and self._oom.accuses(now),
+            out_of_memory=killed_by_others and self._oom.explains(now),
         )
 
     def _bury(self, death: Death, cause: ExitCause, now: float) -> None:

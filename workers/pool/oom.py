@@ -27,7 +27,7 @@ class OomAttribution:
         self._credit = 0
         self._credit_until = 0.0
 
-    def accuses(self, now: float) -> bool:
+    def explains(self, now: float) -> bool:
         """Return whether a counted kill explains the death of a worker, and use that kill up.
 
         Called for each worker that died of a SIGKILL which the master has not sent. now: seconds on
