@@ -1,9 +1,9 @@
-"""What a pool is, in words: the text on its scoreboard, as the master writes it and as every reader reads it.
+"""What a pool is, in words: a text on the scoreboard, for its writer and for every reader.
 
-The master writes the text once, before its first worker, as JSON. The metrics process, ``prefork status``
-and the other commands read it from shared memory. A worker can write anything there, and a command can meet
-a pool of another version, so a reader takes the text for what it is: a stranger's. Reading
-it never raises, and whatever comes out is of these types, bounded, and safe to show.
+The master writes the text once, before its first worker, as JSON. The metrics process, ``prefork
+status`` and the other commands read it from shared memory. A worker can write anything there, and a
+command can meet a pool of another version, so a reader takes the text for what it is: a stranger's.
+Reading it never raises, and whatever comes out is of these types, bounded, and safe to show.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LONGEST_TEXT: Final = 500
 class ListenerDescription(msgspec.Struct, frozen=True):
     """One listening socket.
 
-    name: its address. kind: how requests are taken from it (``workers.listener.Kind``). family and inode:
-    by what the kernel's tables know it. server: the name of the server's class.
+    name: its address. kind: how requests are taken from it (``workers.listener.Kind``). family and
+    inode: by what the kernel's tables know it. server: the name of the server's class.
     """
 
     name: str = ""
@@ -46,9 +46,9 @@ class ListenerDescription(msgspec.Struct, frozen=True):
 class PoolDescription(msgspec.Struct, frozen=True):
     """One pool. An empty one stands for a pool that has not been described, or not legibly.
 
-    name: the setting, None for a pool without a name. version, python: what serves. settings: the text that
-    a user would write to get the value, ``-`` for none. metrics: where the metrics process listens, with
-    its real port; None where there is no such process.
+    name: the setting, None for a pool without a name. version, python: what serves. settings: the
+    text that a user would write to get the value, ``-`` for none. metrics: where the metrics
+    process listens, with its real port; None where there is no such process.
     """
 
     name: str | None = None
@@ -60,7 +60,7 @@ class PoolDescription(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_text(cls, text: str) -> PoolDescription:
-        """Return what a text of the scoreboard says; an empty description where it makes no sense."""
+        """Return what a text says; an empty description where it makes no sense."""
         try:
             return msgspec.json.decode(text, type=cls).bounded()
         except (msgspec.MsgspecError, UnicodeError, RecursionError):

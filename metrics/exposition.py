@@ -1,13 +1,15 @@
 """The text of a scrape: prometheus_client's, but for the lines of the slots.
 
 A pool of a thousand slots has 12,000 samples that carry a slot's number, and a few hundred others.
-prometheus_client makes an object of each sample and escapes every name in it anew, though the names are the same
-in a thousand lines. Here the lines of the slots come from one template for each family. Everything else,
-the heads of these families included, is written by prometheus_client itself.
+prometheus_client makes an object of each sample and escapes every name in it anew, though the names
+are the same in a thousand lines. Here the lines of the slots come from one template for each
+family. Everything else, the heads of these families included, is written by prometheus_client
+itself.
 
-What that is worth: CPU of the metrics process for one scrape in OpenMetrics, the format that Prometheus asks
-for first, compressed; medians of interleaved rounds, with the look at the workers' processes (2026-11-29, a
-shared virtual machine with two cores, AMD EPYC, Linux 6.18, CPython 3.11.7, prometheus_client 0.26.0):
+What that is worth: CPU of the metrics process for one scrape in OpenMetrics, the format that
+Prometheus asks for first, compressed; medians of interleaved rounds, with the look at the workers'
+processes (2026-11-29, a shared virtual machine with two cores, AMD EPYC, Linux 6.18, CPython
+3.11.7, prometheus_client 0.26.0):
 
 =====  ==================  ========
 slots  prometheus_client   this
@@ -79,7 +81,8 @@ def _of_one(encode: Encoder, family: Family) -> bytes:
 
 
 def _lines(family: SlotFamily) -> bytes:
-    # Labels are numbers and words of our own, values are numbers that can be counted: nothing to escape.
+    # Labels are numbers and words of our own, values are numbers that can be counted: nothing to
+    # escape.
     labels = ",".join(f'{label}="%s"' for label in family.metric.labels)
     line = f"{family.metric.name}{{{labels}}} %r\n"
     return "".join([line % row for row in family.rows]).encode()

@@ -1,4 +1,9 @@
-"""Whom workers run as: looked up in the master before any fork, refused where it cannot be."""
+"""The user and the groups that the workers run as.
+
+The master looks the names up before it forks, so that a worker needs no database of users, and so
+that a wrong setting is an error of the start. The worker drops its privileges after the fork and
+before any code of the application runs in it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +18,18 @@ from prefork.workers.settings import Settings
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Numbers, so that a worker has nothing to look up."""
+    """A user and groups, as numbers."""
 
     uid: int
     gid: int
     groups: tuple[int, ...]
 
     def assume(self) -> None:
-        """Become it for good, and make sure of that (in the child); PermissionError when it cannot be."""
+        """Become this user for good (worker, metrics process).
+
+        Raises PermissionError where the user cannot be taken on, or could be left again. Groups
+        come first, because only a privileged process may set them.
+        """
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
@@ -43,7 +52,11 @@ def _can_return() -> bool:
 
 
 def credentials_of(settings: Settings) -> Credentials | None:
-    """Look up whom workers run as; refuse what this process may not become."""
+    """Return what the workers have to become; None where they stay what the master is (master).
+
+    Raises SettingsError for a user that is not known here, and where this process may not change
+    it.
+    """
     if settings.user is None and settings.group is None:
         return None
     group = settings.group
@@ -65,7 +78,11 @@ def credentials_of(settings: Settings) -> Credentials | None:
 
 
 def _user(user: str | int | None, group: int | None) -> tuple[str | None, int, int]:
-    """Return name, uid and gid; a bare uid that no account has needs the group, or it would keep root's."""
+    """Return name, uid and gid of a user, with the main group where ``group`` is None.
+
+    A uid without an account has no main group. It needs the setting ``group``, or it would keep
+    root's.
+    """
     if user is None:
         return None, os.geteuid(), os.getegid() if group is None else group
     try:

@@ -1,21 +1,21 @@
-"""The exceptions of prefork: a leaf, so that no module needs an import inside a function.
+"""The exceptions of prefork (a leaf).
 
-The library raises them; only the command line turns them into exit codes.
+The library raises them and never exits. The command line turns them into exit codes.
 """
 
 from __future__ import annotations
 
 
 class PreforkError(Exception):
-    """Whatever prefork itself refuses or gives up; its text is one line made for a person."""
+    """The base of all exceptions that prefork raises. Its text is one line, made for a person."""
 
 
 class SettingsError(PreforkError, ValueError):
-    """A setting has a value that cannot be; raised before anything is bound or forked.
+    """A setting has a value that is not allowed. Raised before anything is bound or forked.
 
-    key, value: what was given. source: where it came from ("flag --workers",
-    "environment PREFORK_WORKERS", "prefork.toml", "attribute Prime.workers").
-    allowed: what may stand there instead.
+    key, value: the setting, and the value that was given. source: where the value came from, such
+    as "flag --workers", "environment PREFORK_WORKERS", "prefork.toml" or "attribute Prime.workers".
+    allowed: the values that are allowed.
     """
 
     def __init__(self, key: str, value: object, source: str, allowed: str) -> None:
@@ -27,7 +27,7 @@ class SettingsError(PreforkError, ValueError):
 
 
 class TargetError(PreforkError):
-    """The target names no module, no attribute, or nothing that can be served."""
+    """The target of a command does not exist, or is nothing that can serve."""
 
     def __init__(self, target: str, reason: str) -> None:
         super().__init__(f"target {target!r}: {reason}")
@@ -45,9 +45,9 @@ class BindError(PreforkError):
 
 
 class BootError(PreforkError):
-    """The application cannot boot: it raised while it was loaded, or its first workers died before ready.
+    """Loading the application failed, or its first workers died before they were ready.
 
-    report: the traceback of the application or of the first worker, "" where there is none.
+    report: the traceback of the application or of the first worker; "" where there is none.
     """
 
     def __init__(self, message: str, report: str = "") -> None:
@@ -56,9 +56,9 @@ class BootError(PreforkError):
 
 
 class CrashLoopError(PreforkError):
-    """New workers die again and again, and the settings say to give up then.
+    """New workers died again and again, and ``crash_loop`` says to give up then.
 
-    report: the last words of the last one.
+    report: the traceback or the stacks of the worker that died last.
     """
 
     def __init__(self, message: str, report: str = "") -> None:

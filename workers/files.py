@@ -1,8 +1,8 @@
 """Which file a path or a descriptor leads to, so that nothing is done to another one (a leaf).
 
 A path and the number of a descriptor are names, and names are used again: another process may have
-replaced the file since, and a closed descriptor's number goes to the next file that is opened. Device
-and inode together identify the file itself for as long as it exists.
+replaced the file since, and a closed descriptor's number goes to the next file that is opened.
+Device and inode together identify the file itself for as long as it exists.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_still(place: str | Path | int, identity: Identity | None) -> bool:
 
 
 def unlink_if_still(path: str | Path, identity: Identity) -> int | None:
-    """Remove the path if it leads to that file. Return the file's mode, None where it was not removed."""
+    """Remove the path if it leads to that file; return the file's mode, None if nothing was done."""
     try:
         found = os.lstat(path)
         if (found.st_dev, found.st_ino) == identity:

@@ -1,8 +1,9 @@
 """Where the value of a setting comes from: raw values arrive in layers, and the last layer wins.
 
-A layer is one place that gives values: the class attributes, a file, the environment, the flags. Every value
-is checked on its own, also a value that a later layer replaces, because a mistake should not be hidden until
-the day on which the flag is left out. An error names the key, the value, the place and what is allowed.
+A layer is one place that gives values: the class attributes, a file, the environment, the flags.
+Every value is checked on its own, also a value that a later layer replaces, because a mistake
+should not be hidden until the day on which the flag is left out. An error names the key, the value,
+the place and what is allowed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ DEFAULT: Final = "default"
 class Layer(msgspec.Struct, frozen=True):
     """Raw values from one place.
 
-    source: returns the words for where the value of a key came from. text: whether all values are text, as
-    in flags and environment variables.
+    source: returns the words for where the value of a key came from. text: whether all values are
+    text, as in flags and environment variables.
     """
 
     values: Mapping[str, object]
@@ -36,8 +37,8 @@ class Layer(msgspec.Struct, frozen=True):
 class Resolved(msgspec.Struct, frozen=True):
     """Settings, and where each of them came from.
 
-    origins: the words for the place, by key; DEFAULT where no layer gave a value. cpus: what the number of
-    workers was counted from; None where the number was given.
+    origins: the words for the place, by key; DEFAULT where no layer gave a value. cpus: what the
+    number of workers was counted from; None where the number was given.
     """
 
     settings: Settings
@@ -48,8 +49,8 @@ class Resolved(msgspec.Struct, frozen=True):
 def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     """Check every value on its own; return the last value and its origin, by key.
 
-    Raises SettingsError for an unknown key and for a value that cannot be. The command line calls this
-    before it loads the target, whose class attributes are a layer, too.
+    Raises SettingsError for an unknown key and for a value that cannot be. The command line calls
+    this before it loads the target, whose class attributes are a layer, too.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -63,8 +64,9 @@ def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
 def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus) -> Resolved:
     """Make settings of layers, given from the weakest to the strongest.
 
-    AUTO as the number of workers becomes one for each usable CPU, at most ``max_children``. Raises SettingsError
-    as ``merge()`` does, and for values that are impossible together. cpus: counts the usable CPUs.
+    AUTO as the number of workers becomes one for each usable CPU, at most ``max_children``. Raises
+    SettingsError as ``merge()`` does, and for values that are impossible together. cpus: counts the
+    usable CPUs.
     """
     values, origins = merge(layers)
     most = values.get("max_children", ROWS["max_children"].default)
@@ -84,8 +86,8 @@ def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus
 def attributes_layer(server: object) -> Layer:
     """Return the settings that a server, or a class of servers, has as attributes.
 
-    A value that equals the default is left out: prefork's own classes have all defaults as attributes, and
-    a weaker layer may still give another value.
+    A value that equals the default is left out: prefork's own classes have all defaults as
+    attributes, and a weaker layer may still give another value.
     """
     owner = server if isinstance(server, type) else type(server)
     values: dict[str, object] = {}
@@ -101,7 +103,8 @@ def attributes_layer(server: object) -> Layer:
 def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus) -> Settings:
     """Return the settings of a server, or of a class of servers; raises SettingsError.
 
-    The master calls this when ``serve_forever()`` begins, so that attributes which were set until then count.
+    The master calls this when ``serve_forever()`` begins, so that attributes which were set until
+    then count.
     """
     return resolve([attributes_layer(server)], cpus=cpus).settings
 

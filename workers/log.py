@@ -1,8 +1,8 @@
-"""The one way a line gets into the log: subject, event, facts.
+"""The one way in which a line gets into the log: a subject, an event and facts.
 
-A line reads ``worker slot=3 gen=2 pid=4711 exited cause=killed(SIGKILL)``; the same facts go
-along as ``record.facts`` for handlers that write structured lines. Whatever a client can
-choose is escaped here, so that one event is one line.
+A line reads ``worker slot=3 gen=2 pid=4711 exited cause=killed(SIGKILL)``. The record has the same
+facts as ``record.facts``, for handlers that write structured lines. Text that a client can choose
+is escaped here, so that one event is one line.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ logger = logging.getLogger("prefork")
 
 
 def event(level: int, subject: str, what: str, *, report: str = "", **facts: object) -> None:
-    """Log one event. ``report`` is a traceback or stack dump; it follows the line, indented.
+    """Log one event.
 
-    subject: "master", "worker slot=3 gen=2 pid=4711", "listener tcp://127.0.0.1:9000".
-    what: the event in a few words, lower case, past tense or present state.
+    subject: the thing to which it happened, such as "master" or "worker slot=3 gen=2 pid=4711".
+    what: the event in a few words of lower case, in the past tense or as the present state. report:
+    a traceback or a stack dump, which follows the line, indented.
     """
     if not logger.isEnabledFor(level):
         return
@@ -36,7 +37,7 @@ def event(level: int, subject: str, what: str, *, report: str = "", **facts: obj
 
 
 def failure(level: int, subject: str, what: str, error: BaseException, **facts: object) -> None:
-    """Log an event with the traceback of the exception that caused it."""
+    """Log an event as ``event()`` does, with the traceback of the exception that caused it."""
     event(level, subject, what, report="".join(traceback.format_exception(error)), **facts)
 
 

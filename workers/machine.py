@@ -1,13 +1,13 @@
-"""What this machine, or the container, allows: CPUs and memory, read from /proc and the control groups.
+"""What this machine or container allows: CPUs and memory, read from /proc and control groups.
 
-The kernel reports the resources of the whole machine to every process, also to one in a container. The
-bounds of the container stand in its control groups: directories under /sys/fs/cgroup, each of which may
-bound a resource for all processes in it. A group lies within its parent, so that the tightest bound of
-a group and its ancestors holds. There are two versions of control groups, with different file names;
-both may be mounted at the same time.
+The kernel reports the resources of the whole machine to every process, also to one in a container.
+The bounds of the container stand in its control groups: directories under /sys/fs/cgroup, each of
+which may bound a resource for all processes in it. A group lies within its parent, so that the
+tightest bound of a group and its ancestors holds. There are two versions of control groups, with
+different file names; both may be mounted at the same time.
 
-The master reads these few small files; a worker reads its own private memory. A file that is missing or
-unreadable means that nothing is known: nothing here raises.
+The master reads these few small files; a worker reads its own private memory. A file that is
+missing or unreadable means that nothing is known: nothing here raises.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Group(msgspec.Struct, frozen=True):
         return _read(self.directory / name)
 
     def number(self, name: str) -> int | None:
-        """Return the number in a file of the group; None for no such file and for no number ("max")."""
+        """Return the number in a file; None for no such file and for no number ("max")."""
         text = self.text(name).strip()
         return int(text) if text.isascii() and text.isdigit() else None
 
@@ -77,8 +77,9 @@ def groups(controller: str, proc: Path = PROC, mount: Path = MOUNT) -> Iterator[
 
 
 def _upwards(version: int, controller: str, path: str, mount: Path) -> Iterator[Group]:
-    # In a container without a cgroup namespace the path is the host's, which does not exist here. The
-    # mounted root is the container's own group then. So directories that do not exist are passed over.
+    # In a container without a cgroup namespace the path is the host's, which does not exist here.
+    # The mounted root is the container's own group then. So directories that do not exist are
+    # passed over.
     inner = PurePosixPath("/", *(part for part in PurePosixPath(path).parts if part != ".."))
     for name in _MOUNTS[version][controller]:
         for level in (inner, *inner.parents):
@@ -98,26 +99,27 @@ class Usable(msgspec.Struct, frozen=True):
 
 
 def usable_cpus(proc: Path = PROC, mount: Path = MOUNT, affinity: int | None = None) -> Usable:
-    """Count the CPUs that this process can really use: its affinity, bounded by the groups' CPU quota.
+    """Count the CPUs that this process can use: its affinity, bounded by the groups' CPU quota.
 
-    Without the quota a container of two CPUs on a machine of 64 would get 64 workers that throttle each
-    other. ``os.process_cpu_count()`` does not look at quotas.
+    Without the quota a container of two CPUs on a machine of 64 would get 64 workers that throttle
+    each other. ``os.process_cpu_count()`` does not look at quotas.
 
-    proc, mount, affinity: where to look and what to assume instead of this process; tests pass captured
-    trees.
+    proc, mount, affinity: where to look and what to assume instead of this process; tests pass
+    captured trees.
     """
     allowed = affinity if affinity is not None else len(os.sched_getaffinity(0))
     quotas = (_quota(group) for group in groups("cpu", proc, mount))
     quota = min((quota for quota in quotas if quota is not None), default=None)
     if quota is None or quota >= allowed:
         return Usable(max(1, allowed), f"affinity {allowed}, no lower cgroup quota")
-    # Rounded up: two workers use all of a quota of 1.5 CPUs, one worker would leave a third of it idle.
+    # Rounded up: two workers use all of a quota of 1.5 CPUs, one worker would leave a third of it
+    # idle.
     count = max(1, -int(-quota // 1))
     return Usable(count, f"cgroup quota {quota:.4g}, affinity {allowed}")
 
 
 def _quota(group: Group) -> float | None:
-    """Return the group's quota in CPUs; None where there is no limit ("max", -1) or no such file."""
+    """Return the quota in CPUs; None where there is no limit ("max", -1) or no such file."""
     if group.version == 2:
         words = group.text("cpu.max").split()
     else:
@@ -152,8 +154,9 @@ class Memory(msgspec.Struct, frozen=True):
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed because of low memory.
 
-        The innermost group that counts them decides. Without such a group the kills of the whole machine
-        count, because the kernel kills without a group's limit only when the machine itself is full.
+        The innermost group that counts them decides. Without such a group the kills of the whole
+        machine count, because the kernel kills without a group's limit only when the machine itself
+        is full.
         """
         for group in groups("memory", self.proc, self.mount):
             name = "memory.events" if group.version == 2 else "memory.oom_control"
@@ -163,7 +166,7 @@ class Memory(msgspec.Struct, frozen=True):
         return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
     def private(self, pid: int) -> int | None:
-        """Return the private bytes of a process (USS); None when it has ended or may not be read."""
+        """Return the private bytes of a process (USS); None when they cannot be read."""
         text = _read(self.proc / str(pid) / "smaps_rollup")
         return sum(_kilobytes(text, "Private_")) * 1024 if text else None
 
@@ -194,14 +197,14 @@ def _kilobytes(text: str, prefix: str) -> Iterator[int]:
 
 
 LEAST_PRIVATE = 1 << 20
-"""Bytes that a worker is assumed to need at least: one that was just forked has hardly any of its own."""
+"""Bytes that a worker is assumed to need at least: just forked, it has hardly any of its own."""
 
 
 def affordable(memory: Memory, ready: Collection[int], starting: int) -> int | None:
-    """Return how many more workers fit into the memory that is left; None where that is not known (master).
+    """Return how many more workers fit into the memory that is left; None if not known (master).
 
-    ready: the pids of ready workers. The first of them stands for the size of every worker: reading one
-    takes about 0.1 ms. starting: workers that have not taken their share of what is left yet.
+    ready: the pids of ready workers. The first of them stands for the size of every worker: reading
+    one takes about 0.1 ms. starting: workers that have not taken their share of what is left yet.
     """
     left = memory.left()
     if left is None:

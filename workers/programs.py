@@ -1,20 +1,20 @@
-"""Programs of our own that this process starts beside itself: fresh interpreters, none of them a fork.
+"""Programs of our own that this process starts: fresh interpreters, none of them a fork.
 
-There are three: the trial of a reload, the trial of ``prefork check``, and the watcher of ``run --watch``.
-A fork would do for none of them. New code must be loaded into an interpreter that has not seen the old
-code, and a library that starts a thread must not start it in a master.
+There are three: the trial of a reload, the trial of ``prefork check``, and the watcher of ``run
+--watch``. A fork would do for none of them. New code must be loaded into an interpreter that has
+not seen the old code, and a library that starts a thread must not start it in a master.
 
-A program leads a process group of its own. So a Ctrl-C of the terminal does not reach it, and ``end()``
-kills it together with everything that it has started. A group is known by the pid of its leader. That number
-cannot belong to another group as long as the leader has not been collected: so the kill comes first, the
-collecting after it.
+A program leads a process group of its own. So a Ctrl-C of the terminal does not reach it, and
+``end()`` kills it together with everything that it has started. A group is known by the pid of its
+leader. That number cannot belong to another group as long as the leader has not been collected: so
+the kill comes first, the collecting after it.
 
-What a program has to say beyond its exit status goes into a ``Memory``, not through a pipe. A pipe can be
-full, so that its writer waits; and a process that the program has left behind can hold a pipe open, so
-that its reader waits.
+What a program has to say beyond its exit status goes into a ``Memory``, not through a pipe. A pipe
+can be full, so that its writer waits; and a process that the program has left behind can hold a
+pipe open, so that its reader waits.
 
-A child that this process forks meanwhile, such as a worker, has no use for any of this. So the descriptors
-of programs and memories are on the list of what a fork lets go of (workers/forks.py).
+A child that this process forks meanwhile, such as a worker, has no use for any of this. So the
+descriptors of programs and memories are on the list of what a fork lets go of (workers/forks.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Final, Self
 from prefork.workers import forks, system
 from prefork.workers.states import ExitStatus
 
-# The path of this interpreter goes along, so that a checkout which is not installed finds itself, too.
+# The path of this interpreter goes along, so that a checkout which is not installed finds itself,
+# too.
 _START: Final = """
 import sys
 count = int(sys.argv[1])
@@ -39,7 +40,7 @@ run()
 
 
 def call_of(module: str, function: str, arguments: Sequence[str]) -> list[str]:
-    """Return the command that calls a function without arguments in a fresh interpreter like this one.
+    """Return the command that calls a function in a fresh interpreter like this one.
 
     The function finds ``arguments`` in ``sys.argv[1:]``.
     """
@@ -84,12 +85,13 @@ def start_program(
     keep: Sequence[int] = (),
     has_terminal: bool = False,
 ) -> ProgramChild:
-    """Start a program without standard input, in a process group of its own. Raises OSError where that fails.
+    """Start a program without standard input, in a process group of its own; OSError if it fails.
 
-    folder, environment: this process' own where they are not given. output: gets standard output and
-    standard error, which otherwise go where this process' own go. keep: descriptors that the program inherits
-    under the same numbers; it inherits no other one. has_terminal: whether the program stays in the session of
-    this process, with its terminal. An application on trial must not: nobody would answer its questions.
+    folder, environment: this process' own where they are not given. output: gets standard output
+    and standard error, which otherwise go where this process' own go. keep: descriptors that the
+    program inherits under the same numbers; it inherits no other one. has_terminal: whether the
+    program stays in the session of this process, with its terminal. An application on trial must
+    not: nobody would answer its questions.
     """
     import subprocess  # noqa: PLC0415 - 2 ms that only a process which starts programs has to pay
 
@@ -111,7 +113,7 @@ def start_program(
 
 
 def adopt_program(pid: int) -> ProgramChild | None:
-    """Return the child that an earlier image of this process has started; None where it does not live.
+    """Return a program that an earlier image of this process has started; None if it has ended.
 
     None, too, where the pid is a stranger's by now.
     """
@@ -157,7 +159,7 @@ class ProgramChild:
         return self._status
 
     def release(self) -> int:
-        """Let the program run on by itself; return its pid, by which ``adopt_program()`` takes it up again."""
+        """Let the program run on by itself; return its pid, for ``adopt_program()``."""
         self._let_go()
         return self._child.pid
 

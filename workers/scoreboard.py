@@ -1,29 +1,30 @@
-"""The scoreboard: one memory that all processes of a pool map, and in which the pool publishes what it knows.
+"""The scoreboard: shared memory in which a pool publishes what it knows.
 
-The layout, in 8-byte words: a header; the words of the pool; two texts, each on pages of its own; and one
-record of words for each slot. Any process that may open the memory reads it: the master for its decisions,
-the metrics process, and the commands from outside, also while the master hangs.
+The layout, in 8-byte words: a header; the words of the pool; two texts, each on pages of its own;
+and one record of words for each slot. Any process that may open the memory reads it: the master for
+its decisions, the metrics process, and the commands from outside, also while the master hangs.
 
-**Each word has one writer.** The master writes the pool's words and the first block of each slot; the worker
-that lives in a slot writes the second block. The master writes there, too, but only while no worker does:
-after it has collected one and before it forks the next. So no two processes ever add to the same word, and
-no count is lost.
+**Each word has one writer.** The master writes the pool's words and the first block of each slot;
+the worker that lives in a slot writes the second block. The master writes there, too, but only
+while no worker does: after it has collected one and before it forks the next. So no two processes
+ever add to the same word, and no count is lost.
 
-**No locks.** A process can be killed between any two instructions. If it held a lock then, the others would
-wait for ever, and the master must never wait. So a reader can meet a moment between two stores: a request
-is already in the histogram of durations and not yet counted as an error. Readers take that into account.
-What they subtract they clip at 0, and what must not fall they remember.
+**No locks.** A process can be killed between any two instructions. If it held a lock then, the
+others would wait for ever, and the master must never wait. So a reader can meet a moment between
+two stores: a request is already in the histogram of durations and not yet counted as an error.
+Readers take that into account. What they subtract they clip at 0, and what must not fall they
+remember.
 
-**Plain words.** Without locks a word has to be stored whole. A ``memoryview`` cast to "q" does so: one store
-of 8 aligned bytes, of which 14 million concurrent reads saw none torn. ``struct.pack_into()`` writes byte by
-byte: one read of ten was torn.
+**Plain words.** Without locks a word has to be stored whole. A ``memoryview`` cast to "q" does so:
+one store of 8 aligned bytes, of which 14 million concurrent reads saw none torn.
+``struct.pack_into()`` writes byte by byte: one read of ten was torn.
 
-**Nothing is believed.** A worker runs the application, and a stray write of a C library can hit any byte. The
-master therefore takes no pid, no size and no index from here. What it does read of a worker, a state, an
-instant or a wish, is bounded first: ``state()`` returns a state whatever stands there, and ``_add()`` stays
-within the range of a word. A worker that scribbles over everything spoils numbers, and nothing else. The
-memory is sealed against resizing, because a process that reads beyond the end of its mapping is killed
-(SIGBUS).
+**Nothing is believed.** A worker runs the application, and a stray write of a C library can hit any
+byte. The master therefore takes no pid, no size and no index from here. What it does read of a
+worker, a state, an instant or a wish, is bounded first: ``state()`` returns a state whatever stands
+there, and ``_add()`` stays within the range of a word. A worker that scribbles over everything
+spoils numbers, and nothing else. The memory is sealed against resizing, because a process that
+reads beyond the end of its mapping is killed (SIGBUS).
 
 Counters belong to the slot and go on with its next worker, so they never decrease.
 """
@@ -72,7 +73,7 @@ SHORTEST_NS = BOUNDS_NS[0]
 _MOST = 2**63 - 1
 
 MOST_IN_PROGRESS = 100_000
-"""The largest number of requests in hand that is believed of one worker, which writes that word itself."""
+"""The largest number of requests in hand that is believed of one worker."""
 
 
 class Header(IntEnum):
@@ -168,11 +169,11 @@ class SlotField(IntEnum):
     INVOLUNTARY_SWITCHES = 14
 
     STATE = 16
-    """A WorkerState: starting, idle or retiring. An idle worker is busy while REQUEST_NS is not 0."""
+    """A WorkerState: starting, idle or retiring. Idle means busy while REQUEST_NS is not 0."""
     REQUEST_NS = 17
     """Since when the oldest request in hand has been in hand; 0 for none."""
     IN_PROGRESS = 18
-    """How many requests are in hand. Only workers with threads write it: the others have one or none."""
+    """How many requests are in hand. Only workers with threads write it."""
     ERRORS = 19
     REJECTED = 20
     ACCEPT_FAILURES = 21
@@ -183,7 +184,7 @@ class SlotField(IntEnum):
     EXTENDED_FOR_NS = 25
     """The REQUEST_NS of the request whose deadline was extended."""
     EXTENSION_NS = 26
-    """By how much it was extended. It holds for that request only, so the next one needs no store to end it."""
+    """By how much it was extended: for that request only, so the next one needs no store."""
     QUEUE_WAIT_NS = 27
     """The sum of the queue waits that were measured; most are not (workers/waits.py)."""
     DURATIONS = 32
@@ -207,7 +208,7 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
         return self.words[field]
 
     def histogram(self, field: SlotField) -> tuple[int, ...]:
-        """Return the buckets of DURATIONS or QUEUE_WAITS; each counts what fell into that one alone."""
+        """Return the buckets of DURATIONS or QUEUE_WAITS, not cumulative."""
         return self.words[field : field + BUCKETS]
 
     @property
@@ -264,7 +265,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 LAYOUT = (VERSION, SLOT_WORDS, _SLOTS_AT, TEXT_BYTES)
-"""What has to be equal for a reader, or for a new image of the master, to use an existing memory."""
+"""What has to be equal for a reader, or a new image of the master, to use an existing memory."""
 
 
 class Scoreboard:
@@ -312,8 +313,9 @@ class Scoreboard:
     def attach(cls, fd: int, *, writable: bool = False) -> Scoreboard:
         """Map an existing scoreboard, for reading unless ``writable``.
 
-        Any process that may open the memory of a master (``/proc/PID/fd/N``) can call this, and cannot
-        disturb the pool. Raises ValueError for a memory that is no scoreboard, or of another layout.
+        Any process that may open the memory of a master (``/proc/PID/fd/N``) can call this, and
+        cannot disturb the pool. Raises ValueError for a memory that is no scoreboard, or of another
+        layout.
         """
         begin = os.pread(fd, _POOL_AT * 8, 0)
         header = memoryview(begin.ljust(_POOL_AT * 8, b"\0")).cast("q")
@@ -350,8 +352,8 @@ class Scoreboard:
         self._add(_POOL_AT + field, amount)
 
     def _add(self, index: int, amount: int) -> None:
-        # Within the range of a word, whatever stands there: an overflow would be an exception in the
-        # master.
+        # Within the range of a word, whatever stands there: an overflow would be an exception in
+        # the master.
         self.words[index] = min(max(0, self.words[index] + amount), _MOST)
 
     def pool(self, field: int) -> int:
@@ -393,8 +395,8 @@ class Scoreboard:
     def vacate_slot(self, slot: int, kind: ExitKind, now_ns: int) -> None:
         """Publish that a slot has no worker any more, and why; its counters stay (master).
 
-        The worker may have died with requests in hand. They count as timeouts or as aborted, and their time
-        counts as busy, as far as the worker's life can have lasted.
+        The worker may have died with requests in hand. They count as timeouts or as aborted, and
+        their time counts as busy, as far as the worker's life can have lasted.
         """
         base, index = self.slot_at(slot), index_of(kind)
         if request_ns := self.words[base + SlotField.REQUEST_NS]:
@@ -435,7 +437,7 @@ class Scoreboard:
         return _SLOTS_AT + slot * SLOT_WORDS
 
     def state(self, slot: int) -> WorkerState:
-        """Return the state of a slot's worker. A word that is no state counts as busy; it is never an error."""
+        """Return the state of a slot's worker; busy where the word is no state."""
         words, base = self.words, self.slot_at(slot)
         if not words[base + SlotField.PID]:
             return WorkerState.GONE
@@ -469,8 +471,8 @@ class Scoreboard:
 class Text:
     """One text of the master's, at a fixed place and cut to its room.
 
-    A reader can meet it half written. Texts are written at a start and at a reload, so the next look finds
-    the whole.
+    A reader can meet it half written. Texts are written at a start and at a reload, so the next
+    look finds the whole.
     """
 
     def __init__(self, memory: mmap.mmap, start: int) -> None:
@@ -486,7 +488,7 @@ class Text:
         self._memory[self.start : self.start + len(encoded)] = encoded
 
     def read(self) -> str:
-        """Return the text; "" before the master has written one. What stands there is not escaped."""
+        """Return the text, not escaped; "" before the master has written one."""
         room = self.start + TEXT_BYTES
         end = self._memory.find(b"\0", self.start, room)
         return self._memory[self.start : end if end >= 0 else room].decode("utf-8", "replace")

@@ -1,8 +1,8 @@
 """Every setting, once: the fields of ``Settings`` are the table from which every surface is made.
 
-One field gives the TOML key, the flag, the environment variable, the class attribute, the default, the
-sentence of the help, and the values that are allowed. Nothing else in the project lists the settings:
-the command line, the documents and the layers (workers/layers.py) go through ``ROWS``.
+One field gives the TOML key, the flag, the environment variable, the class attribute, the default,
+the sentence of the help, and the values that are allowed. Nothing else in the project lists the
+settings: the command line, the documents and the layers (workers/layers.py) go through ``ROWS``.
 """
 
 import grp
@@ -30,8 +30,8 @@ from prefork.workers.units import (
     words,
 )
 
-# No annotations as text (from __future__ …): here they are the data of the table, and evaluating them
-# from text would take some milliseconds of each start.
+# No annotations as text (from __future__ …): here they are the data of the table, and evaluating
+# them from text would take some milliseconds of each start.
 
 AUTO: Final = "auto"
 """The word for as many workers as there are usable CPUs, at most ``max_children``."""
@@ -39,8 +39,8 @@ AUTO: Final = "auto"
 MOST_CHILDREN: Final = 4096
 
 LONGEST: Final = 7 * 86_400.0
-"""Seconds of the longest duration. A timeout of more than a week is a mistyped unit; and every wait stays
-within the range of ``epoll_wait()``.
+"""Seconds of the longest duration. A timeout of more than a week is a mistyped unit, and every wait
+stays within the range of ``epoll_wait()``.
 """
 
 SAME: Final = ""
@@ -50,10 +50,10 @@ SAME: Final = ""
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What the surfaces say about a setting, beside its name, type and default.
 
-    help: one sentence. allowed: the values that may be given, in words, for errors and help. metavar: the
-    flag's placeholder. short: the short flag. attribute: the class attribute; None for a setting that only
-    the command line has. read: turns a raw value into a plain one; ValueError refuses it. show: turns a
-    value into text which reads as the same value.
+    help: one sentence. allowed: the values that may be given, in words, for errors and help.
+    metavar: the flag's placeholder. short: the short flag. attribute: the class attribute; None for
+    a setting that only the command line has. read: turns a raw value into a plain one; ValueError
+    refuses it. show: turns a value into text which reads as the same value.
     """
 
     help: str
@@ -93,9 +93,10 @@ _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of one pool: checked when they are made, never changed afterwards.
 
-    ``layers.resolve()`` makes them for the command line, ``layers.from_attributes()`` for a server. A program
-    can make them itself for ``prefork.serve()``; the values are then read and checked as those of class
-    attributes are. Durations are seconds. Raises SettingsError for a value that cannot be.
+    ``layers.resolve()`` makes them for the command line, ``layers.from_attributes()`` for a server.
+    A program can make them itself for ``prefork.serve()``; the values are then read and checked as
+    those of class attributes are. Durations are seconds. Raises SettingsError for a value that
+    cannot be.
     """
 
     workers: Annotated[
@@ -418,8 +419,9 @@ class Row(msgspec.Struct, frozen=True):
     def converted(self, raw: object, source: str, *, text: bool = False) -> Any:
         """Return the value that a raw value stands for; raise SettingsError where there is none.
 
-        source: where the value came from, for the error. text: whether everything there is text, as in flags
-        and the environment, so that ``"4"`` is a number. In a file or an attribute it is a mistake.
+        source: where the value came from, for the error. text: whether everything there is text, as
+        in flags and the environment, so that ``"4"`` is a number. In a file or an attribute it is a
+        mistake.
         """
         try:
             return msgspec.convert(self.about.read(raw), self.type, strict=not text)
@@ -450,7 +452,7 @@ def refuse_contradictions(
     max_spare: int | None,
     source: Callable[[str], str],
 ) -> None:
-    """Raise SettingsError for values each of which is good alone, and which are impossible together.
+    """Raise SettingsError for values that are good alone and impossible together.
 
     source: the words for where the value of a key came from.
     """

@@ -1,9 +1,9 @@
 """The words that a worker writes while it serves: the hot path of the books (worker).
 
-A request costs few stores. When it is taken, REQUEST_NS says since when it is in hand; that makes the worker
-busy, without a store for the state. When it is over, ``account()`` adds its time to a sum and 1 to a bucket of
-the histogram, and sets REQUEST_NS to 0. Good requests have no counter of their own: there are as many as the
-histogram has counted, less those that went wrong.
+A request costs few stores. When it is taken, REQUEST_NS says since when it is in hand; that makes
+the worker busy, without a store for the state. When it is over, ``account()`` adds its time to a
+sum and 1 to a bucket of the histogram, and sets REQUEST_NS to 0. Good requests have no counter of
+their own: there are as many as the histogram has counted, less those that went wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from enum import IntEnum
 from prefork.workers.scoreboard import BOUNDS_NS, SHORTEST_NS, SLOT_WORDS, Scoreboard, SlotField
 from prefork.workers.states import WorkerState
 
-# Plain integers for the words of the hot path: a member of an enum costs a look-up on its class each time.
+# Plain integers for the words of the hot path: a member of an enum costs a look-up on its class
+# each time.
 ORDER = int(SlotField.ORDER)
 REQUEST_NS = int(SlotField.REQUEST_NS)
 IN_PROGRESS = int(SlotField.IN_PROGRESS)
@@ -73,5 +74,5 @@ class SlotWriter:
         words[_DURATIONS] += requests
 
     def detach(self) -> None:
-        """Write to private memory from now on: this process is a fork of the worker, not the worker."""
+        """Write to private memory from now on: this process is a fork of the worker."""
         self.words = memoryview(bytearray(SLOT_WORDS * 8)).cast("q")

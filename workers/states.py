@@ -11,10 +11,10 @@ import msgspec
 class WorkerState(enum.IntEnum):
     """What a slot's worker is doing: ``starting → idle ⇄ busy → retiring → gone``.
 
-    The worker writes idle, and retiring when it leaves of its own accord; it is busy while its slot
-    says since when a request is in hand. The master writes starting, and two facts are its own,
-    whatever the worker says of itself: a slot without a worker is gone, and one whose worker was
-    asked to leave is retiring.
+    The master writes starting. The worker writes idle when it is ready, and retiring when it leaves
+    by itself. Busy is not written: an idle worker is busy while its slot has the time of a request
+    in hand. Two states come from the master whatever the worker writes: a slot without a worker is
+    gone, and a worker that was asked to leave is retiring.
     """
 
     GONE = 0
@@ -29,7 +29,7 @@ READY = (WorkerState.IDLE, WorkerState.BUSY)
 
 
 class Order(enum.IntEnum):
-    """What the master has asked of a worker; a word of its slot that it reads between requests."""
+    """What the master wants of a worker: a word that the worker reads between requests."""
 
     SERVE = 0
     RETIRE = 1
@@ -46,11 +46,11 @@ class Phase(enum.IntEnum):
 
     SERVING = 0
     NOT_READY = 1
-    """The pool will stop. It still accepts clients for ``drain_delay``, so that load balancers notice first."""
+    """The pool will stop, and still accepts clients for ``drain_delay``: load balancers notice."""
     DRAINING = 2
     """New clients are refused. The workers serve what the kernel has queued, and leave."""
     LEAVING = 3
-    """The workers finish the requests in hand and leave. The queue is left to the next server of the socket."""
+    """The workers finish the requests in hand and leave. The queue stays for the next server."""
     STOPPING_NOW = 4
     """The master kills the workers."""
 
@@ -61,9 +61,9 @@ class Phase(enum.IntEnum):
 
 
 class ExitKind(enum.StrEnum):
-    """Why a worker ended, the same word in log, scoreboard, metric, hook and command line.
+    """Why a worker ended: the same word in the log, the metrics, hooks and commands.
 
-    The scoreboard counts by position: new ones go to the end.
+    The scoreboard counts by position, so a new kind goes to the end.
     """
 
     RETIRED = "retired"
@@ -95,16 +95,19 @@ def kind_at(index: int) -> ExitKind | None:
 
 
 class StartReason(enum.StrEnum):
-    """Why a worker was forked. The scoreboard counts by position: new ones go to the end."""
+    """Why a worker was forked.
+
+    The scoreboard counts by position, so a new reason goes to the end.
+    """
 
     STARTED = "started"
-    """The pool began, or was stretched by a signal."""
+    """The pool started, or a signal added a worker."""
     GREW = "grew"
-    """Load asked for it."""
+    """Load rose."""
     RESPAWNED = "respawned"
-    """Another one died unexpectedly."""
+    """Another worker died unexpectedly."""
     RECYCLED = "recycled"
-    """Another one has reached a limit."""
+    """Another worker reached a limit."""
     RELOADED = "reloaded"
     """A new generation takes over."""
 
@@ -113,7 +116,7 @@ class ReloadState(enum.IntEnum):
     """How far a reload has come."""
 
     NONE = 0
-    """There was none yet."""
+    """There has been no reload yet."""
     TRYING = 1
     """A child loads the new code."""
     ROLLING = 2
@@ -123,10 +126,11 @@ class ReloadState(enum.IntEnum):
 
 
 class ExitCause(msgspec.Struct, frozen=True):
-    """Why one worker ended, and the exit status or signal number where that says more.
+    """Why one worker ended. ``str()`` returns the word of the log, such as ``killed(SIGKILL)``.
 
-    status: the exit status of ``exited`` and ``boot_error``, the signal number of ``killed``;
-    None where the kind says all, or where somebody else collected the status.
+    status: the exit status for ``exited`` and ``boot_error``, the number of the signal for
+    ``killed``. None for every other kind, and where something else in the process has collected the
+    status.
     """
 
     kind: ExitKind
@@ -141,7 +145,10 @@ class ExitCause(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a child has used in its life, as the kernel counted it; peak_bytes: most resident memory."""
+    """What a child has used in its life, as the kernel counted it.
+
+    user_ns, system_ns: CPU time. peak_bytes: the most resident memory that it had at one time.
+    """
 
     user_ns: int = 0
     system_ns: int = 0
@@ -151,7 +158,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ExitStatus(msgspec.Struct, frozen=True):
-    """How the kernel says a child ended; both None when somebody else collected it."""
+    """How a child ended, as the kernel reports it.
+
+    code, signal: its exit status, or the number of the signal that ended it. Both are None where
+    something else in the process has collected the child.
+    """
 
     code: int | None = None
     signal: int | None = None
@@ -166,11 +177,14 @@ def cause_of_exit(
     was_ready: bool,
     out_of_memory: bool = False,
 ) -> ExitCause:
-    """Judge an exit by what the master wanted first and by the wait status second.
+    """Return why a worker ended: what the master wanted decides first, the wait status second.
 
-    asked: why the master asked it to leave, if it did. killed_for: why the master killed it, if
-    it did. out_of_memory: the kernel has killed somebody here because of low memory just now.
-    Shared memory has no say: a worker can write what it likes there.
+    asked: why the master asked the worker to leave, None where it did not. killed_for: why the
+    master killed it, None where it did not. was_ready: whether it had become ready. out_of_memory:
+    whether the kernel has killed a process here because of low memory, and that kill explains this
+    death.
+
+    Shared memory does not count, because a worker can write anything there.
     """
     if killed_for is not None:
         return killed_for
@@ -186,7 +200,7 @@ def cause_of_exit(
 
 
 def signal_name(number: int) -> str:
-    """Return a signal's name, such as ``SIGKILL``; ``signal N`` for a number without a name (real-time signals)."""
+    """Return a signal's name, such as ``SIGKILL``; ``signal N`` for a number without one."""
     try:
         return signal.Signals(number).name
     except ValueError:

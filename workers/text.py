@@ -1,18 +1,18 @@
-"""Text that is safe to show: what a client, a worker or an application chose, on one line of a terminal (pure)."""
+"""Text that is safe to show on one line of a terminal (pure)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 LONGEST: Final = 200
-"""Characters of one escaped text: a client chooses the name of its Unix socket, not the length of our lines."""
+"""Characters of one escaped text: a client may choose a name, and not the length of our lines."""
 
 
 def printable(text: str) -> str:
     r"""Return the text with a backslash escape in place of each character that is not printable.
 
-    The result cannot start a new line, steer a terminal or reverse the direction of writing. A newline
-    becomes ``\n``, an escape character ``\x1b``, half a surrogate pair ``\ud800``.
+    The result cannot start a new line, steer a terminal or reverse the direction of writing. A
+    newline becomes ``\n``, an escape character ``\x1b``, half a surrogate pair ``\ud800``.
     """
     if text.isprintable():
         return text

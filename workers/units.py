@@ -1,7 +1,8 @@
-"""How raw values are read, and shown so that they read the same again: durations, sizes, ratios, masks (pure).
+"""Reading and showing values: durations, sizes, ratios, masks, names of accounts (pure).
 
-A reader takes what a file, a flag or an attribute gave and returns a plain value, or raises
-ValueError; what is no text is left to the checks of the type.
+A reader takes a value that a file, a flag or an attribute gave. It turns text into a plain value,
+or raises ValueError. A value that is not text is returned as it is, because the type of the setting
+checks it afterwards. The text that ``shown_…`` returns reads as the same value.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h|)", re.ASCII)
 
 
 def same(value: Any) -> Any:
-    """Take a value as it is."""
+    """Return a value as it is."""
     return value
 
 
 def seconds(raw: object) -> object:
-    """Read ``30``, ``30s``, ``500ms``, ``5m`` as seconds; numbers stay as they are."""
+    """Read ``30``, ``30s``, ``500ms``, ``5m`` or ``2h`` as seconds."""
     if not isinstance(raw, str):
         return raw
     match = _DURATION.fullmatch(raw.strip())
@@ -30,7 +31,7 @@ def seconds(raw: object) -> object:
 
 
 def shown_seconds(value: float) -> str:
-    """Render seconds."""
+    """Return seconds as text: in milliseconds below one second."""
     return f"{value * 1000:g}ms" if 0 < value < 1 else f"{value:.10g}s"
 
 
@@ -39,7 +40,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.ASCII | re.IGNORECA
 
 
 def size(raw: object) -> object:
-    """Read ``256M``, ``1.5G``, ``65536`` as bytes; numbers stay as they are."""
+    """Read ``256M``, ``1.5G``, ``64 KiB`` or ``65536`` as bytes; units are powers of 1024."""
     if not isinstance(raw, str):
         return raw
     match = _SIZE.fullmatch(raw.strip())
@@ -49,7 +50,7 @@ def size(raw: object) -> object:
 
 
 def shown_size(value: int) -> str:
-    """Render bytes, in the largest unit that fits evenly."""
+    """Return bytes as text, in the largest unit that divides them evenly."""
     for unit in ("G", "M", "K"):
         if value and value % _SIZES[unit.lower()] == 0:
             return f"{value // _SIZES[unit.lower()]}{unit}"
@@ -57,7 +58,7 @@ def shown_size(value: int) -> str:
 
 
 def ratio(raw: object) -> object:
-    """Read ``10%`` and ``0.1`` as a ratio; numbers stay as they are."""
+    """Read ``10%`` or ``0.1`` as a ratio."""
     if not isinstance(raw, str):
         return raw
     text = raw.strip()
@@ -65,24 +66,27 @@ def ratio(raw: object) -> object:
 
 
 def shown_ratio(value: float) -> str:
-    """Render a ratio as percent."""
+    """Return a ratio as text, in percent."""
     return f"{value * 100:g}%"
 
 
 def octal(raw: object) -> object:
-    """Read text as an octal file mode mask (``022``, ``0o22``); an integer is taken as it is."""
+    """Read ``022`` or ``0o22`` as a file mode mask."""
     if not isinstance(raw, str):
         return raw
     return int(raw.strip().lower().removeprefix("0o"), 8)
 
 
 def shown_octal(value: int) -> str:
-    """Render a mask."""
+    """Return a mask as text, in octal."""
     return f"{value:03o}"
 
 
 def account(exists: Callable[[str], object]) -> Callable[[object], object]:
-    """Read a user or group: a name that this machine knows, or a number that it need not know."""
+    """Return the reader of a user or a group: a name that this machine knows, or any number.
+
+    exists: looks a name up and raises KeyError where there is none.
+    """
 
     def read(raw: object) -> object:
         if not isinstance(raw, str):
@@ -99,10 +103,10 @@ def account(exists: Callable[[str], object]) -> Callable[[object], object]:
 
 
 def words(raw: object) -> object:
-    """Read one text as a list separated by spaces or commas; a list stays as it is."""
+    """Read a text as a list of the words between its spaces and commas."""
     return raw.replace(",", " ").split() if isinstance(raw, str) else raw
 
 
 def lower(raw: object) -> object:
-    """Take a word in whatever case."""
+    """Read a word in lower case."""
     return raw.lower() if isinstance(raw, str) else raw

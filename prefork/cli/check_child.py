@@ -1,8 +1,8 @@
-"""Loading an application on trial: in a child process, so that nothing of the application stays in this one.
+"""Loading an application on trial: in a child process, so that nothing of it stays here.
 
 The child is a fresh interpreter, in a session of its own and without standard input. It writes its
-verdict into memory that both have: an exit status of 0 could also come from an application that calls
-``os._exit(0)``.
+verdict into memory that both have: an exit status of 0 could also come from an application that
+calls ``os._exit(0)``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LONGEST_VERDICT: Final = 65_536
 
 
 def run(arguments: Sequence[str], timeout: float) -> tuple[int, str]:
-    """Run a command of prefork in a child, with ``--verdict-to FD``; return its exit code and its verdict.
+    """Run a command with ``--verdict-to FD`` in a child; return its exit code and its verdict.
 
-    After ``timeout`` seconds the child is killed with everything that it has started. Raises BootError then,
-    and when the child died by a signal, or exited with 0 and left no verdict.
+    After ``timeout`` seconds the child is killed with everything that it has started. Raises
+    BootError then, and when the child died by a signal, or exited with 0 and left no verdict.
     """
     with Memory("prefork-verdict") as verdict:
         told = [arguments[0], "--verdict-to", str(verdict.fd), *arguments[1:]]

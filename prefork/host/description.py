@@ -54,8 +54,8 @@ def describe_listener(listener: Listener) -> ListenerDescription:
 def shown(settings: Settings) -> dict[str, str]:
     """Return the settings as a user would write them, printable.
 
-    A setting that only the command line has is left out at its default: a server made in code does not
-    listen on the command line's default address.
+    A setting that only the command line has is left out at its default: a server made in code does
+    not listen on the command line's default address.
     """
     return {
         key: printable(row.shown(getattr(settings, key)))
