@@ -17,8 +17,6 @@ import time
 from typing import Any
 
 import prefork
-from prefork.workers.scoreboard import Scoreboard
-from prefork.workers.slot_writer import REQUEST_NS, Outcome, SlotWriter
 
 BACKLOG = 1024
 
@@ -132,39 +130,6 @@ class HandWritten:
             handler((data, listener), client_address, self)
 
 
-class Accounted(HandWritten):
-    """The same loop, which also writes a worker's scoreboard; the difference is the cost of the scoreboard."""
-
-    def serve_forever(self: Any) -> None:
-        """Serve until killed."""
-        self.writer = SlotWriter(Scoreboard.create(1), 0)
-        super().serve_forever()
-
-    def answer_connections(self: Any) -> None:
-        """Accept, serve, close, account."""
-        handler, listener, writer = self.RequestHandlerClass, self.socket, self.writer
-        now = time.monotonic_ns()
-        while True:
-            request, client_address = listener.accept()
-            writer.words[REQUEST_NS] = now
-            handler(request, client_address, self)
-            request.shutdown(socket.SHUT_WR)
-            request.close()
-            since, now = now, time.monotonic_ns()
-            writer.account(Outcome.OK, now - since)
-
-    def answer_datagrams(self: Any) -> None:
-        """Receive, serve, account."""
-        handler, listener, writer = self.RequestHandlerClass, self.socket, self.writer
-        size, now = self.max_packet_size, time.monotonic_ns()
-        while True:
-            data, client_address = listener.recvfrom(size)
-            writer.words[REQUEST_NS] = now
-            handler((data, listener), client_address, self)
-            since, now = now, time.monotonic_ns()
-            writer.account(Outcome.OK, now - since)
-
-
 class Threading(socketserver.ThreadingMixIn):
     """The standard library's thread per request, with the backlog of the others."""
 
@@ -200,7 +165,7 @@ def server_class(transport: str, variant: str) -> type[Any]:
     plain = STREAM_OF.get(transport) or DATAGRAM_OF[transport]
     bases = {
         "handwritten": (HandWritten, plain),
-        "accounted": (Accounted, plain),
+        "accounted": (*_keeping_books(variant), HandWritten, plain),
         "prefork": (POOL_OF[transport],),
         "seen": (Seen, POOL_OF[transport]),
         "pool": (Told, POOL_OF[transport]),
@@ -208,6 +173,15 @@ def server_class(transport: str, variant: str) -> type[Any]:
         "forking": (Forking, plain),
     }[variant]
     return type(variant, bases, {})
+
+
+def _keeping_books(variant: str) -> tuple[type[Any], ...]:
+    """Return the loop that writes a scoreboard, where it is asked for: other versions have that elsewhere."""
+    if variant != "accounted":
+        return ()
+    from accounted import Accounted  # noqa: PLC0415
+
+    return (Accounted,)
 
 
 def tell(**facts: Any) -> None:

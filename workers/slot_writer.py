@@ -38,6 +38,8 @@ class SlotWriter:
         start = board.slot_at(slot)
         # A view of this slot alone: no arithmetic for each word, and an index out of it raises.
         self.words = board.words[start : start + SLOT_WORDS]
+        self.is_detached = False
+        """Whether this process is a fork of the worker, and not the worker."""
 
     def become(self, state: WorkerState) -> None:
         """Publish the worker's state."""
@@ -76,3 +78,4 @@ class SlotWriter:
     def detach(self) -> None:
         """Write to private memory from now on: this process is a fork of the worker."""
         self.words = memoryview(bytearray(SLOT_WORDS * 8)).cast("q")
+        self.is_detached = True

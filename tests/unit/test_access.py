@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socketserver
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,11 @@ class Odd:
         raise RuntimeError("no name")
 
 
+def worker(*, is_detached: bool = False) -> Any:
+    """Return as much of a slot's writer as the log asks. is_detached: in a process that a handler forked."""
+    return SimpleNamespace(is_detached=is_detached)
+
+
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     """Give a listener with a name."""
@@ -43,7 +49,7 @@ def line(
     given_facts = {"waited_ns": 1_500, "outcome": Outcome.OK, "duration_ns": 12_345_678, **more}
     caplog.clear()
     with caplog.at_level(logging.INFO, "prefork.access"):
-        AccessLog(form, 3, 2).write(listener, address, **given_facts)
+        AccessLog(form, 3, 2, worker()).write(listener, address, **given_facts)
     (record,) = caplog.records
     return record.getMessage()
 
@@ -104,7 +110,9 @@ def test_hostile_names_stay_within_their_line(form: str, name: bytes) -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:
-            AccessLog(form, 3, 2).write(Listener(server), b"\0" + name, None, Outcome.ERROR, 1)
+            AccessLog(form, 3, 2, worker()).write(
+                Listener(server), b"\0" + name, None, Outcome.ERROR, 1
+            )
         finally:
             logger.removeHandler(handler)
             logger.setLevel(logging.NOTSET)
@@ -128,8 +136,7 @@ def test_process_that_a_handler_forked_logs_nothing(
     caplog: pytest.LogCaptureFixture, listener: Listener
 ) -> None:
     """The request is the worker's, and so is its line."""
-    log = AccessLog("text", 3, 2)
-    log._pid += 1  # as it is to a child of the worker
+    log = AccessLog("text", 3, 2, worker(is_detached=True))
     with caplog.at_level(logging.INFO, "prefork.access"):
         log.write(listener, "", None, Outcome.OK, 1)
     assert caplog.records == []
@@ -145,5 +152,5 @@ def test_nothing_is_made_for_a_log_that_is_not_wanted(listener: Listener) -> Non
             return "name"
 
     assert not logging.getLogger("prefork.access").isEnabledFor(logging.INFO)
-    AccessLog("text", 3, 2).write(listener, Named(), None, Outcome.OK, 1)
+    AccessLog("text", 3, 2, worker()).write(listener, Named(), None, Outcome.OK, 1)
     assert asked == []

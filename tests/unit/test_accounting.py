@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -69,11 +68,6 @@ def slot() -> Iterator[Slot]:
     made.board.close()
 
 
-def source_of(server: Any) -> Any:
-    """Return as much of a source as an account needs."""
-    return SimpleNamespace(server=server, settle_steps=bool)
-
-
 # --- who has an account
 
 
@@ -91,10 +85,9 @@ def test_requests_pay_for_what_was_asked_for(
     slot: Slot, settings: dict[str, Any], wanted: bool
 ) -> None:
     """Without spares and without an access log no account hears of a request."""
-    log = access_log_for(Settings(workers=1, **settings), 0, 0)
+    log = access_log_for(Settings(workers=1, **settings), 0, 0, slot.writer)
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
-        sources = [source_of(server)]
-        found = account_for(sources, slot.writer, slot.became_busy(**settings), log)
+        found = account_for([server], slot.writer, slot.became_busy(**settings), log)
     assert (found is not None) is wanted
 
 
@@ -180,8 +173,9 @@ def test_end_in_a_thread_is_logged(slot: Slot) -> None:
     slot.waits = QueueWaits(slot.writer)
     slot.waits.note(77)
     with Threading(("127.0.0.1", 0), Handler) as server:
-        account = account_for([source_of(server)], slot.writer, log_request=slot.write)
+        account = account_for([server], slot.writer, log_request=slot.write)
         assert isinstance(account, Overlapping)
+        account.watch(server)
         client, request = socket.socketpair()
         with client, request:
             account.taken(request, 1, "client", slot)  # type: ignore[arg-type]

@@ -30,12 +30,10 @@ from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import Order
 from prefork.workers.worker.accounting import OneAtATime, Overlapping
 from prefork.workers.worker.datagrams import ROUND
-from prefork.workers.worker.lanes import Accounted, Lane, OneByOne
+from prefork.workers.worker.lanes import Accounted, Common, Lane, OneByOne
 from prefork.workers.worker.rounds import Rounds
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
-from prefork.workers.worker.takes import Takes
-from prefork.workers.worker.turn import Turn
 from tests.support.waiting import CEILING
 
 if TYPE_CHECKING:
@@ -276,16 +274,18 @@ class Stage:
 class Worker:
     """What a lane has of its worker."""
 
+    common: Any
+
     def __init__(self, kind: Kind, server: Any) -> None:
         self.board = Scoreboard.create(1)
         self.writer = SlotWriter(self.board, 0)
-        self.turn = Turn()
-        self.takes = Takes(self.writer, "worker", bool)
         self.epoll = select.epoll()
         self.has_left = False
         listener = Listener(server)
         listener.prepare()
-        self.account = kind.account(server, self.writer)
+        self.common = Common(self.writer, kind.account(server, self.writer))
+        self.common.begin("worker", self.epoll, bool)
+        self.turn, self.takes = self.common.turn, self.common.takes
         self.source = Source(listener, self.writer)
         self.source.enter_wait_queue(self.epoll)
         self.lane = kind.make(self)
@@ -384,20 +384,18 @@ def overlapping(server: Any, writer: SlotWriter) -> Overlapping:
 
 def one_by_one(worker: Worker) -> Lane:
     """Make the usual lane."""
-    return OneByOne(worker.source, worker.writer, worker.turn, worker.takes, "worker")
+    return OneByOne(worker.source, worker.common)
 
 
 def accounted(worker: Worker) -> Lane:
     """Make the lane with an account."""
-    common = worker.source, worker.writer, worker.turn, worker.takes, "worker"
-    return Accounted(*common, account=worker.account)
+    return Accounted(worker.source, worker.common, worker.common.account)
 
 
 def rounds(worker: Worker) -> Lane:
     """Make the lane of queued datagrams."""
-    common = worker.source, worker.writer, worker.turn, worker.takes, "worker"
     assert worker.source.datagrams is not None
-    return Rounds(*common, datagrams=worker.source.datagrams, epoll=worker.epoll)
+    return Rounds(worker.source, worker.common, worker.source.datagrams)
 
 
 KINDS = {

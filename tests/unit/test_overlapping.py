@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard, SlotField, SlotSnapshot
 from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.worker.accounting import Overlapping, account_for
-from prefork.workers.worker.source import Source
 from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
@@ -133,17 +131,12 @@ def wait_in_background(worker: Worker) -> tuple[threading.Thread, threading.Even
 # --- who is watched
 
 
-def sources_of(servers: list[Any], writer: SlotWriter) -> list[Source]:
-    """Return what a worker has of these servers."""
-    return [Source(Listener(server), writer) for server in servers]
-
-
 def test_plain_servers_are_left_alone() -> None:
     """Servers that serve within process_request() have no account, and none of their calls is touched."""
     board = Scoreboard.create(1)
     writer = SlotWriter(board, 0)
     with Plain(("127.0.0.1", 0), Handler) as server:
-        assert account_for(sources_of([server], writer), writer) is None
+        assert account_for([server], writer) is None
         assert not {"finish_request", "close_request"} & vars(server).keys()
     writer.words.release()
     board.close()
@@ -159,8 +152,7 @@ def test_one_threading_server_is_enough(also_plain: bool) -> None:
         Threading(("127.0.0.1", 0), Handler) as threaded,
     ):
         servers = [plain, threaded] if also_plain else [threaded]
-        assert isinstance(account_for(sources_of(servers, writer), writer), Overlapping)
-        assert all("close_request" in vars(server) for server in servers)
+        assert isinstance(account_for(servers, writer), Overlapping)
     writer.words.release()
     board.close()
 

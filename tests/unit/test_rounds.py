@@ -23,13 +23,13 @@ from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
+from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.datagrams import ROUND, Datagrams
-from prefork.workers.worker.lanes import Lane
+from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.takes import FRUITLESS_TRY
-from prefork.workers.worker.turn import Turn
 from tests.support.waiting import CEILING, Stopwatch
 
 if TYPE_CHECKING:
@@ -68,19 +68,20 @@ class Bench:
         listener = Listener(self.server)
         listener.prepare(settings)
         self.source = Source(listener, self.writer, sample_every=sample_every(settings))
-        self.turn = Turn()
+        self.common = Common(self.writer)
         self.loop = Loop(
-            [self.source],
-            self.writer,
+            lanes_for([self.source], self.common),
+            self.common,
             "worker",
             Control(os.getppid(), life=self.fds[0], wake=self.fds[4], signals=self.fds[2]),
-            turn=self.turn,
         )
 
     @property
     def lane(self) -> Lane:
         """The lane that the loop takes while something is queued."""
-        return self.loop._lanes[self.server.fileno()].for_queue
+        lane = self.loop._lanes[self.server.fileno()].for_queue
+        assert lane is not None
+        return lane
 
     def serve(self, *datagrams: bytes) -> list[bytes]:
         """Have the loop serve what is queued, up to ``last``; return what the handlers were given."""
@@ -199,7 +200,7 @@ def test_request_is_as_old_as_its_round_at_most(bench: Bench) -> None:
 
 def test_extension_is_for_the_request_that_asked(bench: Bench) -> None:
     """A deadline that a datagram's handler has extended is not that of the next datagrams."""
-    info = ThisWorker(0, 0, os.getpid(), bench.writer, bench.turn)
+    info = ThisWorker(0, 0, os.getpid(), bench.writer, bench.common.turn)
     extended = []
 
     def look(_: Any) -> None:
@@ -269,7 +270,7 @@ def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> No
         assert select.select([bench.server], [], [], CEILING)[0]
         now = time.monotonic_ns()
         bench.lane.serve(now, now + 10**9)
-        assert bench.loop._takes.fruitless <= FRUITLESS_TRY
+        assert bench.common.takes.fruitless <= FRUITLESS_TRY
     assert len(bench.handled) == 100
 
 

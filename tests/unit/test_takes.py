@@ -44,7 +44,8 @@ class Bench:
         self.board = Scoreboard.create(1)
         self.writer = SlotWriter(self.board, 0)
         self.pauses = 0
-        self.takes = Takes(self.writer, "worker", self._pause)
+        self.takes = Takes(self.writer)
+        self.takes.begin("worker", self._pause)
 
     def _pause(self) -> None:
         self.pauses += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any
 
 from prefork.workers.listener import Listener
 from prefork.workers.settings import Settings
-from prefork.workers.slot_writer import Outcome
+from prefork.workers.slot_writer import Outcome, SlotWriter
 from prefork.workers.worker.clients import client_name
 
 logger = logging.getLogger("prefork.access")
@@ -28,20 +27,22 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Text that needs no quotes: printable ASCII without space, quotation mark, equals sign and backslash."""
 
 
-def access_log_for(settings: Settings, slot: int, generation: int) -> LogRequest | None:
+def access_log_for(
+    settings: Settings, slot: int, generation: int, writer: SlotWriter
+) -> LogRequest | None:
     """Return what logs a request of this worker, None where the setting ``access_log`` is off."""
     if settings.access_log == "off":
         return None
-    return AccessLog(settings.access_log, slot, generation).write
+    return AccessLog(settings.access_log, slot, generation, writer).write
 
 
 class AccessLog:
     """The lines of one worker. form: "text" or "json", as the setting ``access_log``."""
 
-    def __init__(self, form: str, slot: int, generation: int) -> None:
+    def __init__(self, form: str, slot: int, generation: int, writer: SlotWriter) -> None:
         self._line = _json_line if form == "json" else _text_line
         self._worker = {"slot": slot, "generation": generation}
-        self._pid = os.getpid()
+        self._writer = writer
 
     def write(
         self,
@@ -57,7 +58,7 @@ class AccessLog:
         the end.
         """
         # A process that a handler has forked comes here, too. The request is its worker's.
-        if not logger.isEnabledFor(logging.INFO) or os.getpid() != self._pid:
+        if not logger.isEnabledFor(logging.INFO) or self._writer.is_detached:
             return
         facts = {
             "client": client_name(client_address),

@@ -47,22 +47,17 @@ class Account(Protocol):
 
 
 def account_for(
-    sources: list[Source],
+    servers: list[BaseServer],
     writer: SlotWriter,
     became_busy: BecameBusy | None = None,
     log_request: LogRequest | None = None,
 ) -> Account | None:
     """Return what has to hear of each request; None where that is nothing, so that no request pays for it.
 
-    As soon as the requests of one server may overlap, those of all are accounted for together. The
-    server objects are watched from then on, and their sources are settled anew.
+    As soon as the requests of one server may overlap, those of all are accounted for together.
     """
-    if any(_may_overlap(source.server) for source in sources):
-        overlapping = Overlapping(writer, became_busy, log_request)
-        for source in sources:
-            overlapping.watch(source.server)
-            source.settle_steps()
-        return overlapping
+    if any(_may_overlap(server) for server in servers):
+        return Overlapping(writer, became_busy, log_request)
     if became_busy is None and log_request is None:
         return None
     return OneAtATime(writer, became_busy, log_request)
@@ -135,6 +130,8 @@ class OneAtATime:
 
 class Overlapping:
     """The requests that a worker has in hand, by the ids of their objects.
+
+    The worker has each server watched (``watch()``), and settles the steps of its source anew.
 
     A request begins when the lane has taken it, and is over at the first of these: its
     ``close_request()`` has returned, its ``process_request_thread()`` has returned (that may close

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import select
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
@@ -41,27 +43,48 @@ from prefork.workers.worker.turn import Turn
 GOOD = Outcome.OK  # an enum's look-up costs as much as a frame
 
 
-class Lane:
-    """One way to serve one source. If the steps of the source are settled anew, so is the lane made anew.
+class Common:
+    """What all lanes of one worker have in common.
 
-    turn: when to return to the loop. takes: what to do about takes that fail. All lanes of a worker
-    share both. identity: names the worker in the log.
+    The master makes it and the lanes just before the fork: in the worker, code that runs for the
+    first time would copy 70 KiB of pages. The worker adds what only the worker can have (``begin()``).
+
+    turn: when a lane returns to the loop. takes: what to do about takes that fail. identity: names the
+    worker in the log. epoll: where the worker waits for its listeners.
     """
 
-    def __init__(
-        self, source: Source, writer: SlotWriter, turn: Turn, takes: Takes, identity: str
-    ) -> None:
+    identity = ""
+    epoll: select.epoll
+
+    def __init__(self, writer: SlotWriter, account: Account | None = None) -> None:
+        self.writer = writer
+        self.account = account
+        self.turn = Turn()
+        self.takes = Takes(writer)
+
+    def begin(self, identity: str, epoll: select.epoll, pause: Callable[[], None]) -> None:
+        """Add what the worker has. pause: waits a little before a take that will probably fail."""
+        self.identity = identity
+        self.epoll = epoll
+        self.takes.begin(identity, pause)
+
+
+class Lane:
+    """One way to serve one source. If the steps of the source are settled anew, so is the lane made anew."""
+
+    for_queue: Lane | None = None
+    """The lane to use in place of this one while requests are queued, if those can share costs."""
+
+    def __init__(self, source: Source, common: Common) -> None:
         self.source = source
-        self.for_queue: Lane = self
-        """The lane to use while requests are queued: another one, if queued requests can share costs."""
         self._server = source.server
         self._take = source.take
         self._verify = source.verify
         self._process = source.process
-        self._writer = writer
-        self._turn = turn
-        self._takes = takes
-        self._identity = identity
+        self._common = common
+        self._writer = common.writer
+        self._turn = common.turn
+        self._takes = common.takes
 
     def serve(self, now: int, until: int) -> int:
         """Serve one request, and go on with what is queued until an instant; return when that ended.
@@ -85,9 +108,8 @@ class Lane:
             try:
                 step()
             except Exception as error:  # noqa: BLE001 - costs this request, not the worker
-                log.failure(
-                    logging.ERROR, self._identity, "could not end a failed request properly", error
-                )
+                what = "could not end a failed request properly"
+                log.failure(logging.ERROR, self._common.identity, what, error)
 
     def _abandon(self, request: Any, since: int) -> None:
         """End the request that ends the worker."""
@@ -144,17 +166,8 @@ class OneByOne(Lane):
 class Accounted(Lane):
     """As ``OneByOne``, with an account that is called for each request and keeps the books."""
 
-    def __init__(
-        self,
-        source: Source,
-        writer: SlotWriter,
-        turn: Turn,
-        takes: Takes,
-        identity: str,
-        *,
-        account: Account,
-    ) -> None:
-        super().__init__(source, writer, turn, takes, identity)
+    def __init__(self, source: Source, common: Common, account: Account) -> None:
+        super().__init__(source, common)
         self._account = account
 
     def serve(self, now: int, until: int) -> int:

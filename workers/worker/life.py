@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import logging
 import operator
 import os
@@ -42,18 +41,16 @@ from typing import NoReturn
 import setproctitle
 
 from prefork.workers import forks, log, system
-from prefork.workers.identity import DUMP_AT_ONCE, WAKE, WorkerInfo
+from prefork.workers.identity import DUMP_AT_ONCE, WorkerInfo
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
-from prefork.workers.worker.access import access_log_for
-from prefork.workers.worker.accounting import account_for, busy_call
+from prefork.workers.worker.accounting import Overlapping
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
 from prefork.workers.worker.side import ThisWorker, WorkerSide
-from prefork.workers.worker.turn import Turn
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""
@@ -80,26 +77,18 @@ def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
     mask: the signal mask to set once the handlers are installed.
     """
     spec, writer = prepared.spec, prepared.writer
-    turn = Turn()
-    info = ThisWorker(prepared.slot, prepared.generation, os.getpid(), writer, turn)
-    call_master = functools.partial(_call_master, spec.wake)
+    info = ThisWorker(prepared.slot, prepared.generation, os.getpid(), writer, prepared.common.turn)
     try:
-        loop = _boot(prepared, info, turn, mask, call_master)
+        loop = _boot(prepared, info, mask)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to learn of it
         _leave_last_words(prepared.pipes.report, error)
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
-    call_master()
+    prepared.call_master()
     _serve_and_leave(spec, info, loop, writer)
 
 
-def _boot(
-    prepared: PreparedWorker,
-    info: ThisWorker,
-    turn: Turn,
-    mask: set[int],
-    call_master: Callable[[], None],
-) -> Loop:
+def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     """Become a worker, in the steps that the docstring of this module gives the reasons for."""
     spec, link, pipes = prepared.spec, prepared.link, prepared.pipes
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -107,7 +96,7 @@ def _boot(
     link.shed(prepared.slot)
     os.close(pipes.wake_write)
     control = Control(link.master_pid, link.life, pipes.wake_read, wakeup_read)
-    loop = _make_loop(prepared, info, turn, control, call_master)
+    loop = _make_loop(prepared, info, control)
     _install_handlers(loop, pipes.report)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
@@ -120,30 +109,16 @@ def _boot(
     return loop
 
 
-def _make_loop(
-    prepared: PreparedWorker,
-    info: ThisWorker,
-    turn: Turn,
-    control: Control,
-    call_master: Callable[[], None],
-) -> Loop:
-    settings, writer = prepared.spec.settings, prepared.writer
-    sources = prepared.sources or prepared.make_sources()
-    account = account_for(
-        sources,
-        writer,
-        busy_call(settings, prepared.link.board, call_master),
-        access_log_for(settings, info.slot, info.generation),
-    )
-    checks = limits_for(settings, writer, call_master)
-    return Loop(sources, writer, str(info), control, turn=turn, account=account, checks=checks)
-
-
-def _call_master(wake: int) -> None:
-    """Wake the master, to look at the scoreboard."""
-    # The write fails when the master has ended, or has a full pipe of reasons to look.
-    with contextlib.suppress(OSError):
-        os.write(wake, WAKE)
+def _make_loop(prepared: PreparedWorker, info: ThisWorker, control: Control) -> Loop:
+    common = prepared.common
+    lanes = prepared.lanes or prepared.make_lanes()
+    checks = limits_for(prepared.spec.settings, prepared.writer, prepared.call_master)
+    loop = Loop(lanes, common, str(info), control, checks)
+    if isinstance(common.account, Overlapping):
+        for lane in lanes.values():
+            common.account.watch(lane.source.server)
+        loop.settle_steps()  # the servers have other methods now
+    return loop
 
 
 def _serve_and_leave(

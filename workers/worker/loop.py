@@ -22,14 +22,11 @@ from time import monotonic_ns
 
 import msgspec
 
-from prefork.workers.slot_writer import ORDER, SlotWriter
+from prefork.workers.slot_writer import ORDER
 from prefork.workers.states import ExitKind, Order
-from prefork.workers.worker.accounting import AT_ONCE_NS, Account
-from prefork.workers.worker.lanes import Accounted, Lane, OneByOne
-from prefork.workers.worker.rounds import Rounds
-from prefork.workers.worker.source import Source
-from prefork.workers.worker.takes import Takes
-from prefork.workers.worker.turn import Turn
+from prefork.workers.worker.accounting import AT_ONCE_NS
+from prefork.workers.worker.choice import lanes_for
+from prefork.workers.worker.lanes import Common, Lane
 
 WAIT_BOUND = 5.0
 """Seconds for which an idle worker sleeps before it looks for clients by itself.
@@ -80,13 +77,10 @@ class Loop:
 
     def __init__(
         self,
-        sources: list[Source],
-        writer: SlotWriter,
+        lanes: dict[int, Lane],
+        common: Common,
         identity: str,
         control: Control,
-        *,
-        turn: Turn,
-        account: Account | None = None,
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.chores: list[Callable[[], None]] = []
@@ -94,23 +88,21 @@ class Loop:
         self.terminated: dict[int, object] = {}
         """Holds TERM once it has come: its ``setdefault`` is the handler, a function of C that notes it."""
         self._reason: ExitKind | None = None
-        self._writer = writer
-        self._identity = identity
+        self._lanes = lanes
+        self._common = common
+        self._writer = common.writer
         self._control = control
-        self._turn = turn
-        self._account = account
         self._checks = checks
-        self._takes = Takes(writer, identity, self._pause)
         # With several listeners a busy one must not starve the others: one request of each, or one round.
-        self._burst_ns = BURST_NS if len(sources) == 1 else 0
+        self._burst_ns = BURST_NS if len(lanes) == 1 else 0
         self._epoll = select.epoll()
         self._news = select.poll()
         for fd in (control.life, control.wake, control.signals):
             self._epoll.register(fd, select.EPOLLIN)
             self._news.register(fd, select.POLLIN)
-        self._lanes = {source.listener.fd: self._lane_for(source) for source in sources}
-        for source in sources:
-            source.enter_wait_queue(self._epoll)
+        common.begin(identity, self._epoll, self._pause)
+        for lane in lanes.values():
+            lane.source.enter_wait_queue(self._epoll)
 
     def run(self) -> ExitKind:
         """Serve until there is a reason to leave, and return it. Raises SystemExit if a handler does."""
@@ -133,7 +125,7 @@ class Loop:
                 now = until = monotonic_ns()
                 at_once = at_once + 1 if now - ended < AT_ONCE_NS else 0
                 if at_once == LOADED_AFTER:
-                    at_once, until, lane = 0, now + self._burst_ns, lane.for_queue
+                    at_once, until, lane = 0, now + self._burst_ns, lane.for_queue or lane
                 ended = lane.serve(now, until)
                 turns += 1
                 if turns % TURNS_IN_PLACE == 0:
@@ -144,33 +136,25 @@ class Loop:
 
     def settle_steps(self) -> None:
         """Find again which steps the servers leave as they are, and choose the lanes again."""
-        for fd, lane in self._lanes.items():
-            lane.source.settle_steps()
-            self._lanes[fd] = self._lane_for(lane.source)
+        sources = [lane.source for lane in self._lanes.values()]
+        for source in sources:
+            source.settle_steps()
+        self._lanes = lanes_for(sources, self._common)
 
     def leave(self, reason: ExitKind) -> None:
         """Have ``run()`` return after the request in hand (any thread, signal handlers)."""
         if self._reason is None:
             self._reason = reason
-        self._turn.end()
+        self._common.turn.end()
 
     def wait_finished(self) -> None:
         """Wait for requests that threads still have in hand; the master bounds the wait."""
-        if self._account is not None:
-            self._account.wait_finished()
+        if self._common.account is not None:
+            self._common.account.wait_finished()
 
     def is_asked_to_leave(self) -> bool:
         """Return whether this worker should end soon: what ``server.stopping`` says."""
         return bool(self._reason or self.terminated or self._writer.order() != Order.SERVE)
-
-    def _lane_for(self, source: Source) -> Lane:
-        common = source, self._writer, self._turn, self._takes, self._identity
-        if self._account is not None:
-            return Accounted(*common, account=self._account)
-        lane = OneByOne(*common)
-        if source.datagrams is not None:
-            lane.for_queue = Rounds(*common, datagrams=source.datagrams, epoll=self._epoll)
-        return lane
 
     def _obey(self) -> ExitKind:
         """Do what the master's order asks for before this worker leaves; return why it leaves."""
@@ -190,7 +174,7 @@ class Loop:
 
     def _serve_queued(self, lane: Lane) -> bool:
         """Serve one source while something is queued and can be taken; return whether nothing is left."""
-        takes = self._takes
+        takes = self._common.takes
         takes.dry = False
         while not takes.dry and self._reason is None:
             now = monotonic_ns()

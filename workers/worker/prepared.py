@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 
-from prefork.workers.identity import WorkerPipes
+from prefork.workers.identity import WAKE, WorkerPipes
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.waits import sample_every
+from prefork.workers.worker.access import access_log_for
+from prefork.workers.worker.accounting import Account, account_for, busy_call
+from prefork.workers.worker.choice import lanes_for
+from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.source import Source
 
 
 class PreparedWorker:
-    """One worker before its fork: its place in the pool, its pipes, its writer and its sources.
+    """One worker before its fork: its place in the pool, its pipes, its writer and its lanes.
 
-    A worker could make the writer and the sources itself. But each page of memory that a worker
+    A worker could make the writer and the lanes itself. But each page of memory that a worker
     writes to is copied for it, and code that runs for the first time writes to many: making the
-    sources would cost each worker 150 KiB. In the master the cost is paid once.
+    sources would cost each worker 150 KiB, and their lanes 70. In the master the cost is paid once.
     """
 
     def __init__(
@@ -28,15 +34,18 @@ class PreparedWorker:
         self.generation = generation
         self.pipes = pipes
         self.writer = SlotWriter(link.board, slot)
-        self.sources: list[Source] = []
+        # Not a method: the account keeps it, and a circle would keep the scoreboard in the master.
+        self.call_master = functools.partial(_call_master, spec.wake)
+        self.common = Common(self.writer, self._make_account())
+        self.lanes: dict[int, Lane] = {}
         # Where a server's own code raises, the worker will meet the same error and report it.
         with contextlib.suppress(Exception):
-            self.sources = self.make_sources()
+            self.lanes = self.make_lanes()
 
-    def make_sources(self) -> list[Source]:
-        """Return where the worker's requests come from, one source for each listener."""
+    def make_lanes(self) -> dict[int, Lane]:
+        """Return the ways in which the worker serves, one lane for each listener, by its descriptor."""
         settings = self.spec.settings
-        return [
+        sources = [
             Source(
                 listener,
                 self.writer,
@@ -45,3 +54,20 @@ class PreparedWorker:
             )
             for listener in self.spec.listeners
         ]
+        return lanes_for(sources, self.common)
+
+    def _make_account(self) -> Account | None:
+        settings = self.spec.settings
+        return account_for(
+            [listener.server for listener in self.spec.listeners],
+            self.writer,
+            busy_call(settings, self.link.board, self.call_master),
+            access_log_for(settings, self.slot, self.generation, self.writer),
+        )
+
+
+def _call_master(wake: int) -> None:
+    """Wake the master, to look at the scoreboard (worker)."""
+    # The write fails when the master has ended, or has a full pipe of reasons to look.
+    with contextlib.suppress(OSError):
+        os.write(wake, WAKE)

@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import select
 from socketserver import BaseRequestHandler
 from time import monotonic_ns
 from typing import Any
 
 from prefork.workers.scoreboard import SHORTEST_NS
-from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
-from prefork.workers.worker.lanes import GOOD, Lane
+from prefork.workers.worker.lanes import GOOD, Common, Lane
 from prefork.workers.worker.source import Source
-from prefork.workers.worker.takes import Takes
-from prefork.workers.worker.turn import Turn
 
 
 class Rounds(Lane):
     """Queued datagrams, up to sixteen in a round. A lone datagram costs less in ``OneByOne``.
 
     Only for a server that handles a datagram by calling the handler class and doing nothing else;
-    ``source.datagrams`` is not None then. epoll: where the worker waits for its listeners.
+    ``source.datagrams`` is not None then.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        writer: SlotWriter,
-        turn: Turn,
-        takes: Takes,
-        identity: str,
-        *,
-        datagrams: Datagrams,
-        epoll: select.epoll,
-    ) -> None:
-        super().__init__(source, writer, turn, takes, identity)
+    def __init__(self, source: Source, common: Common, datagrams: Datagrams) -> None:
+        super().__init__(source, common)
         self._datagrams = datagrams
-        self._epoll = epoll
 
     def serve(self, now: int, until: int) -> int:
         """Serve as ``Lane.serve()`` says; the reasons to return are checked after each round."""
         # While rounds last, the socket is not in the worker's epoll. If it were, each reply that has
         # left would be an event on the socket, which the kernel would check: 0.3 µs of a datagram's 5.
         self._turn.until = until
-        self.source.leave_wait_queue(self._epoll)
+        self.source.leave_wait_queue(self._common.epoll)
         now = self._serve_rounds(now)
         # If the turn was ended, this process takes no more requests, and it may be a process that a
         # handler forked: that one shares the epoll with its worker and must not change it.
         if self._turn.until:
-            self.source.enter_wait_queue(self._epoll)
+            self.source.enter_wait_queue(self._common.epoll)
         return now
 
     def _serve_rounds(self, now: int) -> int:

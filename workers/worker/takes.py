@@ -30,19 +30,26 @@ class Takes:
     pauses between two takes. It pauses at once where the next take is known to fail, for lack of
     descriptors or memory. Then the source is *stalled*: the log has one line when that begins and
     one when it ends, however often the worker tries in between.
-
-    pause: waits a little, and acts on what the master says meanwhile.
     """
 
-    def __init__(self, writer: SlotWriter, identity: str, pause: Callable[[], None]) -> None:
+    def __init__(self, writer: SlotWriter) -> None:
         self.fruitless = 0
         """The points. Not 0 while a source is stalled, so that the next success is reported."""
         self.dry = False
         """Whether the last failed take showed that nothing is queued, or that it is no use to go on."""
         self._writer = writer
+        self._identity = ""
+        self._pause: Callable[[], object] = bool
+        self._stalled: set[Source] = set()
+
+    def begin(self, identity: str, pause: Callable[[], object]) -> None:
+        """Add what the worker has.
+
+        identity: names the worker in the log. pause: waits a little, and acts on what the master says
+        meanwhile.
+        """
         self._identity = identity
         self._pause = pause
-        self._stalled: set[Source] = set()
 
     def failed(self, source: Source, error: Exception) -> None:
         """Act on a take that has failed. Raises the error when the worker has lost its listener."""
