@@ -46,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell has its background jobs ignore these, and programs under test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    # nohup does the same for HUP, and a master leaves a signal alone that it was started to ignore.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _set_up_hypothesis(max_examples: int) -> None:
