@@ -1,9 +1,11 @@
 """Quick tests: those that start no process. They run in seconds, for the loop of an editor.
 
 A test is quick when it is in tests/unit or tests/compat, does not use the fixture ``start``, and is
-not marked ``processes``. While it runs, its fixtures included, an audit hook of the interpreter
-makes every attempt to start a process a failure of the test. The hook sees the call itself, so no
-import can hide it.
+not marked ``processes``. Of a test with several values of a parameter ``seed`` only the first one is
+quick: the others repeat a simulation with other random numbers.
+
+While a quick test and its fixtures run, an audit hook of the interpreter makes every attempt to start
+a process a failure of the test. The hook sees the call itself, so no import can hide it.
 """
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ class Quickness:
     @pytest.hookimpl(tryfirst=True)  # before -m chooses
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Mark the quick tests."""
+        known: set[object] = set()
         for item in items:
-            if is_quick(item):
+            if is_quick(item) and (simulation := simulation_of(item)) not in known:
+                known.add(simulation)
                 item.add_marker(MARKER)
 
     @pytest.hookimpl(wrapper=True)
@@ -80,3 +84,12 @@ def is_quick(item: pytest.Item) -> bool:
         and "start" not in getattr(item, "fixturenames", ())
         and item.get_closest_marker("processes") is None
     )
+
+
+def simulation_of(item: pytest.Item) -> object:
+    """Return what the repetitions of a test with other seeds have in common, and no other test has."""
+    call = getattr(item, "callspec", None)
+    if call is None or "seed" not in call.params:
+        return item.nodeid
+    others = {name: repr(value) for name, value in call.params.items() if name != "seed"}
+    return item.nodeid.partition("[")[0], *sorted(others.items())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.quick import is_quick
+from tests.support.quick import is_quick, simulation_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,3 +60,24 @@ def test_quick_tests_are_chosen() -> None:
     assert not is_quick(item_at("live"))
     assert not is_quick(item_at("compat", "tmp_path", "start"))
     assert not is_quick(item_at("unit", markers=("processes",)))
+
+
+def test_repetitions_are_recognized() -> None:
+    """Tests that differ in their seed only are one simulation, and all others are different ones."""
+
+    def item(nodeid: str, **params: object) -> pytest.Item:
+        spec = SimpleNamespace(params=params)
+        return SimpleNamespace(nodeid=nodeid, callspec=spec)  # type: ignore[return-value]
+
+    first = simulation_of(item("t.py::test[0-a]", seed=0, load="a"))
+    assert first == simulation_of(item("t.py::test[1-a]", seed=1, load="a"))
+    assert first != simulation_of(item("t.py::test[0-b]", seed=0, load="b"))
+    assert first != simulation_of(item("t.py::other[0-a]", seed=0, load="a"))
+    one, other = item("t.py::test[a]", load="a"), item("t.py::test[b]", load="b")
+    assert simulation_of(one) != simulation_of(other)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_seed_is_quick(request: pytest.FixtureRequest, seed: int) -> None:
+    """Of this test's three seeds the first one alone is marked."""
+    assert (request.node.get_closest_marker("quick") is not None) is (seed == 0)

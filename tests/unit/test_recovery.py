@@ -94,7 +94,7 @@ SPANS = st.lists(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 5)  # each one is a whole pool
 @given(SPANS)
 def test_pool_is_whole_a_second_after_boots_succeed(spans: list[tuple[float, str, bool]]) -> None:
     """After any sequence of failed boots and deaths the pool is at full size a second (and a boot) after they end."""

@@ -59,9 +59,10 @@ def followed(load: str, seed: int) -> tuple[int, Record]:
     return len(arrivals), Simulator(FOLLOWING, arrivals).run(arrivals[-1].at + 35)
 
 
-any_load = pytest.mark.parametrize(
-    "seen", [*itertools.product(LOADS, SEEDS)], ids=lambda seen: f"{seen[0]}-{seen[1]}"
-)
+def any_load(test: Callable[[str, int], None]) -> Callable[[str, int], None]:
+    """Run a test with each load, of each seed."""
+    by_seed = pytest.mark.parametrize("seed", SEEDS)(test)
+    return pytest.mark.parametrize("load", LOADS)(by_seed)
 
 
 # --- the simulator itself
@@ -91,9 +92,9 @@ def test_part_that_waits_is_what_theory_says(load: float) -> None:
 
 
 @any_load
-def test_samples_agree_with_the_requests(seen: tuple[str, int]) -> None:
+def test_samples_agree_with_the_requests(load: str, seed: int) -> None:
     """Little's law: what waits and what is busy on average is the sum of all waits and services over time."""
-    came, record = followed(*seen)
+    came, record = followed(load, seed)
     end = record.samples[-1].at + 1
     waits = sum(one.wait for one in record.served)
     services = sum(one.ended - one.began for one in record.served)
@@ -105,9 +106,9 @@ def test_samples_agree_with_the_requests(seen: tuple[str, int]) -> None:
 
 
 @any_load
-def test_nobody_waits_while_a_worker_is_idle(seen: tuple[str, int]) -> None:
+def test_nobody_waits_while_a_worker_is_idle(load: str, seed: int) -> None:
     """The shared queue wastes nothing: it is empty as long as anybody is idle."""
-    _, record = followed(*seen)
+    _, record = followed(load, seed)
 
     assert all(one.queue == 0 or one.idle == 0 for one in record.samples)
 
@@ -116,9 +117,9 @@ def test_nobody_waits_while_a_worker_is_idle(seen: tuple[str, int]) -> None:
 
 
 @any_load
-def test_bounds_hold_through_any_load(seen: tuple[str, int]) -> None:
+def test_bounds_hold_through_any_load(load: str, seed: int) -> None:
     """At no instant more workers live than max_children, or are wanted than that or fewer than the floor."""
-    _, record = followed(*seen)
+    _, record = followed(load, seed)
     most, floor = FOLLOWING.max_children, FOLLOWING.workers
 
     assert max(one.live for one in record.samples) == most
@@ -139,9 +140,9 @@ def test_workers_that_leave_count_until_they_have_left() -> None:
 
 
 @any_load
-def test_one_worker_a_second_leaves_at_most(seen: tuple[str, int]) -> None:
+def test_one_worker_a_second_leaves_at_most(load: str, seed: int) -> None:
     """The size falls by one, a second apart at least, and no sooner than the window after growth."""
-    _, record = followed(*seen)
+    _, record = followed(load, seed)
     resizes = record.resizes()
     falls = [at for at, change in resizes if change < 0]
 

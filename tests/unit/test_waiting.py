@@ -10,7 +10,6 @@ import pytest
 from prefork.cli.commands.waiting import ProgressLine, bar, seconds_of
 from prefork.inspect.find import find_pool
 from tests.support.boards import scoreboard
-from tests.support.waiting import let_pass
 
 
 @pytest.mark.parametrize(
@@ -39,12 +38,11 @@ def test_waiting_times_come_from_the_pool() -> None:
         assert seconds_of(pool, "graceful_timeout") == 25.0
 
 
-def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
-    """Return what a terminal receives from a progress line that begins ``seconds`` before its first text."""
+def shown_on_a_terminal(texts: list[str], **options: float) -> str:
+    """Return what a terminal receives from a progress line with these texts."""
     reader, writer = os.openpty()
     try:
-        with ProgressLine(writer) as line:
-            let_pass(seconds)
+        with ProgressLine(writer, **options) as line:
             for text in texts:
                 line.show(text)
     finally:
@@ -61,13 +59,13 @@ def shown_on_a_terminal(texts: list[str], *, seconds: float) -> str:
 
 def test_progress_is_one_line_that_goes() -> None:
     """Each text replaces the previous one, is written once, and is erased at the end."""
-    said = shown_on_a_terminal(["1 of 2", "1 of 2", "2 of 2"], seconds=0.35)
+    said = shown_on_a_terminal(["1 of 2", "1 of 2", "2 of 2"], hidden_for=0.0)
     assert said == "\r\x1b[K1 of 2\r\x1b[K2 of 2\r\x1b[K"
 
 
 def test_quick_things_show_no_progress() -> None:
     """Progress that is over at once is not shown."""
-    assert shown_on_a_terminal(["1 of 2"], seconds=0) == ""
+    assert shown_on_a_terminal(["1 of 2"]) == ""
 
 
 def test_progress_into_a_file_is_nothing() -> None:
@@ -75,8 +73,7 @@ def test_progress_into_a_file_is_nothing() -> None:
     reader, writer = os.pipe()
     try:
         os.set_blocking(reader, False)
-        with ProgressLine(writer) as line:
-            let_pass(0.35)
+        with ProgressLine(writer, hidden_for=0.0) as line:
             line.show("1 of 2")
         with pytest.raises(BlockingIOError):
             os.read(reader, 1)

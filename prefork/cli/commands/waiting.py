@@ -31,7 +31,7 @@ TICKS_NEEDED: Final = 2
 before the signal.
 """
 
-_QUICK: Final = 0.3
+FLICKER_TIME: Final = 0.3
 """Seconds during which no progress is shown. What is done by then would only flicker."""
 
 _BAR: Final = 20
@@ -88,13 +88,13 @@ class TickCounter:
 class ProgressLine:
     """One line on standard error that is rewritten, and erased at the end.
 
-    Nothing is written to a file or pipe.
+    Nothing is written to a file or pipe. hidden_for: seconds during which no text is shown.
     """
 
-    def __init__(self, fd: int = 2) -> None:
+    def __init__(self, fd: int = 2, *, hidden_for: float = FLICKER_TIME) -> None:
         self._fd = fd
         self._shows = os.isatty(fd)
-        self._from = time.monotonic() + _QUICK
+        self._from = time.monotonic() + hidden_for
         self._last = ""
 
     def __enter__(self) -> Self:
