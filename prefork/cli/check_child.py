@@ -1,8 +1,9 @@
-"""Loading an application on trial: in a child process, so that nothing of it stays here.
+"""The child process in which ``prefork check`` loads the application.
 
-The child is a fresh interpreter, in a session of its own and without standard input. It writes its
-verdict into memory that both have: an exit status of 0 could also come from an application that
-calls ``os._exit(0)``.
+Nothing of the application stays in the process of the command. The child is a fresh interpreter in
+a session of its own, without standard input. It writes its verdict into memory that both processes
+have. Its exit status would not do, because an application that calls ``os._exit(0)`` ends with 0,
+too.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ _LONGEST_VERDICT: Final = 65_536
 
 
 def run(arguments: Sequence[str], timeout: float) -> tuple[int, str]:
-    """Run a command with ``--verdict-to FD`` in a child; return its exit code and its verdict.
+    """Run a command of prefork in a child, and return its exit code and its verdict.
 
-    After ``timeout`` seconds the child is killed with everything that it has started. Raises
-    BootError then, and when the child died by a signal, or exited with 0 and left no verdict.
+    arguments: the command and its arguments, without ``--verdict-to``. timeout: seconds after which
+    the child is killed with everything that it has started. BootError: the time was over, the child
+    died by a signal, or it exited with 0 and wrote no verdict.
     """
+    command, *others = arguments
     with Memory("prefork-verdict") as verdict:
-        told = [arguments[0], "--verdict-to", str(verdict.fd), *arguments[1:]]
-        status = _status_of(told, verdict, timeout)
-        said = verdict.last(_LONGEST_VERDICT).decode("utf-8", "replace")
+        whole = [command, "--verdict-to", str(verdict.fd), *others]
+        status = _status_of(whole, verdict, timeout)
+        text = verdict.last(_LONGEST_VERDICT).decode("utf-8", "replace")
     if status.signal is not None:
         name = signal_name(status.signal)
         raise BootError(f"the application died of {name} while it was loaded")
     code = status.code or 0
-    if code == 0 and not said:
+    if code == 0 and not text:
         raise BootError("the application ended the process while it was loaded")
-    return code, said
+    return code, text
 
 
 def _status_of(arguments: Sequence[str], verdict: Memory, timeout: float) -> ExitStatus:
@@ -45,7 +48,10 @@ def _status_of(arguments: Sequence[str], verdict: Memory, timeout: float) -> Exi
     child = start_program(command, keep=[verdict.fd])
     try:
         if not child.wait(timeout):
-            raise BootError(f"the application was not loaded within {timeout:g} seconds")
+            raise BootError(
+                f"the application was not loaded within {timeout:g} seconds; raise boot_timeout if it "
+                "needs longer"
+            )
     finally:
         status = child.end()
     return status

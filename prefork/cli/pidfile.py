@@ -1,7 +1,8 @@
-"""A file that names the master, locked for as long as it lives.
+"""A file that contains the pid of the master, and is locked while the master lives.
 
-The lock decides whether a server runs, not the number in the file: numbers are used again, a
-file left by a machine that lost power names a stranger. So nothing here signals the pid it reads.
+The lock decides whether a server runs, and not the number in the file. The kernel reuses pids, and
+after a power failure the file names a process that has nothing to do with prefork. Therefore no
+signal is ever sent to a pid from the file.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NON
 
 
 class PidFile:
-    """The pid file of this process; a context manager that holds it (master).
+    """The pid file of this process, held while the context manager is entered (master).
 
     path: as given. source: where the path came from, for errors. Entering raises SettingsError
-    if there can be no pid file at that path, PreforkError if a running process holds it.
+    if the path cannot be a pid file, and PreforkError if a running process holds it.
+
+    An exec in place keeps the descriptor and its lock, so that the lock is held without a gap. A
+    trial of new code holds the file for a moment, to find out whether it could, unless the file is
+    the one that its master holds.
     """
 
     def __init__(self, path: str, source: str = "pidfile") -> None:
@@ -44,7 +49,7 @@ class PidFile:
         if tried is None:
             self._hold()
         elif not is_still(self.path, tried.pidfile):
-            self._hold()  # a trial makes sure that it can; its master's own file is left alone
+            self._hold()
             self.__exit__(None, None, None)
         return self
 
@@ -53,26 +58,30 @@ class PidFile:
             self._fd = self._kept_through_exec()
             while self._fd < 0:
                 self._fd = self._open_and_lock()
-            # The lock belongs to the open file, which children share: a child's copy would hold
-            # it for as long as the child lives.
+            # The lock belongs to the open file description, which children share. A worker that
+            # outlives the master would keep it.
             self._on_list = forks.add(self._let_go_in_child)
         process.pidfile = self._fd
 
     def _kept_through_exec(self) -> int:
-        """Return the descriptor that an earlier image of this process holds the file by; -1 for none."""
+        """Return the descriptor by which this process holds the file since before an exec, or -1."""
         previous = process.handover
         fd = None if previous is None else previous.pidfile
         return fd if fd is not None and is_still(self.path, identity_of(fd)) else -1
 
     def _open_and_lock(self) -> int:
-        """Return the descriptor of the locked file, with our pid in it; -1 where it was replaced meanwhile."""
+        """Return the descriptor of the locked file with this pid in it, or -1 if it was replaced.
+
+        The process that held the file until now may have removed it just before the lock was
+        obtained. Then this process would hold a file without a name, the next one would create and
+        lock another file, and both would run. So the path is checked again under the lock, and -1
+        makes the caller start again.
+        """
         fd = self._open()
         held = False
         try:
             self._lock(fd)
             self._refuse_what_is_no_pid_file(fd)
-            # The process that held the file until now may have removed it just before we got the
-            # lock. Then the next one would lock another file, and both would run.
             held = is_still(self.path, identity_of(fd))
             if held:
                 self._write(fd)
@@ -89,8 +98,8 @@ class PidFile:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        """Remove the file if it is still the one that was written, and give up the lock."""
-        if self._fd < 0 or self._on_list is None:  # a child of the holder
+        """Remove the file if it is still the one that was written, and release the lock."""
+        if self._fd < 0 or self._on_list is None:  # this is a child of the holder
             return
         with contextlib.suppress(OSError):  # the directory is gone or has become read-only
             unlink_if_still(self.path, identity_of(self._fd))
@@ -119,17 +128,22 @@ class PidFile:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             whom = f"the running process {holder}" if holder.isdigit() else "a running process"
             raise PreforkError(
-                f"pidfile {self._given} is held by {whom}; stop that one, or give another pidfile"
+                f"pidfile {self._given} (from {self._source}) is held by {whom}; stop that process, or "
+                "name another pidfile"
             ) from None
 
     def _refuse_what_is_no_pid_file(self, fd: int) -> None:
-        """Keep ``-p app.py``, or a hard link that somebody planted, from being overwritten."""
+        """Raise SettingsError for a file that must not be overwritten.
+
+        ``-p app.py`` would overwrite the application. A hard link in a directory that other users
+        can write to would let them choose the file that is overwritten.
+        """
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise self._refused("it is not a plain file with one name")
+            raise self._refused("the path is not a regular file with one name; name another path")
         content = os.pread(fd, 64, 0).strip()
         if content and not content.isdigit():
-            raise self._refused("the file holds something other than a pid and is left alone")
+            raise self._refused("the file contains something other than a pid; name another path")
 
     def _write(self, fd: int) -> None:
         try:
@@ -144,5 +158,5 @@ class PidFile:
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.ELOOP:
-        return "it is a symbolic link, which could lead a privileged server to overwrite any file"
-    return f"it cannot be written ({error.strerror})"
+        return "the path is a symbolic link, which could lead to any file; name the file itself"
+    return f"the file cannot be written ({error.strerror}); name a path in a writable folder"

@@ -1,8 +1,9 @@
-"""``prefork run --watch``: reload whenever a source file of the application changes.
+"""``prefork run --watch``: reload whenever a source file of the application changes (master).
 
-The watcher is a process of its own, because the library that watches starts a thread and a master
-has none. It lives through the master's exec, sends HUP, and ends with the master. Whether changed
-code is any good is decided by the trial of each reload; the watcher only notices.
+A process of its own watches the files, because the library for that starts a thread and a master
+has no threads. The watcher sends HUP to the master, survives the master's exec, and ends with the
+master. Each reload first loads the code on trial, so the watcher need not know whether a change is
+complete.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from prefork.workers.programs import adopt_program, call_of, start_program
 
 
 def refuse_where_impossible(workers: int) -> None:
-    """Refuse ``--watch`` where it could not work: without its library, or without a pool to reload."""
+    """Raise SettingsError where ``--watch`` cannot work: without its library, or without workers."""
     if importlib.util.find_spec("watchfiles") is None:
-        allowed = "it needs the package watchfiles: pip install 'prefork[reload]'"
+        allowed = (
+            "--watch needs the package watchfiles; install it by pip install 'prefork[reload]'"
+        )
         raise SettingsError("watch", True, "flag --watch", allowed)
     if workers == 0:
-        allowed = "without workers (workers = 0) there is nothing to reload"
+        allowed = "without workers there is no pool to reload; remove --watch, or workers = 0"
         raise SettingsError("watch", True, "flag --watch", allowed)
 
 
 def folder_of(target: str) -> str:
-    """Return the folder in which the source files of a loaded TARGET are: of its file, or of its package."""
+    """Return the folder with the source files of a loaded TARGET: that of its file or its package."""
     place = target.rpartition(":")[0]
     if place.endswith(".py") or os.sep in place:
         return str(Path(place).resolve().parent)
@@ -42,24 +45,26 @@ def folder_of(target: str) -> str:
 
 @contextlib.contextmanager
 def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
-    """Have a process watch while the body runs, and none afterwards (master; a trial has none)."""
+    """Run the watcher while the body runs (master). A trial has no watcher.
+
+    The watcher is known by its pid alone. A descriptor of it would be open in every worker, and
+    would be closed by an exec. After an exec, new code that has ended before it served is tried
+    again when its files change, so the watcher is still needed then and is left running.
+    """
     if process.is_trial:
         yield
         return
-    # By its pid alone: a descriptor would be open in every worker, and is not there after an exec.
     pid = _previous_watcher() or _start(folder, settings_files)
     process.watcher = pid
     try:
         yield
     finally:
-        # New code that has ended before it served is tried again when its files change, so that the
-        # watcher is still needed.
         if process.handover is None and (watcher := adopt_program(pid)) is not None:
             watcher.end()
 
 
 def _previous_watcher() -> int | None:
-    """Return the pid of the watcher that an earlier image of this process has started, if it still lives."""
+    """Return the pid of the live watcher that this process has started before an exec, or None."""
     previous = process.handover
     if previous is None or previous.watcher is None:
         return None

@@ -1,4 +1,4 @@
-"""The watcher's own process."""
+"""The process that ``prefork run --watch`` starts: it watches files and sends HUP to the master."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from prefork.inspect.proc import takes_signal
 from prefork.workers import system
 
 STEP: Final = 200
-"""Milliseconds without a change after which the changes so far are one: a checkout writes many files."""
+"""Milliseconds without a change that end a group of changes. A checkout writes many files at once.
+"""
 
 LOOK: Final = 300
-"""Milliseconds between two looks at the settings files and at the master."""
+"""Milliseconds between two checks of the settings files and of the master."""
 
 
 def main() -> None:
-    """Watch as the arguments of this process say: the master's pid, a folder, settings files."""
+    """Watch as ``sys.argv`` says: the master's pid, a folder, and any number of settings files."""
     master, folder, *settings_files = sys.argv[1:]
     watch(int(master), folder, settings_files)
 
 
 def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
-    """Send the master HUP when something has changed, until it has ended (the watcher)."""
-    import watchfiles  # noqa: PLC0415 - an extra, and its thread is not for a master
+    """Send HUP to the master after each change, until the master has ended.
+
+    folder: Python files in it and below are watched. settings_files: paths that are watched also
+    while they do not exist. A HUP is sent only while the master handles it. Before the master's
+    handlers are installed and after its pool has stopped, HUP would kill the master; the change is
+    remembered until then.
+    """
+    import watchfiles  # noqa: PLC0415 - an optional extra
 
     pidfd = system.hold_process(master)
     if os.getppid() != master:
@@ -49,11 +56,10 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
     ):
         if ended.poll(0):
             return
-        setproctitle.setproctitle(title)  # it does watch by now
+        setproctitle.setproctitle(title)  # tests wait for the title: files are watched now
         stamps = _stamps(settings_files)
         unsent = unsent or bool(changes) or stamps != seen
         seen = stamps
-        # Before the master's handlers stand, and after its pool has stopped, a HUP would kill it.
         if unsent and takes_signal(master, signal.SIGHUP):
             unsent = False
             with contextlib.suppress(ProcessLookupError):
@@ -61,7 +67,7 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
 
 
 def _stamps(paths: Sequence[str]) -> list[tuple[int, int] | None]:
-    """Return what tells whether files were rewritten or replaced; None for one that is not there."""
+    """Return inode and time of change of each file, None for a file that does not exist."""
     stamps: list[tuple[int, int] | None] = []
     for path in paths:
         try:

@@ -520,7 +520,7 @@ def test_pid_file(serving: Callable[..., Program], command: Callable[..., Progra
     second = command("run", ECHO, "-b", "127.0.0.1:0", "-p", "pid", name="second")
     status, log = outcome(second)
     assert status == 1
-    assert f"pidfile pid is held by the running process {first.pid}" in log
+    assert f"pidfile pid (from flag --pidfile) is held by the running process {first.pid}" in log
     assert pidfile.read_text() == f"{first.pid}\n"
     assert server_of(port_of(first)) in first.workers()
     first.popen.kill()

@@ -1,4 +1,4 @@
-"""The pid file: the lock decides, and nothing that is not ours is touched."""
+"""The pid file: its lock decides, and no file of another owner is touched."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ def path(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_holds_the_pid_while_it_is_held(path: Path) -> None:
-    """Written at the start, gone at the end."""
+    """The file has the pid while it is held, and is removed at the end."""
     with PidFile(str(path)):
         assert path.read_text() == f"{os.getpid()}\n"
     assert not path.exists()
 
 
 def test_second_start_is_refused_and_the_first_undisturbed(path: Path) -> None:
-    """The error names the holder and the remedy."""
+    """A second holder is refused, and the error names the first one and the remedy."""
     with PidFile(str(path)):
         with pytest.raises(PreforkError) as caught, PidFile(str(path)):
             pass
-        assert f"is held by the running process {os.getpid()}; stop that one" in str(caught.value)
+        assert f"is held by the running process {os.getpid()}; stop that process" in str(
+            caught.value
+        )
         assert path.read_text() == f"{os.getpid()}\n"
 
 
 def test_file_of_a_dead_process_is_taken_over(path: Path) -> None:
-    """A number without a lock means nothing, whoever has that number now."""
+    """A file without a lock is taken over, whatever process has its pid now."""
     path.write_text("1\n")
     with PidFile(str(path)):
         assert path.read_text() == f"{os.getpid()}\n"
 
 
 def test_another_file_at_the_path_stays(path: Path) -> None:
-    """At the end only our own file is removed."""
+    """A file that has replaced the held one is not removed at the end."""
     with PidFile(str(path)):
         path.unlink()
         path.write_text("somebody's")
@@ -53,13 +55,13 @@ def test_another_file_at_the_path_stays(path: Path) -> None:
 
 
 def test_file_removed_meanwhile(path: Path) -> None:
-    """An operator who removed it has not hurt anybody."""
+    """A held file that was removed is no error at the end."""
     with PidFile(str(path)):
         path.unlink()
 
 
 def test_symbolic_links_are_not_followed(path: Path) -> None:
-    """In a directory that anybody can write, a link may lead anywhere."""
+    """A symbolic link is refused, and the file behind it stays as it is."""
     victim = path.with_name("victim")
     victim.write_text("precious")
     path.symlink_to(victim)
@@ -69,21 +71,21 @@ def test_symbolic_links_are_not_followed(path: Path) -> None:
 
 
 def test_hard_links_and_devices_are_refused(path: Path) -> None:
-    """Neither is a file of one's own."""
+    """A hard link and a fifo are refused."""
     victim = path.with_name("victim")
     victim.write_text("4711")
     path.hardlink_to(victim)
-    with pytest.raises(SettingsError, match="not a plain file"), PidFile(str(path)):
+    with pytest.raises(SettingsError, match="not a regular file"), PidFile(str(path)):
         pass
     assert victim.read_text() == "4711"
     fifo = path.with_name("fifo")
     os.mkfifo(fifo)
-    with pytest.raises(SettingsError, match="not a plain file"), PidFile(str(fifo)):
+    with pytest.raises(SettingsError, match="not a regular file"), PidFile(str(fifo)):
         pass
 
 
 def test_files_with_other_content_are_left_alone(path: Path) -> None:
-    """``-p app.py`` does not cost the application."""
+    """A file with other content than a pid is refused and stays as it is."""
     path.write_text("import prefork\n")
     with pytest.raises(SettingsError, match="something other than a pid"), PidFile(str(path)):
         pass
@@ -91,7 +93,7 @@ def test_files_with_other_content_are_left_alone(path: Path) -> None:
 
 
 def test_directory_that_is_not_there(path: Path) -> None:
-    """The error names value and source."""
+    """The error for a missing directory names the source of the path."""
     with (
         pytest.raises(SettingsError, match="No such file or directory") as caught,
         PidFile(str(path / "deeper"), "flag --pidfile"),
@@ -102,7 +104,7 @@ def test_directory_that_is_not_there(path: Path) -> None:
 
 @pytest.mark.processes
 def test_children_neither_hold_nor_remove_it(path: Path) -> None:
-    """A worker that outlives a killed master does not keep the next one from starting."""
+    """A child neither keeps the lock nor removes the file."""
     reader, writer = os.pipe()
     with PidFile(str(path)) as held:
         child = os.fork()
