@@ -98,15 +98,21 @@ class PidFile:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        """Remove the file if it is still the one that was written, and release the lock."""
+        """Remove the file if it is still the one that was written, and release the lock.
+
+        New code that ends before it has served leaves a file that it has got through an exec, and
+        the lock on it, to the next attempt.
+        """
         if self._fd < 0 or self._on_list is None:  # this is a child of the holder
             return
-        with contextlib.suppress(OSError):  # the directory is gone or has become read-only
-            unlink_if_still(self.path, identity_of(self._fd))
         process.pidfile = None
+        is_inherited = process.handover is not None and process.handover.pidfile == self._fd
         with forks.lock:
             forks.remove(self._on_list)
-            os.close(self._fd)
+            if not is_inherited:
+                with contextlib.suppress(OSError):  # the directory is gone or has become read-only
+                    unlink_if_still(self.path, identity_of(self._fd))
+                os.close(self._fd)
             self._fd = -1
 
     def _let_go_in_child(self) -> None:

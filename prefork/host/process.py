@@ -20,10 +20,11 @@ a child that the program forks is none of the three, and forgets it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
 import msgspec
@@ -95,7 +96,7 @@ class Process:
         self.watcher: int | None = None
         """The pid of the child that watches the source files."""
         self._adoptable = _adoptable_sockets(self.handover, self.trial)
-        self._spare: list[int] = []
+        self._at_end: list[Callable[[], None]] = []
         forks.add(self._forget, every_time=True)
 
     @property
@@ -125,7 +126,7 @@ class Process:
             if name.fits(family, kind, asked):
                 self._adoptable.remove(adoptable)
                 if fd is not None:
-                    self._spare.append(fd)
+                    self.close_after_handover(functools.partial(os.close, fd))
                 return adoptable
         return None
 
@@ -136,16 +137,27 @@ class Process:
 
     # --- the end of a handover
 
-    def adopted(self) -> None:
-        """Note that the master has everything in hand that an earlier image has left.
+    def close_after_handover(self, close: Callable[[], None]) -> None:
+        """Have something closed that an earlier image has left and that this one does not need.
 
-        A pid file that the new settings do not name any more is removed. Until now the descriptors
-        of claimed sockets were kept as well (see prefork/reloading/sockets.py); they are closed.
+        If this image fails before it has adopted everything, the next attempt needs it again. So it
+        stays open while a handover is pending; otherwise it is closed at once.
+        """
+        if self.handover is None:
+            close()
+        else:
+            self._at_end.append(close)
+
+    def end_handover(self) -> None:
+        """Note that nothing waits to be adopted any more: a master has it all in hand, or stops it.
+
+        What was kept for another attempt is closed. A pid file that this image does not hold, because
+        the new settings do not name it, is removed.
         """
         previous, self.handover = self.handover, None
-        spare, self._spare = self._spare, []
-        for fd in spare:
-            os.close(fd)
+        at_end, self._at_end = self._at_end, []
+        for close in at_end:
+            close()
         if previous is not None and previous.pidfile not in (None, self.pidfile):
             _remove_pidfile(previous.pidfile)
 
@@ -155,7 +167,7 @@ class Process:
         previous, self.handover = self.handover, None
         self.pidfile = self.watcher = None
         if previous is not None:
-            self._adoptable, self._spare = [], []
+            self._adoptable, self._at_end = [], []
             forks.close(previous.fds)
 
 

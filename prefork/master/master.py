@@ -125,7 +125,8 @@ class Master:
                 system=system,
             )
         except BaseException:
-            self.metrics.close()
+            if previous is None:  # or the next attempt needs its socket
+                self.metrics.close()
             raise
         self._size = PoolSize(self.pool, *first_size(settings, previous))
         self._notifier = Notifier(was_ready=previous is not None)

@@ -20,6 +20,7 @@ import msgspec
 
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import MetricsState
+from prefork.host.process import process
 from prefork.master.metrics_main import LEAVE, MetricsSpec, live
 from prefork.workers import forks, log, system
 from prefork.workers.pool.failures import backoff
@@ -276,8 +277,7 @@ def _endpoint(address: str | None, previous: MetricsState | None) -> Endpoint | 
     kept = Endpoint(previous.address, previous.fd)
     if address is not None and is_same_place(address, kept.address):
         return kept
-    # The new socket first: if the address cannot be bound, the old socket is still there for the
-    # next try.
+    # Should this image fail before it has adopted everything, the next attempt needs the old socket.
     new = None if address is None else Endpoint(address)
-    kept.close()
+    process.close_after_handover(kept.close)
     return new

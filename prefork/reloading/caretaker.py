@@ -73,6 +73,7 @@ def take_care() -> None:
         elif order is not None:
             notifier.stopping()
             _stop_all(state, at_once=order.si_signo == signal.SIGQUIT)
+            process.end_handover()
             return
 
 

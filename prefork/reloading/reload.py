@@ -191,7 +191,7 @@ class Reload:
         """
         if self._previous is None:
             return
-        process.adopted()
+        process.end_handover()
         system.unblock(CONTROL_SIGNALS)
         settings = self._spec.settings
         for key, old, new in _changes(self._previous.settings, shown(settings)):

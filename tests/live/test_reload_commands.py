@@ -331,6 +331,56 @@ def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
     assert server.version() == "2 1"
 
 
+def test_pid_file_is_kept_by_new_code_that_fails_only_after_the_exec(
+    served: Callable[..., Served], tmp_path: Path
+) -> None:
+    """New code that fails when its pid file is in hand already leaves it, locked, to the next try; a stop removes it."""
+    path = tmp_path / "pid"
+    server = served(target="app.py:Server", pidfile=str(path), first=SERVER.format(init="pass"))
+    fails = (
+        "    def server_activate(self):\n"
+        "        from prefork.host.process import process\n"
+        "        assert process.handover is None\n"
+        "        super().server_activate()\n"
+    )
+    server.code(first=SERVER.format(init="pass") + fails)
+    for stop_in_the_gap in (False, True):
+        assert server.run("reload", "--wait").code == 1
+        assert path.read_text() == f"{server.program.pid}\n"
+        with path.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stop_in_the_gap:
+            assert server.run("stop").code == 0
+            server.program.wait()
+            assert not path.exists()
+        else:
+            server.code(version="2", first=SERVER.format(init="pass"))
+            server.reload()
+            server.code(first=SERVER.format(init="pass") + fails)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:0", "unix:{folder}/other"])
+def test_metrics_address_is_kept_for_new_code_that_fails_only_after_the_exec(
+    served: Callable[..., Served], tmp_path: Path, address: str | None
+) -> None:
+    """New code with another metrics address, or with none, that fails once its master is made can be mended."""
+    server = served(metrics=f"unix:{tmp_path}/metrics")
+    server.configure(metrics=address and address.format(folder=tmp_path), fork_check="error")
+    threads = (
+        "import threading\n"
+        "from prefork.host.process import process\n"
+        "if process.handover is not None:\n"
+        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    )
+    server.code(first=threads)
+    assert server.run("reload", "--wait").code == 1
+    assert server.version() == "1 0"
+    server.code(version="2")
+    server.reload()
+    assert server.version() == "2 1"
+    assert not (tmp_path / "metrics").exists()
+
+
 def test_master_without_an_application_is_stopped_by_command(served: Callable[..., Served]) -> None:
     """``prefork stop`` ends a master whose new code has failed after the exec, and its workers with it."""
     server = served()

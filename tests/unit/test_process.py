@@ -111,8 +111,8 @@ def test_state_is_adopted_once(
     fd = os.dup(listener.fileno())
     process = Process(left_behind(listeners=(fd,)))
     process.claim(socket.AF_INET, socket.SOCK_STREAM, listener.getsockname())
-    process.adopted()
-    process.adopted()
+    process.end_handover()
+    process.end_handover()
 
     assert process.handover is None
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -128,7 +128,7 @@ def test_pid_file_after_an_adoption(
     fd = os.open(path, os.O_CREAT | os.O_RDWR)
     process = Process(left_behind(pidfile=fd))
     process.pidfile = fd if named_again else None
-    process.adopted()
+    process.end_handover()
 
     assert os.path.exists(path) is named_again
     if named_again:
