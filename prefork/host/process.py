@@ -20,6 +20,7 @@ a child that the program forks is none of the three, and forgets it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -96,7 +97,8 @@ class Process:
         self.watcher: int | None = None
         """The pid of the child that watches the source files."""
         self._adoptable = _adoptable_sockets(self.handover, self.trial)
-        self._at_end: list[Callable[[], None]] = []
+        self._duplicates = _duplicates_of_kept(self.handover)
+        self._at_end: list[Callable[[], None]] = [self._close_duplicates]
         forks.add(self._forget, every_time=True)
 
     @property
@@ -148,6 +150,15 @@ class Process:
         else:
             self._at_end.append(close)
 
+    def restore_kept(self) -> None:
+        """Have each socket that a program knows by its number under that number again.
+
+        New code has closed such a socket if it closed its servers before it ended. A socket that it
+        knows by its address it has got as a duplicate (prefork/reloading/sockets.py).
+        """
+        for fd, duplicate in self._duplicates.items():
+            os.dup2(duplicate, fd, inheritable=False)
+
     def end_handover(self) -> None:
         """Note that nothing waits to be adopted any more: a master has it all in hand, or stops it.
 
@@ -168,7 +179,12 @@ class Process:
         self.pidfile = self.watcher = None
         if previous is not None:
             self._adoptable, self._at_end = [], []
-            forks.close(previous.fds)
+            forks.close((*previous.fds, *self._duplicates.values()))
+
+    def _close_duplicates(self) -> None:
+        for duplicate in self._duplicates.values():
+            os.close(duplicate)
+        self._duplicates = {}
 
 
 def _orders_in(environ: MutableMapping[str, str]) -> TrialOrders | None:
@@ -198,6 +214,12 @@ def _adoptable_sockets(
     if orders is not None:
         return [(name, None) for name in orders.inventory.sockets]
     return []
+
+
+def _duplicates_of_kept(state: MasterState | None) -> dict[int, int]:
+    if state is None:
+        return {}
+    return {fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in state.kept}
 
 
 def _remove_pidfile(fd: int) -> None:

@@ -42,6 +42,7 @@ def take_care() -> None:
     state = process.handover
     if state is None:
         return
+    process.restore_kept()
     board = Scoreboard.attach(os.dup(state.pool.board), writable=True)
     _publish_failure(board)  # first: whoever reads the line finds it there
     log.event(

@@ -531,6 +531,30 @@ def test_one_that_nobody_served_is_there_after_a_reload(
             assert server_of(sock.getsockname()) in program.workers()
 
 
+def test_socket_outlives_new_code_that_fails_only_after_the_exec(
+    activated: Starting, listener: socket.socket, tmp_path: Path
+) -> None:
+    """New code that closes its servers before it has served does not close the socket for the next attempt."""
+    app = tmp_path / "app.py"
+    echo = "from tests.support.app import *\n"
+    app.write_text(echo)
+    flags = ("-b", "systemd:web", "-w", "1", "--fork-check", "error")
+    program = ready(activated({"web": listener}, f"{app}:Echo", *flags))
+    app.write_text(
+        echo + "from prefork.host.process import process\n"
+        "if process.handover is not None:\n"
+        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+    )
+    for times in (1, 2):
+        program.signal(signal.SIGHUP)
+        program.wait_logged("ended before it served", times=times)
+        assert server_of(listener.getsockname()) in program.workers()
+    app.write_text(echo)
+    reload(program)
+    assert server_of(listener.getsockname()) in program.workers()
+    assert program.stop() == 0
+
+
 def test_script_takes_one_itself(activated: Starting, listener: socket.socket) -> None:
     """A script that adopts the descriptor by hand keeps it through a reload."""
     source = """
