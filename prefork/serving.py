@@ -40,22 +40,26 @@ RUN: Final = "_prefork_run"
 
 
 class _KnownServers:
-    """Every server of this process, so that its children know which they are not to serve."""
+    """Every server object of this process.
+
+    A worker must close the sockets of those that it does not serve, and no server is served in a
+    child that the program forks for itself.
+    """
 
     def __init__(self) -> None:
         self._servers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         forks.add(self._forget_serving, in_others=self._let_go_of_others, every_time=True)
 
     def add(self, server: Any) -> None:
-        """Note a server; it is forgotten when the program drops it."""
+        """Add a server. The program alone decides how long the object lives."""
         self._servers[id(server)] = server
 
     def _forget_serving(self) -> None:
-        """Drop what the copies of the servers say in a child: nothing serves them here.
+        """Drop the copies of ``Run`` (any child): nothing serves these servers here.
 
-        The copy of a ``Run`` names a master that is not here, and its lock may be held by a thread
-        that is not here. A new one is made when the child asks for it. A worker puts its own back,
-        and the children of a worker keep that.
+        A copy names a master that is not here, and its lock may be held by a thread that is not here.
+        A new one is made when the child asks for it. A worker puts its own back, and the children of
+        the worker keep that.
         """
         for server in self._servers.values():
             run: Run | None = vars(server).get(RUN)
@@ -63,13 +67,13 @@ class _KnownServers:
                 del vars(server)[RUN]
 
     def _let_go_of_others(self, served: Collection[object]) -> None:
-        """Drop the sockets of servers that this worker does not serve.
+        """Close the sockets of the servers that this worker does not serve.
 
-        Their Python objects live on and would later close another file's descriptor, so the
-        numbers stay taken, by /dev/null.
+        The socket objects live on, and one would later close whatever file had got its number. So
+        each number gets /dev/null in place of the socket.
         """
         if len(self._servers) == len(served):
-            return  # the usual case, in which the look below would copy some pages for each worker
+            return  # the usual case; to go through the servers would copy some pages
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for other in [server for server in self._servers.values() if server not in served]:
             with contextlib.suppress(Exception):  # not bound, closed, or without a descriptor
@@ -81,22 +85,23 @@ _known = _KnownServers()
 
 
 def make_known(server: Any) -> None:
-    """Note that this process has a server, which may be the one of a socket of an earlier image."""
+    """Note a server that is being made. It adopts the socket that an earlier image has for it."""
     _known.add(server)
     sockets.prepare(server)
 
 
 def run_of(server: Any) -> Run:
-    """Return the state of a server's serving, which is made when it is asked for first."""
+    """Return the ``Run`` of a server."""
     run: Run | None = vars(server).get(RUN)
-    # No __init__ to make it in: many programs call TCPServer.__init__() directly.
+    # The first call makes it. There is no __init__() for that, because many programs call
+    # TCPServer.__init__() directly.
     return vars(server).setdefault(RUN, Run()) if run is None else run
 
 
 class Run:
-    """One server's serving: whether it runs, who runs it, and who waits for its end.
+    """Whether one server is being served, by which master and thread, and the wait for its end.
 
-    side: in a worker, what the server object knows of it; None in the master.
+    side: in a worker, what the server object knows of the worker; None in the master.
     """
 
     def __init__(self) -> None:
@@ -112,12 +117,15 @@ class Run:
         self.side: WorkerSide | None = None
 
     def ask_shutdown(self) -> None:
-        """Have it end; one that has not begun will end at once."""
+        """Have the serving end (any thread). A serving that has not begun will end at once."""
         with self.lock:
             self._ask_shutdown()
 
     def ask_close(self) -> bool:
-        """Have the thread that serves end and close the server; False when no other thread does."""
+        """Have the serving end, and the server closed by the thread that serves.
+
+        Return False if no other thread serves: then the caller closes it.
+        """
         with self.lock:
             if not self.running or self.thread == threading.get_ident():
                 return False
@@ -131,7 +139,7 @@ class Run:
             self.master.ask_shutdown()
 
     def begin(self) -> None:
-        """Begin, in this thread. RuntimeError when it has begun already."""
+        """Note that this thread begins to serve. RuntimeError if the server is being served."""
         with self.lock:
             if self.running:
                 raise RuntimeError("this server is already serving")
@@ -140,13 +148,13 @@ class Run:
             self.stopped.clear()
 
     def begin_without_workers(self) -> bool:
-        """Begin to serve in this process; False when it was asked to end meanwhile."""
+        """Note that this process begins to serve. Return False if it was asked to end before."""
         with self.lock:
             self.without_workers = not self.shutdown_asked
             return self.without_workers
 
     def end(self) -> bool:
-        """End; return whether the server is to be closed now. Then set ``stopped``."""
+        """Note the end. Return whether the server is to be closed before ``stopped`` is set."""
         with self.lock:
             is_to_close, self.close_at_end = self.close_at_end, False
             self.running = self.shutdown_asked = False
@@ -154,10 +162,7 @@ class Run:
 
 
 class Served(msgspec.Struct, frozen=True):
-    """One server, as serving knows it.
-
-    behind: the server without the mix-in, as ``super()`` gives it.
-    """
+    """One server that is being served. behind: the server as ``super()`` of the mix-in has it."""
 
     server: Any
     run: Run
@@ -165,7 +170,7 @@ class Served(msgspec.Struct, frozen=True):
 
     @property
     def listener(self) -> Listener:
-        """Its listener, the same as long as it has the same socket."""
+        """The listener of its socket; another one if the server has another socket by now."""
         if self.run.listener is None or not self.run.listener.is_still(self.server.fileno()):
             self.run.listener = Listener(self.server)
         return self.run.listener
@@ -177,9 +182,9 @@ def serve(
     poll_interval: float | None,
     call_hook: Callable[..., bool],
 ) -> None:
-    """Serve until a ``shutdown()`` or a signal, with the settings, hooks and actions of the first.
+    """Serve until ``shutdown()`` or a signal. The first server's hooks and actions are called.
 
-    call_hook: called as ``call_hook(name, *arguments)``; returns whether the hook is the program's own.
+    call_hook: called as ``call_hook(name, *arguments)``; returns whether the program has the hook.
     """
     if (inventory := process.inventory) is not None:
         _refuse_what_cannot_follow(settings, inventory)
@@ -206,7 +211,7 @@ def _end(one: Served) -> None:
 
 
 def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | None) -> None:
-    """Serve in this process, so that a debugger sees the handler."""
+    """Serve in this process, with the standard library's loop (``workers = 0``)."""
     if len(all_served) > 1:
         raise SettingsError(
             "workers", 0, "settings", "0 serves a single server; give it one, or some workers"
@@ -248,7 +253,7 @@ def _serve_with_pool(
         for one in all_served:
             with one.run.lock:
                 one.run.master = None
-        # Where the new code has failed before it had everything in hand, that state stays whole.
+        # While a handover is pending, these descriptors are needed for the next attempt.
         if process.handover is None:
             master.close()
             wakeup.close()
@@ -292,8 +297,8 @@ def _spec_of_workers(
 def _entrance_to(
     all_served: Sequence[Served], user_metrics: slots.Lease
 ) -> Callable[[WorkerSide], None]:
-    """Return what a worker does to know itself as one, before anything of the program runs in it."""
-    # ForkingMixIn behind: its children are the worker's to collect.
+    """Return what a worker does before code of the program runs in it."""
+    # Where ForkingMixIn is behind, its children have to be collected by the worker.
     chores = [
         one.server.collect_children for one in all_served if hasattr(one.behind, "collect_children")
     ]
@@ -321,7 +326,7 @@ def _with_metrics(call_hook: Callable[..., bool], user_metrics: slots.Lease) -> 
 
 
 def _lease(settings: Settings) -> slots.Lease:
-    """Begin to keep the application's own metrics by slot, and say which ones come too late for that."""
+    """Begin to keep the application's own metrics by slot; log those that were made too early."""
     user_metrics = slots.lease(settings.metrics_dir, settings.max_children)
     if early := slots.made_before():
         log.event(
@@ -335,9 +340,9 @@ def _lease(settings: Settings) -> slots.Lease:
 
 
 def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None:
-    """In a trial, refuse settings with which the new code could not go on with what the master has."""
+    """In a trial, refuse settings with which the new code could not take over from the master."""
     if settings.workers == 0:
-        allowed = "a pool that runs cannot go on without workers; restart it"
+        allowed = "a running pool cannot be reloaded to serve without workers; restart it"
         raise SettingsError("workers", 0, "settings", allowed)
     refuse_threads(settings)
     wanted, has = settings.metrics, inventory.metrics
@@ -346,14 +351,14 @@ def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None
 
 
 def _fitting(settings: Settings, previous: MasterState) -> Settings:
-    """Keep ``max_children`` as it was: it sizes the scoreboard, which goes on."""
+    """Keep ``max_children`` as it was: it is the size of the scoreboard, which stays."""
     size = int(previous.settings["max_children"])
     if settings.max_children == size:
         return settings
     log.event(
         logging.WARNING,
         "master",
-        "keeps max_children until it is restarted",
+        "max_children stays until a restart",
         max_children=size,
         wanted=settings.max_children,
     )

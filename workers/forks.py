@@ -1,37 +1,40 @@
-"""What a fork lets go of: the one list of it for this process, and the lock of that list (both).
+"""What a fork lets go of: the one list of it in this process, and the lock of that list (both).
 
-A fork copies every descriptor and every object of the process, and none of its threads but the one
-that forks. Some copies do harm in the child. Its copy of the life pipe's write end keeps the workers
-from noticing that the master has died. Its copy of the pid file's lock outlives the master, too. A
-number that the child closes may belong to another file afterwards, so that an object which still
-knows the number writes into that file. A lock that another thread held stays locked for ever.
+A fork copies every descriptor and every object of the process, and of its threads only the one that
+forks. Some copies do harm in the child:
 
-Each part of prefork that owns such a thing adds a function here that lets go of it. Python calls the
-functions in every child, before any other code runs there, whoever forks: the pool, a hook, a
-handler, ``multiprocessing``. What each kind of child has afterwards:
+- A copy of the life pipe's write end keeps the workers from noticing that the master has died.
+- A copy of the pid file's lock is held for as long as the child lives.
+- A number that the child has closed soon belongs to another file. An object that still knows the
+  number would write into that file, or close it.
+- A lock that another thread held at the fork stays locked for ever.
 
-=============================== =========================================== ==============================================
-the child                       lets go of                                  keeps, and why
-=============================== =========================================== ==============================================
-any child of the program        the master's side: life pipe (write end),   the program's own files, also listening
-                                pidfds, epoll, wake-up pipe, socket of      sockets, as after every fork of a program
-                                the metrics process, pid file, the state    with ``socketserver``; the scoreboard, the
-                                of an earlier image; the state of serving   workers' pipes: harmless while it lives
-a worker                        that, and then: pipes of other workers,     its listeners, scoreboard, life pipe (read
-                                everything of other pools of the process,   end), wake-up pipes of its own and of the
-                                sockets of servers that it does not serve   master, its report
-the metrics process             as a worker; its pipe to the master and     the scoreboard for reading, the socket that
-                                all servers' sockets as well                it answers on, the life pipe (read end)
-a child that a worker forks     its place in the pool: it takes no further  the request in hand, the connection, and
-(a handler, ``ForkingMixIn``)   request and writes into no slot             every descriptor of the worker
-=============================== =========================================== ==============================================
+Each part of prefork that owns such a thing puts a function on the list (``add()``) that lets go of
+it. Python calls these functions in every child, before any other code runs there. It does not
+matter who forks: the pool, a hook of the program, a handler, ``multiprocessing``. A child has
+afterwards:
 
-The lock makes the list true at any instant. Whoever makes or closes descriptors that are on the list
-holds the lock meanwhile. A fork takes the lock, too, before the kernel copies the process, and
-releases it on both sides, as the C library does with ``malloc``: so no child is made of half a pool,
-and no child has a copy of the lock that stays locked. Two rules keep this free of deadlocks. No
-code forks while it holds the lock, because a fork takes the program's own locks in an order of
-its own. And no code of the program runs under the lock.
+any child of the master
+    Nothing of the master's side: pidfds, epoll, life pipe (write end), wake-up pipe, socket of the
+    metrics process, pid file, trial, the state of an earlier image. Nothing serves in the child,
+    whatever the copies of the server objects say. It keeps what belongs to the program, also the
+    sockets of its servers, and the pipes and the memory that workers use. These do no harm.
+a worker
+    The same, and nothing that belongs to other workers, to other pools of the process, or to
+    servers that it does not serve (``let_go_of_others()``). It keeps its listeners, the scoreboard,
+    the life pipe (read end), its own pipes and its report: see workers/pool/descriptors.py.
+the metrics process
+    The same as a worker, and no listener. It keeps the socket that it answers on.
+a child that a worker forks, in a handler or by ``ForkingMixIn``
+    No place in the pool: it takes no further request and writes into no slot. It keeps the
+    request in hand and every descriptor of the worker.
+
+The lock keeps the list true. Code that makes or closes descriptors which are on the list holds the
+lock meanwhile. A fork holds it, too: it takes the lock before the kernel copies the process, and
+releases it on both sides, as the C library does with the lock of ``malloc()``. So no child is made
+of half a pool, and the child's copy of the lock is free. Two rules keep this from deadlocks. Our
+code never forks while it holds the lock: a fork takes the program's own locks as well, in an order
+of its own. And no code of the program runs under the lock.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ from typing import Final
 import msgspec
 
 lock: Final = threading.RLock()
-"""Held while descriptors on the list are made or closed, and by every fork. Hold it around no fork."""
+"""Held while descriptors on the list are made or closed, and by every fork. Never fork under it."""
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -70,9 +73,9 @@ def add(
     """Have a function called in every child that this process forks from now on.
 
     let_go: called in the child, in its only thread, before any other code; an OSError is ignored.
-    Children of that child do not call it again, for the numbers may be other files' by then, unless
-    ``every_time`` is set. in_others: called besides in a worker or a metrics process of another pool
-    (see ``let_go_of_others``).
+    every_time: whether the children of that child call it again. For descriptors they must not: the
+    numbers may belong to other files by then.
+    in_others: called by ``let_go_of_others()``, in a worker or a metrics process of another pool.
     """
     entry = Entry(let_go, in_others, every_time)
     with lock:
@@ -81,13 +84,13 @@ def add(
 
 
 def remove(entry: Entry) -> None:
-    """Take a thing off the list: it is closed, or this process is the one that it is for."""
+    """Take a thing off the list: it is closed, or this child is the one that it is for."""
     with lock, contextlib.suppress(ValueError):
         _entries.remove(entry)
 
 
 def let_go_of_others(servers: Collection[object]) -> None:
-    """Let go of all that belongs to other pools and servers (a worker or the metrics process, once).
+    """Let go of what belongs to other pools and servers (worker, metrics process; once).
 
     servers: those that this process serves.
     """

@@ -1,10 +1,10 @@
 """What a master hands over: records for its next image, and for a trial of new code.
 
-An exec in place keeps the process, its children and its open descriptors, and destroys its memory. So
-the master writes all that the next image needs into a ``MasterState`` just before. The state goes
-through a memfd that no worker has, because pids and descriptors that a worker could have written
-must never be believed. A trial is another process, which has none of the descriptors: it gets an
-``Inventory``, which names things instead.
+An exec in place keeps the process, its children and its open descriptors, and destroys its memory.
+So the master writes all that the next image needs into a ``MasterState`` just before. The state
+goes through a memfd that no worker has, because pids and descriptors that a worker could have
+written must never be believed. A trial is another process, which has none of the descriptors: it
+gets an ``Inventory``, which names things instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefork.workers.files import Identity
 from prefork.workers.pool.table import PoolState
 
 FORMAT: Final = 4
-"""The version of ``MasterState``. A trial reports its own, and a master does not exec code with another one."""
+"""The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
 """The environment variable that gives the next image the descriptor of the memfd."""
@@ -85,7 +85,10 @@ class MasterState(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Return the state in the memfd whose descriptor the text is, and close it; None where there is none for us."""
+        """Return the state in a memfd, and close that. text: the descriptor.
+
+        Return None if there is no such memfd, or if the state is not for this process.
+        """
         with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
             memory = int(text)
             if not os.readlink(f"/proc/self/fd/{memory}").startswith(f"/memfd:{MEMFD_NAME}"):

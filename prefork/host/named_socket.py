@@ -41,7 +41,7 @@ class SocketName(msgspec.Struct, frozen=True):
         return tuple(self.address) if isinstance(self.address, list) else self.address
 
     def fits(self, family: int, kind: int, asked: Any) -> bool:
-        """Return whether a program that binds a socket of this kind to this address means this one."""
+        """Return whether a program means this socket when it binds one to that address."""
         if (self.family, self.kind) != (family, kind):
             return False
         if family == socket.AF_UNIX:

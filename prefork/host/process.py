@@ -3,18 +3,20 @@
 A program that uses prefork runs in one of three situations, and its own code is the same in all:
 
 - A user or a service manager has started it.
-- It is the next image of a master: the same process after an exec in place (prefork/reloading/exec.py).
-  Until its master has adopted the workers, their state is in ``process.handover``.
+- It is the next image of a master: the same process after an exec in place
+  (prefork/reloading/exec.py). Until its master has adopted the workers, their state is in
+  ``process.handover``.
 - It is a trial, a child in which a master loads new code to see whether it would serve
-  (prefork/reloading/trial.py). Then ``process.is_trial`` is true, and it must take nothing that is the master's.
+  (prefork/reloading/trial.py). Then ``process.is_trial`` is true, and it must take nothing that is
+  the master's.
 
-The environment and the inherited descriptors tell which. They are read at import, before code of the
-program runs: the program may change its folder and its environment, start other programs that would
-inherit the variables, or close a descriptor and open another file under the same number.
+The environment and the inherited descriptors tell which. They are read at import, before code of
+the program runs: the program may change its folder and its environment, start other programs that
+would inherit the variables, or close a descriptor and open another file under the same number.
 
-The object also keeps what a master of this process must hand over one day and other parts of prefork
-make: the pid file and the watcher of ``prefork run --watch``. Everything here belongs to this process alone:
-a child that the program forks is none of the three, and forgets it.
+The object also keeps what a master of this process must hand over one day and other parts of
+prefork make: the pid file and the watcher of ``prefork run --watch``. Everything here belongs to
+this process alone: a child that the program forks is none of the three, and forgets it.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class Process:
         self.trial: Final = _orders_in(environ)
         """What makes this process a trial; None in every other one."""
         self.handover: MasterState | None = _state_in(environ)
-        """What an earlier image of this master has left and nothing has adopted yet; None in all other cases."""
+        """What an earlier image of this master has left, until a master has adopted it."""
         # systemd names the process that it has started. A trial is a child of that one.
         pids = {os.getpid()} if self.trial is None else {os.getpid(), os.getppid()}
         self.systemd_sockets: Final = SystemdSockets(handed_over(self.program.environment, pids))
@@ -108,7 +110,7 @@ class Process:
 
     @property
     def inventory(self) -> Inventory | None:
-        """What the master has for which this process is a trial; None in a process that is no trial."""
+        """What the master of this trial has; None in a process that is no trial."""
         return None if self.trial is None else self.trial.inventory
 
     # --- sockets that wait for a server
@@ -162,8 +164,8 @@ class Process:
     def end_handover(self) -> None:
         """Note that nothing waits to be adopted any more: a master has it all in hand, or stops it.
 
-        What was kept for another attempt is closed. A pid file that this image does not hold, because
-        the new settings do not name it, is removed.
+        What was kept for another attempt is closed. A pid file that this image does not hold,
+        because the new settings do not name it, is removed.
         """
         previous, self.handover = self.handover, None
         at_end, self._at_end = self._at_end, []
@@ -198,7 +200,11 @@ def _state_in(environ: MutableMapping[str, str]) -> MasterState | None:
         return None
     state = MasterState.read(text)
     if state is None:
-        log.event(logging.WARNING, "master", f"{STATE_VARIABLE} means nothing here and is ignored")
+        log.event(
+            logging.WARNING,
+            "master",
+            f"{STATE_VARIABLE} is ignored: it names no state for this process",
+        )
         return None
     # Programs that the application starts while it is loaded must not get them.
     for fd in state.fds:

@@ -1,8 +1,9 @@
-"""Sockets that systemd has bound and hands over: ``LISTEN_FDS``, ``LISTEN_PID``, ``LISTEN_FDNAMES``.
+"""Sockets that systemd has bound and hands over (``LISTEN_FDS``, ``LISTEN_PID`` and so on).
 
-They stay systemd's: a pool never unlinks, drains or closes them for other processes. The variables are
-read from the environment that the program was started with. So the next image of a reload finds the
-sockets as the first one did: it has the same pid, the same environment and the same descriptors.
+They stay systemd's: a pool never unlinks, drains or closes them for other processes. The variables
+are read from the environment that the program was started with. So the next image of a reload finds
+the sockets as the first one did: it has the same pid, the same environment and the same
+descriptors.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ UNNAMED: Final = "unknown"
 
 
 class Handed(msgspec.Struct, frozen=True):
-    """A descriptor that was handed over. identity: of its file, for the number may be another file's later."""
+    """A descriptor that was handed over.
+
+    identity: of its file, because the number may belong to another file later.
+    """
 
     fd: int
     name: str
@@ -46,7 +50,7 @@ class Handed(msgspec.Struct, frozen=True):
 
 
 def handed_over(environ: Mapping[str, str], pids: Collection[int]) -> tuple[Handed, ...]:
-    """Return what systemd has handed over to a process with one of these pids, as far as it is open."""
+    """Return what systemd has handed over to a process with one of these pids and is open."""
     if _number(environ.get("LISTEN_PID", "")) not in pids:
         return ()
     names = environ.get("LISTEN_FDNAMES", "").split(":")
@@ -66,13 +70,19 @@ def _handed(count: int, names: Sequence[str]) -> Iterator[Handed]:
 
 
 class SystemdSockets:
-    """The sockets that systemd has handed over to one process; ``process.systemd_sockets`` are this one's."""
+    """The sockets that systemd has handed over to a process.
+
+    Those of this process are ``process.systemd_sockets`` (prefork/host/process.py).
+    """
 
     def __init__(self, handed: Sequence[Handed]) -> None:
         self._handed = tuple(handed)
 
     def take(self) -> None:
-        """Keep the sockets and their variables from programs that this one starts; may be called again."""
+        """Keep the sockets and their variables from programs that this one starts.
+
+        May be called again.
+        """
         if not self._handed:
             return
         for name in VARIABLES:
@@ -81,15 +91,21 @@ class SystemdSockets:
             os.set_inheritable(fd, False)
 
     def still_open(self) -> list[int]:
-        """Return the descriptors that are open, also those that no server has: the next image may want them."""
+        """Return the descriptors that are open.
+
+        Those that no server has are among them, because the next image may want them.
+        """
         return [one.fd for one in self._handed if one.is_open]
 
     def addresses(self, name: str | None = None) -> list[Address]:
-        """Return the addresses of the sockets with a name, of which there may be several; of all without one."""
+        """Return the addresses of the sockets with this name, or of all sockets.
+
+        Several sockets may have the same name.
+        """
         return [Address("fd", fd=one.fd) for one in self._handed if name in (None, one.name)]
 
     def expanded(self, given: Sequence[Address]) -> list[Address]:
-        """Replace each name by the sockets that have it; a name that none has stays for ``server_for``."""
+        """Replace each name by the sockets that have it. A name that no socket has stays."""
         found: list[Address] = []
         for address in given:
             named = self.addresses(address.name) if address.scheme == "systemd" else []
@@ -110,7 +126,7 @@ class SystemdSockets:
                 log.event(
                     logging.WARNING,
                     "master",
-                    "does not serve a socket that was handed over; its clients wait in vain",
+                    "no server uses a socket that systemd handed over; its clients wait in vain",
                     name=one.name,
                     fd=one.fd,
                 )

@@ -1,4 +1,28 @@
-"""What keeps the workers of before serving when the new code fails after the exec."""
+"""The caretaker keeps the previous workers serving when the new code fails after the exec.
+
+A trial has loaded the new code before the exec, so this is rare: the code behaves differently the
+second time, a file has changed since, or the system has run out of something. By then the old code
+is gone. But the workers are children of this process and still serve with the old code, and
+everything they need from a master is in descriptors: the life pipe, the scoreboard, the sockets.
+They leave when the process ends. So it must not end.
+
+``stand_by()`` registers ``run()`` with ``atexit`` as soon as a state is there to adopt. However the
+new code ends, by an exception, by ``sys.exit()`` or at the end of its file, the interpreter calls
+``run()`` last. If no master has adopted the state by then, ``run()`` stays in a loop in place of
+ending:
+
+- It collects workers that have ended. It cannot replace them: there is no code to fork a worker
+  with.
+- HUP and USR2 exec the program again, with the same state, and without a trial: there is no old
+  code that a trial could spare. Corrected code takes over so. Code that fails again leads back
+  here.
+- USR1 has the workers write their stacks. TERM, INT and QUIT stop the workers, and then the process
+  ends.
+
+The control signals have been blocked since before the exec, because no handler stood. They stay
+blocked, and ``sigtimedwait()`` takes them one by one, so that none is lost and none interrupts. An
+end that runs no ``atexit`` function, such as a crash or ``os._exit()``, ends the pool.
+"""
 
 from __future__ import annotations
 
@@ -21,71 +45,76 @@ from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
 
 STOP_TIME: Final = 25.0
-"""Seconds that workers have to finish when a master without an application is stopped."""
+"""Seconds that workers have to finish their requests at a stop, as in ``graceful_timeout``."""
 
-RETRY_LOOK: Final = 0.5
-"""Seconds between two looks at the workers while there is no application."""
+LOOK_INTERVAL: Final = 0.5
+"""Most seconds between two looks at the workers."""
+
+STATUS: Final = "the new code ended; the previous workers keep serving and are not replaced"
+"""What the service manager shows."""
 
 
 def stand_by() -> None:
-    """Take care of the workers of before if this image ends before it has adopted them."""
+    """Have the caretaker run if this process ends before a master has adopted the state."""
     if process.handover is not None:
-        atexit.register(take_care)
+        atexit.register(run)
 
 
-def take_care() -> None:
-    """Keep the workers of before serving although the new code has ended before it adopted them.
-
-    Runs at the interpreter's end. There is no application to fork workers from, so the dead are
-    not replaced; HUP or USR2 tries the code once more, TERM, INT or QUIT ends everything.
-    """
+def run() -> None:
+    """Keep the previous workers serving until an order to stop. Return at once without them."""
     state = process.handover
     if state is None:
         return
     process.restore_kept()
     board = Scoreboard.attach(os.dup(state.pool.board), writable=True)
-    _publish_failure(board)  # first: whoever reads the line finds it there
+    _publish_failure(board)
     log.event(
         logging.CRITICAL,
         "master",
-        "the new code has ended before it served; the workers of before go on, without replacement: "
-        "mend the code and send HUP, or TERM to stop",
+        "the new code ended before it served; the previous workers keep serving and are not "
+        "replaced: correct the code and send HUP, or send TERM to stop",
     )
     notifier = Notifier()
-    words = "the new code has ended; the workers of before go on, without replacement"
-    notifier.ready(words)
-    # The signals are blocked since before the exec: they are waited for. While they are, the kernel
-    # shows them as not blocked; a handler that never runs shows `prefork reload` that they are taken.
+    notifier.ready(STATUS)
+    # `prefork reload` sends its signal only to a process that blocks it or has a handler. While a
+    # blocked signal is waited for, the kernel shows it as not blocked. So there are handlers,
+    # although they never run.
     system.set_handlers(dict.fromkeys(CONTROL_SIGNALS, lambda _number, _frame: None))
-    orders = {*CONTROL_SIGNALS} - {signal.SIGTTIN, signal.SIGTTOU}
-    while True:
-        # A watchdog that starts the service anew would end the workers, too, and run the same code.
-        notifier.tick(Phase.SERVING, lambda: words)
+    number = None
+    while number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        # A watchdog that restarts the service would end these workers as well.
+        notifier.tick(Phase.SERVING, lambda: STATUS)
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
-        state = _without_the_dead(state, board)
-        order = signal.sigtimedwait(orders, RETRY_LOOK)
-        if order is not None and order.si_signo in (signal.SIGHUP, signal.SIGUSR2):
+        state = _without_ended(state, board)
+        number = _next_order()
+        if number in (signal.SIGHUP, signal.SIGUSR2):
             notifier.reloading()
             with contextlib.suppress(OSError):
                 hand_over(state)
-            notifier.ready(words)
-        elif order is not None and order.si_signo == signal.SIGUSR1:
+            notifier.ready(STATUS)
+        elif number == signal.SIGUSR1:
             _ask_dumps(state)
-        elif order is not None:
-            notifier.stopping()
-            _stop_all(state, at_once=order.si_signo == signal.SIGQUIT)
-            process.end_handover()
-            return
+    notifier.stopping()
+    _stop(state, at_once=number == signal.SIGQUIT)
+    process.end_handover()
+
+
+def _next_order() -> int | None:
+    """Wait for a signal, at most LOOK_INTERVAL. TTIN and TTOU mean nothing here."""
+    orders = CONTROL_SIGNALS - {signal.SIGTTIN, signal.SIGTTOU}
+    arrived = signal.sigtimedwait(orders, LOOK_INTERVAL)
+    return None if arrived is None else arrived.si_signo
 
 
 def _publish_failure(board: Scoreboard) -> None:
+    # Before the log line: a reader of the line may look at the scoreboard at once.
     board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
     board.count_pool(PoolField.RELOADS_FAILED)
     board.reload_report.write("the new code ended before it served, although its trial was good")
 
 
-def _without_the_dead(state: MasterState, board: Scoreboard) -> MasterState:
-    """Collect the workers that have ended, so that readers do not take them for alive."""
+def _without_ended(state: MasterState, board: Scoreboard) -> MasterState:
+    """Collect the workers that have ended and free their slots; return the state without them."""
     alive = []
     for handle in state.pool.workers:
         status = system.collect(handle.child)
@@ -104,19 +133,22 @@ def _without_the_dead(state: MasterState, board: Scoreboard) -> MasterState:
 
 
 def _ask_dumps(state: MasterState) -> None:
-    """Have the workers write their stacks, for `prefork dump`: without the master's part they are not logged."""
+    """Have the workers write their stacks, which `prefork dump` reads. No master logs them."""
     for handle in state.pool.workers:
         reports.clear(handle.pipes.report)
         system.send(handle.child, signal.SIGUSR1)
 
 
-def _stop_all(state: MasterState, *, at_once: bool) -> None:
-    """End the workers; a second order to stop does not wait for their requests."""
+def _stop(state: MasterState, *, at_once: bool) -> None:
+    """Have the workers finish their requests and leave, and kill those that do not leave in time.
+
+    A second order to stop, or ``at_once``, leaves them no time.
+    """
     children = [one.child for one in state.pool.workers]
     for child in children:
         system.send(child, signal.SIGTERM)
     end = time.monotonic() + (0.0 if at_once else STOP_TIME)
-    while time.monotonic() < end and not system.wait_for_all(children, RETRY_LOOK):
+    while time.monotonic() < end and not system.wait_for_all(children, LOOK_INTERVAL):
         if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}, 0) is not None:
             break
     for child in children:

@@ -1,11 +1,28 @@
-"""Exec in place: the same process, workers, sockets and scoreboard go on under new code.
+"""Exec in place: the process becomes the new image of its program (master).
 
-The old image writes what it knows into a memfd that only it has, blocks the control signals, lets
-the descriptors of an explicit list survive, and calls exec. The new image finds the memfd through
-an environment variable, runs the program from its beginning, and adopts.
+exec replaces the memory of a process: all objects, threads and signal handlers of the old image are
+gone. It keeps what the kernel has noted for the process, and that is what makes a reload without
+loss possible:
 
-Whether the new code is any good was tried before, in a child (prefork/reloading/trial.py). If it fails
-all the same after the exec, the workers of before go on serving: see prefork/reloading/caretaker.py.
+- the pid, so that a service manager, a pid file and ``prefork status`` notice nothing;
+- the children. They stay children of this process, can be waited for, and do not notice either;
+- the descriptors that are not close-on-exec, with the numbers that they have. A listening socket
+  stays open, with its queue; the life pipe stays open, so that no worker believes that its master
+  has died;
+- the signals that are blocked, and those that are pending.
+
+Every descriptor of prefork is close-on-exec at any other time, because the program may start other
+programs at any moment. ``system.become()`` clears the flag of those that ``MasterState.fds`` lists,
+just before the exec. If the exec is impossible, it sets the flags again, and the old image goes on.
+
+The memory's content goes through a memfd, which the new image finds by an environment variable
+(``prefork/host/handover.py``). The environment and the folder are those with which the program was
+started, not those that it has made of them since.
+
+exec resets every signal handler to the default action, which for most signals ends the process. So
+the control signals are blocked across the exec. One that arrives stays pending, until the new
+master has installed its handlers and unblocks them (``Reload.adopt``). Without that, a storm of
+TERM ended 15 of 15 reloads halfway, with exit status 143 in place of a graceful stop.
 """
 
 from __future__ import annotations
@@ -26,11 +43,14 @@ CONTROL_SIGNALS: Final = frozenset(
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
     }
 )
-"""Blocked from before the exec until the new master's handlers stand: 15 of 15 reloads were killed without."""
+"""The signals that are orders to a master; blocked across the exec."""
 
 
 def hand_over(state: MasterState) -> None:
-    """Become the new image of this program; returns only by raising OSError, and then as if never called."""
+    """Become the new image of this program, which finds ``state``.
+
+    Does not return. Raises OSError if the exec is impossible; everything is as before then.
+    """
     if process.watcher is not None:
         state = msgspec.structs.replace(state, watcher=process.watcher)
     memory = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)

@@ -1,27 +1,27 @@
 """A reload, from the order to the last worker replaced (master).
 
-HUP and USR2 mean the same: run the program of this process again, with the code and the settings that
-are on disk now, and lose no request. A reload takes two images of the master and a child:
+HUP and USR2 mean the same: run the program of this process again, with the code and the settings
+that are on disk now, and lose no request. A reload takes two images of the master and a child:
 
-    image     step                                                          it fails if
-    -----     ----                                                          -----------
-    old       ask()         an order arrives, and is noted
-    old       _begin()      a trial loads the new code in a child           the program cannot be started
-    (child)                 the program runs up to serve_forever()          it raises, ends, or takes too long
-    old       _look_at()    the trial has reported                          formats differ
-    old       _hand_over()  the state is written, then exec                 exec fails
-    new                     the program runs once more                      it ends: see caretaker.py
-    new       adopt()       the master has everything in hand
-    new       _roll()       workers of the old code are replaced            the first new worker does not boot
+    image    step                                                    fails if
+    -----    ----                                                    --------
+    old      ask()         an order arrives, and is noted
+    old      _begin()      a child begins to load the new code       it cannot be started
+    (child)                the program runs up to serve_forever()    it raises, ends, is too slow
+    old      _look_at()    the trial has reported                    the formats differ
+    old      _hand_over()  the state is written, then exec           exec fails
+    new                    the program runs once more                it ends (caretaker.py)
+    new      adopt()       the master has everything in hand
+    new      _roll()       workers of the old code are replaced      the first new one does not boot
 
-Until the exec, a failure costs nothing: the old master goes on with all it had. After the exec the old
-code is gone, but its workers still serve. If the new code cannot start a worker, these stay, and the
-next reload replaces them.
+Until the exec, a failure costs nothing: the old master goes on with all it had. After the exec the
+old code is gone, but its workers still serve. If the new code cannot start a worker, these stay,
+and the next reload replaces them.
 
-No step waits. ``step()`` is called in every tick of a master that serves, and looks whether the trial
-has ended, or whether the old workers are gone. How workers are replaced is no business of this
-module: the policy replaces those of an older generation (workers/pool/policy.py), a few at a time.
-``may_roll()`` tells it whether it may begin.
+No step waits. ``step()`` is called in every tick of a master that serves, and looks whether the
+trial has ended, or whether the old workers are gone. How workers are replaced is no business of
+this module: the policy replaces those of an older generation (workers/pool/policy.py), a few at a
+time. ``may_roll()`` tells it whether it may begin.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Reload:
     """The reloads of one master, also the one that has made it.
 
     previous: what an earlier image has left; None in the first one. metrics: the address of the
-    metrics process. state_to_hand_over: returns what this image leaves; called just before the exec.
+    metrics process. state_to_hand_over: returns what this image leaves; called just before the
+    exec.
     """
 
     def __init__(
@@ -87,17 +88,13 @@ class Reload:
         return self.rolling or self._trial is not None
 
     def ask(self, signal_name: str) -> None:
-        """Note an order. During a reload it means one more afterwards, however many orders arrive."""
-        log.event(
-            logging.INFO,
-            "master",
-            "is asked to reload" if not self.under_way else "will reload once more",
-            signal=signal_name,
-        )
+        """Note an order. During a reload any number of orders mean one more reload afterwards."""
+        what = "reload requested, once more" if self.under_way else "reload requested"
+        log.event(logging.INFO, "master", what, signal=signal_name)
         self.wanted_by = signal_name
 
     def step(self, now: float) -> None:
-        """Go on with a reload that is wanted or under way; called in every tick while the pool serves."""
+        """Continue a reload that is wanted or under way (in every tick while the pool serves)."""
         if self.rolling:
             self._roll(now)
         elif self._is_ready_for_exec(now):
@@ -119,9 +116,9 @@ class Reload:
         except PreforkError as error:
             self._end_trial()
             self._fail(str(error), getattr(error, "report", ""))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the reload and not the pool
+        except Exception as error:  # noqa: BLE001 - it ends the reload, not the pool
             self._end_trial()
-            self._fail(f"the new code cannot be tried: {error}")
+            self._fail(f"the trial of the new code could not be made: {error}")
         return False
 
     def _begin(self, now: float) -> None:
@@ -139,7 +136,7 @@ class Reload:
             return False
         self._trial = None
         refuse_other_format(report)
-        log.event(logging.INFO, "master", "has tried the new code", version=report.version)
+        log.event(logging.INFO, "master", "new code passed its trial", version=report.version)
         return True
 
     def _end_trial(self) -> None:
@@ -155,7 +152,7 @@ class Reload:
         try:
             hand_over(self._state_to_hand_over())
         except OSError as error:
-            self._fail(f"the program cannot be run again: {error.strerror}")
+            self._fail(f"the program cannot be executed again: {error.strerror}")
 
     # --- what is handed over
 
@@ -195,9 +192,9 @@ class Reload:
         system.unblock(CONTROL_SIGNALS)
         settings = self._spec.settings
         for key, old, new in _changes(self._previous.settings, shown(settings)):
-            log.event(logging.INFO, "master", "has a changed setting", key=key, old=old, new=new)
+            log.event(logging.INFO, "master", "setting changed", key=key, old=old, new=new)
         for listener in self._abandoned:
-            log.event(logging.INFO, f"listener {listener}", "is not wanted any more")
+            log.event(logging.INFO, f"listener {listener}", "no longer served")
             listener.close_intake()
         self._roll_by = now + settings.graceful_timeout
 
@@ -246,13 +243,8 @@ class Reload:
         """End the reload: the workers that serve keep serving."""
         self.rolling = False
         board = self._pool.board
-        log.event(
-            logging.ERROR,
-            "master",
-            "did not reload, goes on as before",
-            reason=reason,
-            report=report,
-        )
+        what = "reload failed, still serving the previous code"
+        log.event(logging.ERROR, "master", what, reason=reason, report=report)
         board.reload_report.write("\n".join(part for part in (reason, report) if part))
         board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
@@ -263,15 +255,16 @@ class Reload:
 
 
 class VersionError(PreforkError):
-    """The new code contains a prefork that cannot read what this one would leave. Restart instead."""
+    """The new code comes with a prefork that cannot read what this one would leave."""
 
 
 def refuse_other_format(report: Report) -> None:
-    """Compare the formats of a trial with those of this image; raise VersionError if they differ."""
+    """Raise VersionError if a trial reports other formats than those of this image."""
     theirs, ours = (report.format, *report.scoreboard), (FORMAT, *LAYOUT)
     if theirs != ours:
         raise VersionError(
-            f"this version of prefork keeps its state differently ({theirs}, here {ours}): restart"
+            f"this version of prefork has another format of its state ({theirs}, here {ours}); "
+            "restart the server to change over to it"
         )
 
 

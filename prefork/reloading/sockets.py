@@ -1,9 +1,32 @@
-"""How a server of the new image gets the socket that it had before, instead of binding its address.
+"""How a server of the new image gets the socket that it had before (new image, trial).
 
-A program makes its servers as ever. While the state of an earlier image waits to be adopted, each server with the mix-in binds
-through ``_bind``: where a socket with that address was handed over, it becomes the server's,
-and ``bind()`` on it does nothing. So whatever else a class does in ``server_bind()`` is done. In a
-trial there are no sockets: what was handed over is known by name, and stands in for them.
+The program does not know that it is a new image. It makes its servers as it always does: the class
+makes a socket, binds it to an address and listens. Binding would fail, because the address is in
+use by the very socket that the server should have. So a server must be made to take that socket,
+whatever its class does in ``server_bind()``, and without a word in the program.
+
+``PreForkingMixIn.__new__`` calls ``prepare()`` for each server, before any ``__init__()``. While
+there are adoptable sockets, ``prepare()`` gives the object a ``server_bind()`` of its own, which
+hides the one of the class. Sooner or later the constructor calls it (``_bind()``):
+
+1. The attribute is removed. The class's own method is visible again.
+2. If a socket of the previous image has the address that the server asks for, ``server.socket``
+   becomes an ``_AdoptedSocket`` for it, and the socket that the constructor has made is closed.
+3. The class's own ``server_bind()`` runs. What it does besides binding is done (HTTPServer looks up
+   its host name, the ready-made servers set socket options). ``bind()`` on the adopted socket does
+   nothing.
+
+The adopted socket is a duplicate of the descriptor that was handed over. If the new code fails
+before its master has everything in hand, and closes its servers on the way out, the descriptor
+itself is still open for the next attempt. ``process.end_handover()`` closes it.
+
+A socket that no server has claimed by the time the pool is made is no longer wanted:
+``unclaimed_listeners()``. The master closes its intake, has the old workers serve its queue, and
+closes it.
+
+In a trial the same happens with stand-ins: the trial knows the names of the sockets and has none of
+them. A stand-in neither binds nor listens. It says that it has the address, so that the class goes
+on.
 """
 
 from __future__ import annotations
@@ -20,41 +43,41 @@ from prefork.workers.listener import Listener
 
 
 class _AdoptedSocket(socket.socket):
-    """A socket that has its address already."""
+    """A socket of the previous image, which is bound already."""
 
     def setsockopt(self, *how: Any) -> None:
-        """Set an option, unless it is one for before the address, such as IPV6_V6ONLY: that was set."""
+        """Set an option, but ignore an error: IPV6_V6ONLY, say, cannot be set after a bind."""
         with contextlib.suppress(OSError):
             super().setsockopt(*how)
 
     def bind(self, address: Any, /) -> None:
-        """Keep the address: it is the one that was asked for."""
+        """Do nothing: the socket has this address."""
 
 
 class _StandIn(socket.socket):
-    """A socket of a trial: it takes the place of one that another process has."""
+    """A socket of a trial in place of one that the master has. bound: the address of that one."""
 
     bound: Any = None
 
     def bind(self, address: Any, /) -> None:
-        """Leave the address to its owner."""
+        """Do nothing: the address is in use by the master's socket."""
 
     def listen(self, backlog: int = 0, /) -> None:
-        """Leave the clients to the owner of the address."""
+        """Do nothing: the clients of this address are the master's."""
 
     def getsockname(self) -> Any:
-        """Return the address that it stands for."""
+        """Return the address of the master's socket."""
         return self.bound
 
 
 def prepare(server: Any) -> None:
-    """Have a server that is being made take its socket from here, if there is one for it."""
+    """Have a server that is being made adopt its socket, if there is one for it."""
     if process.has_adoptable_sockets and hasattr(type(server), "server_bind"):
         server.server_bind = functools.partial(_bind, server)
 
 
 def _bind(server: Any) -> None:
-    del server.server_bind  # its class's own from now on
+    del server.server_bind
     sock = getattr(server, "socket", None)
     if isinstance(sock, socket.socket):
         claimed = process.claim(sock.family, sock.type, server.server_address)
@@ -69,8 +92,6 @@ def _socket_for(name: SocketName, fd: int | None) -> socket.socket:
         stand_in = _StandIn(name.family, name.kind)
         stand_in.bound = name.sockname
         return stand_in
-    # A duplicate: if the new code fails before it serves and closes its server, as a with
-    # block does, the socket itself is still there for the next try.
     return _AdoptedSocket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
@@ -88,10 +109,11 @@ class _Unclaimed:
 
 
 def unclaimed_listeners() -> list[Listener]:
-    """Return the sockets of the previous image that no server has claimed, once (master, servers are made)."""
-    return [Listener(_Unclaimed(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]  # it has what a Listener needs
+    """Return the sockets of the previous image that no server has claimed; the second time none."""
+    # It has what a Listener needs of a server.
+    return [Listener(_Unclaimed(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]
 
 
 def is_adopted(sock: Any) -> bool:
-    """Tell whether a server's socket had its address before the server was made."""
+    """Return whether a server's socket had its address before the server was made."""
     return isinstance(sock, _AdoptedSocket | _StandIn)

@@ -1,8 +1,22 @@
-"""The trial of a reload: new code and settings are loaded in a child, while the old ones serve.
+"""The trial loads the new code in a child, before the master gives up the old code.
 
-The child is the same program, started anew in a session of its own, without the listeners. It runs
-up to ``serve_forever()``, reports, and ends. The master never waits for it: ``Trial`` is looked
-at from tick to tick.
+An exec cannot be undone. So a reload first proves that the new code gets as far as serving: syntax,
+imports, settings, addresses, everything that happens before ``serve_forever()``. The proof is the
+program itself. A child runs the same command, in the same folder and environment; an environment
+variable makes the child a trial (``process.is_trial``). Where the program calls
+``serve_forever()``, the trial reports and ends. The program notices no difference, except that
+serving never begins.
+
+A trial is a fresh process in a session of its own, not a fork: a fork would have the old modules.
+It must harm nothing that the master has. It gets the ``Inventory``, which names the master's
+sockets, pid file and metrics address, and leaves those alone: its servers get stand-ins
+(prefork/reloading/sockets.py). An address that is not in the inventory it binds in earnest, so that
+a port which is in use is found out. It has no way to the service manager.
+
+The master does not wait for a trial. ``Trial.verdict()`` looks at it in each tick. The report is
+more than an exit status, because a program that calls ``os._exit(0)`` has not shown that it serves.
+The report also says which formats of state and scoreboard the new code has, for the new image must
+be able to read what the old one writes.
 """
 
 from __future__ import annotations
@@ -25,13 +39,18 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitStatus, signal_name
 
 NOT_FOR_A_TRIAL: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-"""Variables by which the child would speak for the master."""
+"""Variables by which a trial could speak to the service manager in the master's name."""
 
 LONGEST_REPORT: Final = 60_000
+"""Bytes that are read of a trial's output, the last ones."""
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a trial that came up to ``serve_forever()`` says of the new code."""
+    """What a trial that has reached ``serve_forever()`` reports of the new code.
+
+    format: of ``MasterState``. scoreboard: its layout. version: of prefork. settings: as a user
+    would write them.
+    """
 
     format: int
     scoreboard: tuple[int, ...]
@@ -40,7 +59,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class TrialError(PreforkError):
-    """New code was tried and is no good. report: its traceback or last words."""
+    """The new code cannot serve. report: the end of the trial's output, usually a traceback."""
 
     def __init__(self, message: str, report: str = "") -> None:
         super().__init__(message)
@@ -50,7 +69,8 @@ class TrialError(PreforkError):
 class Trial:
     """One trial, from its start to its verdict (master).
 
-    Raises OSError when it cannot be started. timeout: seconds of the master's clock.
+    Raises OSError when the child cannot be started. now: an instant of the master's clock. timeout:
+    seconds until the trial has failed.
     """
 
     def __init__(self, program: Program, inventory: Inventory, now: float, timeout: float) -> None:
@@ -71,7 +91,7 @@ class Trial:
             self._memories = memories.pop_all()
 
     def verdict(self, now: float) -> Report | None:
-        """Return the report of a good trial, None while it runs; TrialError when the code is no good."""
+        """Return the report of a good trial, None while it runs. Raise TrialError if it failed."""
         if not self._child.has_ended():
             if now < self._give_up_at:
                 return None
@@ -92,7 +112,7 @@ class Trial:
 
 
 def end_of_trial(settings: Settings) -> None:
-    """Report that the program came up to serving, and end (trial); does nothing in other processes."""
+    """Report that the program has reached serving, and end. Do nothing outside a trial."""
     if process.trial is None:
         return
     report = Report(FORMAT, LAYOUT, __version__, shown(settings))

@@ -257,7 +257,7 @@ def test_settings_that_cannot_follow_are_refused(reloadable: Callable[..., Reloa
         other.listen()
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         for settings, reason in (
-            ({"workers": 0}, "cannot go on without workers"),
+            ({"workers": 0}, "cannot be reloaded to serve without workers"),
             ({"metrics_address": taken}, "in use"),
             ({"metrics_address": "nowhere at all"}, "metrics"),
         ):
@@ -308,7 +308,7 @@ def test_reload_asked_for_during_a_reload_is_one_more(
     program = server.program
     with board_of(program.pid) as board:
         program.signal(signal.SIGHUP)
-        program.wait_logged("is asked to reload")
+        program.wait_logged("reload requested")
         for _ in range(50):
             program.signal(signal.SIGHUP)
         generations: set[int] = set()
@@ -342,7 +342,7 @@ def test_storm_of_terms_during_an_exec(reloadable: Callable[..., Reloadable]) ->
     program = server.program
     server.write(first="time.sleep(0.3)")
     program.signal(signal.SIGHUP)
-    program.wait_logged("has tried the new code")
+    program.wait_logged("new code passed its trial")
     storm = Stopwatch()
     while not program.logged("phase changed old=serving"):
         assert storm.seconds < 10
@@ -421,7 +421,7 @@ def test_worker_that_dies_in_the_gap_is_replaced(reloadable: Callable[..., Reloa
     server.write(first="time.sleep(0.5)")
     with board_of(program.pid) as board:
         program.signal(signal.SIGHUP)
-        program.wait_logged("has tried the new code")
+        program.wait_logged("new code passed its trial")
         victim = program.worker()
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: board.pool(PoolField.RELOADS) == 1, "reloaded")
@@ -437,9 +437,9 @@ def test_changed_settings_are_read_again_and_named(reloadable: Callable[..., Rel
         server.write(settings="{'workers': 2, 'max_children': 9, 'slow_request': 3.0}")
         server.reload(board)
         program.wait_workers(2)
-        assert program.logged("changed setting key=workers old=3 new=2")
-        assert program.logged("changed setting key=slow_request old=- new=3s")
-        assert program.logged("keeps max_children until it is restarted max_children=6 wanted=9")
+        assert program.logged("setting changed key=workers old=3 new=2")
+        assert program.logged("setting changed key=slow_request old=- new=3s")
+        assert program.logged("max_children stays until a restart max_children=6 wanted=9")
         program.signal(signal.SIGTTIN)
         program.wait_workers(3)
         server.reload(board)  # what a signal has changed stays, as long as the setting does
@@ -526,7 +526,7 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     with board_of(program.pid) as board:
         workers = program.wait_workers(3)
         program.signal(signal.SIGHUP)
-        program.wait_logged("has ended before it served")
+        program.wait_logged("the new code ended before it served")
         assert board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED
         assert board.pool(PoolField.RELOADS_FAILED) == 1
         victim = min(workers)
@@ -556,7 +556,7 @@ def test_master_without_an_application_has_stacks_dumped(
     program.wait_logged(" stacks", times=3)
     server.write(first="1 / (0 if not prefork.host.process.process.is_trial else 1)")
     program.signal(signal.SIGHUP)
-    program.wait_logged("has ended before it served")
+    program.wait_logged("the new code ended before it served")
     with find_pool(str(program.pid)) as pool, connect(server.address) as client:
         send_line(client, "sleep 2")
         wait_until(lambda: pool.snapshot().count(WorkerState.BUSY) == 1, "a busy worker")
@@ -579,7 +579,7 @@ def test_master_without_an_application_can_be_stopped(
     program = server.program
     server.write(first="1 / (0 if not prefork.host.process.process.is_trial else 1)")
     program.signal(signal.SIGHUP)
-    program.wait_logged("has ended before it served")
+    program.wait_logged("the new code ended before it served")
     program.terminate()
     program.wait()
     program.wait_silent(ceiling=2)

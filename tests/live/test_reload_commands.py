@@ -177,8 +177,8 @@ def test_settings_of_the_file_and_new_code_take_effect(
     )
     assert server.version() == "2 1"
     assert len(server.program.wait_workers(3)) == 3
-    assert server.program.logged("changed setting key=workers old=2 new=3")
-    assert server.program.logged("changed setting key=client_timeout old=30s new=7s")
+    assert server.program.logged("setting changed key=workers old=2 new=3")
+    assert server.program.logged("setting changed key=client_timeout old=30s new=7s")
 
 
 def test_reload_that_is_not_waited_for(served: Callable[..., Served]) -> None:
@@ -670,7 +670,7 @@ def test_upgrade_that_cannot_go_on_is_refused(
     with Load(server.address, clients=2) as load:
         done = server.run("upgrade", "--wait")
     assert done.code == 1
-    assert "this version of prefork keeps its state differently" in done.err
+    assert "this version of prefork has another format of its state" in done.err
     assert "restart" in done.err
     assert load.lost == {}
     assert program.workers() == workers
@@ -689,7 +689,7 @@ def test_upgrade_to_another_version(served: Callable[..., Served], package: Path
         assert json.loads(board.description.read())["version"] == "77.7"
         assert board.pool(PoolField.RELOAD_STATE) == ReloadState.DONE
         assert board.pool(PoolField.MASTER_PID) == server.program.pid
-    assert server.program.logged("has tried the new code version=77.7")
+    assert server.program.logged("new code passed its trial version=77.7")
 
 
 def test_upgrade_to_a_prefork_that_is_broken(served: Callable[..., Served], package: Path) -> None:

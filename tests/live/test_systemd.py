@@ -194,7 +194,7 @@ def test_reload_that_fails_is_over_too(command: Starting, manager: Manager, tmp_
 def test_ready_is_not_told_before_the_new_workers_are(
     start: Starting, manager: Manager, tmp_path: Path
 ) -> None:
-    """The workers of before make the new master ready at once, but the reload is over when the last one has been replaced."""
+    """The previous workers make the new master ready at once, but the reload is over when the last one has been replaced."""
     source = serving(workers=2).replace(
         "serve(Echo, prefork.PreForkingTCPServer",
         "def worker_init(self, worker):\n"
@@ -229,7 +229,7 @@ def test_reload_that_fails_while_the_pool_starts(
     program.wait_logged("master pid=.* started")
     (tmp_path / "first").write_text("sys.exit('no licence')\n")
     program.signal(signal.SIGHUP)
-    program.wait_logged("did not reload")
+    program.wait_logged("reload failed")
     manager.hear_all()
     manager.hear("RELOADING")
     (tmp_path / "go").touch()
@@ -251,7 +251,7 @@ def test_new_code_that_ends_after_its_trial(
     )
     program.signal(signal.SIGHUP)
     *_, over = manager.hear("READY", "RELOADING", "READY")
-    assert "the workers of before go on" in over.fields["STATUS"]
+    assert "the previous workers keep serving" in over.fields["STATUS"]
     signs_after(manager, over.at, 3)
     program.terminate()
     manager.hear("READY", "RELOADING", "READY", "STOPPING")
@@ -458,7 +458,7 @@ def test_sockets_by_name_through_reloads(activated: Starting, listener: socket.s
             inherited = "subprocess.check_output(['ls', '/proc/self/fd'], close_fds=False)"
             assert ask(address, inherited).endswith(r" b'0\n1\n2\n3\n'"), "3 is what ls reads"
             reload(program, nth)
-        assert program.logged("does not serve a socket that was handed over.* name=admin fd=3")
+        assert program.logged("no server uses a socket that systemd handed over.* name=admin fd=3")
         assert program.stop() == 0
 
 

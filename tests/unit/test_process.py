@@ -147,7 +147,7 @@ def test_state_that_is_not_for_this_process(
     process = Process(left_behind(**facts))
 
     assert process.handover is None
-    assert f"{STATE_VARIABLE} means nothing here" in caplog.text
+    assert f"{STATE_VARIABLE} is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "-1", "999999", "0"])
