@@ -107,10 +107,13 @@ def _next_order() -> int | None:
 
 
 def _publish_failure(board: Scoreboard) -> None:
-    # Before the log line: a reader of the line may look at the scoreboard at once.
+    """Write the outcome to the scoreboard, before the log line, whose readers may look at once.
+
+    The counter is the last of the words: `prefork reload --wait` waits for it.
+    """
+    board.reload_report.write("the new code ended before it served, although its trial was good")
     board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
     board.count_pool(PoolField.RELOADS_FAILED)
-    board.reload_report.write("the new code ended before it served, although its trial was good")
 
 
 def _without_ended(state: MasterState, board: Scoreboard) -> MasterState:

@@ -227,6 +227,9 @@ class Reload:
         self._abandoned = []
 
     # --- the end
+    #
+    # The counter is the last of the words that an outcome changes. `prefork reload --wait` waits for
+    # the counter, and then reads the state and the report.
 
     def _succeed(self) -> None:
         """End the reload: all workers are of the new generation."""
@@ -234,9 +237,9 @@ class Reload:
         generation, board = self._pool.generation, self._pool.board
         log.event(logging.INFO, "master", "reloaded", generation=generation)
         board.reload_report.write("")
-        board.count_pool(PoolField.RELOADS)
         board.set_pool(PoolField.RELOAD_OK_SECONDS, int(time.time()))
         self._publish(ReloadState.DONE)
+        board.count_pool(PoolField.RELOADS)
         self._notifier.ready(f"reloaded, generation {generation}")
 
     def _fail(self, reason: str, report: str = "") -> None:
@@ -246,8 +249,8 @@ class Reload:
         what = "reload failed, still serving the previous code"
         log.event(logging.ERROR, "master", what, reason=reason, report=report)
         board.reload_report.write("\n".join(part for part in (reason, report) if part))
-        board.count_pool(PoolField.RELOADS_FAILED)
         self._publish(ReloadState.FAILED)
+        board.count_pool(PoolField.RELOADS_FAILED)
         self._notifier.ready_as_before(f"the reload failed: {reason}")
 
     def _publish(self, state: ReloadState) -> None:
