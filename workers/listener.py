@@ -1,8 +1,31 @@
-"""What the pool knows of a server's socket, and what it may do to it.
+"""The listener: what a pool knows of a server's socket, and all that it does to the socket.
 
-The socket belongs to the server class: it is found through ``fileno()``, never through
-``self.socket``, and a server whose requests come from elsewhere (a pipe, an eventfd) works too.
-Whatever is changed here for the time of ``serve_forever()`` is put back afterwards.
+The socket belongs to the server class. It is found through ``fileno()`` and never through
+``self.socket``, so that a server works whose requests come from elsewhere, such as a pipe or an
+eventfd. Whatever is changed here for the time of ``serve_forever()`` is put back afterwards.
+
+**Sharing.** All processes of a pool share one open file description, and with it the flag
+O_NONBLOCK and every socket option. A handler can change them for everybody at any time. So nothing
+is assumed: the master sets the flag again at each tick, and each worker every few requests.
+
+**Stopping without loss.** When a listening socket is closed, the kernel resets every connection in
+its accept queue. A stop that loses no client therefore has two steps. ``close_intake()`` first lets
+no new client in and keeps the queue; the workers then serve the queue until it is empty. How the
+intake is closed depends on the kind of the socket:
+
+- TCP: the listening socket is bound to a network interface that does not exist (SO_BINDTOIFINDEX).
+  The kernel looks up the listener of each SYN by its interface and finds none, so new clients are
+  refused. A handshake that has begun belongs to the listener already: it completes and reaches the
+  queue. This needs no privilege. The alternative was ``listen(0)``, which drops the last packet of
+  handshakes under way, and needs a connection of our own to fill the queue.
+- UDP: a socket filter drops every datagram that arrives. An interface that does not exist would
+  also fail the replies, which go out through the same socket.
+- Unix: ``shutdown()`` for reading refuses new clients and keeps the queue readable.
+
+A server that serves again afterwards needs an open intake. Unbinding a socket from its interface
+takes a privilege (CAP_NET_RAW) and a shutdown cannot be undone. So where the intake cannot be
+opened, a fresh socket with the same address and options takes the place of the old one, under the
+same descriptor.
 """
 
 from __future__ import annotations
@@ -24,7 +47,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.text import escaped
 from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
 
-# The socket module has no names for these.
+# The socket module has no names for these options.
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 _SO_BINDTOIFINDEX = 62  # in Linux since 5.1
@@ -35,18 +58,22 @@ _SHORT_WAIT = struct.pack("@ll", 0, 1000)  # struct timeval: a millisecond
 
 
 class Kind(enum.Enum):
-    """How requests are taken from a listener without ever blocking."""
+    """How a worker takes requests from a listener without blocking."""
 
     STREAM = enum.auto()
-    """A listening socket: set non-blocking, accept() says at once whether there is something."""
+    """A listening socket. It is set non-blocking: accept() returns at once."""
     DATAGRAM = enum.auto()
-    """One socket for requests and replies: not set non-blocking, since replies may have to wait."""
+    """One socket for requests and replies. It stays blocking, because a reply may have to wait."""
     OTHER = enum.auto()
-    """Anything with a fileno(): get_request() is called when it is readable."""
+    """Anything else with a descriptor. get_request() is called when it is readable."""
 
 
 class Listener:
-    """One server's file descriptor, as master and workers share it."""
+    """The file descriptor of one server, which the master and its workers share.
+
+    fd: the descriptor. name: the address for people, such as ``tcp://127.0.0.1:9000``. family,
+    socket_type: of the socket module; -1 for a descriptor that is no socket.
+    """
 
     def __init__(self, server: BaseServer) -> None:
         self.server = server
@@ -55,7 +82,7 @@ class Listener:
         self._was_blocking = True
         self._receive_timeout = b""
         self._changed: list[tuple[int, int, int]] = []
-        """Options that were set for the time of serving, each with its former value."""
+        """Options that were set for the time of serving: level, option and former value."""
         self._intake_closed = False
         self._identity = identity_of(self.fd)
         self._path = _path_and_identity(self)
@@ -64,23 +91,23 @@ class Listener:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether another process holds the socket, too, and counts on it after we have stopped."""
+        """Whether another process holds the socket, too, and uses it after this pool."""
         return bool(getattr(self.server, "listener_inherited", False))
 
     @property
     def is_socket(self) -> bool:
-        """Whether it is a socket at all: what has an address can be handed over by it."""
+        """Whether it is a socket: a reload hands a socket over by its address."""
         return self.family >= 0
 
     def is_still(self, fd: int) -> bool:
-        """Tell whether that descriptor is still this listener."""
+        """Return whether that descriptor is still this listener."""
         return fd == self.fd and is_still(fd, self._identity)
 
     def __str__(self) -> str:
         return self.name
 
     def prepare(self, settings: Settings | None = None) -> None:
-        """Set up for sharing and for what the settings want (master, before the first fork)."""
+        """Set the socket up for sharing and for the settings (master, before the first fork)."""
         self._was_blocking = os.get_blocking(self.fd)
         if self.kind is Kind.DATAGRAM:
             self._receive_timeout = self._swap_receive_timeout(_SHORT_WAIT)
@@ -98,17 +125,16 @@ class Listener:
             self._restore_options()
 
     def _set_options(self, settings: Settings) -> None:
-        """Ask the kernel for what the settings need of it.
+        """Set the socket options that the settings need.
 
-        With ``defer_accept`` a connection gets into the accept queue when its client has sent
-        something, or when the time is up and it answers once more. Until then it is parked in
-        the kernel, and a stop by signal does not see it there: the drain serves the accept queue,
-        and a client that has connected and said nothing is reset when it speaks to a server that
-        is gone. It has lost no request, because it had not sent one.
+        With ``defer_accept`` a connection enters the accept queue when its client has sent data, or
+        when the time is up and the client acknowledges once more. Until then a stop by signal does
+        not see the connection: the workers serve the accept queue only, and the client is reset
+        when it speaks to a server that has gone. It has lost no request, because it had sent none.
         """
         tcp = self.kind is Kind.STREAM and self.family in (socket.AF_INET, socket.AF_INET6)
         if settings.defer_accept is not None and tcp:
-            # Whole seconds; the kernel rounds up to a number of retransmissions: 5 s become 7.
+            # Whole seconds. The kernel rounds up to a number of retransmissions: 5 s become 7.
             self._set_option(
                 socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(settings.defer_accept)
             )
@@ -128,59 +154,54 @@ class Listener:
                 sock.setsockopt(level, option, before)
 
     def _swap_receive_timeout(self, timeout: bytes) -> bytes:
-        """Set SO_RCVTIMEO, so that a get_request() of a class of its own cannot block for ever."""
+        """Set SO_RCVTIMEO and return the former value (struct timeval).
+
+        A server class with a ``get_request()`` of its own reads from a blocking socket: when
+        another worker was faster, the read would wait for the next datagram.
+        """
         with self._as_socket() as sock:
             before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             return before
 
     def assert_nonblocking(self) -> None:
-        """Make accept() return at once, whatever a handler has done (master, at each tick; worker).
-
-        The flag lives in the file description that all processes share: it is never assumed.
-        """
+        """Make accept() return at once, whatever a handler has done (master, worker)."""
         if self.kind is Kind.STREAM:
             with contextlib.suppress(OSError):  # the program may have closed it
                 os.set_blocking(self.fd, False)
 
     def has_work(self) -> bool:
-        """Tell whether something waits in the kernel's queue (any process)."""
-        # After shutdown() a Unix socket is readable for ever: poll() does not tell whether its
-        # queue is empty, but then nothing can have come late either.
+        """Return whether something waits in the kernel's queue (any process).
+
+        A Unix socket after ``shutdown()`` is readable for ever, so that ``poll()`` does not say
+        whether its queue is empty. False then: no client can have come after the shutdown.
+        """
         return any(
             events & select.POLLIN and not events & select.POLLRDHUP
             for _, events in self._poll.poll(0)
         )
 
     def is_empty(self) -> bool:
-        """Tell whether surely nothing waits in the kernel's queue.
+        """Return whether the kernel's queue is known to be empty.
 
-        False, too, for a Unix socket after shutdown(), which is readable for ever.
+        Always False for a Unix socket after ``shutdown()``, which is readable for ever.
         """
         return not self._poll.poll(0)
 
     def needs_draining(self) -> bool:
-        """Tell whether something is left of what was queued when the intake was closed (master)."""
+        """Return whether clients are left that were queued when the intake was closed (master)."""
         return self._intake_closed and self.has_work()
 
     def close_intake(self) -> None:
         """Let no new client in, and keep everything that is queued (master).
 
-        TCP: the listener is bound to an interface that does not exist. New SYNs find no listener
-        and are refused, while handshakes that have begun still reach the queue; needs no
-        privilege. listen(0) was the alternative: it drops the last packet of handshakes in
-        flight, and needs a connection of our own as a plug. UDP: a filter drops what arrives; the
-        interface trick would fail the replies. Unix: shutdown() for reading refuses new clients
-        and leaves the queue readable.
-
-        An inherited socket is left alone: its other holder counts on it.
+        The text at the top of this module says how. Where the kernel refuses, the intake stays open
+        and the workers serve what is queued at that moment. An inherited socket is left alone,
+        because another process uses it.
         """
         if self.is_inherited or self._intake_closed:
             return
-        with (
-            contextlib.suppress(OSError),
-            self._as_socket() as sock,
-        ):  # an old kernel: drain plainly
+        with contextlib.suppress(OSError), self._as_socket() as sock:
             if self.family == socket.AF_UNIX:
                 sock.shutdown(socket.SHUT_RD)
             elif self.kind is Kind.DATAGRAM:
@@ -192,7 +213,7 @@ class Listener:
             self._intake_closed = True
 
     def _reopen_intake(self) -> None:
-        """Undo close_intake() for a serve_forever() that is called again after a stop by signal."""
+        """Undo close_intake(), for a serve_forever() after a stop by signal."""
         with self._as_socket() as sock:
             try:
                 if self.family == socket.AF_UNIX:
@@ -201,7 +222,7 @@ class Listener:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
                 else:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, 0)
-            except PermissionError:  # to be bound to no interface again takes a privilege
+            except PermissionError:  # unbinding from an interface takes a privilege
                 self._renew(sock)
         self._intake_closed = False
 
@@ -213,7 +234,9 @@ class Listener:
             for level, option in _KEPT_OPTIONS:
                 with contextlib.suppress(OSError):  # an option of another family
                     fresh.setsockopt(level, option, old.getsockopt(level, option))
-            # The old socket has to go before the new one can have its address; the number stays taken.
+            # The old socket has to be closed before the new one can have its address. Under the
+            # same number, so that the server object and everything else that knows it need no
+            # change.
             os.dup2(fresh.fileno(), old.fileno(), inheritable=False)
         mode = self.remove_path()
         old.bind(address)
@@ -243,7 +266,7 @@ class Listener:
 
 
 def _drop_what_arrives(sock: socket.socket) -> None:
-    """Attach a classic BPF filter of one instruction: keep 0 bytes."""
+    """Attach a classic BPF filter of one instruction, "return 0": keep no byte of a datagram."""
     instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
     program = struct.pack("@HP", 1, ctypes.addressof(instruction))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
@@ -274,6 +297,7 @@ def _name(family: int, stream: bool, address: object) -> str:
     return f"family {family}: {escaped(str(address))}"
 
 
+# What a fresh socket takes over from the one that it replaces.
 _KEPT_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_REUSEADDR),
     (socket.SOL_SOCKET, socket.SO_REUSEPORT),
@@ -286,7 +310,7 @@ _KEPT_OPTIONS = (
 
 
 def _path_and_identity(listener: Listener) -> tuple[str, Identity] | None:
-    """Return the file of a Unix socket and which file it is; None where there is none."""
+    """Return the path of a Unix socket and which file is there; None where there is no file."""
     if listener.family != socket.AF_UNIX:
         return None
     sock = socket.socket(fileno=listener.fd)
@@ -298,7 +322,7 @@ def _path_and_identity(listener: Listener) -> tuple[str, Identity] | None:
 
 
 def _backlog(sock: socket.socket) -> int:
-    """Return the backlog in force; where the kernel does not tell, its maximum."""
+    """Return the backlog in force; the maximum where the kernel does not say."""
     if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
         # TCP_INFO of a listening socket: tcpi_sacked is the limit of its accept queue.
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
