@@ -1,132 +1,34 @@
-"""A snapshot of the pool as Prometheus families, in the words and the order of ``names.METRICS``.
+"""Reading a pool for a scrape: the scoreboard, the kernel's queues and the workers' processes.
 
-What is shown is decided by pure functions of a ``Reading``; ``PoolCollector`` makes the reading.
-Words of the scoreboard are clipped: a worker can write there what it likes, and a negative counter
-would have the whole scrape refused.
+What the reading shows is decided in ``metrics/families.py``, by pure functions.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-import msgspec
 from prometheus_client import PlatformCollector, ProcessCollector
-from prometheus_client.metrics_core import HistogramMetricFamily
-from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from prefork.metrics.description import PoolDescription
-from prefork.metrics.kernel import Queue, queues
-from prefork.metrics.names import METRICS, Metric, Type
-from prefork.metrics.processes import Facts, Processes, memory, was_used
-from prefork.workers.scoreboard import (
-    BOUNDS_NS,
-    BUCKETS,
-    PoolField,
-    Scoreboard,
-    SlotField,
-    SlotSnapshot,
-    Snapshot,
-)
-from prefork.workers.states import ReloadState, WorkerState
+from prefork.metrics.families import Columns, Reading, families, family_of, memory_families
+from prefork.metrics.kernel import queues
+from prefork.metrics.names import METRICS
+from prefork.metrics.processes import Processes, memory
+from prefork.workers.scoreboard import PoolField, Scoreboard
 
-Rows = Sequence[tuple[Any, ...]]
-"""The samples of one metric: the values of its labels in the order of the table, and the number."""
-
-
-class Histogram(msgspec.Struct, frozen=True):
-    """What fell into each bucket alone, and the sum of all in seconds."""
-
-    counts: tuple[int, ...]
-    sum: float
-
-
-Found = dict[str, Rows | Histogram]
-"""What there is to show, by the name of its metric."""
-
-
-class Columns:
-    """The words of all slots by field, clipped: what no counter can be is shown as nothing.
-
-    By column because a pool of a thousand slots has 64 000 words, most of them in no metric.
-    """
-
-    def __init__(self, slots: Sequence[SlotSnapshot]) -> None:
-        self._columns = [*zip(*(one.words for one in slots), strict=True)]
-
-    def __getitem__(self, field: int) -> tuple[int, ...]:
-        """Return one word of every slot, 0 where it is negative."""
-        column = self._columns[field]
-        return column if min(column) >= 0 else tuple(max(0, word) for word in column)
-
-    def histogram(self, field: SlotField) -> list[tuple[int, ...]]:
-        """Return the buckets of DURATIONS or QUEUE_WAITS, of every slot each."""
-        return [self[field + bucket] for bucket in range(BUCKETS)]
-
-    def finished(self) -> list[int]:
-        """Return how many requests every slot has finished, whatever their outcome."""
-        return [*map(sum, zip(*self.histogram(SlotField.DURATIONS), strict=True))]
-
-    def good(self) -> int:
-        """Return how many requests went well."""
-        rows = zip(self.finished(), self[SlotField.ERRORS], self[SlotField.REJECTED], strict=True)
-        return sum(max(0, finished - errors - rejected) for finished, errors, rejected in rows)
-
-
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """All that one scrape shows, read at nearly one moment.
-
-    words: the snapshot's slots. queues: by inode.
-    facts: by slot.
-    good: requests that went well. to_unix_ns: what makes Unix time of CLOCK_MONOTONIC.
-    """
-
-    snapshot: Snapshot
-    words: Columns
-    description: PoolDescription
-    queues: Mapping[int, Queue]
-    facts: Mapping[int, Facts]
-    good: int
-    to_unix_ns: int
-
-    def unix(self, monotonic_ns: int) -> float:
-        """Return an instant as Unix time."""
-        return max(0, monotonic_ns + self.to_unix_ns) / 1e9
-
-
-class SlotFamily(Family):
-    """A family with a series for each slot, kept as rows.
-
-    ``exposition`` writes the rows. prometheus_client's samples are made only for a reader that asks for them:
-    making them is half of the time that a scrape of a thousand slots would take.
-    """
-
-    def __init__(self, metric: Metric, rows: Rows) -> None:
-        super().__init__(_family_name(metric), metric.help, metric.type, metric.unit)
-        self.metric = metric
-        self.rows = rows
-        del self.samples
-
-    @functools.cached_property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute there, and written by nobody
-        """The rows as prometheus_client has them."""
-        return _samples(self.metric, self.rows)
-
-    def head(self) -> Family:
-        """Return the family without its series."""
-        return Family(self.name, self.documentation, self.type, self.unit)
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
 
 
 class PoolCollector(Collector):
-    """Reads the scoreboard, the kernel's queues and the processes anew for each scrape, one at a time.
+    """Reads the scoreboard, the kernel's queues and the workers' processes anew for each scrape.
 
-    It remembers what must not fall, so there is one for the life of the metrics process.
+    A counter must never fall, so the collector remembers the highest values of those that could. There is
+    one collector for the life of the metrics process, and it makes one scrape at a time.
     """
 
     def __init__(self, board: Scoreboard) -> None:
@@ -138,11 +40,11 @@ class PoolCollector(Collector):
         self._platform = PlatformCollector(registry=None)
 
     def describe(self) -> list[Family]:
-        """Return nothing: a registry would otherwise collect once to learn the names."""
+        """Return nothing. Without this method a registry would collect once to learn the names."""
         return []
 
     def collect(self) -> Iterator[Family]:
-        """Yield every family that needs not be asked for, in the order of the table."""
+        """Yield every family that is in each scrape, in the order of the table."""
         yield from families(self._read())
         yield from _from_the_client(self._of_the_master())
 
@@ -150,7 +52,8 @@ class PoolCollector(Collector):
         snapshot = self._board.snapshot()
         description = PoolDescription.from_text(self._board.description.read())
         words = Columns(snapshot.slots)
-        # A worker counts a request first and then as what it was: an error looks good for a moment.
+        # A worker counts a request in the histogram first and as an error then: for a moment in between
+        # the request looks like one that went well.
         self._good = max(self._good, words.good())
         return Reading(
             snapshot=snapshot,
@@ -163,7 +66,8 @@ class PoolCollector(Collector):
         )
 
     def _unix_offset(self) -> int:
-        # Kept until the clock was set: measured anew, it would make every instant tremble.
+        # Kept until the clock is set. Measured anew for each scrape, it would make every instant differ
+        # by some microseconds from scrape to scrape.
         offset = time.time_ns() - time.monotonic_ns()
         if abs(offset - self._to_unix_ns) > 1_000_000_000:
             self._to_unix_ns = offset
@@ -173,12 +77,12 @@ class PoolCollector(Collector):
         try:
             of_the_master = [*self._master.collect()]
         except (LookupError, ValueError, NameError):
-            of_the_master = []  # of a process that is just ending there is half of what it expects
+            of_the_master = []  # /proc has only half of the fields of a process that is ending
         return [*of_the_master, *self._platform.collect()]
 
 
 class MemoryCollector(Collector):
-    """The families that cost too much to be in every scrape: ``Metric.opt_in``."""
+    """Reads the families that cost too much to be in every scrape: those with ``Metric.opt_in``."""
 
     def __init__(self, board: Scoreboard) -> None:
         self._board = board
@@ -188,266 +92,14 @@ class MemoryCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Family]:
-        """Yield the families that have to be asked for."""
+        """Yield the families that a scrape has to ask for by name."""
         yield from memory_families(memory(self._board.snapshot()))
 
 
-# --- from a reading to families (pure)
-
-
-def families(reading: Reading) -> list[Family]:
-    """Return the families of the scoreboard, the queues and the workers' processes, in order."""
-    found = {
-        **_pool(reading),
-        **_workers(reading.snapshot),
-        **_changes(reading.snapshot),
-        **_queues(reading),
-        **_requests(reading),
-        **_slots(reading),
-        **_processes(reading.facts),
-    }
-    return _in_order(found)
-
-
-def memory_families(by_slot: Mapping[int, tuple[int, int]]) -> list[Family]:
-    """Return the opt-in families of unique and proportional bytes by slot."""
-    return _in_order(
-        {
-            "prefork_worker_unique_memory_bytes": [(n, one[0]) for n, one in by_slot.items()],
-            "prefork_worker_proportional_memory_bytes": [(n, one[1]) for n, one in by_slot.items()],
-        }
-    )
-
-
-def _pool(reading: Reading) -> Found:
-    pool, description = reading.snapshot, reading.description
-    tick_ns = pool[PoolField.TICK_NS]
-    return {
-        "prefork_build_info": [(description.version, description.python, 1)],
-        "prefork_start_time_seconds": _one(reading.unix(pool[PoolField.STARTED_NS])),
-        "prefork_last_tick_timestamp_seconds": _one(reading.unix(tick_ns)) if tick_ns else [],
-        "prefork_config_last_reload_successful": _one(
-            pool[PoolField.RELOAD_STATE] != ReloadState.FAILED
-        ),
-        "prefork_config_last_reload_success_timestamp_seconds": _one(
-            _count(pool[PoolField.RELOAD_OK_SECONDS])
-        ),
-        "prefork_reloads_total": [
-            ("ok", _count(pool[PoolField.RELOADS])),
-            ("failed", _count(pool[PoolField.RELOADS_FAILED])),
-        ],
-    }
-
-
-_STATES = (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.RETIRING)
-
-
-def _workers(pool: Snapshot) -> Found:
-    states = Counter(one.state for one in pool.slots)
-    busy = states[WorkerState.BUSY]
-    taking = busy + states[WorkerState.IDLE]
-    return {
-        "prefork_workers": [(state.name.lower(), states[state]) for state in _STATES],
-        "prefork_workers_target": _one(_count(pool[PoolField.TARGET])),
-        "prefork_workers_min": _one(_count(pool[PoolField.FLOOR])),
-        "prefork_workers_max": _one(len(pool.slots)),
-        "prefork_pool_utilization_ratio": _one(busy / taking if taking else 0),
-    }
-
-
-def _changes(pool: Snapshot) -> Found:
-    scaled = (
-        ("up", "signal", PoolField.SCALED_UP_BY_SIGNAL),
-        ("down", "signal", PoolField.SCALED_DOWN_BY_SIGNAL),
-        ("up", "load", PoolField.SCALED_UP_BY_LOAD),
-        ("down", "load", PoolField.SCALED_DOWN_BY_LOAD),
-    )
-    boots = Histogram(_clipped(pool.boots), _seconds(pool[PoolField.BOOT_NS]))
-    return {
-        "prefork_max_workers_reached_total": _one(_count(pool[PoolField.CEILING_REACHED])),
-        "prefork_growth_refused_total": _one(_count(pool[PoolField.GROWTH_REFUSED])),
-        "prefork_scale_events_total": [
-            (direction, source, _count(pool[field])) for direction, source, field in scaled
-        ],
-        "prefork_worker_starts_total": [
-            (reason.value, _count(count)) for reason, count in pool.starts.items()
-        ],
-        "prefork_worker_exits_total": [
-            (kind.value, _count(count)) for kind, count in pool.exits.items()
-        ],
-        "prefork_worker_start_duration_seconds": boots,
-        "prefork_spawn_failures_total": _one(_count(pool[PoolField.SPAWN_FAILURES])),
-        "prefork_hook_failures_total": _one(_count(pool[PoolField.HOOK_FAILURES])),
-        "prefork_metrics_process_restarts_total": _one(_count(pool[PoolField.METRICS_STARTS] - 1)),
-    }
-
-
-def _queues(reading: Reading) -> Found:
-    names = {one.inode: one.name for one in reading.description.listeners}
-    known = [(names[inode], queue) for inode, queue in reading.queues.items() if inode in names]
-    words = reading.words
-    return {
-        "prefork_listen_queue_length": _by_listener((name, one.depth) for name, one in known),
-        "prefork_listen_queue_limit": _by_listener((name, one.limit) for name, one in known),
-        "prefork_socket_receive_queue_bytes": _by_listener(
-            (name, one.bytes) for name, one in known
-        ),
-        "prefork_socket_receive_drops_total": _by_listener(
-            (name, one.drops) for name, one in known
-        ),
-        "prefork_accept_errors_total": _one(sum(words[SlotField.ACCEPT_FAILURES])),
-        "prefork_datagrams_truncated_total": _one(sum(words[SlotField.TRUNCATED])),
-    }
-
-
-def _by_listener(values: Iterable[tuple[str, int | None]]) -> Rows:
-    """Return a row for each name. Listeners of one address (SO_REUSEPORT) are one: a series twice is an error."""
-    sums: Counter[str] = Counter()
-    for name, value in values:
-        if value is not None:
-            sums[name] += value
-    return [*sums.items()]
-
-
-def _requests(reading: Reading) -> Found:
-    words = reading.words
-    in_hand = zip(words[SlotField.IN_PROGRESS], words[SlotField.REQUEST_NS], strict=True)
-    outcomes = {
-        "ok": reading.good,
-        "error": sum(words[SlotField.ERRORS]),
-        "rejected": sum(words[SlotField.REJECTED]),
-        "timeout": sum(words[SlotField.TIMEOUTS]),
-        "aborted": sum(words[SlotField.ABORTED]),
-    }
-    return {
-        "prefork_requests_total": [*outcomes.items()],
-        "prefork_request_duration_seconds": _summed(words, SlotField.DURATIONS, SlotField.BUSY_NS),
-        "prefork_requests_in_progress": _one(sum(many or since > 0 for many, since in in_hand)),
-        "prefork_slow_requests_total": _one(_count(reading.snapshot[PoolField.SLOW_REQUESTS])),
-        "prefork_request_queue_wait_seconds": _summed(
-            words, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS
-        ),
-    }
-
-
-def _summed(words: Columns, counts: SlotField, sum_ns: SlotField) -> Histogram:
-    return Histogram(tuple(map(sum, words.histogram(counts))), sum(words[sum_ns]) / 1e9)
-
-
-def _slots(reading: Reading) -> Found:
-    words = reading.words
-    pids, spawns = words[SlotField.PID], words[SlotField.SPAWNS]
-    used = [one.slot for one in reading.snapshot.slots if was_used(one)]
-    live = [slot for slot in used if pids[slot]]
-    generations, spawned_ns = words[SlotField.GENERATION], words[SlotField.SPAWNED_NS]
-    return {
-        "prefork_worker_info": [(slot, pids[slot], generations[slot], 1) for slot in live],
-        "prefork_worker_up": [(slot, int(pids[slot] > 0)) for slot in used],
-        "prefork_worker_start_time_seconds": [
-            (slot, reading.unix(spawned_ns[slot])) for slot in live
-        ],
-        "prefork_worker_requests_total": _of_used(used, _all_requests(words)),
-        "prefork_worker_restarts_total": [(slot, max(0, spawns[slot] - 1)) for slot in used],
-        "prefork_worker_busy_seconds_total": _of_used(
-            used, [word / 1e9 for word in words[SlotField.BUSY_NS]]
-        ),
-    }
-
-
-def _of_used(used: Sequence[int], values: Sequence[float]) -> Rows:
-    return [(slot, values[slot]) for slot in used]
-
-
-def _all_requests(words: Columns) -> list[int]:
-    lost = words[SlotField.TIMEOUTS], words[SlotField.ABORTED]
-    return [*map(sum, zip(words.finished(), *lost, strict=True))]
-
-
-def _processes(facts: Mapping[int, Facts]) -> Found:
-    cpu: list[tuple[Any, ...]] = []
-    switches: list[tuple[Any, ...]] = []
-    for slot, one in facts.items():
-        cpu += (slot, "user", one.user), (slot, "system", one.system)
-        switches += (slot, "voluntary", one.voluntary), (slot, "involuntary", one.involuntary)
-    return {
-        "prefork_worker_cpu_seconds_total": cpu,
-        "prefork_worker_resident_memory_bytes": [
-            (slot, one.resident) for slot, one in facts.items() if one.resident is not None
-        ],
-        "prefork_worker_open_fds": [
-            (slot, one.fds) for slot, one in facts.items() if one.fds is not None
-        ],
-        "prefork_worker_context_switches_total": switches,
-    }
-
-
-# --- words that anybody may have written
-
-
-def _count(word: int) -> int:
-    return max(0, word)
-
-
-def _seconds(nanoseconds: int) -> float:
-    return _count(nanoseconds) / 1e9
-
-
-def _clipped(words: tuple[int, ...]) -> tuple[int, ...]:
-    return words if min(words) >= 0 else tuple(map(_count, words))
-
-
-# --- prometheus_client's own objects
-
-
-def _one(value: float) -> Rows:
-    return [(value,)]
-
-
-def _in_order(found: Found) -> list[Family]:
-    return [_family(METRICS[name], found[name]) for name in METRICS if name in found]
-
-
-def _family(metric: Metric, content: Rows | Histogram) -> Family:
-    if isinstance(content, Histogram):
-        return _histogram(metric, content)
-    if metric.labels[:1] == ("slot",):
-        return SlotFamily(metric, content)
-    return _plain(metric, content)
-
-
-_ENDINGS = {Type.COUNTER: "_total", Type.INFO: "_info"}
-
-
-def _family_name(metric: Metric) -> str:
-    """Return the name of a family: that of its samples without the ending that says its type."""
-    return metric.name.removesuffix(_ENDINGS.get(metric.type, ""))
-
-
-def _plain(metric: Metric, rows: Rows) -> Family:
-    family = Family(_family_name(metric), metric.help, metric.type, metric.unit)
-    family.samples = _samples(metric, rows)
-    return family
-
-
-def _samples(metric: Metric, rows: Rows) -> list[Sample]:
-    return [
-        Sample(metric.name, dict(zip(metric.labels, map(str, row[:-1]), strict=True)), row[-1])
-        for row in rows
-    ]
-
-
-def _histogram(metric: Metric, content: Histogram) -> Family:
-    bounds = [repr(bound / 1e9) for bound in BOUNDS_NS] + ["+Inf"]
-    buckets = [*zip(bounds, itertools.accumulate(content.counts), strict=True)]
-    family = HistogramMetricFamily(metric.name, metric.help, unit=metric.unit)
-    family.add_metric([], buckets, content.sum)
-    return family
-
-
 def _from_the_client(given: Iterable[Family]) -> Iterator[Family]:
-    """Yield prometheus_client's own families under the help and unit of the table."""
+    """Yield the families of prometheus_client's own collectors with the help and unit of the table."""
     for sample in itertools.chain.from_iterable(family.samples for family in given):
         metric = METRICS.get(sample.name)
         if metric is not None and sample.labels.keys() == set(metric.labels):
             labels = (sample.labels[label] for label in metric.labels)
-            yield _plain(metric, [(*labels, sample.value)])
+            yield family_of(metric, [(*labels, sample.value)])

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import exposition as client
 from prometheus_client.registry import Collector
 
-from prefork.metrics.collector import SlotFamily
+from prefork.metrics.families import SlotFamily
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family

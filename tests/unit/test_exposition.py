@@ -17,8 +17,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from prometheus_client.samples import Exemplar
 
-from prefork.metrics.collector import PoolCollector, SlotFamily
+from prefork.metrics.collector import PoolCollector
 from prefork.metrics.exposition import choose_encoder
+from prefork.metrics.families import SlotFamily
 from prefork.metrics.names import METRICS, Type
 from tests.support.boards import scoreboard
 

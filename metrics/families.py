@@ -1,0 +1,377 @@
+"""What a scrape shows: the Prometheus families of a pool, out of one reading of it (pure).
+
+The names, the help and the order are those of ``names.METRICS``; here each name gets its values.
+``metrics/collector.py`` makes the reading.
+
+A worker can write anything into its words of the scoreboard, and Prometheus refuses a whole scrape for
+one negative counter. So every word is clipped at 0 before it is shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.samples import Sample
+
+from prefork.metrics.description import PoolDescription
+from prefork.metrics.kernel import Queue
+from prefork.metrics.names import METRICS, Metric, Type
+from prefork.metrics.processes import Facts, was_used
+from prefork.workers.scoreboard import (
+    BOUNDS_NS,
+    BUCKETS,
+    PoolField,
+    SlotField,
+    SlotSnapshot,
+    Snapshot,
+)
+from prefork.workers.states import ReloadState, WorkerState
+
+Rows = Sequence[tuple[Any, ...]]
+"""The samples of one metric: each the values of the labels, in the order of the table, and the number."""
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """counts: how many values fell into each bucket, not cumulative. sum: of all values, in seconds."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+
+Found = dict[str, Rows | Histogram]
+"""What is shown, by the name of the metric."""
+
+
+class Columns:
+    """The words of all slots, clipped, by field: a column has one word of each slot.
+
+    A pool of a thousand slots has 64,000 words, most of which are in no metric. A column is clipped when
+    it is read, and mostly has no negative word, which one call finds out.
+    """
+
+    def __init__(self, slots: Sequence[SlotSnapshot]) -> None:
+        self._columns = [*zip(*(one.words for one in slots), strict=True)]
+
+    def __getitem__(self, field: int) -> tuple[int, ...]:
+        """Return one word of every slot, 0 where it is negative."""
+        column = self._columns[field]
+        return column if min(column) >= 0 else tuple(max(0, word) for word in column)
+
+    def histogram(self, field: SlotField) -> list[tuple[int, ...]]:
+        """Return the buckets of DURATIONS or QUEUE_WAITS: a column for each bucket."""
+        return [self[field + bucket] for bucket in range(BUCKETS)]
+
+    def finished(self) -> list[int]:
+        """Return how many requests each slot has finished, whatever their outcome."""
+        return [*map(sum, zip(*self.histogram(SlotField.DURATIONS), strict=True))]
+
+    def good(self) -> int:
+        """Return how many requests of all slots went well."""
+        rows = zip(self.finished(), self[SlotField.ERRORS], self[SlotField.REJECTED], strict=True)
+        return sum(max(0, finished - errors - rejected) for finished, errors, rejected in rows)
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one scrape shows, read at nearly one moment.
+
+    words: of the snapshot's slots. queues: by the inode of the listener. facts: of the processes, by slot.
+    good: requests that went well. to_unix_ns: what to add to CLOCK_MONOTONIC for Unix time.
+    """
+
+    snapshot: Snapshot
+    words: Columns
+    description: PoolDescription
+    queues: Mapping[int, Queue]
+    facts: Mapping[int, Facts]
+    good: int
+    to_unix_ns: int
+
+    def unix(self, monotonic_ns: int) -> float:
+        """Return an instant as Unix time."""
+        return max(0, monotonic_ns + self.to_unix_ns) / 1e9
+
+
+class SlotFamily(Family):
+    """A family with a series for each slot, kept as rows.
+
+    ``exposition`` writes the rows. prometheus_client's samples are made only for a reader that asks for them:
+    making them is half of the time that a scrape of a thousand slots would take.
+    """
+
+    def __init__(self, metric: Metric, rows: Rows) -> None:
+        super().__init__(_family_name(metric), metric.help, metric.type, metric.unit)
+        self.metric = metric
+        self.rows = rows
+        del self.samples
+
+    @functools.cached_property
+    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute there, and written by nobody
+        """The rows as prometheus_client has them."""
+        return _samples(self.metric, self.rows)
+
+    def head(self) -> Family:
+        """Return the family without its series."""
+        return Family(self.name, self.documentation, self.type, self.unit)
+
+
+# --- from a reading to families
+
+
+def families(reading: Reading) -> list[Family]:
+    """Return the families of the scoreboard, the queues and the workers' processes, in order."""
+    found = {
+        **_pool(reading),
+        **_workers(reading.snapshot),
+        **_changes(reading.snapshot),
+        **_queues(reading),
+        **_requests(reading),
+        **_slots(reading),
+        **_processes(reading.facts),
+    }
+    return _in_order(found)
+
+
+def memory_families(by_slot: Mapping[int, tuple[int, int]]) -> list[Family]:
+    """Return the opt-in families. by_slot: unique and proportional bytes (USS, PSS)."""
+    return _in_order(
+        {
+            "prefork_worker_unique_memory_bytes": [(n, one[0]) for n, one in by_slot.items()],
+            "prefork_worker_proportional_memory_bytes": [(n, one[1]) for n, one in by_slot.items()],
+        }
+    )
+
+
+def _pool(reading: Reading) -> Found:
+    pool, description = reading.snapshot, reading.description
+    tick_ns = pool[PoolField.TICK_NS]
+    return {
+        "prefork_build_info": [(description.version, description.python, 1)],
+        "prefork_start_time_seconds": _one(reading.unix(pool[PoolField.STARTED_NS])),
+        "prefork_last_tick_timestamp_seconds": _one(reading.unix(tick_ns)) if tick_ns else [],
+        "prefork_config_last_reload_successful": _one(
+            pool[PoolField.RELOAD_STATE] != ReloadState.FAILED
+        ),
+        "prefork_config_last_reload_success_timestamp_seconds": _one(
+            _count(pool[PoolField.RELOAD_OK_SECONDS])
+        ),
+        "prefork_reloads_total": [
+            ("ok", _count(pool[PoolField.RELOADS])),
+            ("failed", _count(pool[PoolField.RELOADS_FAILED])),
+        ],
+    }
+
+
+_STATES = (WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.RETIRING)
+
+
+def _workers(pool: Snapshot) -> Found:
+    states = Counter(one.state for one in pool.slots)
+    busy = states[WorkerState.BUSY]
+    taking = busy + states[WorkerState.IDLE]
+    return {
+        "prefork_workers": [(state.name.lower(), states[state]) for state in _STATES],
+        "prefork_workers_target": _one(_count(pool[PoolField.TARGET])),
+        "prefork_workers_min": _one(_count(pool[PoolField.FLOOR])),
+        "prefork_workers_max": _one(len(pool.slots)),
+        "prefork_pool_utilization_ratio": _one(busy / taking if taking else 0),
+    }
+
+
+def _changes(pool: Snapshot) -> Found:
+    scaled = (
+        ("up", "signal", PoolField.SCALED_UP_BY_SIGNAL),
+        ("down", "signal", PoolField.SCALED_DOWN_BY_SIGNAL),
+        ("up", "load", PoolField.SCALED_UP_BY_LOAD),
+        ("down", "load", PoolField.SCALED_DOWN_BY_LOAD),
+    )
+    boots = Histogram(_clipped(pool.boots), _seconds(pool[PoolField.BOOT_NS]))
+    return {
+        "prefork_max_workers_reached_total": _one(_count(pool[PoolField.CEILING_REACHED])),
+        "prefork_growth_refused_total": _one(_count(pool[PoolField.GROWTH_REFUSED])),
+        "prefork_scale_events_total": [
+            (direction, source, _count(pool[field])) for direction, source, field in scaled
+        ],
+        "prefork_worker_starts_total": [
+            (reason.value, _count(count)) for reason, count in pool.starts.items()
+        ],
+        "prefork_worker_exits_total": [
+            (kind.value, _count(count)) for kind, count in pool.exits.items()
+        ],
+        "prefork_worker_start_duration_seconds": boots,
+        "prefork_spawn_failures_total": _one(_count(pool[PoolField.SPAWN_FAILURES])),
+        "prefork_hook_failures_total": _one(_count(pool[PoolField.HOOK_FAILURES])),
+        "prefork_metrics_process_restarts_total": _one(_count(pool[PoolField.METRICS_STARTS] - 1)),
+    }
+
+
+def _queues(reading: Reading) -> Found:
+    names = {one.inode: one.name for one in reading.description.listeners}
+    known = [(names[inode], queue) for inode, queue in reading.queues.items() if inode in names]
+    words = reading.words
+    return {
+        "prefork_listen_queue_length": _by_listener((name, one.depth) for name, one in known),
+        "prefork_listen_queue_limit": _by_listener((name, one.limit) for name, one in known),
+        "prefork_socket_receive_queue_bytes": _by_listener(
+            (name, one.bytes) for name, one in known
+        ),
+        "prefork_socket_receive_drops_total": _by_listener(
+            (name, one.drops) for name, one in known
+        ),
+        "prefork_accept_errors_total": _one(sum(words[SlotField.ACCEPT_FAILURES])),
+        "prefork_datagrams_truncated_total": _one(sum(words[SlotField.TRUNCATED])),
+    }
+
+
+def _by_listener(values: Iterable[tuple[str, int | None]]) -> Rows:
+    """Return a row for each name.
+
+    Listeners of one address (SO_REUSEPORT) are added up: a series that appears twice is an error.
+    """
+    sums: Counter[str] = Counter()
+    for name, value in values:
+        if value is not None:
+            sums[name] += value
+    return [*sums.items()]
+
+
+def _requests(reading: Reading) -> Found:
+    words = reading.words
+    in_hand = zip(words[SlotField.IN_PROGRESS], words[SlotField.REQUEST_NS], strict=True)
+    outcomes = {
+        "ok": reading.good,
+        "error": sum(words[SlotField.ERRORS]),
+        "rejected": sum(words[SlotField.REJECTED]),
+        "timeout": sum(words[SlotField.TIMEOUTS]),
+        "aborted": sum(words[SlotField.ABORTED]),
+    }
+    return {
+        "prefork_requests_total": [*outcomes.items()],
+        "prefork_request_duration_seconds": _summed(words, SlotField.DURATIONS, SlotField.BUSY_NS),
+        "prefork_requests_in_progress": _one(sum(many or since > 0 for many, since in in_hand)),
+        "prefork_slow_requests_total": _one(_count(reading.snapshot[PoolField.SLOW_REQUESTS])),
+        "prefork_request_queue_wait_seconds": _summed(
+            words, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS
+        ),
+    }
+
+
+def _summed(words: Columns, counts: SlotField, sum_ns: SlotField) -> Histogram:
+    return Histogram(tuple(map(sum, words.histogram(counts))), sum(words[sum_ns]) / 1e9)
+
+
+def _slots(reading: Reading) -> Found:
+    words = reading.words
+    pids, spawns = words[SlotField.PID], words[SlotField.SPAWNS]
+    used = [one.slot for one in reading.snapshot.slots if was_used(one)]
+    live = [slot for slot in used if pids[slot]]
+    generations, spawned_ns = words[SlotField.GENERATION], words[SlotField.SPAWNED_NS]
+    return {
+        "prefork_worker_info": [(slot, pids[slot], generations[slot], 1) for slot in live],
+        "prefork_worker_up": [(slot, int(pids[slot] > 0)) for slot in used],
+        "prefork_worker_start_time_seconds": [
+            (slot, reading.unix(spawned_ns[slot])) for slot in live
+        ],
+        "prefork_worker_requests_total": _of_used(used, _all_requests(words)),
+        "prefork_worker_restarts_total": [(slot, max(0, spawns[slot] - 1)) for slot in used],
+        "prefork_worker_busy_seconds_total": _of_used(
+            used, [word / 1e9 for word in words[SlotField.BUSY_NS]]
+        ),
+    }
+
+
+def _of_used(used: Sequence[int], values: Sequence[float]) -> Rows:
+    return [(slot, values[slot]) for slot in used]
+
+
+def _all_requests(words: Columns) -> list[int]:
+    lost = words[SlotField.TIMEOUTS], words[SlotField.ABORTED]
+    return [*map(sum, zip(words.finished(), *lost, strict=True))]
+
+
+def _processes(facts: Mapping[int, Facts]) -> Found:
+    cpu: list[tuple[Any, ...]] = []
+    switches: list[tuple[Any, ...]] = []
+    for slot, one in facts.items():
+        cpu += (slot, "user", one.user), (slot, "system", one.system)
+        switches += (slot, "voluntary", one.voluntary), (slot, "involuntary", one.involuntary)
+    return {
+        "prefork_worker_cpu_seconds_total": cpu,
+        "prefork_worker_resident_memory_bytes": [
+            (slot, one.resident) for slot, one in facts.items() if one.resident is not None
+        ],
+        "prefork_worker_open_fds": [
+            (slot, one.fds) for slot, one in facts.items() if one.fds is not None
+        ],
+        "prefork_worker_context_switches_total": switches,
+    }
+
+
+# --- words that may be anything
+
+
+def _count(word: int) -> int:
+    return max(0, word)
+
+
+def _seconds(nanoseconds: int) -> float:
+    return _count(nanoseconds) / 1e9
+
+
+def _clipped(words: tuple[int, ...]) -> tuple[int, ...]:
+    return words if min(words) >= 0 else tuple(map(_count, words))
+
+
+# --- into objects of prometheus_client
+
+
+def _one(value: float) -> Rows:
+    return [(value,)]
+
+
+def _in_order(found: Found) -> list[Family]:
+    return [_family(METRICS[name], found[name]) for name in METRICS if name in found]
+
+
+def _family(metric: Metric, content: Rows | Histogram) -> Family:
+    if isinstance(content, Histogram):
+        return _histogram(metric, content)
+    if metric.labels[:1] == ("slot",):
+        return SlotFamily(metric, content)
+    return family_of(metric, content)
+
+
+_ENDINGS = {Type.COUNTER: "_total", Type.INFO: "_info"}
+
+
+def _family_name(metric: Metric) -> str:
+    """Return the name of a family: that of its samples without the ending that says its type."""
+    return metric.name.removesuffix(_ENDINGS.get(metric.type, ""))
+
+
+def family_of(metric: Metric, rows: Rows) -> Family:
+    """Return a family of the table with these rows."""
+    family = Family(_family_name(metric), metric.help, metric.type, metric.unit)
+    family.samples = _samples(metric, rows)
+    return family
+
+
+def _samples(metric: Metric, rows: Rows) -> list[Sample]:
+    return [
+        Sample(metric.name, dict(zip(metric.labels, map(str, row[:-1]), strict=True)), row[-1])
+        for row in rows
+    ]
+
+
+def _histogram(metric: Metric, content: Histogram) -> Family:
+    bounds = [repr(bound / 1e9) for bound in BOUNDS_NS] + ["+Inf"]
+    buckets = [*zip(bounds, itertools.accumulate(content.counts), strict=True)]
+    family = HistogramMetricFamily(metric.name, metric.help, unit=metric.unit)
+    family.add_metric([], buckets, content.sum)
+    return family
