@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class PoolCollector(Collector):
     """Reads the scoreboard, the kernel's queues and the workers' processes anew for each scrape.
 
-    A counter must never fall, so the collector remembers the highest values of those that could. There is
-    one collector for the life of the metrics process, and it makes one scrape at a time.
+    A counter must never fall, so the collector remembers the highest values of those that could.
+    There is one collector for the life of the metrics process, and it makes one scrape at a time.
     """
 
     def __init__(self, board: Scoreboard) -> None:
@@ -52,8 +52,8 @@ class PoolCollector(Collector):
         snapshot = self._board.snapshot()
         description = PoolDescription.from_text(self._board.description.read())
         words = Columns(snapshot.slots)
-        # A worker counts a request in the histogram first and as an error then: for a moment in between
-        # the request looks like one that went well.
+        # A worker counts a request in the histogram first and as an error then: for a moment in
+        # between the request looks like one that went well.
         self._good = max(self._good, words.good())
         return Reading(
             snapshot=snapshot,
@@ -66,8 +66,8 @@ class PoolCollector(Collector):
         )
 
     def _unix_offset(self) -> int:
-        # Kept until the clock is set. Measured anew for each scrape, it would make every instant differ
-        # by some microseconds from scrape to scrape.
+        # Kept until the clock is set. Measured anew for each scrape, it would make every instant
+        # differ by some microseconds from scrape to scrape.
         offset = time.time_ns() - time.monotonic_ns()
         if abs(offset - self._to_unix_ns) > 1_000_000_000:
             self._to_unix_ns = offset
@@ -97,7 +97,7 @@ class MemoryCollector(Collector):
 
 
 def _from_the_client(given: Iterable[Family]) -> Iterator[Family]:
-    """Yield the families of prometheus_client's own collectors with the help and unit of the table."""
+    """Yield prometheus_client's own families with the help and the unit of the table."""
     for sample in itertools.chain.from_iterable(family.samples for family in given):
         metric = METRICS.get(sample.name)
         if metric is not None and sample.labels.keys() == set(metric.labels):

@@ -1,8 +1,8 @@
 """What the metrics process answers: /metrics, /livez, /readyz, /status and the status page.
 
-Only that process imports this module: it brings prometheus_client and psutil along, and the
-master has neither. It reads the scoreboard and asks nobody, so it answers while every worker is
-busy and while the master does not run.
+Every answer is computed from the scoreboard, the kernel's tables and the files of the handlers' own
+metrics. So the metrics process answers while every worker is busy, and while the master hangs. Only
+that process imports this module, because it brings prometheus_client and psutil along.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 MERGE_TRIES = 3
-"""Readings of the users' files: one that coincides with a file's first write may fail."""
+"""How often the handlers' files are read: a reading during the first write of a file can fail."""
 
 
 class Routes:
-    """The routes, over one scoreboard. Lives as long as its process: its totals must not fall.
+    """The routes over one scoreboard, made once for the life of the process: no total may fall.
 
-    directory: where handlers put their own metrics, None when they do not.
-    complain: told what went wrong with those; the pool's own are served all the same.
+    directory: where handlers put their own metrics, None where there are none. complain: called
+    with whatever went wrong with these; the pool's own metrics are served all the same.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Routes:
         body = encode(self._chosen(request.query.get("name[]", [])))
         headers = {"Vary": "Accept, Accept-Encoding"}
         if gzip_accepted(request.headers.get("accept-encoding", "")):
-            # The lightest level: a tenth larger than the usual one's, in a third of its time.
+            # The lightest level: the text is a tenth larger than at the usual one, in a third of
+            # the time.
             body = gzip.compress(body, compresslevel=1)
             headers["Content-Encoding"] = "gzip"
         return Response(body, content_type, headers=headers)
@@ -108,7 +109,7 @@ def run(
     heed: Mapping[int, Callable[[], bool]],
     beat: Callable[[], bool],
 ) -> None:
-    """Serve the routes until ``heed`` or ``beat`` say that it is time to leave; see ``web.Server``."""
+    """Serve the routes until ``heed`` or ``beat`` return True, as ``web.Server`` does."""
     web.Server(listener, routes.respond, complain=complain, heed=heed, beat=beat).run()
 
 
@@ -116,16 +117,16 @@ def run(
 
 
 def live_verdict(snapshot: Snapshot, now_ns: int) -> Response:
-    """Say whether the master looks around."""
+    """Return the answer of /livez: whether the master ticks."""
     age = last_tick(snapshot, now_ns)
     if age > HUNG_AFTER:
-        text = f"the master has not looked around for {age:.0f} s\n"
+        text = f"the master has not ticked for {age:.0f} s\n"
         return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
     return Response(b"live\n")
 
 
 def ready_verdict(snapshot: Snapshot) -> Response:
-    """Say whether the pool should get traffic, and why not."""
+    """Return the answer of /readyz: whether the pool should get traffic, and why not."""
     if is_ready(snapshot):
         return Response(b"ready\n")
     phase = snapshot.phase.name.lower()
@@ -141,19 +142,22 @@ _merge: Callable[[list[str]], Iterable[Metric]] = MultiProcessCollector.merge
 
 
 class UserMetrics:
-    """The metrics of the application, merged from the files of its processes (docs/METRICS.md)."""
+    """The metrics that the handlers keep, merged from files (docs/METRICS.md)."""
 
     def __init__(self, directory: str, complain: Callable[[BaseException], None]) -> None:
         self._directory = directory
         self._complain = complain
 
     def collect(self) -> Iterable[Metric]:
-        """Merge the files. None of them where that fails: a total without a part would fall."""
+        """Return the merged metrics; none where a file cannot be read.
+
+        A total that lacks the part of one file would fall for a moment.
+        """
         failure: Exception | None = None
         for _ in range(MERGE_TRIES):
             try:
                 merged: Iterable[Metric] = _merge(self._files())
-            except Exception as error:  # noqa: BLE001 - struct.error, RuntimeError, JSON: whatever half a write looks like
+            except Exception as error:  # noqa: BLE001 - half a write can look like anything
                 failure = error
             else:
                 return merged
@@ -164,13 +168,12 @@ class UserMetrics:
     def _files(self) -> list[str]:
         names = filter(FILES.fullmatch, os.listdir(self._directory))
         paths = [os.path.join(self._directory, name) for name in names]
-        # A file is empty from its making to its first write, and for good if its process was
-        # killed in between.
+        # A file is empty until its first write, and for ever if its process was killed before that.
         return [path for path in paths if os.access(path, os.R_OK) and os.path.getsize(path)]
 
 
 class _Merged:
-    """The pool's own metrics and then the users', less those that bear a name of the pool's."""
+    """The pool's own metrics, then those of the handlers, except under a name of the pool's."""
 
     def __init__(self, own: Any, users: UserMetrics | None) -> None:
         self._own = own
@@ -189,7 +192,7 @@ class _Merged:
 
 
 class _Joined:
-    """Several registries as one, for an encoder."""
+    """Several registries as one."""
 
     def __init__(self, registries: list[Any]) -> None:
         self._registries = registries
@@ -200,7 +203,7 @@ class _Joined:
 
 
 def _registry(own: Any, users: UserMetrics | None) -> CollectorRegistry:
-    # The filter by name works for collectors that describe nothing, where the registry is told so.
+    # With this argument the filter by name works for collectors that describe nothing.
     registry = CollectorRegistry(support_collectors_without_names=True)
     registry.register(_Merged(own, users))
     return registry

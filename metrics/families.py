@@ -3,8 +3,8 @@
 The names, the help and the order are those of ``names.METRICS``; here each name gets its values.
 ``metrics/collector.py`` makes the reading.
 
-A worker can write anything into its words of the scoreboard, and Prometheus refuses a whole scrape for
-one negative counter. So every word is clipped at 0 before it is shown.
+A worker can write anything into its words of the scoreboard, and Prometheus refuses a whole scrape
+for one negative counter. So every word is clipped at 0 before it is shown.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from prefork.workers.scoreboard import (
 from prefork.workers.states import ReloadState, WorkerState
 
 Rows = Sequence[tuple[Any, ...]]
-"""The samples of one metric: each the values of the labels, in the order of the table, and the number."""
+"""The samples of one metric: the labels' values, in the order of the table, and the number."""
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """counts: how many values fell into each bucket, not cumulative. sum: of all values, in seconds."""
+    """counts: how many values are in each bucket, not cumulative. sum: of all, in seconds."""
 
     counts: tuple[int, ...]
     sum: float
@@ -52,8 +52,8 @@ Found = dict[str, Rows | Histogram]
 class Columns:
     """The words of all slots, clipped, by field: a column has one word of each slot.
 
-    A pool of a thousand slots has 64,000 words, most of which are in no metric. A column is clipped when
-    it is read, and mostly has no negative word, which one call finds out.
+    A pool of a thousand slots has 64,000 words, most of which are in no metric. A column is clipped
+    when it is read, and mostly has no negative word, which one call finds out.
     """
 
     def __init__(self, slots: Sequence[SlotSnapshot]) -> None:
@@ -81,8 +81,9 @@ class Columns:
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """All that one scrape shows, read at nearly one moment.
 
-    words: of the snapshot's slots. queues: by the inode of the listener. facts: of the processes, by slot.
-    good: requests that went well. to_unix_ns: what to add to CLOCK_MONOTONIC for Unix time.
+    words: of the snapshot's slots. queues: by the inode of the listener. facts: of the processes,
+    by slot. good: requests that went well. to_unix_ns: what to add to CLOCK_MONOTONIC for Unix
+    time.
     """
 
     snapshot: Snapshot
@@ -101,8 +102,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 class SlotFamily(Family):
     """A family with a series for each slot, kept as rows.
 
-    ``exposition`` writes the rows. prometheus_client's samples are made only for a reader that asks for them:
-    making them is half of the time that a scrape of a thousand slots would take.
+    ``exposition`` writes the rows. prometheus_client's samples are made only for a reader that asks
+    for them: making them is half of the time that a scrape of a thousand slots would take.
     """
 
     def __init__(self, metric: Metric, rows: Rows) -> None:
@@ -112,7 +113,7 @@ class SlotFamily(Family):
         del self.samples
 
     @functools.cached_property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute there, and written by nobody
+    def samples(self) -> list[Sample]:  # type: ignore[override]  # there an attribute
         """The rows as prometheus_client has them."""
         return _samples(self.metric, self.rows)
 

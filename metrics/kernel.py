@@ -1,9 +1,17 @@
-"""What waits in the kernel's queues of the listeners, asked by NETLINK_SOCK_DIAG (any process).
+"""What waits in the kernel's queues of the listeners (any process).
 
-The metrics process has none of the listeners open: it would keep them from being closed, and take
-part in their wake-ups. So it asks by inode, which needs no privilege. ``TCP_INFO`` and
-``SO_MEMINFO`` would need the descriptor, and say nothing of Unix sockets; ``/proc/net`` is text of
-every socket of the machine, without a Unix listener's queue.
+The processes that read a pool have none of its listeners open: an open descriptor would keep a
+listener from being closed, and would take part in its wake-ups. So they ask the kernel over a
+netlink socket (NETLINK_SOCK_DIAG), as ``ss`` does. A socket is found by its inode, which stands in
+the description of the pool. No privilege is needed.
+
+A question about TCP or UDP cannot name an inode. The kernel lists all listening TCP sockets of a
+family, or all UDP sockets, and the ones that were asked about are picked out. A question about a
+Unix socket names its inode and has one answer.
+
+The alternatives: ``TCP_INFO`` and ``SO_MEMINFO`` need the descriptor and say nothing about Unix
+sockets. ``/proc/net`` is text about every socket of the machine, and lacks the queue of a Unix
+listener.
 """
 
 from __future__ import annotations
@@ -21,19 +29,19 @@ import msgspec
 from prefork.metrics.description import MOST_LISTENERS, ListenerDescription
 
 LONGEST: Final = 0.05
-"""Seconds that all questions together may take; what was not answered by then is not known.
+"""Seconds that all questions together may take. A queue that was not answered by then is not known.
 
-A thousand UDP sockets of other programs are answered in a few milliseconds.
+The kernel lists a thousand UDP sockets of other programs in a few milliseconds.
 """
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """One listener's queue; None where the kernel does not tell, or where it makes no sense.
+    """The queue of one listener; None for a number that the kernel does not report.
 
-    depth, limit: connections that wait to be accepted, and how many may (the backlog).
-    bytes: what waits in a datagram socket, with the kernel's overhead; of a Unix one it is the
-    length of the first datagram alone. drops: datagrams the kernel has dropped since a UDP socket
-    was made. A Unix datagram's sender is made to wait instead, at ten of them by default.
+    depth, limit: how many connections wait to be accepted, and how many may (the backlog). bytes:
+    what waits in a datagram socket, with the kernel's overhead; for a Unix socket the length of the
+    first datagram alone. drops: how many datagrams the kernel has dropped since the UDP socket was
+    made. A Unix socket drops none: the sender waits when ten datagrams are queued (by default).
     """
 
     depth: int | None = None
@@ -45,8 +53,8 @@ class Queue(msgspec.Struct, frozen=True):
 def queues(listeners: Sequence[ListenerDescription]) -> dict[int, Queue]:
     """Return the queues of these listeners by inode, MOST_LISTENERS of them at most. Never raises.
 
-    A queue that is not known is left out. The call takes a tenth of a millisecond for one or two listeners,
-    and LONGEST at most. It sees the sockets of this process' network namespace.
+    A queue that is not known is left out. The call takes a tenth of a millisecond for one or two
+    listeners, and LONGEST at most. It sees the sockets of this process' network namespace.
     """
     asked = {
         one.inode: (one.family, one.kind)
@@ -90,7 +98,7 @@ _LENGTHS = 4  # UNIX_DIAG_RQLEN
 def _inet(
     diag: _Diag, family: str, kind: str, asked: Mapping[int, tuple[str, str]]
 ) -> Iterator[tuple[int, Queue]]:
-    """Yield the queues of the TCP listeners, or of the UDP sockets, of one family."""
+    """Yield the queues of the listeners of one family: of TCP (stream) or of UDP (datagram)."""
     stream = kind == "stream"
     request = _INET_REQUEST.pack(
         socket.AF_INET if family == "inet" else socket.AF_INET6,
@@ -99,7 +107,6 @@ def _inet(
         _LISTENING if stream else _ANY_STATE,
         bytes(48),
     )
-    # All of them are listed: one alone can be asked for by its address only, not by its inode.
     for body in diag.ask(request, _DUMP):
         *_, rqueue, wqueue, _, inode = _INET_ANSWER.unpack_from(body)
         if asked.get(inode) != (family, kind):
@@ -125,7 +132,7 @@ def _unix(diag: _Diag, inode: int, kind: str) -> Iterator[tuple[int, Queue]]:
 
 
 def _word(block: bytes, at: int) -> int | None:
-    """Return the number there; None where the kernel, an older one, gave less."""
+    """Return the 32-bit number at an offset; None where an older kernel gives a shorter block."""
     return int.from_bytes(block[at : at + 4], sys.byteorder) if len(block) >= at + 4 else None
 
 
@@ -142,7 +149,7 @@ def _attributes(block: bytes) -> dict[int, bytes]:
 
 
 class _Diag:
-    """A netlink socket with a deadline. deadline: in seconds of the monotonic clock."""
+    """A netlink socket for questions about sockets. deadline: seconds of the monotonic clock."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
@@ -156,9 +163,10 @@ class _Diag:
         self._socket.close()
 
     def ask(self, request: bytes, flags: int) -> list[bytes]:
-        """Return the bodies of the answers; what the kernel refuses has none (a socket that is gone).
+        """Return the bodies of the answers; none for a question that the kernel refuses.
 
-        Raises OSError (TimeoutError) at the deadline.
+        It refuses a question about a socket that is gone. Raises OSError, and TimeoutError at the
+        deadline.
         """
         self._sequence += 1
         size = _HEADER.size + len(request)
@@ -171,7 +179,7 @@ class _Diag:
         return bodies
 
     def _receive(self, bodies: list[bytes]) -> bool:
-        """Take one answer of several messages; tell whether it is the last one."""
+        """Receive one block of messages; return whether it is the last one."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -1,6 +1,7 @@
-"""Every metric, once: the table that the collector fills and docs/METRICS.md shows (leaf).
+"""Every metric, once: the table that ``families`` fills with values (a leaf).
 
-It knows neither the scoreboard nor prometheus_client, so that commands and documents can read it.
+docs/METRICS.md shows it. The table needs neither the scoreboard nor prometheus_client, so that the
+documents can be made without them.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import msgspec
 
 
 class Type(enum.StrEnum):
-    """What a metric is, in the words of Prometheus' exposition."""
+    """The type of a metric, in the words of the Prometheus exposition format."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
     HISTOGRAM = "histogram"
     INFO = "info"
-    """A gauge of 1 whose labels say something."""
+    """A gauge that is always 1, and whose labels are the information."""
 
 
 class Metric(msgspec.Struct, frozen=True):
     """One line of the table.
 
-    name: as a query writes it, ``_total`` and ``_info`` included. unit: the base unit in which it
-    is shown, which the name ends in, "" for a plain number. labels: their names, in the order of
-    the values that the collector gives. help: one sentence.
-    opt_in: costs so much that only who asks for it by name gets it.
+    name: as a query writes it, with ``_total`` or ``_info``. unit: the base unit of the values, in
+    which the name ends; "" for a plain number. labels: the names of the labels, in the order of the
+    values that ``families`` gives. help: a sentence. opt_in: whether only a scrape that asks for it
+    by name gets it, because it costs much.
     """
 
     name: str
@@ -57,26 +58,26 @@ def _info(name: str, help_: str, *labels: str) -> Metric:
 _ABOUT_THE_POOL = (
     _info(
         "prefork_build_info",
-        "1; which prefork and which Python serve.",
+        "Always 1; the versions of prefork and of Python that serve.",
         *("version", "python_version"),
     ),
     _gauge(
         "prefork_start_time_seconds",
-        "Unix time at which serve_forever() began.",
+        "Unix time at which serve_forever() was called.",
         unit="seconds",
     ),
     _gauge(
         "prefork_last_tick_timestamp_seconds",
-        "Unix time at which the master last looked around, which it does at least every 0.5 s.",
+        "Unix time of the master's last tick; a healthy master ticks at least every 0.5 s.",
         unit="seconds",
     ),
     _gauge(
         "prefork_config_last_reload_successful",
-        "0 while the last reload is one that failed, else 1.",
+        "0 if the last reload failed, else 1.",
     ),
     _gauge(
         "prefork_config_last_reload_success_timestamp_seconds",
-        "Unix time of the last reload that succeeded, 0 for none.",
+        "Unix time of the last reload that succeeded; 0 if there was none.",
         unit="seconds",
     ),
     _counter("prefork_reloads_total", "Reloads by result: ok, failed.", "result"),
@@ -85,23 +86,22 @@ _ABOUT_THE_POOL = (
         "Workers by state: starting, idle, busy, retiring.",
         "state",
     ),
+    _gauge("prefork_workers_target", "Workers wanted now: the floor, plus what load has added."),
     _gauge(
-        "prefork_workers_target", "Workers wanted now: the floor and what load has added to it."
+        "prefork_workers_min",
+        "The floor, the least number of workers: the setting workers, as TTIN and TTOU have moved it.",
     ),
-    _gauge("prefork_workers_min", "Workers to keep at least: the setting workers and TTIN, TTOU."),
-    _gauge("prefork_workers_max", "Workers that may live at most: the setting max_children."),
+    _gauge("prefork_workers_max", "The largest number of workers: the setting max_children."),
     _gauge(
         "prefork_pool_utilization_ratio",
-        "Busy workers among those that take requests, 0 to 1; 0 while there is none.",
+        "The share of ready workers that are busy, 0 to 1; 0 while no worker is ready.",
         unit="ratio",
     ),
     _counter(
         "prefork_max_workers_reached_total",
-        "Times the pool wanted to grow and had max_children workers.",
+        "How often the pool wanted to grow and already had max_children workers.",
     ),
-    _counter(
-        "prefork_growth_refused_total", "Workers that were not added for want of free memory."
-    ),
+    _counter("prefork_growth_refused_total", "Workers that were not added because of low memory."),
     _counter(
         "prefork_scale_events_total",
         "Changes of the target by direction (up, down) and source (signal, load).",
@@ -118,41 +118,46 @@ _ABOUT_THE_POOL = (
         "request_timeout, boot_timeout, boot_error, exited, killed, oom_killed, orphaned.",
         "cause",
     ),
-    _histogram("prefork_worker_start_duration_seconds", "Time from a worker's fork until ready."),
+    _histogram(
+        "prefork_worker_start_duration_seconds",
+        "Time from the fork of a worker until it was ready.",
+    ),
     _counter("prefork_spawn_failures_total", "Forks that the kernel refused."),
     _counter("prefork_hook_failures_total", "Hooks that raised in the master."),
     _counter(
-        "prefork_metrics_process_restarts_total", "Times the metrics process had to be replaced."
+        "prefork_metrics_process_restarts_total", "How often the metrics process was replaced."
     ),
 )
 
 _ABOUT_LISTENERS = (
     _gauge(
         "prefork_listen_queue_length",
-        "Connections that wait to be accepted: the accept queue. Not known of every listener.",
+        "Connections that wait to be accepted (the accept queue); absent where there is no such queue.",
         "listener",
     ),
     _gauge(
         "prefork_listen_queue_limit",
-        "Connections that may wait: the backlog, as the kernel has bounded it.",
+        "Connections that may wait: the backlog, as bounded by the kernel.",
         "listener",
     ),
     _gauge(
         "prefork_socket_receive_queue_bytes",
-        "What waits in a datagram socket, with the kernel's overhead; "
-        "of a Unix datagram socket the kernel tells the first datagram only.",
+        "Bytes that wait in a datagram socket, with the kernel's overhead; "
+        "for a Unix datagram socket the length of the first datagram only.",
         "listener",
         unit="bytes",
     ),
     _counter(
         "prefork_socket_receive_drops_total",
-        "Datagrams that the kernel dropped since the UDP socket was made, for want of room above all.",
+        "Datagrams that the kernel has dropped since the UDP socket was made, mostly because its buffer was full.",
         "listener",
     ),
-    _counter("prefork_accept_errors_total", "Tries to take a request that failed, such as EMFILE."),
+    _counter(
+        "prefork_accept_errors_total", "Failed attempts to take a request, such as by EMFILE."
+    ),
     _counter(
         "prefork_datagrams_truncated_total",
-        "Datagrams that were longer than max_packet_size and were cut.",
+        "Datagrams longer than max_packet_size, which were cut.",
     ),
 )
 
@@ -165,67 +170,73 @@ _ABOUT_REQUESTS = (
     ),
     _histogram(
         "prefork_request_duration_seconds",
-        "Time from taking a request to its end; not of those that ended with their worker.",
+        "Time from taking a request to its end; requests that ended with their worker are left out.",
     ),
     _gauge("prefork_requests_in_progress", "Requests in hand; a worker with threads has several."),
     _counter("prefork_slow_requests_total", "Requests that took longer than slow_request."),
     _histogram(
         "prefork_request_queue_wait_seconds",
-        "Time a request waited in the kernel before it was taken. Sampled: "
-        "only of requests of which the kernel tells, and not of each of them.",
+        "Time that a request waited in the kernel before a worker took it. Sampled: "
+        "one request of several, of TCP, UDP and Unix datagrams.",
     ),
 )
 
 _ABOUT_SLOTS = (
-    _info("prefork_worker_info", "1; which worker is in the slot.", "slot", "pid", "generation"),
-    _gauge("prefork_worker_up", "1 while the slot has a worker, else 0.", "slot"),
+    _info(
+        "prefork_worker_info",
+        "Always 1; the worker that is in the slot.",
+        "slot",
+        "pid",
+        "generation",
+    ),
+    _gauge("prefork_worker_up", "1 if the slot has a worker, else 0.", "slot"),
     _gauge(
         "prefork_worker_start_time_seconds",
         "Unix time at which the slot's worker was forked.",
         "slot",
         unit="seconds",
     ),
-    _counter("prefork_worker_requests_total", "Requests of all outcomes.", "slot"),
+    _counter("prefork_worker_requests_total", "Requests of the slot, of all outcomes.", "slot"),
     _counter("prefork_worker_restarts_total", "Workers of the slot after the first.", "slot"),
     _counter(
         "prefork_worker_busy_seconds_total",
-        "Time with requests in hand, counted at the end of each; its rate is the utilisation.",
+        "Time with a request in hand, added at the end of each request; its rate is the utilization.",
         "slot",
         unit="seconds",
     ),
     _counter(
         "prefork_worker_cpu_seconds_total",
-        "CPU time of the slot's workers, those that ended included, by mode: user, system.",
+        "CPU time of all workers that the slot has had, by mode: user, system.",
         *("slot", "mode"),
         unit="seconds",
     ),
     _gauge(
         "prefork_worker_resident_memory_bytes",
-        "Resident memory (RSS). Pages shared with the master count in every worker: a sum says too much.",
+        "Resident memory (RSS); pages shared with the master count in each worker, so do not add these up.",
         "slot",
         unit="bytes",
     ),
     _gauge(
         "prefork_worker_open_fds",
-        "Open file descriptors; absent where the system does not let us look.",
+        "Open file descriptors; absent where they may not be read.",
         "slot",
     ),
     _counter(
         "prefork_worker_context_switches_total",
-        "Context switches of the slot's workers, those that ended included, by kind: voluntary (it waited), "
-        "involuntary (it wanted to go on).",
+        "Context switches of all workers that the slot has had, by kind: voluntary (the worker waited), "
+        "involuntary (it was preempted).",
         *("slot", "kind"),
     ),
     _gauge(
         "prefork_worker_unique_memory_bytes",
-        "Private memory (USS): what comes back when the worker ends, and what max_memory bounds.",
+        "Private memory (USS): what is freed when the worker ends, and what max_memory bounds.",
         "slot",
         unit="bytes",
         opt_in=True,
     ),
     _gauge(
         "prefork_worker_proportional_memory_bytes",
-        "Memory with shared pages divided among their users (PSS): its sum is what the pool takes.",
+        "Memory with each shared page divided among its users (PSS); the sum is what the pool uses.",
         "slot",
         unit="bytes",
         opt_in=True,
@@ -237,13 +248,17 @@ _ABOUT_THE_MASTER = (
     _gauge(
         "process_resident_memory_bytes", "Resident memory of the master in bytes.", unit="bytes"
     ),
-    _gauge("process_start_time_seconds", "Unix time at which the master began.", unit="seconds"),
+    _gauge(
+        "process_start_time_seconds",
+        "Unix time at which the master's process started.",
+        unit="seconds",
+    ),
     _counter("process_cpu_seconds_total", "CPU time of the master in seconds.", unit="seconds"),
     _gauge("process_open_fds", "Open file descriptors of the master."),
     _gauge("process_max_fds", "File descriptors that the master may have open."),
-    _gauge(  # prometheus_client gives it so; the text is that of an info
+    _gauge(  # a gauge in prometheus_client, too, though it is an info
         "python_info",
-        "1; which Python this is.",
+        "Always 1; the Python that runs the pool.",
         *("version", "implementation", "major", "minor", "patchlevel"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The status page: one file that asks ``/status`` once a second and loads nothing else."""
+"""The status page: one HTML file, which asks for ``/status`` once a second."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _POLICY = (
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",
-    # The browser itself refuses to read a text as HTML, whatever the script does.
+    # Whatever the script does, the browser refuses to read text as HTML.
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
-"""Nothing but the page's own script and style, by their hashes, and requests to where it came from."""
+"""Allows the page's own script and style, by their hashes, and requests to its own server."""
 
 
 def page() -> tuple[bytes, str]:
-    """Return the page, UTF-8 encoded HTML, and the value of its Content-Security-Policy header.
+    """Return the page as UTF-8 bytes, and the value of its header Content-Security-Policy.
 
-    Reads a file and hashes it: call it once and keep the result, which depends on nothing else.
+    Reads and hashes a file. The result is always the same, so that one call is enough.
     """
     text = _FILE.read_text("utf-8")
     hashes = {kind: _hash(_content(text, kind)) for kind in ("script", "style")}

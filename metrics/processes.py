@@ -1,7 +1,8 @@
-"""What the kernel says of the workers' processes: CPU, memory, descriptors, switches (any process).
+"""What the kernel counts of the workers' processes: CPU, memory, descriptors, switches.
 
-Read from ``/proc`` by hand: psutil takes three times as long for the same fields (130 and 40 µs a
-worker on a busy machine), which counts at every scrape. The costly memory figures are psutil's.
+The fields of each scrape are read from ``/proc`` directly: 40 µs for each worker on a busy machine,
+where psutil took 130. Unique and proportional memory, which a scrape has to ask for, come from
+psutil.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """One slot's processes. Totals are of all workers it ever had, the rest is of the live one.
+    """The processes of one slot.
 
-    user, system: CPU seconds. voluntary, involuntary: context switches. resident: bytes.
-    resident and fds are None without a worker, and where the system does not let us look.
+    user, system: CPU seconds; voluntary, involuntary: context switches; both of all workers that
+    the slot has had. resident: bytes; fds: open descriptors; both of the live worker, None without
+    one and where this process may not read them.
     """
 
     user: float
@@ -33,20 +35,20 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Processes:
-    """Reads the facts, and remembers for each slot the highest totals: they never decrease.
+    """Reads the facts, and remembers the highest totals of each slot, so that they never decrease.
 
-    When a worker dies the master adds its totals to the slot's words. Between a scrape that saw
-    it alive and that moment there is one in which neither shows them.
+    When a worker has ended, the master adds its totals to the slot's words. There is a moment in
+    between in which the process is gone and the words do not have its totals yet.
     """
 
     def __init__(self) -> None:
         self._highest: dict[int, tuple[float, float, int, int]] = {}
 
     def facts(self, snapshot: Snapshot) -> dict[int, Facts]:
-        """Return the facts of every slot that has had a worker; one that has just gone is no error.
+        """Return the facts of every slot that has had a worker.
 
-        The snapshot must be of before the call: were it taken afterwards, a worker could be in the
-        slot's words and be counted here once more.
+        The snapshot must be older than the call. Otherwise a worker that has ended could count
+        twice: in the slot's words, and as a process.
         """
         master = snapshot[PoolField.MASTER_PID]
         return {one.slot: self._facts(one, master) for one in snapshot.slots if was_used(one)}
@@ -71,14 +73,14 @@ class Processes:
 
 
 def was_used(one: SlotSnapshot) -> bool:
-    """Tell whether a slot has ever had a worker: one that had none has nothing to show."""
+    """Return whether a slot has ever had a worker: a slot that had none has no series."""
     return one[SlotField.SPAWNS] != 0
 
 
 def memory(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
-    """Return unique and proportional bytes (USS, PSS) of the workers by slot, as far as we may look.
+    """Return unique and proportional bytes (USS, PSS) of the workers that may be read, by slot.
 
-    Takes 0.2 ms and more for each, during which the worker cannot change its memory map.
+    Takes 0.2 ms and more for each worker, which cannot change its memory map meanwhile.
     """
     found = {}
     for one in snapshot.slots:
@@ -87,27 +89,27 @@ def memory(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
             try:
                 full = psutil.Process(pid).memory_full_info()
             except (psutil.Error, OSError, OverflowError):
-                continue  # it has gone, or is not ours to look at
+                continue  # it has ended, or may not be read
             found[one.slot] = (full.uss, full.pss)
     return found
 
 
-_NOBODY = Facts(0.0, 0.0, 0, 0)
+_NO_PROCESS = Facts(0.0, 0.0, 0, 0)
 
 
 def _live(pid: int, master: int) -> Facts:
-    """Return the facts of a process; nobody's when it has gone or is not the master's child.
+    """Return the facts of a process; zeros where it has ended or is not the master's child.
 
-    The pid stands in memory that workers can write, and one that was reaped may belong to a
-    stranger by now.
+    The pid comes from memory that workers can write, and the pid of a collected worker may belong
+    to any process by now. So the parent is compared.
     """
     if pid <= 0:
-        return _NOBODY
+        return _NO_PROCESS
     try:
         state = _read(f"/proc/{pid}/stat")
         fields = state[state.rindex(b")") + 2 :].split()
         if int(fields[1]) != master:
-            return _NOBODY
+            return _NO_PROCESS
         voluntary, involuntary = _switches(_read(f"/proc/{pid}/status"))
         return Facts(
             user=int(fields[11]) / _TICKS,
@@ -118,7 +120,7 @@ def _live(pid: int, master: int) -> Facts:
             fds=_count_fds(pid),
         )
     except (OSError, ValueError, IndexError):
-        return _NOBODY
+        return _NO_PROCESS
 
 
 def _switches(status: bytes) -> tuple[int, int]:
@@ -130,8 +132,8 @@ def _switches(status: bytes) -> tuple[int, int]:
 def _count_fds(pid: int) -> int | None:
     folder = f"/proc/{pid}/fd"
     try:
-        # Since Linux 6.2 the folder's size is their number, and anybody may know it: the folder of a
-        # worker that has changed its user can be read by root alone.
+        # Since Linux 6.2 the size of the folder is the number of descriptors, and any process may
+        # read it. Only root can list the folder of a worker that runs as another user.
         return os.stat(folder).st_size or len(os.listdir(folder))
     except OSError:
         return None

@@ -1,7 +1,8 @@
-"""What a pool looks like now, as one JSON-able value (pure).
+"""The status of a pool: all that people and programs want to know, as one value for JSON (pure).
 
-Served as ``/status``, drawn by the status page, printed by ``prefork status``. Whatever stands in
-the shared memory, a value comes out and nothing is raised: a worker can write there what it likes.
+``/status`` serves it, the status page draws it, ``prefork status`` and ``prefork top`` show it. A
+worker can write anything into the shared memory, so whatever stands there, a status comes out and
+nothing is raised.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retir
 """One letter for each state of a slot: a pool fits into a line of text."""
 
 HUNG_AFTER: Final = 10.0
-"""Seconds since its last tick after which a master counts as hung. A healthy one ticks every half second."""
+"""Seconds since its last tick after which a master counts as hung; it ticks every half second."""
 
 
 def status(
@@ -35,10 +36,11 @@ def status(
     *,
     queues: Mapping[int, Queue] | None = None,
 ) -> dict[str, Any]:
-    """Describe a pool. Never raises, whatever the words; the result goes through ``json.dumps``.
+    """Return the status. It goes through ``json.dumps()``, and never raises.
 
-    now_ns: CLOCK_MONOTONIC. queues: by the inode of a listener. All times in the result are
-    seconds; ages and instants are seconds ago. Texts hold printable characters only.
+    now_ns: CLOCK_MONOTONIC. queues: by the inode of a listener. All times in the status are
+    seconds; an age or an instant is seconds ago. Texts are those of the description, which are
+    printable.
     """
     return {
         "name": description.name,
@@ -61,13 +63,13 @@ def status(
 
 
 def is_ready(snapshot: Snapshot) -> bool:
-    """Tell whether the pool should get traffic: it serves, and as many workers are ready as are needed."""
+    """Return whether the pool should get traffic: it serves, and enough workers are ready."""
     needed = snapshot[PoolField.NEEDED]
     return snapshot.phase is Phase.SERVING and 0 < needed <= snapshot.count(*READY)
 
 
 def last_tick(snapshot: Snapshot, now_ns: int) -> float:
-    """Return how many seconds ago the master last looked around; since the start if it has not yet."""
+    """Return how many seconds ago the master's last tick was; before the first, its start."""
     ticked = snapshot[PoolField.TICK_NS] or snapshot[PoolField.STARTED_NS]
     return _ago(now_ns, ticked) or 0.0
 
@@ -179,7 +181,7 @@ def _listener(one: ListenerDescription, queues: Mapping[int, Queue]) -> dict[str
     }
 
 
-# --- words of uncertain origin
+# --- words that may be anything
 
 
 def _count(word: int) -> int:
@@ -191,14 +193,14 @@ def _total(slots: Iterable[SlotSnapshot], field: SlotField) -> int:
 
 
 def _in_progress(one: SlotSnapshot) -> int:
-    # Words of a slot without a worker are what a dead one left.
+    # In a slot without a worker stands what its last worker has left.
     if one.state is WorkerState.GONE:
         return 0
     return min(_count(one.in_progress), MOST_IN_PROGRESS)
 
 
 def _ago(now_ns: int, then_ns: int) -> float | None:
-    """Return seconds since an instant, 0 for one to come, None for none."""
+    """Return the seconds since an instant; 0 for one in the future, None for none."""
     return max(0, now_ns - then_ns) / 1e9 if then_ns > 0 else None
 
 

@@ -1,11 +1,14 @@
 """A small HTTP server with bounds on everything that a client can send, hold or delay.
 
-One thread, one wait. A request is a head of at most 8 KiB; its answer is computed whole, so that
-nothing of a client is waited for in between; one request is answered per connection. Threads per
-connection were the alternative: the library's own server had 302 of them for 300 silent clients.
+One thread waits for all clients at once. A request is a head of at most 8 KiB, without a body. Its
+answer is computed as a whole, so that no client is waited for in between. A connection has one
+request. The alternative was a thread for each connection: prometheus_client's own server had 302
+threads for 300 clients that said nothing.
 
-When all places are taken, a new client gets that of the one who has been at it longest: a scrape
-is never kept waiting by clients that say nothing.
+A client passes three stages: it sends its request, it takes its answer, and it reads to the end.
+All three together have one deadline. When all places are taken, a new client gets the place of
+another: of the one that is in the latest stage, and among those of the one that came first. So a
+scrape never waits for clients that say nothing.
 """
 
 from __future__ import annotations
@@ -24,21 +27,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 MOST_CLIENTS = 16
-"""Connections at once; one more takes the place of the oldest."""
+"""Connections at once. One more takes the place of another."""
 
 LONGEST_HEAD = 8192
-"""Bytes of a request line and its headers."""
+"""Bytes of a request line and its headers together."""
 
 MOST_QUERY_FIELDS = 100
 
 CLIENT_TIME = 5.0
-"""Seconds a client has for everything: sending its request, taking its answer, closing."""
+"""Seconds that a client has for all of it: to send its request, take its answer and close."""
 
 BEAT = 1.0
-"""Seconds between two signs of life at most."""
+"""Seconds between two calls of ``beat`` at most."""
 
 LAST_ANSWERS = 0.3
-"""Seconds in which clients that are here get their answers when it is time to leave; it is killed after 1."""
+"""Seconds in which connected clients get their answers at the end; the master kills after 1."""
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -51,7 +54,7 @@ _ALWAYS = (
 _NOTHING_ALLOWED = "default-src 'none'; frame-ancestors 'none'"
 
 _PRESSURE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""Errors of accept() that come again until somebody gives something back: wait for the next beat."""
+"""Errors of accept() that come again until memory or descriptors are free: pause for a beat."""
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _REQUEST_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/1\.[0-9]")
@@ -59,7 +62,7 @@ _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error before anybody looks at what it asks for."""
+    """A request that is answered with an error, whatever it asks for."""
 
     def __init__(self, status: HTTPStatus, **headers: str) -> None:
         super().__init__(status.phrase)
@@ -67,7 +70,7 @@ class RefusedError(Exception):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client asks: path and query decoded, header names in lower case."""
+    """What a client asks for. Path and query are decoded, the names of headers in lower case."""
 
     method: str
     path: str
@@ -76,7 +79,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What it is answered. headers: further ones, by name. policy: the Content-Security-Policy."""
+    """An answer. headers: further headers, by name. policy: the Content-Security-Policy."""
 
     body: bytes
     content_type: str = TEXT
@@ -86,16 +89,16 @@ class Response(msgspec.Struct, frozen=True):
 
 
 def failure(status: HTTPStatus, **headers: str) -> Response:
-    """Make the answer that says only that it went wrong."""
+    """Return an answer that says only which error it is."""
     return Response(f"{status.phrase.lower()}\n".encode(), status=status, headers=headers)
 
 
 def head_of(received: bytes) -> bytes | None:
-    """Return the head of a request once it is whole, None before that; RefusedError when it cannot be one."""
+    """Return the head of a request, None while it is incomplete; RefusedError if it is none."""
     end = _END_OF_HEAD.search(received[: LONGEST_HEAD + 4])
     if end is not None and end.start() <= LONGEST_HEAD:
         return received[: end.start()]
-    if received and not received[:1].isalpha():  # TLS, say: no reason to wait for more of it
+    if received and not received[:1].isalpha():  # such as TLS: more bytes would not make it a head
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     if len(received) > LONGEST_HEAD:
         raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
@@ -103,7 +106,7 @@ def head_of(received: bytes) -> bytes | None:
 
 
 def parse(head: bytes) -> Request:
-    """Read the head of a request; raises RefusedError for what is none, and for other methods than GET and HEAD."""
+    """Read the head of a request; RefusedError for a malformed one, or for another method."""
     first, *lines = (line.removesuffix("\r") for line in head.decode("latin-1").split("\n"))
     request_line = _REQUEST_LINE.fullmatch(first)
     if request_line is None:
@@ -127,7 +130,7 @@ def parse(head: bytes) -> Request:
 
 
 def rendered(response: Response, *, body: bool = True) -> bytes:
-    """Return the bytes of an answer. body: whether its body goes along, which HEAD asks not to."""
+    """Return the bytes of an answer. body: whether to send the body, which HEAD does not want."""
     lines = [
         f"HTTP/1.1 {response.status.value} {response.status.phrase}",
         f"Date: {formatdate(usegmt=True)}",
@@ -142,19 +145,20 @@ def rendered(response: Response, *, body: bool = True) -> bytes:
 
 
 class _Stage(IntEnum):
-    """How far a client has come; who gives way to a new one is chosen from the end of this list."""
+    """How far a client has come. A client of a higher number gives way to a new one first."""
 
     ANSWERED = 0
-    """It takes its answer."""
+    """The client takes its answer."""
     ASKING = 1
-    """It sends its request."""
+    """The client sends its request."""
     LEAVING = 2
-    """It has all of its answer. What it still sends is read, or closing would reset the connection
-    and take from it what it has not read yet."""
+    """The whole answer was sent. What the client still sends is read: closing a socket with unread
+    bytes resets the connection, and the client would lose the part of the answer that it has not
+    read yet."""
 
 
 class _Client:
-    """One connection; it never outlives its deadline."""
+    """One connection, which never outlives its deadline."""
 
     __slots__ = ("answer", "deadline", "received", "sock", "stage")
 
@@ -167,11 +171,11 @@ class _Client:
 
 
 class Server:
-    """Answers on a listening socket until it is told to leave.
+    """Answers requests on a listening socket.
 
-    respond: computes an answer; an exception becomes a 500 and goes to ``complain``.
-    heed: descriptors, and what is called once one is readable; it says whether to leave.
-    beat: called at least every BEAT seconds while all is well; it says whether to leave.
+    respond: computes an answer; an exception goes to ``complain`` and becomes a 500. heed:
+    descriptors, and what to call once one of them is readable; it returns whether to end. beat:
+    called at least every BEAT seconds; it returns whether to end.
     """
 
     def __init__(
@@ -196,7 +200,7 @@ class Server:
             self._epoll.register(fd, select.EPOLLIN)
 
     def run(self) -> None:
-        """Serve; returns when it is time to leave."""
+        """Serve until ``heed`` or ``beat`` return True."""
         beat_at = time.monotonic()
         while True:
             now = time.monotonic()
@@ -219,7 +223,7 @@ class Server:
                     self._go_on(self._clients[fd])
 
     def _finish(self) -> None:
-        """Answer who is here; those who come now are the next process's, after a reload."""
+        """Answer the connected clients. New ones wait for the next process, as after a reload."""
         for fd in (self._listener.fileno(), *self._heed):
             self._epoll.unregister(fd)
         end = time.monotonic() + LAST_ANSWERS
@@ -240,12 +244,12 @@ class Server:
             return
         sock.setblocking(False)
         if len(self._clients) >= MOST_CLIENTS:
-            # The first of the latest stage: clients stand in the order in which they came.
+            # max() returns the first of several that are equal: the one that came first.
             self._drop(max(self._clients.values(), key=lambda client: client.stage))
         client = _Client(sock, time.monotonic() + CLIENT_TIME)
         self._clients[sock.fileno()] = client
         self._epoll.register(sock.fileno(), select.EPOLLIN)
-        self._go_on(client)  # its request has mostly come along
+        self._go_on(client)  # its request has mostly arrived by now
 
     def _accept_again(self) -> None:
         if not self._accepting:
@@ -255,7 +259,7 @@ class Server:
     def _drop_late(self, now: float) -> None:
         for client in list(self._clients.values()):
             if client.deadline > now:
-                return  # and so is everybody's who came later
+                return  # clients stand in the order in which they came, and so do their deadlines
             self._drop(client)
 
     def _drop(self, client: _Client) -> None:
@@ -263,7 +267,7 @@ class Server:
         client.sock.close()
 
     def _go_on(self, client: _Client) -> None:
-        """Do what can be done for a client without waiting."""
+        """Do what a client needs, as far as that is possible without waiting."""
         try:
             match client.stage:
                 case _Stage.ASKING:
@@ -275,7 +279,7 @@ class Server:
                         self._drop(client)
         except BlockingIOError:
             pass
-        except OSError:  # it has gone
+        except OSError:  # the client has gone
             self._drop(client)
 
     def _hear(self, client: _Client) -> None:
@@ -301,7 +305,7 @@ class Server:
             return rendered(refused.response)
         try:
             response = self._respond(request)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next one may ask for something else
+        except Exception as error:  # noqa: BLE001 - the next request may ask for something else
             self._complain(error)
             response = failure(HTTPStatus.INTERNAL_SERVER_ERROR)
         return rendered(response, body=request.method == "GET")

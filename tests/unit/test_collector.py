@@ -30,11 +30,6 @@ from prefork.metrics.processes import Facts
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 from tests.support.scrapes import (
     SLOTS,
     Samples,
@@ -47,6 +42,10 @@ from tests.support.scrapes import (
     spawn,
     value,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 WORD = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 20)

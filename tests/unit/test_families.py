@@ -15,12 +15,6 @@ from prefork.metrics.processes import Facts
 from prefork.workers.scoreboard import BOUNDS_NS, BUCKETS, PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind, Order, ReloadState, StartReason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from prometheus_client.metrics_core import Metric as Family
-
 from tests.support.scrapes import (
     SLOTS,
     Samples,
@@ -32,6 +26,12 @@ from tests.support.scrapes import (
     spawn,
     value,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.metrics_core import Metric as Family
+
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

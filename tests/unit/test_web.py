@@ -109,11 +109,11 @@ def changed(snapshot: Snapshot, field: PoolField, value: int) -> Snapshot:
 
 
 def test_master_lives_for_ten_seconds_after_a_tick(board: Scoreboard) -> None:
-    """A master that has looked around within the last ten seconds lives; then it hangs."""
+    """A master that has ticked within the last ten seconds is live; after that it hangs."""
     snapshot = board.snapshot()
     assert live_verdict(snapshot, 60_000_000_000).status == 200
     late = live_verdict(snapshot, 61_000_000_000)
-    assert (late.status, late.body) == (503, b"the master has not looked around for 11 s\n")
+    assert (late.status, late.body) == (503, b"the master has not ticked for 11 s\n")
 
 
 def test_pool_is_ready_with_enough_workers_while_it_serves(board: Scoreboard) -> None:
