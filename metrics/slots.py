@@ -1,17 +1,24 @@
 """The application's own prometheus_client metrics, kept by slot instead of by process.
 
-prometheus_client's multiprocess mode writes each process's values into files of its own, named by
-pid: files without end in a pool that replaces workers. Here the name is the slot. A slot has one
-live worker and its files go on with the next one, so counters outlive workers and there are never
-more files than slots times types of metrics.
+**Why.** In the multiprocess mode of prometheus_client each process writes its values into files of
+its own, which are named by its pid. A pool replaces its workers, so the number of files would grow
+without end. Here the files are named by the slot. A slot has one live worker, and the next worker
+goes on with the files of the previous one. So counters outlive workers, and there are never more
+files than slots times types.
 
-The class of values must be exchanged before the application makes its first metric: ``enable()``
-is called before it is imported. It does not import prometheus_client itself, but waits until the
-application does; a master whose application has no metrics never has it.
+**How.** prometheus_client has one class for the values of all metrics, which every metric looks up
+when it is made. ``enable()`` exchanges that class, and so has to run before the application makes
+its first metric, which is when it is imported. ``enable()`` does not import prometheus_client. It
+leaves a finder in ``sys.meta_path``, which makes the exchange when the application imports the
+module. A master whose application has no metrics therefore never loads prometheus_client.
 
-Who writes under which name: the master ``m``, a worker its slot, and a process that one of them
-has forked (a handler with multiprocessing, ForkingMixIn) ``UfN``: the user's number and the lowest
-number that no living process holds, so that two never write into one file.
+**Names.** Two processes must never write into one file. The master writes as ``m``, a worker as its
+slot, and a process that one of them has forked (a handler with multiprocessing, ForkingMixIn) as
+``UfN``: the number of the user, and the lowest number that no living process holds.
+
+**Ownership.** One master uses a directory at a time. A file in it names that master by pid and
+start time, which both stay over an exec in place. So a reload keeps the values, and the next master
+empties the files of one that has ended.
 """
 
 from __future__ import annotations
@@ -35,19 +42,19 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client reads the directory from, each time it opens a file."""
+"""The variable from which prometheus_client reads the directory, each time it opens a file."""
 
 FILE_BYTES: Final = 64 * 1024
-"""What prometheus_client sets a file to at first."""
+"""The first size of a file of prometheus_client."""
 
 TYPES: Final = 4
-"""Kinds of files that most applications have: counters, histograms, summaries and one mode of gauge."""
+"""Kinds of files of most applications: counters, histograms, summaries, one kind of gauge."""
 
 MOST_FORKS: Final = 4096
-"""Processes forked by workers that may count at the same time; further ones share a file."""
+"""Processes forked by workers that can write at the same time. Further ones share a file."""
 
 FILES: Final = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[^_]+\.db")
-"""The names of the files; a directory may hold others, which are nobody's business here."""
+"""The names of the files. Other files in the directory are left alone."""
 
 _VALUES = "prometheus_client.values"
 _OWNER = "prefork-master"
@@ -59,13 +66,13 @@ _ALLOWED = (
 
 
 class _Here(msgspec.Struct):
-    """What this process is to the directory; one for each process.
+    """What this process has to do with the directory. Each process has one.
 
-    directory: an absolute path, None while ``enable()`` was not called. owner: the pid of another
-    live master that has it, 0 if we have. identity: the name to write under, None for a process
-    that was forked and has not found one. made_before: metrics that were made too early.
-    ranges: first number and count of the slots of each running pool. locks: the descriptor that
-    holds the name of a forked process.
+    directory: an absolute path, None before ``enable()``. owner: the pid of another live master
+    that owns the directory, 0 if this process does. identity: the name to write under, None in a
+    forked process that has not taken one yet. made_before: metrics that were made before
+    ``enable()``. ranges: the first number and the count of the slots of each running pool. locks:
+    the descriptor whose locks hold the name of a forked process.
     """
 
     directory: str | None = None
@@ -80,13 +87,16 @@ _here = _Here()
 
 
 def enable(directory: str | None = None, *, source: str = "enable()") -> None:
-    """Have the application's metrics kept by slot; called before the application is imported.
+    """Have the application's metrics kept by slot. Called before the application is imported.
 
-    directory: where the files go; without it the variable PROMETHEUS_MULTIPROC_DIR names it, and
-    where that is not set nothing happens. It is emptied of what an earlier master has left, but
-    not after a reload of this one. SettingsError when it cannot be used. source: where its name
-    came from, for the error. In a process that is not to be a master (a trial of new code while
-    another serves) the application's metrics are kept in memory and the directory is left alone.
+    directory: where the files go. Without it the variable PROMETHEUS_MULTIPROC_DIR names the
+    directory, and where that is not set nothing happens. source: where the name came from, for
+    errors.
+
+    The files of an earlier master are removed; those of this master are kept over a reload. In a
+    process that is no master, such as a trial while another process serves, the metrics stay in
+    memory and the directory is left alone. Raises SettingsError for a directory that cannot be
+    used.
     """
     origin = source if directory else f"environment {VARIABLE}"
     directory = directory or os.environ.get(VARIABLE)
@@ -116,15 +126,15 @@ def enable(directory: str | None = None, *, source: str = "enable()") -> None:
 
 
 class Lease:
-    """One pool's use of the directory, from the start of ``serve_forever()`` to its end (master)."""
+    """The use of the directory by one pool, while ``serve_forever()`` runs (master)."""
 
     def __init__(self, directory: str | None, first: int, slots: int) -> None:
         self.directory = directory
-        """Where the metrics process finds the files; None where there are none."""
+        """The directory of the files; None where there is none."""
         self._range = first, slots
 
     def enter(self, slot: int) -> None:
-        """Become the writer of a slot (worker, with its final privileges, before the application runs)."""
+        """Write as this slot from now on (worker, once its privileges are dropped)."""
         if self.directory is not None:
             if not os.access(self.directory, os.W_OK | os.X_OK, effective_ids=True):
                 raise PermissionError(
@@ -134,20 +144,20 @@ class Lease:
             _here.identity = str(self._range[0] + slot)
 
     def vacate(self, slot: int) -> None:
-        """Drop the gauges that live as long as their worker; its counters stay (master)."""
+        """Remove the gauges that end with their worker; the counters of the slot stay (master)."""
         if self.directory is not None:
             _drop_live_gauges(self.directory, str(self._range[0] + slot))
 
     def close(self) -> None:
-        """Give the numbers back; no worker is left by now (master)."""
+        """Give the numbers of the slots back, when no worker is left (master)."""
         _here.ranges = tuple(one for one in _here.ranges if one != self._range)
 
 
 def lease(metrics_dir: str | None, slots: int) -> Lease:
-    """Begin to use the directory for a pool of so many slots (master, before the first fork).
+    """Begin to use the directory for a pool of this many slots (master, before the first fork).
 
-    Calls ``enable()`` where the program has not. SettingsError when the directory cannot be used,
-    has too little room, or is another master's.
+    Calls ``enable()`` if the program has not. Raises SettingsError for a directory that cannot be
+    used, that has too little room, or that another master owns.
     """
     enable(metrics_dir, source="settings")
     path = _here.directory
@@ -157,7 +167,7 @@ def lease(metrics_dir: str | None, slots: int) -> Lease:
         raise _refusal(path, "settings", f"the master with pid {_here.owner} uses it")
     _check(path, path, "settings")
     _check_room(path, slots)
-    # Two pools of one program: the second one's slots are numbered behind those of the first.
+    # The slots of a second pool of this program are numbered after those of the first.
     first = 0
     for begin, count in sorted(_here.ranges):
         if first + slots <= begin:
@@ -168,7 +178,7 @@ def lease(metrics_dir: str | None, slots: int) -> Lease:
 
 
 def made_before() -> tuple[str, ...]:
-    """Return the names of the metrics that were made before ``enable()``: they are in no file by slot."""
+    """Return the names of the metrics that were made before ``enable()``, and are in no file."""
     return _here.made_before
 
 
@@ -188,7 +198,10 @@ def _check(path: str, given: str, origin: str) -> None:
 
 
 def _check_room(path: str, slots: int) -> None:
-    """Refuse a file system that could become full: writing to a mapped file would kill with SIGBUS."""
+    """Refuse a file system that could become full.
+
+    The files are mapped, and a write for which there is no room kills the process with SIGBUS.
+    """
     files = (slots + 1) * TYPES
     room = os.statvfs(path)
     free = room.f_bavail * room.f_frsize
@@ -202,9 +215,10 @@ def _check_room(path: str, slots: int) -> None:
 
 
 def _claim(path: str) -> int:
-    """Make the directory ours and empty it; return 0, or the pid of the live master whose it is.
+    """Own the directory and empty it; return 0, or the pid of the live master that owns it.
 
-    Ours it is already after an exec in place: pid and start time are those of the process.
+    After an exec in place this process owns it already, with all files: pid and start time are the
+    same.
     """
     owner = os.path.join(path, _OWNER)
     with os.fdopen(
@@ -233,7 +247,7 @@ def _started(pid: int) -> str | None:
 
 
 def _drop_live_gauges(path: str, identity: str) -> None:
-    # By their names: what prometheus_client has for it would have to be imported here.
+    # By name, because importing prometheus_client for it would load it into every master.
     for mode in _LIVE_MODES:
         with contextlib.suppress(OSError):  # mostly there is none
             os.unlink(os.path.join(path, f"gauge_{mode}_{identity}.db"))
@@ -255,10 +269,10 @@ def _forget_identity() -> None:
 def _identity_of_fork() -> str:
     """Take the lowest number that no living process of this user holds.
 
-    Held by a lock on one byte of a file, which the kernel drops when the process ends, however it
-    ends, and which its own forks do not inherit.
+    A process holds a number by a lock on one byte of a file. The kernel releases the lock when the
+    process ends, in whatever way, and forks do not inherit it.
     """
-    assert _here.directory is not None  # noqa: S101 - the class of values is exchanged by enable() only
+    assert _here.directory is not None  # noqa: S101 - enable() has set it
     user = os.geteuid()
     if _here.locks < 0:
         _here.locks = os.open(
@@ -284,7 +298,7 @@ def _take(number: int) -> bool:
 
 
 def _exchange(values: ModuleType) -> None:
-    # A process that the directory does not belong to writes nothing there.
+    # A process that does not own the directory writes nothing there.
     values.ValueClass = (  # type: ignore[attr-defined]
         values.MutexValue if _here.owner else values.MultiProcessValue(process_identifier=_identity)
     )
@@ -296,7 +310,7 @@ class _Exchange:
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find the one module with the others' help, and have it exchanged once it has run."""
+        """Find that module as the other finders do; exchange the class once it has run."""
         if fullname != _VALUES:
             return None
         sys.meta_path.remove(self)
@@ -317,7 +331,7 @@ def _after_run(loader: Any) -> None:
 
 
 def _metrics_so_far() -> Iterator[str]:
-    """Yield the names of the registered metrics whose values are kept some other way."""
+    """Yield the names of the metrics that are registered already, whose values are not in files."""
     metrics = sys.modules.get("prometheus_client.metrics")
     registry = getattr(sys.modules.get("prometheus_client.registry"), "REGISTRY", None)
     for collector in list(getattr(registry, "_collector_to_names", ())):

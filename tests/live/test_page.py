@@ -248,11 +248,10 @@ def test_what_is_wrong_is_said(site: Site, browser: Browser) -> None:
     wait_until(lambda: browser.text("#alerts") == "", "all is well", SLOW, poll=0.1)
 
     site.tick(ago=30)
-    wait_text(browser, "#alerts", "The master does not move: it has not ticked for 3")
+    wait_text(browser, "#alerts", "The master hangs: it has not ticked for 3")
     wait_until(
         lambda: (
-            browser.run("return document.getElementById('said').textContent")
-            == "The master does not move"
+            browser.run("return document.getElementById('said').textContent") == "The master hangs"
         ),
         "it is said to those who do not see it",
         SLOW,
