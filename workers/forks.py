@@ -97,8 +97,8 @@ def let_go_of_others(servers: Collection[object]) -> None:
     for entry in _entries:
         if entry.in_others is not None:
             entry.in_others(servers)
-    # What stays is what every child of this process lets go of, too.
-    _entries[:] = [entry for entry in _entries if entry.every_time]
+    # What stays is the business of the children of this process.
+    _entries[:] = [entry for entry in _entries if entry.every_time or not entry.is_inherited]
 
 
 def close(fds: Iterable[int]) -> None:

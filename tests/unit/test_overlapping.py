@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import socketserver
 import threading
@@ -436,3 +438,32 @@ def test_memory_does_not_grow(worker: Worker) -> None:
     worker.server.server_close()  # joins its threads
 
     assert (worker.overlapping._since, worker.overlapping._outcomes) == ({}, {})
+
+
+@pytest.mark.processes
+def test_child_forked_while_another_thread_keeps_the_books() -> None:
+    """A child that a handler forks can end its request, though a thread that is not there held the lock."""
+    board = Scoreboard.create(1)
+    with contextlib.closing(board), Threading(("127.0.0.1", 0), Handler) as server:
+        worker = Worker(board, server)
+        worker.overlapping.taken(server, 1, None, NO_SOURCE)
+        holding, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with worker.overlapping._changed:
+                holding.set()
+                done.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        holding.wait()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(5)
+            worker.overlapping.enter_fork()
+            worker.overlapping.returned(server, Outcome.ERROR)
+            os._exit(7)
+        status = os.waitpid(pid, 0)[1]
+        done.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(status) == 7

@@ -195,6 +195,14 @@ class Overlapping:
 
         return close_request
 
+    def enter_fork(self) -> None:
+        """Have a lock that is free (a child that a request's thread has forked).
+
+        Another thread may have held the lock at the fork, and it is not here to release it. The end
+        of the request in hand would wait for it for ever.
+        """
+        self._changed = threading.Condition()
+
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
         """Do as ``Account.taken()`` says."""
         if self._log_request is not None:

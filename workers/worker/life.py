@@ -117,6 +117,7 @@ def _make_loop(prepared: PreparedWorker, info: ThisWorker, control: Control) -> 
     if isinstance(common.account, Overlapping):
         for lane in lanes.values():
             common.account.watch(lane.source.server)
+        forks.add(common.account.enter_fork)
         loop.settle_steps()  # the servers have other methods now
     return loop
 
