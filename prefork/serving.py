@@ -254,7 +254,7 @@ def _serve_with_pool(
             with one.run.lock:
                 one.run.master = None
         # While a handover is pending, these descriptors are needed for the next attempt.
-        if process.handover is None:
+        if process.handover is None and master.pool.link.is_in_master:
             master.close()
             wakeup.close()
 

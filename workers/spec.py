@@ -62,6 +62,15 @@ class PoolLink(msgspec.Struct, frozen=True):
     master_pid: int
     shed: Callable[[int], None]
 
+    @property
+    def is_in_master(self) -> bool:
+        """Whether this process is the master.
+
+        Also a child that the program forks in a hook has the master's objects, and comes back to the
+        master's loop if it leaves the hook by an exception, such as that of ``sys.exit()``.
+        """
+        return os.getpid() == self.master_pid
+
 
 NO_SLOT = -1
 """The slot of a child that is no worker."""

@@ -168,12 +168,13 @@ class Master:
                     listener.prepare(self._settings)
                 self._run_until_stopped()
             finally:
-                self._reload.cancel()
-                for listener in self._listeners:
-                    listener.restore()
-                self.metrics.stop()
-                log.event(logging.INFO, "master", "stopped", pid=os.getpid())
-                self.pool.call_hook("on_exit")
+                if self.pool.link.is_in_master:
+                    self._reload.cancel()
+                    for listener in self._listeners:
+                        listener.restore()
+                    self.metrics.stop()
+                    log.event(logging.INFO, "master", "stopped", pid=os.getpid())
+                    self.pool.call_hook("on_exit")
         if self._life.interrupted:
             raise KeyboardInterrupt
 
@@ -224,7 +225,9 @@ class Master:
                 if self._has_stopped():
                     break
                 self._wait(wake)
-            except BaseException as error:  # noqa: BLE001 - raised again below
+            except BaseException as error:
+                if not self.pool.link.is_in_master:
+                    raise
                 failure = failure or error
                 service_actions = self.collect
                 self._leave_after(failure)

@@ -115,6 +115,28 @@ def test_child_forked_while_a_pool_is_made_keeps_no_pipe_open(
     assert program.wait() == 0
 
 
+def test_child_that_leaves_a_hook_by_an_exception(start: Callable[..., Program]) -> None:
+    """A child forked in a hook that calls sys.exit() ends with that status, as any child, and the pool serves on."""
+    program = start("""
+        from tests.support.app import *
+
+        def when_ready(self):
+            child = os.fork()
+            if child == 0:
+                sys.exit(5)
+            tell("status", os.waitpid(child, 0)[1] >> 8)
+            announce(self)
+
+        serve(Echo, workers=2, when_ready=when_ready, metrics_address="127.0.0.1:0")
+    """)
+    assert program.told("status") == 5
+    address = program.address()
+    assert program.wait_logged("metrics pid=.* ready")
+    assert ask(address).endswith("hello")
+    assert not program.logged("phase changed|cause=")
+    assert program.stop() == 0
+
+
 def test_child_closes_its_copy_of_a_server_that_a_thread_serves(
     start: Callable[..., Program],
 ) -> None:
