@@ -1,1 +1,1 @@
-"""The middle floor: readers of the scoreboard. Imports ``prefork.workers`` and nothing above."""
+"""The middle floor: readers of the scoreboard. Imports ``prefork.workers`` and nothing above it."""

@@ -1,1 +1,1 @@
-"""The ground floor: the pool, the worker and the scoreboard. Imports nothing of the floors above."""
+"""The ground floor: what the master and its workers share. Imports nothing of the floors above."""

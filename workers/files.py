@@ -33,7 +33,7 @@ def is_still(place: str | Path | int, identity: Identity | None) -> bool:
 
 
 def unlink_if_still(path: str | Path, identity: Identity) -> int | None:
-    """Remove the path if it leads to that file; return the file's mode, None if nothing was done."""
+    """Remove the path if it leads to that file; return the file's mode, None if it stays."""
     try:
         found = os.lstat(path)
         if (found.st_dev, found.st_ino) == identity:

@@ -1,1 +1,1 @@
-"""What prefork asks of the machine it runs on: addresses, socket files, systemd."""
+"""The machine around a pool: addresses, socket files, systemd, and what this process was given."""

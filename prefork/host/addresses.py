@@ -1,4 +1,4 @@
-"""What can be listened on, as text and as a value: parsing only, nothing is bound or resolved here.
+"""Addresses to listen on, as text and as values. Nothing is bound or resolved here.
 
 ====================  =========================================================================
 ``host:port``         TCP, short for ``tcp://host:port``; port 0 lets the kernel choose
@@ -29,7 +29,7 @@ from prefork.workers.text import escaped
 Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 
 LONGEST_PATH: Final = 107
-"""Bytes of a socket's path or of an abstract name; ``sun_path`` has one more, for the zero byte."""
+"""Bytes of a socket's path or abstract name. ``sun_path`` has one more, for the zero byte."""
 
 _ALL_IPV4 = "0.0.0.0"
 _HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
@@ -47,10 +47,10 @@ _SCHEME_OF = {
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a server listens. ``str()`` gives the canonical text, which parses to an equal value.
+    """Where a server listens. ``str()`` returns the canonical text, which parses to an equal value.
 
-    host, port: of tcp and udp; IPv6 without brackets. path: of unix and unixgram; an abstract
-    name starts with a zero byte, as in ``socket.bind()``. fd: of fd. name: of systemd.
+    host, port: for tcp and udp; IPv6 without brackets. path: for unix and unixgram; an abstract
+    name starts with a zero byte, as in ``socket.bind()``. fd: for fd. name: for systemd.
     """
 
     scheme: Scheme
@@ -62,7 +62,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str, source: str = "address") -> Address:
-        """Read one address; raises SettingsError. source: where the text came from, for the error."""
+        """Read one address; raises SettingsError. source: where the text came from, for errors."""
         scheme, colon, rest = text.partition(":")
         try:
             if colon and scheme in ("unix", "unixgram"):
@@ -81,9 +81,9 @@ class Address(msgspec.Struct, frozen=True):
 
     @classmethod
     def of_socket(cls, sock: socket.socket) -> Address:
-        """Tell what a bound socket listens on, with the real port.
+        """Return the address of a bound socket, with the real port.
 
-        A socket of another family, or an unnamed one, is told by its descriptor.
+        A socket of another family, or without a name, is addressed by its descriptor.
         """
         scheme, name = _SCHEME_OF.get((sock.family, sock.type)), sock.getsockname()
         if scheme in ("tcp", "udp"):
@@ -95,19 +95,19 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def is_bound(self) -> bool:
-        """Whether somebody else has bound it and hands the socket over."""
+        """Whether another process has bound the socket and hands it over."""
         return self.scheme in ("fd", "systemd")
 
     @property
     def sockaddr(self) -> tuple[str, int] | str:
-        """What ``socket.bind()`` takes; ValueError for what is bound already."""
+        """The argument of ``socket.bind()``; ValueError for a socket that is bound already."""
         if self.is_bound:
             raise ValueError(f"{self} is bound already")
         return (self.host, self.port) if self.scheme in ("tcp", "udp") else self.path
 
     @property
     def family(self) -> socket.AddressFamily | None:
-        """The family as far as the text tells; None for what is bound already and for host names."""
+        """The address family; None for host names and for a socket that is bound already."""
         if self.scheme in ("unix", "unixgram"):
             return socket.AF_UNIX
         if self.is_bound:
@@ -124,7 +124,7 @@ class Address(msgspec.Struct, frozen=True):
         if self.scheme in ("tcp", "udp"):
             host = f"[{self.host}]" if ":" in self.host else self.host
             return f"{self.scheme}://{host}:{self.port}"
-        # Whoever bound an inherited socket chose its name; in a log line it is only text.
+        # Another process may have chosen the name of the socket, and it goes into log lines.
         path = "@" + self.path[1:] if self.path.startswith("\0") else self.path
         return f"{self.scheme}:{escaped(path)}"
 
@@ -134,7 +134,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if match is None:
         if text.count(":") > 1 and "[" not in text and "/" not in text:
             raise ValueError(
-                f"an IPv6 address stands in brackets, such as [{text.rpartition(':')[0]}]:8000"
+                f"an IPv6 address is written in brackets, such as [{text.rpartition(':')[0]}]:8000"
             )
         if text.isascii() and text.isdigit():
             raise ValueError(
@@ -180,14 +180,14 @@ def _path(text: str) -> str:
     length = len(os.fsencode(name))
     if length > LONGEST_PATH:
         raise ValueError(
-            f"the path has {length} bytes, the kernel takes {LONGEST_PATH}; "
+            f"the path has {length} bytes, and the kernel allows {LONGEST_PATH}; "
             "a path relative to the working directory may be shorter"
         )
     return "\0" + name if path.startswith("@") else path
 
 
 def _name(text: str) -> str:
-    # What systemd itself takes as a name of a descriptor.
+    # What systemd itself allows as the name of a descriptor.
     if not 0 < len(text) < 256 or not (text.isascii() and text.isprintable()) or ":" in text:
         raise ValueError("a socket of systemd has a name, such as systemd:web")
     return text
@@ -197,7 +197,7 @@ def _descriptor(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError("a descriptor is a number, such as fd://3")
     if int(text) < 3:
-        # 0, 1 and 2 belong to whoever started the program; logs and tracebacks go there.
+        # Logs and tracebacks are written to 0, 1 and 2.
         raise ValueError(
             "descriptors 0, 1 and 2 are the standard streams; pass the socket as 3 or above"
         )

@@ -1,4 +1,4 @@
-"""Where the metrics process listens: bound by the master, before anything is forked."""
+"""Where the metrics process listens. The master binds the address before it forks anything."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ UNIX_MODE = 0o660
 
 
 class Endpoint:
-    """A listening socket as a plain number, for it must not be open in every child.
+    """A bound address and its listening socket (master).
 
-    A socket object would, in a child that has closed the number, one day close what is somebody
-    else's by then. text: the setting; SettingsError where it is no address, BindError where the
-    address cannot be had. fd: a socket that an earlier image of the master had bound there.
+    The socket is kept as a bare descriptor number. Every child closes the number, and in a child a
+    socket object would later close whatever file had reused the number.
+
+    text: the setting. fd: a socket that an earlier image of the master has bound there. Raises
+    SettingsError for a text that is no address, BindError where the address cannot be had.
     """
 
     def __init__(self, text: str, fd: int | None = None) -> None:
@@ -31,18 +33,18 @@ class Endpoint:
         if bound.path and not bound.path.startswith("\0"):
             self._path = os.path.abspath(bound.path), identity_of(bound.path)
         self.address = str(bound).removeprefix("tcp://")
-        """Such as ``127.0.0.1:9100``, with the real port, or ``unix:/path``."""
+        """The address, such as ``127.0.0.1:9100`` with the real port, or ``unix:/path``."""
         self.fd = sock.detach()
 
     def close(self) -> None:
-        """Give the address back (master); a path only if it is still ours."""
+        """Close the socket, and remove the path if it is still this socket's (master)."""
         os.close(self.fd)
         if self._path is not None:
             unlink_if_still(*self._path)
 
 
 def is_same_place(text: str, address: str) -> bool:
-    """Tell whether an endpoint at this address is what a setting asks for; with port 0 any port is."""
+    """Return whether an address is what a setting asks for; port 0 asks for any port."""
     asked, has = _parsed(text), _parsed(address)
     same = (asked.scheme, asked.path, asked.host) == (has.scheme, has.path, has.host)
     return same and asked.port in (0, has.port)
@@ -72,7 +74,7 @@ def _bound(address: Address) -> socket.socket:
 
 def _bound_port(host: str, port: int) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    # A name with addresses of both kinds: as the servers do, the IPv4 one.
+    # A name can have addresses of both families. IPv4 is taken then, as the servers do.
     family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     return _listening(family, kind, address)
 
@@ -91,7 +93,8 @@ def _listening(family: int, kind: int, address: Any) -> socket.socket:
     sock = socket.socket(family, kind)
     try:
         if family == socket.AF_UNIX:
-            os.fchmod(sock.fileno(), UNIX_MODE)  # the file is made with this mode, less the umask
+            # bind() makes the file with the socket's own mode, less the umask.
+            os.fchmod(sock.fileno(), UNIX_MODE)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -1,8 +1,11 @@
-"""What the service manager is told: ``sd_notify`` by hand, a datagram for each thing that changes (master).
+"""Reporting to the service manager by the protocol of ``sd_notify`` (master).
 
-``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are out of the environment as long as a
-pool runs: a worker, or a program that a handler starts, must not speak for the service. The next
-image of a reload gets the environment that the program was started with, so it finds them again.
+A master that runs under systemd with ``Type=notify`` reports when it is ready, reloads and stops, a
+status line, and signs of life for the watchdog: each a datagram.
+
+While a pool runs, ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` are not in the
+environment: a worker, or a program that a handler starts, must not report for the service. The next
+image of a reload gets the environment with which the program was started, so it has them again.
 """
 
 from __future__ import annotations
@@ -28,25 +31,26 @@ WATCHDOG: Final = "WATCHDOG_USEC"
 WATCHDOG_PID: Final = "WATCHDOG_PID"
 
 STATUS_INTERVAL: Final = 5.0
-"""Seconds between two status lines at least; every one of them is work for the service manager."""
+"""Seconds between two status lines at least: each of them is work for the service manager."""
 
 FEEDS: Final = 3
-"""Signs of life in the time of the watchdog: one may be lost and the next one late."""
+"""Signs of life in the time of the watchdog: one can be lost, and the next one late."""
 
 _MOST_OWED: Final = 8
 
-# Not LEAVING: after shutdown() the program goes on and may serve again, and systemd kills whom
-# it takes to be stopping. A program that ends afterwards tells it by its end.
+# Not LEAVING: after shutdown() the program goes on and may serve again, and systemd kills a service
+# that is stopping for too long.
 _ENDING: Final = (Phase.NOT_READY, Phase.DRAINING, Phase.STOPPING_NOW)
 
 
 class Notifier:
-    """Speaks for one pool from when it is made until ``close()``; mute where nobody listens.
+    """Reports for one pool, until ``close()``.
 
-    Never blocks and never raises. What systemd waits for (ready, reloading, stopping) is owed
-    until it could be sent, tried again at each tick; status and signs of life are sent or dropped.
+    Does nothing where no service manager wants reports. Never blocks and never raises. The reports
+    for which systemd waits (ready, reloading, stopping) are kept until they could be sent, with a
+    try at each tick. A status line or a sign of life is sent or dropped.
 
-    was_ready: whether an earlier image of the master has told that the pool is ready.
+    was_ready: whether an earlier image of the master has reported that the pool is ready.
     """
 
     def __init__(self, *, was_ready: bool = False) -> None:
@@ -62,36 +66,37 @@ class Notifier:
         self._owed: deque[str] = deque(maxlen=_MOST_OWED)
 
     def close(self) -> None:
-        """Put the variables back: the program may serve once more, or become another one."""
+        """Put the variables back: the program may serve once more, or run another program."""
         os.environ.update(self._taken)
         self._taken = {}
         self._address = None
 
     def ready(self, status: str) -> None:
-        """Tell that the pool serves: at first, or when all workers are new after a reload."""
+        """Report that the pool serves: at the start, or when all workers are new after a reload."""
         self._was_ready = True
         self._tell("READY=1", status)
 
     def ready_as_before(self, status: str) -> None:
-        """Tell that a reload has failed: the pool is what it was, which at its start is not ready yet."""
+        """Report, after a reload that failed, that the pool is ready, if it was ready before."""
         if self._was_ready:
             self.ready(status)
 
     def reloading(self) -> None:
-        """Tell that a reload begins; without the clock ``Type=notify-reload`` does not believe it."""
+        """Report that a reload begins. ``Type=notify-reload`` requires the clock with it."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", "reloading")
 
     def tick(self, phase: Phase, look: Callable[[], str]) -> None:
-        """Do what is due; called at the end of a tick that went well, and only then.
+        """Report what is due; called at the end of each tick that went well, and only then.
 
-        look: gives the status line; called only when one is due.
+        look: returns the status line; called only when one is due.
         """
         if self._address is None:
             return
         if phase in _ENDING:
             self.stopping()
         self._pay()
-        now = time.monotonic()  # not the master's clock: the watchdog's does not stand still
+        # Not the master's clock, which can stand still: the watchdog's does not.
+        now = time.monotonic()
         if self._feed_every is not None and now >= self._feed_at:
             self.feed()
         if now >= self._status_at and (status := look()) != self._status:
@@ -99,13 +104,13 @@ class Notifier:
             self._send(f"STATUS={status}")
 
     def stopping(self) -> None:
-        """Tell that the pool stops and the program will end; once."""
+        """Report, once, that the pool stops and the program will end."""
         if not self._stopping:
             self._stopping = True
             self._tell("STOPPING=1", "stopping")
 
     def feed(self) -> None:
-        """Give a sign of life, where systemd wants any."""
+        """Send a sign of life, if systemd wants any."""
         if self._feed_every is not None and self._send("WATCHDOG=1"):
             self._feed_at = time.monotonic() + self._feed_every
 
@@ -125,7 +130,8 @@ class Notifier:
             self._owed.popleft()
 
     def _send(self, text: str) -> bool:
-        # A socket for each message: none is open in the workers, and none has to outlive an exec.
+        # A new socket for each message: none is open in the workers, and none has to survive an
+        # exec.
         if self._address is None:
             return False
         try:
@@ -134,7 +140,9 @@ class Notifier:
                 sock.sendto(text.encode("utf-8", "replace"), self._address)
         except OSError as error:
             if not self._failed:
-                log.event(logging.WARNING, "master", "cannot tell the service manager", error=error)
+                log.event(
+                    logging.WARNING, "master", "cannot notify the service manager", error=error
+                )
             self._failed = True
             return False
         self._failed = False
@@ -142,7 +150,7 @@ class Notifier:
 
 
 def address_of(environ: Mapping[str, str]) -> str | None:
-    """Return where to send; None where nobody asked for it, or by a socket of another kind than Unix."""
+    """Return the address for reports; None where none are wanted, or not over a Unix socket."""
     path = environ.get(SOCKET, "")
     if path.startswith("@"):
         return "\0" + path[1:]
@@ -150,7 +158,7 @@ def address_of(environ: Mapping[str, str]) -> str | None:
 
 
 def feed_interval(environ: Mapping[str, str], pid: int) -> float | None:
-    """Return the seconds between two signs of life; None where none are wanted of this process."""
+    """Return the seconds between two signs of life; None where this process need not send any."""
     span, whose = environ.get(WATCHDOG, ""), environ.get(WATCHDOG_PID, "")
     if not span.isdecimal() or len(span) > 18 or whose not in ("", str(pid)):
         return None
@@ -160,9 +168,9 @@ def feed_interval(environ: Mapping[str, str], pid: int) -> float | None:
 def status_line(
     view: PoolView, listeners: Sequence[Listener], *, reloading: bool, failure: str
 ) -> str:
-    """Return the pool in a line, such as ``3/4 workers busy, 2 clients waiting``.
+    """Return a line about the pool, such as ``3/4 workers busy, 2 clients waiting``.
 
-    failure: the report of the last reload, if that failed.
+    failure: the report of the last reload, "" if that did not fail.
     """
     ready = [one for one in view.workers if one.ready]
     parts = [f"{sum(not one.idle for one in ready)}/{len(ready)} workers busy"]

@@ -1,4 +1,11 @@
-"""Making room for the file of a Unix socket (a leaf)."""
+"""Making room for the file of a Unix socket (a leaf).
+
+``bind()`` refuses a path that exists, and a server that was killed leaves its file behind. So a
+stale file has to be removed first, and the file of a live server has to stay. ``connect()`` shows
+which of them it is: it is refused where no process listens. Between ``bind()`` and ``listen()`` a
+live server looks stale, too. A lock on the folder keeps two starts of prefork from meeting in that
+moment.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +19,21 @@ import time
 from collections.abc import Iterator
 
 LOCK_TIME = 2.0
-"""Seconds to wait for another start in the same folder; whoever may read a folder can lock it for ever."""
+"""Seconds to wait for the lock on a folder: any process that may read it can lock it for ever."""
 
 _LOCK_PAUSE = 0.01
 
 
 @contextlib.contextmanager
 def one_start_at_a_time(path: str) -> Iterator[None]:
-    """Keep other starts in the folder of ``path`` away from the steps between looking and listening.
+    """Hold the lock on the folder of ``path``, so that no other start runs at the same time.
 
-    A socket that is bound and does not listen yet looks like one that was left behind.
+    The body looks for a stale file, binds and listens. Where the folder cannot be locked, it runs
+    all the same.
     """
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # bind() will say what is wrong with it, if anything is
+    except OSError:  # bind() reports what is wrong with the folder
         yield
         return
     try:
@@ -45,16 +53,17 @@ def _lock(folder: int) -> None:
 
 
 def remove_stale(path: str, kind: int) -> None:
-    """Remove the socket at ``path`` if nobody listens on it any more; OSError where it must stay.
+    """Remove the socket at ``path`` if no process listens on it any more.
 
-    kind: the socket type that is going to be bound there.
+    kind: the type of the socket that is going to be bound there. Raises OSError where the file must
+    stay.
     """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of another kind", path)
+        raise FileExistsError(errno.EEXIST, "a file that is no socket is there", path)
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
@@ -63,8 +72,8 @@ def remove_stale(path: str, kind: int) -> None:
             os.unlink(path)
             return
         except OSError as error:
-            if error.errno == errno.EPROTOTYPE:  # of the other type: somebody's all the same
+            if error.errno == errno.EPROTOTYPE:  # a live socket of another type
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path) from None
             if not isinstance(error, BlockingIOError):
                 raise
-    raise OSError(errno.EADDRINUSE, "somebody listens there", path)
+    raise OSError(errno.EADDRINUSE, "another process listens there", path)

@@ -1,4 +1,10 @@
-"""TERM and Ctrl-C around the times in which no master takes them: loading, binding, cleaning up."""
+"""TERM and Ctrl-C while no master takes them: while a program loads, binds and cleans up.
+
+Python's default would end the process at once on TERM, and would raise KeyboardInterrupt anywhere
+on Ctrl-C. Both would leave socket files and a pid file behind. So around serving TERM raises an
+exception, which unwinds the stack as Ctrl-C does; a constructor is not interrupted; and a cleanup
+is not either.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class StoppedEarly(BaseException):
-    """TERM came while the master did not yet, or does no longer, take signals itself."""
+    """TERM came before the master took signals, or after it."""
 
 
 @contextlib.contextmanager
 def term_unwinds() -> Iterator[None]:
-    """Make TERM clean up like an exception where the master does not handle it: around serving."""
+    """Make TERM raise StoppedEarly while the body runs, where the master does not handle it."""
     before = signal.signal(signal.SIGTERM, _unwind)
     try:
         yield
@@ -27,10 +33,10 @@ def term_unwinds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stops_deferred() -> Iterator[None]:
-    """Keep the first TERM or Ctrl-C until the body is done; a second one does not wait.
+    """Delay the first TERM or Ctrl-C until the body is done. A second one takes effect at once.
 
-    An exception in the middle of a server's constructor would leave a socket file that nobody
-    knows of.
+    An exception in the middle of a server's constructor would leave a socket file behind: the
+    socket is bound, and there is no server yet that could remove the file.
     """
     noted: list[int] = []
 
@@ -42,7 +48,7 @@ def stops_deferred() -> Iterator[None]:
     before = {
         number: signal.signal(number, note)
         for number in (signal.SIGTERM, signal.SIGINT)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup and the like
+        if signal.getsignal(number) is not signal.SIG_IGN  # such as under nohup
     }
     try:
         yield
@@ -59,9 +65,9 @@ def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def undisturbed_cleanup() -> Iterator[contextlib.ExitStack]:
-    """Give an ExitStack whose unwinding is not disturbed by TERM or a second Ctrl-C.
+    """Give an ExitStack whose callbacks TERM and Ctrl-C cannot interrupt.
 
-    It removes socket files and the pid file.
+    They remove socket files and the pid file.
     """
     before: dict[int, Any] = {}
     try:

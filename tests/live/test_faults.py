@@ -507,7 +507,7 @@ def test_start_does_not_take_the_path_of_one_that_is_just_starting(tmp_path: Pat
     path = str(tmp_path / "socket")
     with prefork.PreForkingUnixStreamServer(path, Echo, bind_and_activate=False) as first:
         first.server_bind()
-        with pytest.raises(OSError, match="somebody listens there"):
+        with pytest.raises(OSError, match="another process listens there"):
             prefork.PreForkingUnixStreamServer(path, Echo).server_close()
 
 

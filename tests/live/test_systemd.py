@@ -380,7 +380,7 @@ def test_nobody_listens(command: Starting, tmp_path: Path) -> None:
     program.wait_logged("ready workers=1")
     assert server_of(address_of(program)) in program.workers()
     assert program.stop() == 0
-    assert len(program.logged("cannot tell the service manager")) == 1
+    assert len(program.logged("cannot notify the service manager")) == 1
 
 
 # --- sockets that are handed over ------------------------------------------------------------------

@@ -51,7 +51,7 @@ def test_texts_that_are_addresses(canonical: str, text: str) -> None:
         ("such as 127.0.0.1:8000", ""),
         ("such as 127.0.0.1:8000", "nonsense"),
         (":8000 for all addresses", "8000"),
-        ("stands in brackets, such as [::1]:8000", "::1:80"),
+        ("is written in brackets, such as [::1]:8000", "::1:80"),
         ("[1::2::3] is no IPv6 address", "[1::2::3]:80"),
         ("such as 127.0.0.1:8000", "[::1]"),
         ("0 to 65535", "a:65536"),

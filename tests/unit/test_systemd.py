@@ -183,7 +183,7 @@ def test_a_socket_that_is_gone_is_told_once(path: str, caplog: pytest.LogCapture
         notifier.tick(Phase.SERVING, lambda: "so")
     notifier.close()
 
-    assert caplog.text.count("cannot tell the service manager") == 1
+    assert caplog.text.count("cannot notify the service manager") == 1
 
 
 def test_debts_are_bounded(path: str) -> None:
