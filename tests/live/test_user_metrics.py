@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from tests.support.waiting import Stopwatch, let_pass, wait_until
 from tests.support.web import Answer, fetch, metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.support.server import Program
 
@@ -72,10 +73,17 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-def open_to_others(directory: Path) -> None:
-    """Let other users reach the directory, and read it."""
-    for folder in (directory, *directory.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """Give an empty directory for the files that other users can reach and read.
+
+    It is not in pytest's folder. Every pytest that starts closes that one to other users again, and the CI runs several.
+    """
+    with tempfile.TemporaryDirectory(prefix="prefork-metrics-") as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder, "metrics")
+        path.mkdir(mode=0o755)
+        yield path
 
 
 def files(directory: Path) -> dict[str, set[str]]:
@@ -333,15 +341,14 @@ def test_missing_directory_is_refused(start: Callable[..., Program], tmp_path: P
 
 
 def test_directory_that_cannot_be_written_is_refused(
-    start: Callable[..., Program], directory: Path
+    start: Callable[..., Program], open_directory: Path
 ) -> None:
     """A directory of somebody else is refused with what to do about it."""
-    open_to_others(directory)
-    directory.chmod(0o555)
+    open_directory.chmod(0o555)
     become_another = (
         "'a'.encode('idna'); os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else None"
     )
-    assert "change its owner or mode" in refused(start, directory, become_another)
+    assert "change its owner or mode" in refused(start, open_directory, become_another)
 
 
 def test_full_directory_is_refused(start: Callable[..., Program], directory: Path) -> None:
@@ -355,19 +362,18 @@ def test_full_directory_is_refused(start: Callable[..., Program], directory: Pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give workers another identity")
 def test_workers_of_another_user_must_be_able_to_write(
-    start: Callable[..., Program], directory: Path
+    start: Callable[..., Program], open_directory: Path
 ) -> None:
     """Workers that may not write there end the start with a word on it; where they may, they count."""
-    open_to_others(directory)
     source = APPLICATION + SERVE.replace(
         "workers=2", "workers=2, run_as_user='nobody', umask=0o077"
     )
-    program = start(source, environ={"DIRECTORY": str(directory)})
+    program = start(source, environ={"DIRECTORY": str(open_directory)})
     assert program.wait() != 0
     assert "cannot be written to by the workers' user" in program.log
 
-    os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
-    program = start(source, environ={"DIRECTORY": str(directory)})
+    os.chown(open_directory, pwd.getpwnam("nobody").pw_uid, -1)
+    program = start(source, environ={"DIRECTORY": str(open_directory)})
     ask(program.address(), "os.waitpid(in_fork('fork'), 0)")
     answer = fetch(metrics_of(program).address)
     assert (seen(answer), seen(answer, "fork")) == (1, 1)
