@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ from tests.support.board import board_of
 from tests.support.clients import ask, ask_datagram, can_bind, hangs_up, server_of
 from tests.support.processes import fds_of, is_alive
 from tests.support.server import serving
-from tests.support.waiting import Stopwatch, wait_until
+from tests.support.waiting import Stopwatch, let_pass, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -389,6 +391,45 @@ def test_busy_listener_does_not_starve_the_others(start: Callable[..., Program])
         wait_until(lambda: load.answered > 50, "load")
         assert max(request(cold, str(number)).seconds for number in range(10)) < 0.5
     assert load.lost == {}
+
+
+def test_flood_at_one_listener_does_not_starve_the_others(start: Callable[..., Program]) -> None:
+    """While datagrams come faster than they can be served, a client of another listener is served in time."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Leader(prefork.PreForkingUDPServer):
+            workers = 1
+
+            def when_ready(self):
+                announce(*servers)
+
+        log_to_stderr()
+        servers = [Leader(LOOPBACK, EchoDatagram), prefork.PreForkingTCPServer(LOOPBACK, Echo)]
+        prefork.serve(*servers)
+        for server in servers:
+            server.server_close()
+    """)
+    hot, cold = program.address(0), program.address(1)
+    ending = threading.Event()
+
+    def flood() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not ending.is_set():
+                sender.sendto(b"x", hot)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        let_pass(0.2)
+        for _ in range(5):
+            asked = Stopwatch()
+            ask(cold)
+            assert asked.seconds < 0.5
+    finally:
+        ending.set()
+        flooding.join()
 
 
 def test_shutdown_before_serving_makes_it_return(start: Callable[..., Program]) -> None:

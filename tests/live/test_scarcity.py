@@ -387,6 +387,22 @@ def test_log_pipe_whose_reader_is_gone_stops_nothing(start: Callable[..., Progra
         assert program.stop() in ENDED
 
 
+FULL_STDOUT = (
+    "[ends := os.pipe(), os.write(ends[1], bytes(65536)), os.dup2(ends[1], 1), print('left over')]"
+)
+"""What a handler does to have its worker end with output that nobody will ever read."""
+
+
+def test_worker_whose_output_nobody_reads_still_leaves(start: Callable[..., Program]) -> None:
+    """Output that is left in a worker's buffer, for a pipe that is full, holds neither the worker nor a stop."""
+    program = start(serving("Run", workers=1))
+    address = program.address()
+    hangs_up(address, FULL_STDOUT)
+    took = Stopwatch()
+    assert program.stop() == 0
+    assert took.seconds < 3.0
+
+
 CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
 
 

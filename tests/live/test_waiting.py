@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,6 @@ from tests.support.waiting import Stopwatch, let_pass, wait_until
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.clients import Address
     from tests.support.server import Program
@@ -238,6 +239,20 @@ def test_blocking_flag_flipped_by_a_handler_harms_nothing(
     watch = Stopwatch()
     assert program.stop() == 0
     assert watch.seconds < 1.0 + MARGIN
+
+
+def test_blocking_flag_flipped_by_a_handler_is_put_back(start: Callable[..., Program]) -> None:
+    """A listening socket that a handler has made blocking is non-blocking again within half a second."""
+    program = start(serving("Run", workers=2))
+    flip = "(fd := self.server.fileno(), os.set_blocking(fd, True), os.get_blocking(fd))"
+    fd = int(re.findall(r"\((\d+), None, True\)", ask(program.address(), flip))[0])
+
+    def is_nonblocking() -> bool:
+        flags = re.search(r"flags:\s+0(\d+)", Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text())
+        assert flags is not None
+        return bool(int(flags[1], 8) & os.O_NONBLOCK)
+
+    wait_until(is_nonblocking, "a listening socket that does not block", 0.5 + MARGIN)
 
 
 @pytest.mark.parametrize("line", FLIPS)

@@ -127,6 +127,8 @@ def test_shrinking_spares_whoever_has_a_request() -> None:
     """When load goes down no busy worker is asked to leave; when the floor is lowered by a signal, one may be."""
     busy = [worker(slot, idle=False) for slot in range(3)]
     following = Settings(workers=2, max_children=40, min_spare=1)
+    # With memory for one more, the pool would grow to three, and nobody would be left over.
+    full = PoolView(Phase.SERVING, 2, tuple(busy), affordable=0)
 
     assert left(plan(*busy, floor=2)) == [(0, ExitKind.SCALED_DOWN)]
-    assert decide(PoolView(Phase.SERVING, 2, tuple(busy)), following, NOW).retire == ()
+    assert decide(full, following, NOW).retire == ()
