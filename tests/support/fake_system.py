@@ -13,13 +13,15 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefork.workers.states import ExitStatus
+from prefork.workers.states import ExitStatus, Usage
 from prefork.workers.system import Child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
 FIRST_PID = 1001
+
+NO_USAGE = Usage()
 
 
 @dataclass(eq=False)
@@ -69,11 +71,18 @@ class FakeSystem:
 
     # --- what a test does
 
-    def end(self, pid: int, code: int | None = None, *, by: int | None = None) -> None:
+    def end(
+        self,
+        pid: int,
+        code: int | None = None,
+        *,
+        by: int | None = None,
+        usage: Usage = NO_USAGE,
+    ) -> None:
         """Have a process end: with an exit status, by a signal, or (neither) with its status taken by another."""
         process = self.processes[pid]
         assert process.status is None, f"process {pid} has ended already"
-        process.status = ExitStatus(code=code, signal=by)
+        process.status = ExitStatus(code=code, signal=by, usage=usage)
         os.eventfd_write(process.pidfd, 1)
 
     def received(self, pid: int) -> list[int]:

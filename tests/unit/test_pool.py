@@ -27,6 +27,7 @@ from prefork.workers.states import (
     ExitKind,
     Order,
     StartReason,
+    Usage,
     WorkerState,
 )
 from tests.support.fake_system import FIRST_PID
@@ -242,6 +243,27 @@ def test_death_before_ready_is_a_boot_failure(
     assert "ZeroDivisionError" in stage.pool.failures.last_report
     assert stage.pool.failures.try_at > stage.now
     assert stage.pool.table.slots == [1]
+
+
+def test_what_dead_workers_have_used_stays_in_the_totals(stage: StagedPool) -> None:
+    """The CPU time and the switches that the kernel counted for a worker are added to those of its slot's former ones."""
+    for number in (1, 10):
+        stage.ready(1)
+        used = Usage(
+            user_ns=number,
+            system_ns=2 * number,
+            voluntary_switches=3 * number,
+            involuntary_switches=4 * number,
+        )
+        stage.system.end(stage.handle(0).info.pid, by=signal.SIGKILL, usage=used)
+        stage.reap()
+    (slot, *_) = stage.pool.board.snapshot().slots
+    assert [
+        slot[SlotField.CPU_USER_NS],
+        slot[SlotField.CPU_SYSTEM_NS],
+        slot[SlotField.VOLUNTARY_SWITCHES],
+        slot[SlotField.INVOLUNTARY_SWITCHES],
+    ] == [11, 22, 33, 44]
 
 
 def test_worker_that_dies_before_the_master_saw_it_ready_had_booted(stage: StagedPool) -> None:

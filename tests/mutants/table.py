@@ -1,0 +1,599 @@
+"""The mutants, by promise. docs/DESIGN.md and docs/FAULTS.md make the promises."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One thing broken on purpose.
+
+    promise: what does not hold then. file: from the root of the repository. text: what is replaced there; it
+    occurs once. by: what it is replaced by. tests: arguments for pytest; they name the tests that must fail.
+    """
+
+    promise: str
+    file: str
+    text: str
+    by: str
+    tests: str
+
+
+BOUNDS = (
+    Mutant(
+        "live workers never exceed max_children",
+        "workers/pool/policy.py",
+        "room = outlook.settings.max_children - len(view.workers)",
+        "room = outlook.settings.max_children + 1 - len(view.workers)",
+        "tests/unit/test_policy.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "a tenth of the pool at most is replaced at a time",
+        "workers/pool/policy.py",
+        "return max(1, size // 10)",
+        "return size",
+        "tests/unit/test_policy.py tests/unit/test_replacement.py",
+    ),
+    Mutant(
+        "a worker leaves only when its successor is ready",
+        "workers/pool/policy.py",
+        "return outlook.replacing[: max(0, ready - outlook.size)]",
+        "return outlook.replacing",
+        "tests/unit/test_policy.py tests/unit/test_replacement.py",
+    ),
+    Mutant(
+        "one worker at a time is tried while new workers fail",
+        "workers/pool/policy.py",
+        "return max(1, served) if view.probing else SPAWN_BATCH",
+        "return SPAWN_BATCH",
+        "tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "nothing is forked just after the kernel has refused a fork",
+        "workers/pool/policy.py",
+        "if outlook.now < view.fork_at:",
+        "if outlook.now < 0 * view.fork_at:",
+        "tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "clients that crash workers make no storm of forks",
+        "workers/pool/policy.py",
+        "return tuple(wanted[max(0, respawns - view.respawns_left) :])",
+        "return tuple(wanted)",
+        "tests/unit/test_policy.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "a worker that had served is replaced also while new workers fail",
+        "workers/pool/policy.py",
+        "    served = view.lost_after_serving\n",
+        "    served = 0 * view.lost_after_serving\n",
+        "tests/unit/test_policy.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "workers that fail together are one failure",
+        "workers/pool/failures.py",
+        "        if forked_at >= self._pause_began:\n            self.boots += 1",
+        "        if forked_at >= -1:\n            self.boots += 1",
+        "tests/unit/test_failures.py",
+    ),
+    Mutant(
+        "a try is made at least once a second",
+        "workers/pool/failures.py",
+        "self.try_at = now + backoff(failures, LONGEST_PAUSE)",
+        "self.try_at = now + backoff(failures, 30 * LONGEST_PAUSE)",
+        "tests/unit/test_failures.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "a worker that has served says nothing about the next one",
+        "workers/pool/deaths.py",
+        "elif is_crash(cause) and not has_served and",
+        "elif is_crash(cause) and",
+        "tests/unit/test_pool.py tests/live/test_death.py tests/live/test_boot.py",
+    ),
+    Mutant(
+        "load that goes down asks no worker with a request to leave",
+        "workers/pool/policy.py",
+        "expendable = [one for one in expendable if one.idle or not one.ready]",
+        "expendable = list(expendable)",
+        "tests/unit/test_replacement.py",
+    ),
+    Mutant(
+        "an idle worker is chosen first when a worker has to leave",
+        "workers/pool/policy.py",
+        "key=lambda one: (one.ready, not one.idle, one.generation, one.spawned_at)",
+        "key=lambda one: (one.ready, one.idle, one.generation, one.spawned_at)",
+        "tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "what is queued is served at a stop though the last worker has died",
+        "workers/pool/policy.py",
+        "return [StartReason.RESPAWNED] if draining and view.work_waiting and not view.workers else []",
+        "return []",
+        "tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "a client whose wake-up was lost is served within half a second",
+        "workers/pool/policy.py",
+        "return tuple(worker.slot for worker in view.workers if worker.idle)",
+        "return ()",
+        "tests/live/test_waiting.py -k woken_worker_is_gone",
+    ),
+)
+
+SPARES = (
+    Mutant(
+        "growth doubles while clients wait",
+        "workers/pool/spares.py",
+        "min(GROWTH_CAP, 2 * spares.step)",
+        "min(GROWTH_CAP, spares.step)",
+        "tests/unit/test_spares.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "workers that start count as idle, so that slow boots cause no storm of forks",
+        "workers/pool/spares.py",
+        "load.idle + load.starting < settings.min_spare",
+        "load.idle < settings.min_spare",
+        "tests/unit/test_spares.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "a pool shrinks only after a surplus that has lasted",
+        "workers/pool/spares.py",
+        "min(spares.minima) > settings.most_spare",
+        "max(spares.minima) > settings.most_spare",
+        "tests/unit/test_spares.py tests/unit/test_simulator.py",
+    ),
+    Mutant(
+        "a pool grows only as memory allows",
+        "workers/pool/spares.py",
+        "min(wanted, load.affordable)",
+        "max(wanted, load.affordable)",
+        "tests/unit/test_spares.py",
+    ),
+    Mutant(
+        "a worker that the kernel killed because of low memory is not put back at once",
+        "workers/pool/spares.py",
+        "size = max(floor, spares.size - load.oom_killed)",
+        "size = max(floor, spares.size)",
+        "tests/unit/test_spares.py",
+    ),
+)
+
+DEADLINES = (
+    Mutant(
+        "a request that takes longer than request_timeout ends with its worker",
+        "workers/pool/deadlines.py",
+        "return worker.busy_since + settings.request_timeout + worker.extension",
+        "return _NEVER",
+        "tests/unit/test_deadlines.py tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "extend_deadline() gives the request in hand more time",
+        "workers/pool/deadlines.py",
+        "settings.request_timeout + worker.extension",
+        "settings.request_timeout",
+        "tests/unit/test_deadlines.py tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "the stacks of a late worker are dumped before it is killed",
+        "workers/pool/deadlines.py",
+        "elif now >= dumped_at + DUMP_TIME:",
+        "elif now >= dumped_at:",
+        "tests/unit/test_deadlines.py tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "a worker that hangs while it boots is killed at boot_timeout",
+        "workers/pool/deadlines.py",
+        "return worker.spawned_at + settings.boot_timeout if booting else _NEVER",
+        "return _NEVER",
+        "tests/unit/test_deadlines.py tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "a slow request is reported once",
+        "workers/pool/deadlines.py",
+        "and not worker.slow_noted",
+        "",
+        "tests/unit/test_deadlines.py tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "no worker is killed for time in which the master did not run",
+        "prefork/master/clock.py",
+        "self.lost += overrun",
+        "self.lost += 0 * overrun",
+        "tests/live/test_signals.py -k deadlines_stand_still",
+    ),
+)
+
+SCOREBOARD = (
+    Mutant(
+        "a worker cannot shrink the scoreboard under the master",
+        "workers/scoreboard.py",
+        "fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL",
+        "fcntl.F_SEAL_GROW",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "what a worker scribbles into a total is no exception in the master",
+        "workers/scoreboard.py",
+        "self.words[index] = min(max(0, self.words[index] + amount), _MOST)",
+        "self.words[index] += amount",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "a request that ended with its worker is counted",
+        "workers/scoreboard.py",
+        "self._add(base + lost, in_hand)",
+        "self._add(base + lost, 0)",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "a state that a worker scribbled is no error for a reader",
+        "workers/scoreboard.py",
+        "if WorkerState.STARTING <= written <= WorkerState.BUSY",
+        "if written != -1",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "a process that a handler forks writes nothing into the worker's slot",
+        "workers/slot_writer.py",
+        'self.words = memoryview(bytearray(SLOT_WORDS * 8)).cast("q")',
+        "pass",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "CPU time of dead workers stays in the totals",
+        "workers/pool/deaths.py",
+        "self._board.count_slot(slot, field, amount)",
+        "self._board.count_slot(slot, field, 0)",
+        "tests/unit/test_pool.py",
+    ),
+)
+
+DEATHS = (
+    Mutant(
+        "a SIGKILL that the master did not send is told from one because of low memory",
+        "workers/pool/deaths.py",
+        "killed_by_others and self._oom.explains(now)",
+        "killed_by_others",
+        "tests/live/test_death.py tests/unit/test_pool.py",
+    ),
+    Mutant(
+        "a death before ready counts as a failure of the next one",
+        "workers/pool/deaths.py",
+        "self._failures.boot_failed(words, now, forked_at=forked_at, own_fault=own_fault)",
+        "del own_fault",
+        "tests/live/test_boot.py -k first_generation",
+    ),
+    Mutant(
+        "signals are blocked around a fork, so that none reaches the master through a newborn worker",
+        "workers/system.py",
+        "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)",
+        "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())",
+        "tests/live/test_death.py tests/live/test_faults.py -k 'newborn or millisecond'",
+    ),
+    Mutant(
+        "what was printed before a fork is printed once",
+        "workers/system.py",
+        "    _flush_before_fork()\n    pids",
+        "    pids",
+        "tests/compat/test_output.py",
+    ),
+    Mutant(
+        "a worker whose output nobody reads still ends",
+        "workers/system.py",
+        "flusher.join(FLUSH_TIME)",
+        "flusher.join()",
+        "tests/live/test_scarcity.py -k output_nobody_reads",
+    ),
+    Mutant(
+        "a worker lets go of what belongs to the master only",
+        "workers/worker/life.py",
+        "    link.shed(prepared.slot)\n",
+        "",
+        "tests/live/test_descriptors.py -k 'masters or life_pipe'",
+    ),
+    Mutant(
+        "the workers' user cannot take root's privileges back",
+        "workers/credentials.py",
+        "os.setresuid(self.uid, self.uid, self.uid)",
+        "os.setresuid(self.uid, self.uid, 0)",
+        "tests/live/test_privileges.py",
+    ),
+    Mutant(
+        "the groups of root do not stay with the workers' user",
+        "workers/credentials.py",
+        "os.setgroups(self.groups)",
+        "pass",
+        "tests/live/test_privileges.py",
+    ),
+)
+
+WORKER = (
+    Mutant(
+        "a worker leaves when its master is gone",
+        "workers/worker/loop.py",
+        "        if self._reason is None:\n            self._reason = reason",
+        "        if self._reason is None and reason is not ExitKind.ORPHANED:\n            self._reason = reason",
+        "tests/live/test_orphans.py -k idle_orphans",
+    ),
+    Mutant(
+        "TERM to a worker has it finish its request and leave",
+        "workers/worker/loop.py",
+        "            self.leave(ExitKind.RETIRED)",
+        "            pass",
+        "tests/live/test_death.py -k term_to_a_worker",
+    ),
+    Mutant(
+        "no worker serves more than twice its share at low load",
+        "workers/worker/loop.py",
+        "if turns % TURNS_IN_PLACE == 0:",
+        "if turns % 1_000_000 == 0:",
+        "tests/live/test_waiting.py -k spread",
+    ),
+    Mutant(
+        "a busy listener does not starve the others",
+        "workers/worker/loop.py",
+        "BURST_NS if len(lanes) == 1 else 0",
+        "100 * BURST_NS",
+        "tests/live/test_embedding.py -k starve",
+    ),
+    Mutant(
+        "everything that is queued is served at a stop",
+        "workers/worker/loop.py",
+        "            self._drain()\n",
+        "            pass\n",
+        "tests/live/test_stop.py -k queued",
+    ),
+    Mutant(
+        "a worker without descriptors pauses and does not spin",
+        "workers/worker/takes.py",
+        "        elif source in self._stalled:\n            self._pause()",
+        "        elif source in self._stalled:\n            pass",
+        "tests/unit/test_takes.py",
+    ),
+    Mutant(
+        "a shortage of descriptors is logged once",
+        "workers/worker/takes.py",
+        "        self._stalled.add(source)\n",
+        "",
+        "tests/unit/test_takes.py",
+    ),
+    Mutant(
+        "a worker asks to be recycled after max_requests",
+        "workers/worker/recycling.py",
+        "return self._taken() >= self._most",
+        "return False",
+        "tests/unit/test_recycling.py",
+    ),
+    Mutant(
+        "limits are spread, so that workers do not reach them together",
+        "workers/worker/recycling.py",
+        "round(limit * (1 - jitter * spread))",
+        "round(limit)",
+        "tests/unit/test_recycling.py",
+    ),
+    Mutant(
+        "lost clients cost a line a second at most",
+        "workers/worker/clients.py",
+        "self._quiet_until = now + INTERVAL",
+        "self._quiet_until = now",
+        "tests/unit/test_lost_clients.py",
+    ),
+)
+
+LISTENERS = (
+    Mutant(
+        "the shared socket is non-blocking, so that accept() holds no worker",
+        "workers/listener.py",
+        "                os.set_blocking(self.fd, False)",
+        "                pass",
+        "tests/live/test_waiting.py -k blocking_flag",
+    ),
+    Mutant(
+        "a stop refuses new clients of TCP",
+        "workers/listener.py",
+        "sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_SUCH_INTERFACE)",
+        "pass",
+        "tests/live/test_stop.py -k outcomes_during_a_stop",
+    ),
+    Mutant(
+        "the socket of another process is not closed to its clients by a stop",
+        "workers/listener.py",
+        "if self.is_inherited or self._intake_closed:",
+        "if self._intake_closed:",
+        "tests/live/test_systemd.py tests/live/test_cli.py -k 'fd or inherited'",
+    ),
+    Mutant(
+        "a successor's socket file is not removed",
+        "workers/files.py",
+        "if (found.st_dev, found.st_ino) == identity:",
+        "if True:",
+        "tests/unit/test_files.py",
+    ),
+    Mutant(
+        "a live Unix socket is not taken over by another start",
+        "prefork/host/socket_file.py",
+        "            probe.connect(path)\n",
+        "            raise ConnectionRefusedError\n",
+        "tests/live/test_listeners.py -k live_unix",
+    ),
+    Mutant(
+        "a file that is no socket is not removed by a start",
+        "prefork/host/socket_file.py",
+        "if not stat.S_ISSOCK(found.st_mode):",
+        "if False:",
+        "tests/live/test_listeners.py -k no_socket",
+    ),
+)
+
+METRICS = (
+    Mutant(
+        "/livez says when the master hangs",
+        "metrics/exporter.py",
+        "if age > HUNG_AFTER:",
+        "if age > 1000 * HUNG_AFTER:",
+        "tests/unit/test_web.py",
+    ),
+    Mutant(
+        "/readyz says when the pool takes no requests",
+        "metrics/exporter.py",
+        "if is_ready(snapshot):",
+        "if snapshot is not None:",
+        "tests/live/test_exporter.py -k readiness",
+    ),
+    Mutant(
+        "an application's metric cannot take the name of one of the pool's",
+        "metrics/exporter.py",
+        "if one.name not in names",
+        "if one.name",
+        "tests/live/test_user_metrics.py tests/unit/test_collector.py",
+    ),
+    Mutant(
+        "silent clients do not keep a scrape waiting",
+        "metrics/web.py",
+        "if len(self._clients) >= MOST_CLIENTS:",
+        "if len(self._clients) >= 1000 * MOST_CLIENTS:",
+        "tests/unit/test_web.py tests/live/test_exporter.py -k 'silent or bounded'",
+    ),
+    Mutant(
+        "a client of the metrics has five seconds for everything",
+        "metrics/web.py",
+        "client = _Client(sock, time.monotonic() + CLIENT_TIME)",
+        "client = _Client(sock, time.monotonic() + 1000 * CLIENT_TIME)",
+        "tests/live/test_exporter.py -k five_seconds",
+    ),
+    Mutant(
+        "a request head of the metrics is bounded",
+        "metrics/web.py",
+        "if len(received) > LONGEST_HEAD:",
+        "if len(received) > 1000 * LONGEST_HEAD:",
+        "tests/unit/test_web.py",
+    ),
+)
+
+MASTER = (
+    Mutant(
+        "a second TERM stops now",
+        "prefork/master/lifecycle.py",
+        "(never,   kill,     kill,    kill,   skip)",
+        "(never,   none,     none,    none,   skip)",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "one TERM that comes twice within 50 ms is one",
+        "prefork/master/lifecycle.py",
+        "if now - first_at < SAME_ORDER:",
+        "if now < first_at:",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "a reload is not begun by a pool that stops",
+        "prefork/master/lifecycle.py",
+        "(load,    none,     none,    none,   none),\n        MasterOrder.USR2",
+        "(load,    load,     load,    load,   load),\n        MasterOrder.USR2",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "drain_delay goes on accepting",
+        "prefork/master/lifecycle.py",
+        "drain_at = now + settings.drain_delay if effect is Effect.STOP else now",
+        "drain_at = now",
+        "tests/unit/test_lifecycle.py",
+    ),
+    Mutant(
+        "the program's own signal handlers are put back",
+        "prefork/master/signals.py",
+        "signal.signal(number, signal.SIG_DFL if handler is None else handler)",
+        "pass",
+        "tests/unit/test_signals.py tests/live/test_embedding.py -k handler",
+    ),
+    Mutant(
+        "a signal that was ignored at the start stays ignored",
+        "prefork/master/signals.py",
+        "n is not signal.SIGWINCH and n not in ignored",
+        "n is not signal.SIGWINCH",
+        "tests/unit/test_signals.py tests/live/test_signals.py",
+    ),
+    Mutant(
+        "the intake is closed before the queue is served",
+        "prefork/master/master.py",
+        "                listener.close_intake()",
+        "                pass",
+        "tests/live/test_stop.py -k outcomes_during_a_stop",
+    ),
+)
+
+SETTINGS = (
+    Mutant(
+        "the strongest layer of settings wins",
+        "workers/layers.py",
+        "            values[key] = _checked(key, raw, layer)",
+        "            values.setdefault(key, _checked(key, raw, layer))",
+        "tests/unit/test_settings.py",
+    ),
+    Mutant(
+        "workers = auto is bounded by max_children",
+        "workers/layers.py",
+        'values["workers"] = min(counted.count, most)',
+        'values["workers"] = counted.count',
+        "tests/unit/test_settings.py",
+    ),
+    Mutant(
+        "a key that is no setting is refused",
+        "workers/layers.py",
+        "        raise SettingsError(key, raw, layer.source(key), _no_such_setting(key))",
+        "        return raw",
+        "tests/unit/test_settings.py",
+    ),
+)
+
+RELOAD = (
+    Mutant(
+        "code that differs in its format of state is refused before the exec",
+        "prefork/reloading/reload.py",
+        "if theirs != ours:",
+        "if theirs == ours:",
+        "tests/live/test_reload.py tests/live/test_reload_commands.py",
+    ),
+    Mutant(
+        "a reload that was asked for during a reload follows",
+        "prefork/reloading/reload.py",
+        '        self.wanted_by = "" if previous is None else previous.again',
+        '        self.wanted_by = ""',
+        "tests/live/test_reload.py -k is_one_more",
+    ),
+    Mutant(
+        "control signals are blocked over the exec",
+        "workers/system.py",
+        "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",
+        "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())",
+        "tests/live/test_reload.py -k storm_of_terms",
+    ),
+    Mutant(
+        "a socket keeps its queue over a reload",
+        "prefork/host/process.py",
+        "if name.fits(family, kind, asked):",
+        "if not name:",
+        "tests/live/test_reload.py -k under_load",
+    ),
+    Mutant(
+        "a trial binds no address that the pool has",
+        "prefork/reloading/sockets.py",
+        'the address is in use by the master\'s socket."""',
+        'take it."""\n        super().bind(address)',
+        "tests/live/test_reload.py -k under_load",
+    ),
+)
+
+MUTANTS = (
+    *BOUNDS,
+    *SPARES,
+    *DEADLINES,
+    *SCOREBOARD,
+    *DEATHS,
+    *WORKER,
+    *LISTENERS,
+    *METRICS,
+    *MASTER,
+    *SETTINGS,
+    *RELOAD,
+)
