@@ -379,23 +379,25 @@ def become(
 ) -> NoReturn:
     """Run another program in this process. It gets the descriptors ``keep`` and no others.
 
-    The signals ``blocked`` are blocked when the program begins. Raises OSError when the program
-    cannot be run. Descriptors, folder and signal mask are as before then.
+    The signals ``blocked`` are blocked when the program begins. Raises OSError or ValueError when
+    the program cannot be run. Descriptors, folder and signal mask are as before then.
     """
-    before = os.getcwd()
+    before = os.open(".", os.O_PATH | os.O_CLOEXEC)  # the folder may have been removed
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
     try:
         os.chdir(folder)
         for fd in keep:
             os.set_inheritable(fd, True)
         os.execve(command[0], list(command), environment)  # noqa: S606 - no shell: our own program again
-    except OSError:
+    except BaseException:
         for fd in keep:
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, False)
-        os.chdir(before)
+        os.fchdir(before)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         raise
+    finally:
+        os.close(before)
     raise AssertionError("exec has returned")
 
 

@@ -16,14 +16,15 @@ from typing import Final, Self
 import msgspec
 
 from prefork.host.named_socket import SocketName
+from prefork.workers.errors import PreforkError
 from prefork.workers.files import Identity
 from prefork.workers.pool.table import PoolState
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
-"""The environment variable that gives the next image the descriptor of the memfd."""
+"""The environment variable that leads the next image to the state: ``PID:DESCRIPTOR``, of the memfd."""
 
 TRIAL_VARIABLE: Final = "PREFORK_TRIAL"
 """The environment variable that makes a process a trial. Its value is a ``TrialOrders`` in JSON."""
@@ -79,26 +80,56 @@ class MasterState(msgspec.Struct, frozen=True):
         pidfile = [] if self.pidfile is None else [self.pidfile]
         return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile]
 
-    def write(self, memory: int) -> None:
-        """Write the state into a memfd with the name ``MEMFD_NAME``."""
-        os.write(memory, msgspec.json.encode(self))
+    def write(self, memory: int) -> str:
+        """Write the whole state into a memfd, and return the variable that leads to it.
+
+        Raises HandoverError when a part of the state cannot be written, because of a limit or of
+        low memory, and when it cannot be put into words.
+        """
+        try:
+            left = memoryview(msgspec.json.encode(self))
+            while left:  # a write can be short; the next one then says why
+                left = left[os.write(memory, left) :]
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise HandoverError(
+                f"the state for the new code cannot be written: {reason}"
+            ) from error
+        return f"{self.pid}:{memory}"
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Return the state in a memfd, and close that. text: the descriptor.
+        """Return the state to which the variable leads, and close its memfd. text: its value.
 
-        Return None if there is no such memfd, or if the state is not for this process.
+        Return None if the variable is not for this process: a program that was started by the next
+        image inherits it. Raises HandoverError if it is, and there is no state that can be read.
         """
-        with contextlib.suppress(ValueError, OSError, msgspec.MsgspecError):
-            memory = int(text)
-            if not os.readlink(f"/proc/self/fd/{memory}").startswith(f"/memfd:{MEMFD_NAME}"):
-                return None
-            content = os.pread(memory, os.fstat(memory).st_size, 0)
-            os.close(memory)
-            state = msgspec.json.decode(content, type=cls)
-            if state.pid == os.getpid() and state.format == FORMAT:
-                return state
-        return None
+        pid, _, memory = text.partition(":")
+        if pid != str(os.getpid()):
+            return None
+        try:
+            state = msgspec.json.decode(_content_of(int(memory)), type=cls)
+        except (ValueError, OSError, msgspec.MsgspecError) as error:
+            raise HandoverError(f"{STATE_VARIABLE}={text} leads to no state: {error}") from error
+        if (state.pid, state.format) != (os.getpid(), FORMAT):
+            raise HandoverError(
+                f"{STATE_VARIABLE}={text} leads to a state of format {state.format} of process "
+                f"{state.pid}; this is format {FORMAT} and process {os.getpid()}"
+            )
+        return state
+
+
+class HandoverError(PreforkError):
+    """The state cannot be handed over whole, or what was handed over cannot be read."""
+
+
+def _content_of(memory: int) -> bytes:
+    name = os.readlink(f"/proc/self/fd/{memory}")
+    if not name.startswith(f"/memfd:{MEMFD_NAME}"):
+        raise ValueError(f"descriptor {memory} is {name}")
+    content = os.pread(memory, os.fstat(memory).st_size, 0)
+    os.close(memory)
+    return content
 
 
 class Inventory(msgspec.Struct, frozen=True):

@@ -35,13 +35,14 @@ import msgspec
 from prefork.host.handover import (
     STATE_VARIABLE,
     TRIAL_VARIABLE,
+    HandoverError,
     Inventory,
     MasterState,
     TrialOrders,
 )
 from prefork.host.named_socket import SocketName
 from prefork.host.systemd_sockets import SystemdSockets, handed_over
-from prefork.workers import forks, log
+from prefork.workers import forks, log, system
 from prefork.workers.files import identity_of, unlink_if_still
 
 
@@ -201,9 +202,7 @@ def _state_in(environ: MutableMapping[str, str]) -> MasterState | None:
     state = MasterState.read(text)
     if state is None:
         log.event(
-            logging.WARNING,
-            "master",
-            f"{STATE_VARIABLE} is ignored: it names no state for this process",
+            logging.WARNING, "master", f"{STATE_VARIABLE} is ignored: it is not for this process"
         )
         return None
     # Programs that the application starts while it is loaded must not get them.
@@ -234,5 +233,23 @@ def _remove_pidfile(fd: int) -> None:
     os.close(fd)
 
 
-process: Final = Process(os.environ)
+def _this_process() -> Process:
+    """Return what this process is, or end it where an earlier image has left what cannot be read.
+
+    There is nothing that could be done for the workers of that image then, because their
+    descriptors are unknown. If this process went on, they would serve without a master, and the
+    program would try to bind addresses that it has itself. So it ends: its workers finish their
+    requests and leave, and whatever supervises the service starts it again. An exception would not
+    do, because the program could catch it.
+    """
+    try:
+        return Process(os.environ)
+    except HandoverError as error:
+        log.event(
+            logging.CRITICAL, "master", "cannot go on after the exec, ends", reason=str(error)
+        )
+        system.exit_now(1)
+
+
+process: Final = _this_process()
 """This process."""

@@ -49,14 +49,14 @@ CONTROL_SIGNALS: Final = frozenset(
 def hand_over(state: MasterState) -> None:
     """Become the new image of this program, which finds ``state``.
 
-    Does not return. Raises OSError if the exec is impossible; everything is as before then.
+    Does not return. Raises HandoverError if the state cannot be written whole, and OSError or
+    ValueError if the exec is impossible. Everything is as before then.
     """
     if process.watcher is not None:
         state = msgspec.structs.replace(state, watcher=process.watcher)
     memory = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
     try:
-        state.write(memory)
-        environment = {**process.program.environment, STATE_VARIABLE: str(memory)}
+        environment = {**process.program.environment, STATE_VARIABLE: state.write(memory)}
         system.become(
             process.program.command,
             environment,

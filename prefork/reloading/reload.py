@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 
 from prefork.host.description import shown
-from prefork.host.handover import FORMAT, Inventory, MasterState
+from prefork.host.handover import FORMAT, HandoverError, Inventory, MasterState
 from prefork.host.named_socket import SocketName
 from prefork.host.notify import Notifier
 from prefork.host.process import process
@@ -147,12 +147,15 @@ class Reload:
     def _hand_over(self) -> None:
         """Become the new code. Returns only if that is impossible."""
         self._pool.call_hook("on_reload")
-        for handler in log.logger.handlers:
-            handler.flush()
         try:
+            for handler in log.logger.handlers:
+                handler.flush()
             hand_over(self._state_to_hand_over())
-        except OSError as error:
-            self._fail(f"the program cannot be executed again: {error.strerror}")
+        except HandoverError as error:
+            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - it ends the reload, not the pool
+            reason = getattr(error, "strerror", None) or error
+            self._fail(f"the program cannot be executed again: {reason}")
 
     # --- what is handed over
 

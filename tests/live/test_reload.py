@@ -52,6 +52,7 @@ SERVER = """
 
     def on_reload(self):
         tell("on_reload", os.getpid())
+        exec(open("hook").read())
 
     settings = dict(workers=3, max_children=6, worker_init=worker_init, on_reload=on_reload)
     settings.update(eval(open("settings").read()))
@@ -72,7 +73,7 @@ class Reloadable:
         **settings: object,
     ) -> None:
         self.folder = folder
-        self.write(version="1", first="", init="", settings=repr(settings))
+        self.write(version="1", first="", init="", hook="", settings=repr(settings))
         self.program = start(SERVER.replace("BASE", base).replace("ADDRESS", repr(address)))
         self.address = self.program.address()
 
@@ -277,6 +278,26 @@ def test_socket_path_that_is_no_text_is_handed_over(
     with board_of(server.program.pid) as board:
         server.write(version="2")
         server.reload(board)
+    assert server.version() == ("2", 1)
+
+
+def test_state_that_cannot_be_handed_over_whole_fails_the_reload(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """Where the state for the new code does not fit, the reload fails before the exec; the pool serves and reloads later."""
+    server = reloadable()
+    program = server.program
+    workers = program.wait_workers(3)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
+    server.write(hook="import resource; " + limit.format(600), version="2")
+    with board_of(program.pid) as board, Load(server.address, clients=2) as load:
+        server.reload(board, fails=True)
+        assert "the state for the new code cannot be written" in board.reload_report.read()
+        assert program.workers() == workers
+        assert server.version() == ("1", 0)
+        server.write(hook="import resource; " + limit.format("resource.RLIM_INFINITY"))
+        server.reload(board)
+    assert load.lost == {}
     assert server.version() == ("2", 1)
 
 

@@ -562,6 +562,20 @@ RELOAD = (
         "tests/live/test_reload.py -k is_one_more",
     ),
     Mutant(
+        "a state that cannot be written whole is refused before the exec",
+        "prefork/host/handover.py",
+        "while left:",
+        "if left:",
+        "tests/unit/test_process.py",
+    ),
+    Mutant(
+        "a state that cannot be read is no fresh start",
+        "prefork/host/process.py",
+        "system.exit_now(1)",
+        "return Process(os.environ)",
+        "tests/unit/test_process.py",
+    ),
+    Mutant(
         "control signals are blocked over the exec",
         "workers/system.py",
         "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +17,7 @@ from prefork.host.handover import (
     FORMAT,
     STATE_VARIABLE,
     TRIAL_VARIABLE,
+    HandoverError,
     Inventory,
     MasterState,
     TrialOrders,
@@ -22,9 +26,11 @@ from prefork.host.named_socket import SocketName
 from prefork.host.process import Process
 from prefork.workers import forks
 from prefork.workers.pool.table import PoolState
+from tests.support.server import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +65,7 @@ def left_behind(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]
     def environ(**facts: object) -> dict[str, str]:
         memory = os.memfd_create(handover.MEMFD_NAME)
         state_of(**facts).write(memory)
-        return {STATE_VARIABLE: str(memory), "HOME": "/"}
+        return {STATE_VARIABLE: f"{os.getpid()}:{memory}", "HOME": "/"}
 
     return environ
 
@@ -138,23 +144,75 @@ def test_pid_file_after_an_adoption(
 @pytest.mark.parametrize(
     "facts", [{"pid": 1}, {"format": FORMAT + 1}], ids=["of another process", "another format"]
 )
-def test_state_that_is_not_for_this_process(
-    left_behind: Callable[..., dict[str, str]],
-    caplog: pytest.LogCaptureFixture,
-    facts: dict[str, int],
+def test_state_that_is_not_for_this_image(
+    left_behind: Callable[..., dict[str, str]], facts: dict[str, int]
 ) -> None:
-    """A state of another process or of another format is refused with a word in the log."""
-    process = Process(left_behind(**facts))
-
-    assert process.handover is None
-    assert f"{STATE_VARIABLE} is ignored" in caplog.text
+    """A state of another process or of another format is an error, and never a fresh start."""
+    with pytest.raises(HandoverError, match=f"{STATE_VARIABLE}=.* leads to a state of format"):
+        Process(left_behind(**facts))
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "-1", "999999", "0"])
-def test_variable_that_leads_nowhere(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A variable that somebody made up costs a line of the log."""
+@pytest.mark.parametrize("cut", [0, 1, -1], ids=["nothing", "the first byte", "all but the last"])
+def test_state_that_is_torn(left_behind: Callable[..., dict[str, str]], cut: int) -> None:
+    """A state of which a part is missing is an error."""
+    environ = left_behind()
+    memory = int(environ[STATE_VARIABLE].partition(":")[2])
+    os.ftruncate(memory, cut if cut >= 0 else os.fstat(memory).st_size + cut)
+    with pytest.raises(HandoverError, match="leads to no state"):
+        Process(environ)
+
+
+@pytest.mark.parametrize("memory", ["", "nonsense", "-1", "999999", "0"])
+def test_variable_that_leads_nowhere(memory: str) -> None:
+    """A variable for this process that leads to no memory of ours is an error."""
+    with pytest.raises(HandoverError, match=f"{STATE_VARIABLE}=.* leads to no state"):
+        Process({STATE_VARIABLE: f"{os.getpid()}:{memory}"})
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "1:3", "3"])
+def test_variable_of_another_process(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A variable that a process has inherited from the next image of a master costs a line of the log."""
     assert Process({STATE_VARIABLE: text}).handover is None
+    assert f"{STATE_VARIABLE} is ignored" in caplog.text
     assert len(caplog.records) == 1
+
+
+@pytest.mark.processes
+def test_process_ends_where_the_state_cannot_be_read(tmp_path: Path) -> None:
+    """A process whose state cannot be read ends with status 1 and a line, whatever its code would catch."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        f"os.environ[{STATE_VARIABLE!r}] = f'{{os.getpid()}}:0'\n"
+        "try:\n    import prefork\nexcept BaseException:\n    pass\nsys.exit(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 1
+    assert "cannot go on after the exec" in done.stderr
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_state_that_does_not_fit_is_refused(room: int) -> None:
+    """A state that cannot be written whole, because files may not be that long, is an error before the exec."""
+    memory = os.memfd_create(handover.MEMFD_NAME)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(HandoverError, match="cannot be written: File too large"):
+            state_of().write(memory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        os.close(memory)
+
+
+def test_state_that_cannot_be_put_into_words_is_refused() -> None:
+    """A state with a text that is no UTF-8 is an error before the exec."""
+    memory = os.memfd_create(handover.MEMFD_NAME)
+    with pytest.raises(HandoverError, match="cannot be written"):
+        state_of(settings={"pidfile": "\udcff"}).write(memory)
+    os.close(memory)
 
 
 def test_child_forgets_what_its_parent_is(
