@@ -21,7 +21,7 @@ from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
 from prefork.master.master import Caller, Master
-from prefork.master.signals import Wakeup
+from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import caretaker, sockets, trial
 from prefork.workers import forks, log
@@ -352,7 +352,7 @@ def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None
 
 def _fitting(settings: Settings, previous: MasterState) -> Settings:
     """Keep ``max_children`` as it was: it is the size of the scoreboard, which stays."""
-    size = int(previous.settings["max_children"])
+    size = previous.pool.slots
     if settings.max_children == size:
         return settings
     log.event(

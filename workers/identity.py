@@ -14,11 +14,11 @@ DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 WAKE = b"\0"
 """The byte in a wake-up pipe that has the other side look: at the scoreboard, or at its order.
 
-It is no signal's number, because signals write theirs into the same pipe.
+It is no signal's number: the master's own pipe has those, too.
 """
 
 SHUTDOWN = b"\xff"
-"""The byte that a worker writes there when its handler has called ``shutdown()``."""
+"""The byte that a worker writes to the master when its handler has called ``shutdown()``."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
@@ -56,7 +56,8 @@ class WorkerPipes(msgspec.Struct, frozen=True):
 
     def wake(self) -> None:
         """Have the worker look at its order and its listeners (master)."""
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes it as well
+        # A full pipe wakes it as well. After any other error the worker looks by itself, later.
+        with contextlib.suppress(OSError):
             os.write(self.wake_write, WAKE)
 
     def close(self) -> None:

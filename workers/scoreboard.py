@@ -297,21 +297,31 @@ class Scoreboard:
         except BaseException:
             os.close(fd)
             raise
-        for field, value in (
-            (Header.VERSION, VERSION),
-            (Header.SLOTS, slots),
-            (Header.SLOT_WORDS, SLOT_WORDS),
-            (Header.SLOTS_AT, _SLOTS_AT),
-            (Header.TEXTS_AT, _TEXTS_AT),
-            (Header.TEXT_BYTES, TEXT_BYTES),
-            (Header.MAGIC, MAGIC),  # last: a reader that sees it sees the rest
-        ):
-            board.words[field] = value
+        board.write_header()
         return board
 
     @classmethod
-    def attach(cls, fd: int, *, writable: bool = False) -> Scoreboard:
-        """Map an existing scoreboard, for reading unless ``writable``.
+    def adopt(cls, fd: int, slots: int, layout: tuple[int, ...]) -> Scoreboard:
+        """Map the memory that an earlier image of this master has made (next image).
+
+        slots, layout: what that image has handed over. The memory is not asked: any worker may have
+        written to it. Only its size is as trustworthy as the state, because it is sealed. The
+        header is written anew, so that readers from outside find it whole. Raises ValueError for
+        another layout than LAYOUT, and for a memory that does not have this many slots.
+        """
+        if layout != LAYOUT:
+            raise ValueError(f"scoreboard of another layout: {layout}, this prefork has {LAYOUT}")
+        if (found := os.fstat(fd).st_size) != _size(slots):
+            raise ValueError(
+                f"scoreboard of {found} bytes, where {slots} slots take {_size(slots)}"
+            )
+        board = cls(fd, slots)
+        board.write_header()
+        return board
+
+    @classmethod
+    def attach(cls, fd: int) -> Scoreboard:
+        """Map the scoreboard of a running master, for reading (any process).
 
         Any process that may open the memory of a master (``/proc/PID/fd/N``) can call this, and
         cannot disturb the pool. Raises ValueError for a memory that is no scoreboard, or of another
@@ -322,16 +332,13 @@ class Scoreboard:
         if header[Header.MAGIC] != MAGIC:
             raise ValueError("not a scoreboard of prefork")
         slots = header[Header.SLOTS]
-        expected = LAYOUT
         found = tuple(
             header[f]
             for f in (Header.VERSION, Header.SLOT_WORDS, Header.SLOTS_AT, Header.TEXT_BYTES)
         )
-        if found != expected or os.fstat(fd).st_size != _size(slots):
-            raise ValueError(
-                f"scoreboard of another layout: {found}, this prefork reads {expected}"
-            )
-        return cls(fd, slots, writable=writable)
+        if found != LAYOUT or os.fstat(fd).st_size != _size(slots):
+            raise ValueError(f"scoreboard of another layout: {found}, this prefork reads {LAYOUT}")
+        return cls(fd, slots, writable=False)
 
     def close(self) -> None:
         """Unmap and close. The memory itself lives as long as any process has it open."""
@@ -342,6 +349,23 @@ class Scoreboard:
             self._map.close()
 
     # --- the master's words
+
+    def write_header(self) -> None:
+        """Write the words by which readers from outside know a scoreboard (master).
+
+        The master writes them at every tick: a worker that has written over them hides the pool
+        from the commands, and only until then.
+        """
+        for field, value in (
+            (Header.VERSION, VERSION),
+            (Header.SLOTS, self.slots),
+            (Header.SLOT_WORDS, SLOT_WORDS),
+            (Header.SLOTS_AT, _SLOTS_AT),
+            (Header.TEXTS_AT, _TEXTS_AT),
+            (Header.TEXT_BYTES, TEXT_BYTES),
+            (Header.MAGIC, MAGIC),  # last: a reader that sees it sees the rest
+        ):
+            self.words[field] = value
 
     def set_pool(self, field: int, value: int) -> None:
         """Publish one number of the pool (master)."""

@@ -47,7 +47,7 @@ class MasterState(msgspec.Struct, frozen=True):
     pid: of this process; a state with another pid is refused.
     listeners: descriptors of sockets that the next image's servers take by their address.
     kept: descriptors of sockets that the program knows by their number (``fd://N``, systemd).
-    wakeup: the three descriptors of the master's wake-up pipe.
+    wakeup: the descriptors of the two pipes that wake the master.
     lost_time: seconds that the master's clock stood still so far.
     floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers``.
     size: workers wanted now, with those that load has added.
@@ -62,7 +62,7 @@ class MasterState(msgspec.Struct, frozen=True):
     pool: PoolState
     listeners: tuple[int, ...]
     kept: tuple[int, ...]
-    wakeup: tuple[int, int, int]
+    wakeup: tuple[int, int, int, int]
     lost_time: float
     floor: int
     floor_set: int

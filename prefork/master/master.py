@@ -38,11 +38,11 @@ from prefork.master.lifecycle import (
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize, first_size
-from prefork.master.signals import SignalCounts, Wakeup, orders_of
+from prefork.master.signals import SignalCounts, orders_of
+from prefork.master.wakeup import Wakeup
 from prefork.reloading.reload import Reload
 from prefork.workers import log, system
 from prefork.workers.errors import BootError, CrashLoopError
-from prefork.workers.identity import SHUTDOWN
 from prefork.workers.pool.before_fork import frozen_heap, refuse_threads
 from prefork.workers.pool.policy import decide
 from prefork.workers.pool.pool import Pool
@@ -138,7 +138,7 @@ class Master:
             metrics=self.metrics.address,
             state_to_hand_over=self._state_to_hand_over,
         )
-        self._poll.register(wakeup, select.POLLIN)
+        wakeup.register(self._poll)
         self._poll.register(self.pool, select.POLLIN)
 
     # --- from other threads
@@ -293,21 +293,20 @@ class Master:
         length = min(self._caller.poll_interval, LOOK_INTERVAL)
         if wake is not None:
             length = min(length, max(0.0, wake - now))
-        if any(fd == self._wakeup.fileno() for fd, _ in self._poll.poll(length * 1000)):
+        if self._wakeup.wait(self._poll, length):
             self._size.was_woken(self._now())
         self._clock.waited(length)
 
     # --- orders
 
     def _take_orders(self) -> None:
-        wakeup_bytes = self._wakeup.drain()
-        if SHUTDOWN in wakeup_bytes:
+        if self._wakeup.shutdown_asked():
             log.event(logging.INFO, "master", "asked by a worker's handler to shut down")
             self._shutdown_asked = True
         if self._shutdown_asked:
             self._shutdown_asked = False
             self._obey(MasterOrder.SHUTDOWN)
-        for order, change in orders_of(self._signals.take(wakeup_bytes)):
+        for order, change in orders_of(self._signals.take(self._wakeup.drain())):
             self._obey(order, change)
 
     def _obey(self, order: MasterOrder, change: int = 0) -> None:
@@ -434,6 +433,8 @@ class Master:
 
     def _publish(self) -> None:
         board = self.pool.board
+        board.write_header()
+        board.set_pool(PoolField.MASTER_PID, os.getpid())
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
         board.set_pool(PoolField.PHASE, self._life.phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)

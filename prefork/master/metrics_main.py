@@ -113,9 +113,12 @@ def _beat(beat: int, master_pid: int) -> bool:
 
 
 def _read_only(board: Scoreboard) -> Scoreboard:
-    """Map the scoreboard again, for reading only, and give up the writable mapping."""
+    """Map the scoreboard again, for reading only, and give up the writable mapping.
+
+    How many slots there are comes from the master, not from the memory.
+    """
     fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
-    readable = Scoreboard.attach(fd)
+    readable = Scoreboard(fd, board.slots, writable=False)
     board.close()
     return readable
 

@@ -66,7 +66,7 @@ def run() -> None:
     if state is None:
         return
     process.restore_kept()
-    board = Scoreboard.attach(os.dup(state.pool.board), writable=True)
+    board = Scoreboard.adopt(os.dup(state.pool.board), state.pool.slots, state.pool.layout)
     _publish_failure(board)
     log.event(
         logging.CRITICAL,

@@ -18,7 +18,7 @@ def board_of(pid: int) -> Iterator[Scoreboard]:
     """Attach to the scoreboard of a master, for reading."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         if os.readlink(link).startswith("/memfd:prefork-scoreboard"):
-            board = Scoreboard.attach(os.open(link, os.O_RDONLY | os.O_CLOEXEC))
+            board = _attached(os.open(link, os.O_RDONLY | os.O_CLOEXEC))
             break
     else:
         raise AssertionError(f"process {pid} has no scoreboard")
@@ -26,3 +26,11 @@ def board_of(pid: int) -> Iterator[Scoreboard]:
         yield board
     finally:
         board.close()
+
+
+def _attached(fd: int) -> Scoreboard:
+    try:
+        return Scoreboard.attach(fd)
+    except ValueError:
+        os.close(fd)
+        raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.master.clock import Clock
 from prefork.master.master import Caller, Master
-from prefork.master.signals import Wakeup
+from prefork.master.wakeup import Wakeup
 from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Plan

@@ -19,6 +19,7 @@ GROUPS = (
     "Fork fails, and other scarcity",
     "Accepting, and the bounds of the pool",
     "What a fork copies",
+    "An attacker controls a worker",
     "The master is lost; orphans; PID 1",
 )
 

@@ -10,28 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.workers import forks
+from tests.support.processes import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 pytestmark = pytest.mark.processes
-
-
-def in_child(run: Callable[[], object]) -> object:
-    """Return what a function returns in a child that is forked for it, as text."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(writer, str(run()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader) as pipe:
-        said = pipe.read()
-    os.waitpid(pid, 0)
-    return said
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
+    LAYOUT,
     MAGIC,
     MOST_IN_PROGRESS,
     TEXT_BYTES,
@@ -249,6 +250,35 @@ def test_other_files_are_refused(tmp_path: Path, size: int) -> None:
 def test_short_files_are_refused(tmp_path: Path, size: int) -> None:
     """A file that ends within a word is refused with ValueError like any other."""
     test_other_files_are_refused(tmp_path, size)
+
+
+@pytest.mark.parametrize("scribbled", [0, 255])
+def test_next_image_maps_without_reading(board: Scoreboard, scribbled: int) -> None:
+    """Whatever stands in the memory, the next image has the slots that were handed over, and readers find them."""
+    board.words.cast("B")[:] = bytes([scribbled]) * len(board.words.cast("B"))
+    adopted = Scoreboard.adopt(os.dup(board.fd), board.slots, LAYOUT)
+    adopted.set_pool(PoolField.TARGET, 7)
+    found = Scoreboard.attach(os.dup(board.fd))
+
+    assert (adopted.slots, found.slots) == (board.slots, board.slots)
+    assert found.pool(PoolField.TARGET) == 7
+    found.close()
+    adopted.close()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_next_image_refuses_another_size(board: Scoreboard, change: int) -> None:
+    """A number of slots that the sealed memory does not have is refused before anything is mapped."""
+    with pytest.raises(ValueError, match="slots take"):
+        Scoreboard.adopt(board.fd, board.slots + change, LAYOUT)
+
+
+def test_next_image_refuses_another_layout(board: Scoreboard) -> None:
+    """A memory of another layout is refused, and its header stays as it is."""
+    board.words[Header.VERSION] = VERSION + 1
+    with pytest.raises(ValueError, match="another layout"):
+        Scoreboard.adopt(board.fd, board.slots, (VERSION + 1, *LAYOUT[1:]))
+    assert board.words[Header.VERSION] == VERSION + 1
 
 
 # --- counters and slots

@@ -11,6 +11,7 @@ from prefork.workers.identity import WorkerInfo, WorkerPipes
 from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.handle import Dump, Handle
 from prefork.workers.pool.table import PoolState, Table
+from prefork.workers.scoreboard import LAYOUT
 from prefork.workers.states import ExitCause, ExitKind, StartReason
 from prefork.workers.system import Child
 
@@ -185,7 +186,7 @@ def test_table_goes_on_in_the_next_image() -> None:
     leaving.ask_to_leave(SCALED_DOWN, NOW + 25)
     leaving.dump = Dump(dumped_at=NOW, show_at=NOW + 1, kill_follows=True)
     table = table_of(worker(0), leaving, lost=2)
-    state = PoolState(3, (4, 5), generation=7, lost=table.lost, workers=tuple(table))
+    state = PoolState(3, 8, LAYOUT, (4, 5), generation=7, lost=table.lost, workers=tuple(table))
     told = msgspec.json.decode(msgspec.json.encode(state), type=PoolState)
     assert told == state
     again = Table(4, told.workers, told.lost)

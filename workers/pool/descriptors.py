@@ -9,7 +9,8 @@ it. So each child closes at once what is not meant for it:
     life pipe, write end      closes       closes         closes     closes
     life pipe, read end       keeps        closes         keeps      keeps
     scoreboard                keeps        closes         keeps      keeps
-    master's wake-up pipe     keeps        closes         closes     keeps
+    master's own wake-up pipe closes       closes         closes     closes
+    workers' wake-up pipe     write end    closes         closes     write end
     pipes of a worker         its own      closes         closes     keeps
 
 Two of these rows are more than tidiness. The life pipe tells workers that the master has ended: the
@@ -61,7 +62,7 @@ class Descriptors:
                 self.board = Scoreboard.create(slots)
                 self.life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             else:
-                self.board = Scoreboard.attach(previous.board, writable=True)
+                self.board = Scoreboard.adopt(previous.board, previous.slots, previous.layout)
                 self.life_read, self._life_write = previous.life
             self.exits = select.epoll()
             """Readable when a worker has ended."""

@@ -19,7 +19,7 @@ from prefork.workers.pool.handle import Handle
 from prefork.workers.pool.oom import OomAttribution
 from prefork.workers.pool.table import PoolState, Table
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
-from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.scoreboard import LAYOUT, PoolField, SlotField
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, StartReason
 from prefork.workers.system import Child, System
@@ -83,6 +83,8 @@ class Pool:
         """Return what the next image needs to go on with these workers."""
         return PoolState(
             board=self.board.fd,
+            slots=self.board.slots,
+            layout=LAYOUT,
             life=self._descriptors.life,
             generation=self.generation,
             lost=self.table.lost,

@@ -108,11 +108,14 @@ class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The state is passed in memory that no worker has: pids and descriptors are never taken from the
     scoreboard. Instants are on the master's clock, which goes on as well.
 
-    board, life: descriptors of the scoreboard and of both ends of the life pipe. generation: of the
-    youngest workers. lost, workers: the process table.
+    board, life: descriptors of the scoreboard and of both ends of the life pipe. slots, layout: of
+    the scoreboard, whose own words are not believed. generation: of the youngest workers. lost,
+    workers: the process table.
     """
 
     board: int
+    slots: int
+    layout: tuple[int, ...]
     life: tuple[int, int]
     generation: int
     lost: int

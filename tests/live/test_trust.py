@@ -1,0 +1,116 @@
+"""Workers that an attacker controls, as another user than the master: what they write decides nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.workers.scoreboard import PoolField
+from tests.support.board import board_of
+from tests.support.clients import ask
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give workers another identity"
+)
+
+WORKERS = 3
+
+
+def attacked(**settings: object) -> str:
+    """Return a program whose workers are another user's and do what their clients say."""
+    return f"""
+        from tests.support.app import *
+        from tests.support.hostile import Hostile
+
+        members = {{**{settings!r}, "run_as_user": "nobody", "workers": {WORKERS}}}
+        serve(Hostile, **members)
+    """
+
+
+def reload(program: Program, times: int) -> None:
+    """Reload, and wait for the end of it."""
+    program.signal(signal.SIGHUP)
+    program.wait_logged(" reloaded ", times=times)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "scribble(bytes(8))",
+        "scribble(b'prefork\\0')",
+        "scribble(struct.pack('q', 2), 16)",
+        "scribble(struct.pack('q', 2**62), 16)",
+        "scribble_all(0)",
+        "scribble_all(255)",
+    ],
+)
+def test_scribbled_scoreboard_survives_reloads(start: Callable[..., Program], attack: str) -> None:
+    """A header, a number of slots or a whole scoreboard that a worker writes over stops no reload."""
+    program = start(attacked())
+    address = program.address()
+    workers = program.wait_workers(WORKERS)
+    for times in (1, 2):
+        ask(address, attack)
+        reload(program, times)
+        program.wait_workers(WORKERS)
+    assert not workers & program.workers()
+    assert ask(address, "1 + 1").endswith(" 2")
+    assert program.stop() == 0
+
+
+def test_commands_find_a_pool_whose_header_was_scribbled(start: Callable[..., Program]) -> None:
+    """The master writes the header and its pid again, so the pool is hidden for a moment only."""
+    program = start(attacked())
+    ask(program.address(), "scribble(bytes(4096))")
+
+    def found() -> bool:
+        try:
+            with board_of(program.pid) as board:
+                return board.pool(PoolField.MASTER_PID) == program.pid
+        except ValueError:
+            return False
+
+    wait_until(found, "the pool found again")
+
+
+def test_bytes_of_a_worker_are_no_orders(start: Callable[..., Program]) -> None:
+    """A worker that writes the numbers of signals to every pipe that it has gives the master no order."""
+    program = start(attacked(max_children=8))
+    address = program.address()
+    for number in (1, 2, 3, 10, 12, 15, 21, 22):
+        ask(address, f"write_to_pipes(self, bytes([{number}]) * 3)")
+    ask(address, "write_to_pipes(self, HARMLESS)")
+    program.settle()
+    program.wait_workers(
+        WORKERS
+    )  # one that has written TERM to its own pipe of signals was replaced
+    assert program.logged("phase changed|reload requested|resized|order has no effect") == []
+    assert len(program.logged("master status")) == 1
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_full_pipes_keep_no_order_from_the_master(
+    start: Callable[..., Program], blocking: bool
+) -> None:
+    """A worker that fills the pipe to the master, and sets it blocking, delays neither orders nor replacements."""
+    program = start(attacked(max_children=8))
+    address = program.address()
+    victim = min(program.wait_workers(WORKERS))
+    ask(address, f"fill_pipes(self, HARMLESS, blocking={blocking})")
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(program.workers() - {victim}) == WORKERS, "another worker")
+    ask(address, f"fill_pipes(self, HARMLESS, blocking={blocking})")
+    program.signal(signal.SIGTTIN)
+    program.wait_workers(WORKERS + 1)
+    reload(program, 1)
+    assert ask(address, "1 + 1").endswith(" 2")
+    assert program.stop() == 0
