@@ -598,6 +598,37 @@ RELOAD = (
     ),
 )
 
+TRUST = (
+    Mutant(
+        "what a worker writes to the pipe that wakes the master is no signal",
+        "prefork/master/wakeup.py",
+        "return _read(self._own_read)",
+        "return _read(self._own_read) + _read(self._workers_read)",
+        "tests/unit/test_wakeup.py",
+    ),
+    Mutant(
+        "a worker that floods the master with wake-ups does not occupy it",
+        "prefork/master/wakeup.py",
+        "if left > 0 and len(ready) == 1:",
+        "if left > 600:",
+        "tests/unit/test_wakeup.py",
+    ),
+    Mutant(
+        "a scoreboard that a worker has scribbled on stops no reload",
+        "workers/scoreboard.py",
+        "        if layout != LAYOUT:\n",
+        "        slots = os.pread(fd, 17, 0)[16]\n        if layout != LAYOUT:\n",
+        "tests/unit/test_scoreboard.py tests/live/test_trust.py",
+    ),
+    Mutant(
+        "the commands find a pool whose header a worker has written over",
+        "prefork/master/master.py",
+        "        board.write_header()\n",
+        "",
+        "tests/live/test_trust.py -k commands",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -610,4 +641,5 @@ MUTANTS = (
     *MASTER,
     *SETTINGS,
     *RELOAD,
+    *TRUST,
 )
