@@ -33,7 +33,7 @@ class PoolCollector(Collector):
 
     def __init__(self, board: Scoreboard) -> None:
         self._board = board
-        self._processes = Processes()
+        self._processes = Processes(board)
         self._good = 0
         self._to_unix_ns = 0
         self._master = ProcessCollector(pid=lambda: board.pool(PoolField.MASTER_PID), registry=None)

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 
 import msgspec
 import psutil
 
-from prefork.workers.scoreboard import PoolField, SlotField, SlotSnapshot, Snapshot
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotSnapshot, Snapshot
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+PATIENCE = 0.05
+"""Seconds that one scrape waits, for all slots together, for totals that are on their way."""
+
+LOOK_INTERVAL = 0.0005
+"""Seconds between two looks at such a slot."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -35,13 +42,18 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Processes:
-    """Reads the facts, and remembers the highest totals of each slot, so that they never decrease.
+    """Reads the facts of a pool, so that no total of a slot ever decreases.
 
-    When a worker has ended, the master adds its totals to the slot's words. There is a moment in
-    between in which the process is gone and the words do not have its totals yet.
+    While a worker lives, its share of the totals is found with its process. When it has ended, the
+    master collects it, which removes the process, and adds its share to the slot's words; then the
+    slot has no pid any more. Between the two steps lie some microseconds in which the share is found
+    nowhere. A slot whose process is gone is therefore read again until its pid has changed. The
+    master may be stopped just then, and a worker can write any pid into its slot, so there is an end
+    to that: PATIENCE for each scrape. After it the highest totals that were found so far hold.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, board: Scoreboard) -> None:
+        self._board = board
         self._highest: dict[int, tuple[float, float, int, int]] = {}
 
     def facts(self, snapshot: Snapshot) -> dict[int, Facts]:
@@ -51,25 +63,41 @@ class Processes:
         twice: in the slot's words, and as a process.
         """
         master = snapshot[PoolField.MASTER_PID]
-        return {one.slot: self._facts(one, master) for one in snapshot.slots if was_used(one)}
+        until = time.monotonic() + PATIENCE
+        return {
+            one.slot: self._not_below(one.slot, self._facts(one, master, until))
+            for one in snapshot.slots
+            if was_used(one)
+        }
 
-    def _facts(self, one: SlotSnapshot, master: int) -> Facts:
+    def _facts(self, one: SlotSnapshot, master: int, until: float) -> Facts:
         live = _live(one[SlotField.PID], master)
-        totals = (
+        while live is None and time.monotonic() < until:
+            time.sleep(LOOK_INTERVAL)
+            one = self._board.slot_snapshot(one.slot)
+            live = _live(one[SlotField.PID], master)
+        live = live or _NO_PROCESS
+        return Facts(
             max(0, one[SlotField.CPU_USER_NS]) / 1e9 + live.user,
             max(0, one[SlotField.CPU_SYSTEM_NS]) / 1e9 + live.system,
             max(0, one[SlotField.VOLUNTARY_SWITCHES]) + live.voluntary,
             max(0, one[SlotField.INVOLUNTARY_SWITCHES]) + live.involuntary,
+            live.resident,
+            live.fds,
         )
-        before = self._highest.get(one.slot, totals)
+
+    def _not_below(self, slot: int, found: Facts) -> Facts:
+        """Return the facts, with no total below the highest one of this slot so far."""
+        totals = found.user, found.system, found.voluntary, found.involuntary
+        before = self._highest.get(slot, totals)
         user, system, voluntary, involuntary = highest = (
             max(totals[0], before[0]),
             max(totals[1], before[1]),
             max(totals[2], before[2]),
             max(totals[3], before[3]),
         )
-        self._highest[one.slot] = highest
-        return Facts(user, system, voluntary, involuntary, live.resident, live.fds)
+        self._highest[slot] = highest
+        return Facts(user, system, voluntary, involuntary, found.resident, found.fds)
 
 
 def was_used(one: SlotSnapshot) -> bool:
@@ -97,8 +125,8 @@ def memory(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
 _NO_PROCESS = Facts(0.0, 0.0, 0, 0)
 
 
-def _live(pid: int, master: int) -> Facts:
-    """Return the facts of a process; zeros where it has ended or is not the master's child.
+def _live(pid: int, master: int) -> Facts | None:
+    """Return the facts of a process; None where it is gone, zeros where it is not the master's child.
 
     The pid comes from memory that workers can write, and the pid of a collected worker may belong
     to any process by now. So the parent is compared.
@@ -119,6 +147,8 @@ def _live(pid: int, master: int) -> Facts:
             resident=int(fields[21]) * mmap.PAGESIZE,
             fds=_count_fds(pid),
         )
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     except (OSError, ValueError, IndexError):
         return _NO_PROCESS
 

@@ -45,6 +45,7 @@ from prefork.workers.states import (
     Order,
     Phase,
     StartReason,
+    Usage,
     WorkerState,
     index_of,
     kind_at,
@@ -436,6 +437,21 @@ class Scoreboard:
         self.words[base + SlotField.PID] = 0
         self.count_pool(PoolField.EXITS + index)
 
+    def carry_over(self, slot: int, usage: Usage) -> None:
+        """Add what the kernel counted for a worker that was just collected to its slot (master).
+
+        Until here a reader finds these totals with the process. From now on the slot has no
+        process: the pid goes last, so that a reader who finds no pid finds the totals.
+        """
+        for field, amount in (
+            (SlotField.CPU_USER_NS, usage.user_ns),
+            (SlotField.CPU_SYSTEM_NS, usage.system_ns),
+            (SlotField.VOLUNTARY_SWITCHES, usage.voluntary_switches),
+            (SlotField.INVOLUNTARY_SWITCHES, usage.involuntary_switches),
+        ):
+            self.count_slot(slot, field, amount)
+        self.words[self.slot_at(slot) + SlotField.PID] = 0
+
     def count_slot(self, slot: int, field: SlotField, amount: int = 1) -> None:
         """Add to one of the master's counters of a slot (master)."""
         self._add(self.slot_at(slot) + field, amount)
@@ -484,9 +500,10 @@ class Scoreboard:
     def snapshot(self) -> Snapshot:
         """Copy all numbers out (any process)."""
         pool = self.words[_POOL_AT : _POOL_AT + _POOL_WORDS].tolist()
-        return Snapshot(tuple(pool), tuple(self._slot_snapshot(n) for n in range(self.slots)))
+        return Snapshot(tuple(pool), tuple(self.slot_snapshot(n) for n in range(self.slots)))
 
-    def _slot_snapshot(self, slot: int) -> SlotSnapshot:
+    def slot_snapshot(self, slot: int) -> SlotSnapshot:
+        """Copy the numbers of one slot out (any process)."""
         base = self.slot_at(slot)
         words = self.words[base : base + SLOT_WORDS].tolist()
         return SlotSnapshot(slot, self.state(slot), tuple(words))

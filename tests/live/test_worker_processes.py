@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,9 @@ import psutil
 import pytest
 
 from prefork.metrics.collector import PoolCollector
-from prefork.metrics.processes import Processes, memory
+from prefork.metrics.processes import PATIENCE, Processes, memory
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
-from prefork.workers.states import StartReason
+from prefork.workers.states import StartReason, Usage
 from tests.support.board import board_of
 from tests.support.clients import ask, read_to_the_end, send
 from tests.support.processes import is_alive
@@ -89,7 +90,7 @@ def test_facts_are_those_of_proc() -> None:
     """CPU time, memory, descriptors and switches of a worker are what psutil finds."""
     work = "held = [os.open('/dev/null', 0) for _ in range(40)]\nbig = bytearray(50 << 20)\nsum(range(10**7))"
     with child(work) as pid, board_with(pid, os.getpid()) as board:
-        facts = Processes().facts(board.snapshot())
+        facts = Processes(board).facts(board.snapshot())
         process = psutil.Process(pid)
         cpu, switches = process.cpu_times(), process.num_ctx_switches()
 
@@ -110,7 +111,7 @@ def test_facts_are_those_of_proc() -> None:
 def test_totals_of_dead_workers_are_added() -> None:
     """To what the kernel says of the live worker comes what the slot's former ones have used."""
     with child("sum(range(10**6))") as pid, board_with(pid, os.getpid()) as board:
-        alone = Processes().facts(board.snapshot())[0]
+        alone = Processes(board).facts(board.snapshot())[0]
         for field, amount in (
             (SlotField.CPU_USER_NS, 3 * 10**9),
             (SlotField.CPU_SYSTEM_NS, 5 * 10**9),
@@ -118,7 +119,7 @@ def test_totals_of_dead_workers_are_added() -> None:
             (SlotField.INVOLUNTARY_SWITCHES, 2000),
         ):
             board.count_slot(0, field, amount)
-        both = Processes().facts(board.snapshot())[0]
+        both = Processes(board).facts(board.snapshot())[0]
 
         assert both.user == pytest.approx(alone.user + 3, abs=0.02)
         assert both.system == pytest.approx(alone.system + 5, abs=0.02)
@@ -128,8 +129,8 @@ def test_totals_of_dead_workers_are_added() -> None:
 
 def test_worker_that_vanishes_takes_no_total_with_it() -> None:
     """Between the end of a worker and the moment its totals are the slot's, the last ones seen stay."""
-    processes = Processes()
     with child("sum(range(10**7))") as pid, board_with(pid, os.getpid()) as board:
+        processes = Processes(board)
         before = processes.facts(board.snapshot())[0]
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -145,10 +146,41 @@ def test_worker_that_vanishes_takes_no_total_with_it() -> None:
         assert memory(board.snapshot()) == {}
 
 
+def test_totals_on_their_way_are_waited_for() -> None:
+    """A scrape that finds a worker just collected, whose totals are not in its slot yet, shows them all the same."""
+    with child("sum(range(10**7))") as pid, board_with(pid, os.getpid()) as board:
+        snapshot = board.snapshot()
+        before = Processes(board).facts(snapshot)[0]
+        os.kill(pid, signal.SIGKILL)
+        used = os.wait4(pid, 0)[2]
+        usage = Usage(int(used.ru_utime * 1e9), int(used.ru_stime * 1e9), used.ru_nvcsw)
+        carrying = threading.Timer(PATIENCE / 5, board.carry_over, (0, usage))
+        carrying.start()
+        after = Processes(board).facts(snapshot)[0]  # one that has no memory of earlier scrapes
+        carrying.join()
+
+        assert after.user >= before.user > 0
+        assert after.system >= before.system
+        assert after.voluntary >= before.voluntary
+
+
+def test_pids_that_are_no_process_hold_up_no_scrape() -> None:
+    """However many slots name a process that is gone, one scrape waits PATIENCE and a moment for all of them."""
+    board = Scoreboard.create(200)
+    try:
+        for slot in range(200):
+            board.occupy_slot(slot, 2**30 + slot, StartReason.STARTED)
+        watch = Stopwatch()
+        assert len(Processes(board).facts(board.snapshot())) == 200
+        assert watch.seconds < PATIENCE + 0.5
+    finally:
+        board.close()
+
+
 def test_strangers_are_not_shown() -> None:
     """A pid that is not a child of the master, however it came into the slot, is nobody's."""
     with child("sum(range(10**7))") as pid, board_with(pid, master=1) as board:
-        facts = Processes().facts(board.snapshot())[0]
+        facts = Processes(board).facts(board.snapshot())[0]
 
         assert (facts.user, facts.system, facts.resident, facts.fds) == (0, 0, None, None)
 

@@ -241,9 +241,9 @@ SCOREBOARD = (
     ),
     Mutant(
         "CPU time of dead workers stays in the totals",
-        "workers/pool/deaths.py",
-        "self._board.count_slot(slot, field, amount)",
-        "self._board.count_slot(slot, field, 0)",
+        "workers/scoreboard.py",
+        "self.count_slot(slot, field, amount)",
+        "self.count_slot(slot, field, 0)",
         "tests/unit/test_pool.py",
     ),
 )
@@ -546,6 +546,23 @@ SETTINGS = (
     ),
 )
 
+TOTALS = (
+    Mutant(
+        "the totals of a worker are in its slot as soon as it is collected",
+        "workers/pool/deaths.py",
+        "        self._board.carry_over(handle.slot, status.usage)\n        last_words",
+        "        last_words",
+        "tests/unit/test_pool.py -k totals",
+    ),
+    Mutant(
+        "a scrape waits for totals that are on their way",
+        "metrics/processes.py",
+        "while live is None and",
+        "while not live and False and",
+        "tests/live/test_worker_processes.py -k on_their_way",
+    ),
+)
+
 RELOAD = (
     Mutant(
         "code that differs in its format of state is refused before the exec",
@@ -640,6 +657,7 @@ MUTANTS = (
     *METRICS,
     *MASTER,
     *SETTINGS,
+    *TOTALS,
     *RELOAD,
     *TRUST,
 )

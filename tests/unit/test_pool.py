@@ -266,6 +266,24 @@ def test_what_dead_workers_have_used_stays_in_the_totals(stage: StagedPool) -> N
     ] == [11, 22, 33, 44]
 
 
+def test_totals_of_all_that_ended_are_there_before_any_death_is_told(stage: StagedPool) -> None:
+    """When the hook of one death runs, what the others have used is in their slots, and these have no process."""
+    stage.ready(3)
+    found = []
+
+    def on_hook(name: str, *_: object) -> None:
+        if name == "worker_died":
+            slots = stage.pool.board.snapshot().slots
+            found.append([(one[SlotField.PID], one[SlotField.CPU_USER_NS]) for one in slots[:3]])
+
+    stage.on_hook = on_hook
+    for slot in range(3):
+        pid = stage.handle(slot).info.pid
+        stage.system.end(pid, by=signal.SIGKILL, usage=Usage(user_ns=7))
+    stage.reap()
+    assert found == [[(0, 7)] * 3] * 3
+
+
 def test_worker_that_dies_before_the_master_saw_it_ready_had_booted(stage: StagedPool) -> None:
     """A worker that has written that it is ready, and ends before the next look, has not failed to boot."""
     stage.spawn(1)

@@ -78,6 +78,8 @@ class Deaths:
         status = self._system.collect(handle.child)
         if status is None:
             return None
+        # At once: now that the process is gone, a reader finds its totals nowhere else.
+        self._board.carry_over(handle.slot, status.usage)
         last_words = reports.read(handle.pipes.report)
         self._descriptors.forget(handle.child)
         self._descriptors.close_pipes(handle.slot)
@@ -102,7 +104,6 @@ class Deaths:
         report = "" if handle.is_ready else reports.shown(death.last_words)
         has_served = handle.has_served(self._board)
         facts = self._last_facts(death, now)
-        self._carry_over(handle.slot, death.status)
         self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns())
         level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
         if report and self._failures.is_repetition(report, now):
@@ -121,17 +122,6 @@ class Deaths:
         facts["cpu"] = (usage.user_ns + usage.system_ns) / 1e9
         facts["peak_memory"] = f"{usage.peak_bytes / 2**20:.0f}M"
         return facts
-
-    def _carry_over(self, slot: int, status: ExitStatus) -> None:
-        """Add what the kernel counted for the worker to its slot, whose totals never decrease."""
-        usage = status.usage
-        for field, amount in (
-            (SlotField.CPU_USER_NS, usage.user_ns),
-            (SlotField.CPU_SYSTEM_NS, usage.system_ns),
-            (SlotField.VOLUNTARY_SWITCHES, usage.voluntary_switches),
-            (SlotField.INVOLUNTARY_SWITCHES, usage.involuntary_switches),
-        ):
-            self._board.count_slot(slot, field, amount)
 
     def _note_failure(
         self, handle: Handle, cause: ExitCause, report: str, now: float, *, has_served: bool
