@@ -18,6 +18,7 @@ from prefork.cli.commands import check, config, dump, reload, run, scale, status
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.host.stopping import StoppedEarly
 from prefork.inspect.find import SeveralPoolsError
+from prefork.inspect.running_pool import NoPoolError
 from prefork.workers.errors import (
     BindError,
     BootError,
@@ -37,6 +38,7 @@ EXIT_CODES: Final = {
     BootError: ExitCode.BOOT_FAILED,
     BindError: ExitCode.BIND_FAILED,
     CrashLoopError: ExitCode.CRASH_LOOP,
+    NoPoolError: ExitCode.USAGE,
     SeveralPoolsError: ExitCode.USAGE,
 }
 """The exit codes of the exceptions that end a command; FAILED for everything else that prefork

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class NoPoolError(PreforkError):
-    """No pool matches, or this user may not read or signal it. The text says what to do."""
+    """No pool matches, or this user may not read it. The text says what to do."""
 
 
 class NoSignalsError(PreforkError):
@@ -35,6 +35,14 @@ class NoSignalsError(PreforkError):
 
     Sent anyway, the signal would end or stop its program.
     """
+
+
+class NotPermittedError(PreforkError):
+    """This user may not send a signal to the master."""
+
+
+class PoolEndedError(PreforkError):
+    """The pool has ended while a command looked at it."""
 
 
 class RunningPool:
@@ -161,8 +169,8 @@ class RunningPool:
 
         Nothing happens if the master has just ended: see ``has_ended()``.
 
-        NoSignalsError: the master has no handler for this signal. NoPoolError: this user may not
-        signal it.
+        NoSignalsError: the master has no handler for this signal. NotPermittedError: this user may
+        not send it.
         """
         if self.has_ended():
             return
@@ -176,7 +184,7 @@ class RunningPool:
         except ProcessLookupError:
             return
         except PermissionError:
-            raise NoPoolError(
+            raise NotPermittedError(
                 f"this user may not send {number.name} to the master {self.pid}, which belongs to "
                 f"{owner_of(self.pid)}; run the command as that user"
             ) from None

@@ -19,7 +19,7 @@ from prefork.host.stopping import undisturbed_cleanup
 from prefork.inspect.columns import SortOrder
 from prefork.inspect.drawing import drawing
 from prefork.inspect.look import look
-from prefork.inspect.running_pool import NoPoolError, RunningPool
+from prefork.inspect.running_pool import PoolEndedError, RunningPool
 from prefork.inspect.view import Look, view
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _HISTORY: Final = 600
 def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
     """Show a pool until q, Ctrl-C or the end of the terminal; the terminal is restored afterwards.
 
-    sort: the key of a column. delay: seconds between two looks. NoPoolError: the pool has ended.
+    sort: the key of a column. delay: seconds between two looks. PoolEndedError: the pool has ended.
     """
     console = Console()
     who = str(pool)
@@ -49,7 +49,7 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
                 return
             state.press(pressed)
     if pool.has_stopped():
-        raise NoPoolError(f"the pool has ended: {who}")
+        raise PoolEndedError(f"the pool has ended: {who}")
 
 
 class _Session:

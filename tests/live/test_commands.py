@@ -127,7 +127,7 @@ def test_several_pools_are_listed(pool: Callable[..., Program]) -> None:
 
 
 def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
-    """A worker, another process, a missing process and an unknown name each have a message and exit code 1."""
+    """A worker, another process, a missing process and an unknown name each have a message and exit code 2, for every command."""
     program = pool()
     for asked, message in (
         (program.worker(), f"belongs to a pool; its master is {program.pid}"),
@@ -136,9 +136,11 @@ def test_what_is_no_pool(pool: Callable[..., Program]) -> None:
         ("nobody", "no running pool is called nobody; these are running:"),
     ):
         done = prefork("status", asked)
-        assert (done.code, done.out) == (1, "")
+        assert (done.code, done.out) == (2, "")
         assert message in done.err
         assert "Traceback" not in done.err
+    for command in ("scale +1", "reload", "upgrade", "dump", "stop"):
+        assert prefork(*command.split(), "nobody").code == 2
 
 
 def test_master_of_another_user(pool: Callable[..., Program]) -> None:
@@ -151,7 +153,7 @@ def test_master_of_another_user(pool: Callable[..., Program]) -> None:
         pytest.skip("another user cannot read this environment")
     for command in (["status"], ["stop"], ["scale", "3"], ["dump"]):
         done = prefork(*command, program.pid, before=nobody)
-        assert (done.code, done.out) == (1, "")
+        assert (done.code, done.out) == (2, "")
         assert f"this user may not look at process {program.pid} (" in done.err
         assert "), which belongs to root" in done.err
     assert len(program.workers()) == 2

@@ -249,7 +249,7 @@ def test_application_that_cannot_be_imported(run: Callable[..., Any], tmp_path: 
     ("status", "error"),
     [
         (1, PreforkError("x")),
-        (1, NoPoolError("x")),
+        (2, NoPoolError("x")),
         (2, SettingsError("workers", 1, "x", "y")),
         (2, TargetError("x", "y")),
         (2, SeveralPoolsError("x")),

@@ -12,7 +12,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     """The command failed while it ran, or did not reach what it was asked for."""
     USAGE = 2
-    """The arguments, the settings or the target are wrong."""
+    """The arguments, the settings or the target are wrong, or they do not name one running pool."""
     BOOT_FAILED = 3
     """The application could not be loaded, or its first workers died before they were ready."""
     BIND_FAILED = 4
