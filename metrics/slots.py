@@ -166,7 +166,7 @@ def lease(metrics_dir: str | None, slots: int) -> Lease:
     if _here.owner:
         raise _refusal(path, "settings", f"the master with pid {_here.owner} uses it")
     _check(path, path, "settings")
-    _check_room(path, slots)
+    _check_room(path, slots, "settings")
     # The slots of a second pool of this program are numbered after those of the first.
     first = 0
     for begin, count in sorted(_here.ranges):
@@ -175,6 +175,20 @@ def lease(metrics_dir: str | None, slots: int) -> Lease:
         first = begin + count
     _here.ranges = (*_here.ranges, (first, slots))
     return Lease(path, first, slots)
+
+
+def refuse_unusable(directory: str | None, source: str, slots: int) -> None:
+    """Raise SettingsError for a directory that a master of this many slots could not use.
+
+    The arguments are those of ``enable()``. The directory is left as it is, also while another
+    master uses it.
+    """
+    origin = source if directory else f"environment {VARIABLE}"
+    directory = directory or os.environ.get(VARIABLE)
+    if directory:
+        path = os.path.abspath(directory)
+        _check(path, directory, origin)
+        _check_room(path, slots, origin)
 
 
 def made_before() -> tuple[str, ...]:
@@ -197,21 +211,31 @@ def _check(path: str, given: str, origin: str) -> None:
         raise _refusal(given, origin, "this process cannot write there: change its owner or mode")
 
 
-def _check_room(path: str, slots: int) -> None:
+def _check_room(path: str, slots: int, source: str) -> None:
     """Refuse a file system that could become full.
 
-    The files are mapped, and a write for which there is no room kills the process with SIGBUS.
+    The files are mapped, and a write for which there is no room kills the process with SIGBUS. The
+    room of files that are there already counts as free: they are emptied, or belong to this master.
     """
     files = (slots + 1) * TYPES
     room = os.statvfs(path)
-    free = room.f_bavail * room.f_frsize
+    free = room.f_bavail * room.f_frsize + _used(path)
     if room.f_blocks and free < files * FILE_BYTES:
         raise _refusal(
             path,
-            "settings",
+            source,
             f"{free >> 10} KiB are free and {files * FILE_BYTES >> 10} KiB may be needed "
             f"({slots} slots, {TYPES} files each); lower max_children or make room",
         )
+
+
+def _used(path: str) -> int:
+    """Return the bytes of the files of metrics in a directory."""
+    sizes = 0
+    for name in filter(FILES.fullmatch, os.listdir(path)):
+        with contextlib.suppress(OSError):  # removed since the listing
+            sizes += os.stat(os.path.join(path, name)).st_blocks * 512
+    return sizes
 
 
 def _claim(path: str) -> int:

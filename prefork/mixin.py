@@ -6,8 +6,12 @@ import reprlib
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from prefork import serving
 from prefork.serving import Served, run_of
+from prefork.signature import SignatureOfInit
+from prefork.usable import refuse_unusable
 from prefork.workers.layers import from_attributes
 from prefork.workers.settings import Settings
 
@@ -85,15 +89,20 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     active_children: set[int] | None = None
     """The pids of the live workers. None before the first ``serve_forever()`` and in a worker."""
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-        """Make the server object known to ``prefork.serving``.
+    if not TYPE_CHECKING:  # type checkers, too, look at __new__() before they look at __init__()
 
-        ``__new__()`` does this because it always runs. Many programs call ``TCPServer.__init__()``
-        by its name, so an ``__init__()`` of the mix-in would be passed over.
-        """
-        server: Self = super().__new__(cls)
-        serving.make_known(server)
-        return server
+        def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+            """Make the server object known to ``prefork.serving``.
+
+            ``__new__()`` does this because it always runs. Many programs call
+            ``TCPServer.__init__()`` by its name, so an ``__init__()`` of the mix-in would be passed
+            over.
+            """
+            server = super().__new__(cls)
+            serving.make_known(server)
+            return server
+
+        __signature__ = SignatureOfInit(__new__)
 
     # --- what a handler can ask
 
@@ -242,10 +251,20 @@ def serve(
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],
-        from_attributes(leader) if settings is None else settings,
+        _usable(leader, settings),
         poll_interval,
         _hooks_of(leader),
     )
+
+
+def _usable(leader: PreForkingMixIn, given: Settings | None) -> Settings:
+    """Return the given settings, or those of the leading server. Each of their values can be used."""
+    if given is not None:
+        refuse_unusable(msgspec.structs.asdict(given), lambda key: f"Settings({key}=…)")
+        return given
+    resolved = from_attributes(leader)
+    refuse_unusable(msgspec.structs.asdict(resolved.settings), resolved.origins.__getitem__)
+    return resolved.settings
 
 
 def _hooks_of(leader: PreForkingMixIn) -> Callable[..., bool]:

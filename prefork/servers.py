@@ -23,7 +23,7 @@ from prefork.workers import log
 from prefork.workers.errors import BindError
 from prefork.workers.files import Identity, identity_of, unlink_if_still
 from prefork.workers.worker import no_empty_reply
-from prefork.workers.worker.clients import LostClients, client_name, is_clients_doing
+from prefork.workers.worker.clients import client_name, is_clients_doing, lost_clients
 
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     _ServerBase = socketserver.TCPServer
 else:
     _ServerBase = object
-
-
-_lost_clients = LostClients()
 
 
 class _LoggingServer(PreForkingMixIn, _ServerBase):
@@ -51,7 +48,7 @@ class _LoggingServer(PreForkingMixIn, _ServerBase):
         error, subject = sys.exception(), str(self.worker or "master")
         client = client_name(client_address) or "-"
         if error is not None and is_clients_doing(error):
-            _lost_clients.note(subject, error, client)
+            lost_clients.note(subject, error, client)
         elif error is not None:
             log.failure(logging.ERROR, subject, "request failed", error, client=client)
 

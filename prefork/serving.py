@@ -27,10 +27,12 @@ from prefork.reloading import caretaker, sockets, trial
 from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
+from prefork.workers.files import has_proc
 from prefork.workers.listener import Listener
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
+from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 
 caretaker.stand_by()
@@ -232,6 +234,7 @@ def _serve_with_pool(
     user_metrics: slots.Lease,
 ) -> None:
     previous = process.handover
+    _warn_without_proc()
     if previous is not None:
         settings = _fitting(settings, previous)
     caller = _caller(all_served, poll_interval)
@@ -257,6 +260,16 @@ def _serve_with_pool(
         if process.handover is None and master.pool.link.is_in_master:
             master.close()
             wakeup.close()
+
+
+def _warn_without_proc() -> None:
+    if not has_proc():
+        log.event(
+            logging.WARNING,
+            "master",
+            "/proc is not mounted: the pool serves, but it cannot be reloaded, and prefork status "
+            "and the other commands cannot find it",
+        )
 
 
 def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller:
@@ -289,13 +302,13 @@ def _spec_of_workers(
         credentials=credentials_of(settings),
         title=_title(settings, listeners),
         hooks=_with_metrics(call_hook, user_metrics),
-        enter=_entrance_to(all_served, user_metrics),
+        enter=_entrance_to(all_served, user_metrics, has_timeout=bool(settings.client_timeout)),
         metrics_dir=user_metrics.directory,
     )
 
 
 def _entrance_to(
-    all_served: Sequence[Served], user_metrics: slots.Lease
+    all_served: Sequence[Served], user_metrics: slots.Lease, *, has_timeout: bool
 ) -> Callable[[WorkerSide], None]:
     """Return what a worker does before code of the program runs in it."""
     # Where ForkingMixIn is behind, its children have to be collected by the worker.
@@ -309,6 +322,8 @@ def _entrance_to(
             one.run.side = side
             vars(one.server)[RUN] = one.run
             one.server.active_children = None
+            if has_timeout:
+                log_timeouts(one.server, str(side.info))
         for chore in chores:
             side.add_chore(chore)
         forks.let_go_of_others([one.server for one in all_served])

@@ -57,27 +57,32 @@ def credentials_of(settings: Settings) -> Credentials | None:
     Raises SettingsError for a user that is not known here, and where this process may not change
     it.
     """
-    if settings.user is None and settings.group is None:
+    return credentials_for(settings.user, settings.group, "settings")
+
+
+def credentials_for(
+    user: str | int | None, group: str | int | None, source: str
+) -> Credentials | None:
+    """Return what ``credentials_of()`` returns for these two settings.
+
+    source: where the value of ``user``, or of ``group`` if there is no user, came from, for errors.
+    """
+    if user is None and group is None:
         return None
-    group = settings.group
-    if isinstance(group, str):
-        group = grp.getgrnam(group).gr_gid
-    name, uid, gid = _user(settings.user, group)
+    gid_of_group = grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    name, uid, gid = _user(user, gid_of_group, source)
     if os.geteuid() != 0:
         if (uid, gid) == (os.geteuid(), os.getegid()):
             return None
-        key = "user" if settings.user is not None else "group"
-        raise SettingsError(
-            key,
-            getattr(settings, key),
-            "settings",
-            "only root can give its workers another identity",
-        )
+        key, value = ("user", user) if user is not None else ("group", group)
+        me = f"this process runs as uid {os.geteuid()}"
+        allowed = f"only root can give its workers another identity, and {me}; start as root, or leave {key} out"
+        raise SettingsError(key, value, source, allowed)
     groups = os.getgrouplist(name, gid) if name is not None else [gid]
     return Credentials(uid, gid, tuple(groups))
 
 
-def _user(user: str | int | None, group: int | None) -> tuple[str | None, int, int]:
+def _user(user: str | int | None, group: int | None, source: str) -> tuple[str | None, int, int]:
     """Return name, uid and gid of a user, with the main group where ``group`` is None.
 
     A uid without an account has no main group. It needs the setting ``group``, or it would keep
@@ -90,7 +95,7 @@ def _user(user: str | int | None, group: int | None) -> tuple[str | None, int, i
     except KeyError:
         if group is None or isinstance(user, str):
             raise SettingsError(
-                "user", user, "settings", "a user of this machine; a bare uid needs the group, too"
+                "user", user, source, "a user of this machine; a bare uid needs the group, too"
             ) from None
         return None, user, group
     return entry.pw_name, entry.pw_uid, entry.pw_gid if group is None else group

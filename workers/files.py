@@ -42,3 +42,11 @@ def unlink_if_still(path: str | Path, identity: Identity) -> int | None:
     except OSError:
         pass
     return None
+
+
+def has_proc() -> bool:
+    """Return whether ``/proc`` is mounted and shows this process.
+
+    Some containers and chroots lack it.
+    """
+    return os.path.exists("/proc/self/stat")

@@ -100,13 +100,13 @@ def attributes_layer(server: object) -> Layer:
     return Layer(values, lambda key: f"attribute {owner.__name__}.{ROWS[key].attribute}")
 
 
-def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus) -> Settings:
+def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus) -> Resolved:
     """Return the settings of a server, or of a class of servers; raises SettingsError.
 
     The master calls this when ``serve_forever()`` begins, so that attributes which were set until
     then count.
     """
-    return resolve([attributes_layer(server)], cpus=cpus).settings
+    return resolve([attributes_layer(server)], cpus=cpus)
 
 
 def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:

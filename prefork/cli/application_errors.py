@@ -56,9 +56,15 @@ def _address_text(server_address: object) -> str:
 
 
 def application_report(error: BaseException) -> str:
-    """Return the traceback of an application's exception, without the frames of prefork that called it."""
+    """Return the traceback of an application's exception, without the frames of prefork that called it.
+
+    "" if no code of the application had run: then the message says all that the report would say.
+    """
     report = traceback.TracebackException.from_exception(error)
     _drop_our_frames(report)
+    has_more = report.stack or report.__cause__ or report.__context__
+    if not has_more and not isinstance(error, SyntaxError):
+        return ""
     return "".join(report.format())
 
 

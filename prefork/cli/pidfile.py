@@ -63,6 +63,30 @@ class PidFile:
             self._on_list = forks.add(self._let_go_in_child)
         process.pidfile = self._fd
 
+    def refuse_unusable(self) -> None:
+        """Raise SettingsError if the path cannot be a pid file. No file is made, locked or written.
+
+        A file that a running process holds is no reason: ``prefork check`` is used beside a server.
+        """
+        try:
+            fd = os.open(self.path, _FLAGS & ~os.O_CREAT)
+        except FileNotFoundError:
+            if self.path.is_symlink() or not self.path.parent.is_dir():
+                raise self._refused(
+                    _reason(OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+                ) from None
+            if not os.access(self.path.parent, os.W_OK | os.X_OK, effective_ids=True):
+                raise self._refused(
+                    _reason(OSError(errno.EACCES, os.strerror(errno.EACCES)))
+                ) from None
+            return
+        except OSError as error:
+            raise self._refused(_reason(error)) from None
+        try:
+            self._refuse_what_is_no_pid_file(fd)
+        finally:
+            os.close(fd)
+
     def _kept_through_exec(self) -> int:
         """Return the descriptor by which this process holds the file since before an exec, or -1."""
         previous = process.handover

@@ -74,11 +74,22 @@ def _file_layer(config: str | None, environ: Mapping[str, str]) -> Layer:
         return _read(Path(config), "flag --config")
     if environ.get(CONFIG_VARIABLE):
         return _read(Path(environ[CONFIG_VARIABLE]), f"environment {CONFIG_VARIABLE}")
-    if Path("prefork.toml").is_file():
+    if _is_here("prefork.toml"):
         return _read(Path("prefork.toml"), "working directory")
-    if Path(_PYPROJECT).is_file():
+    if _is_here(_PYPROJECT):
         return _read(Path(_PYPROJECT), "working directory", must_have_table=False)
     return Layer({}, str)
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError as error:
+        reason = (
+            f"the working directory cannot be searched for it ({error.strerror}); change to another "
+            "directory, or name a file with --config"
+        )
+        raise SettingsError("config", name, "working directory", reason) from None
 
 
 def files(config: str | None, environ: Mapping[str, str]) -> list[str]:

@@ -61,8 +61,12 @@ class Address(msgspec.Struct, frozen=True):
     name: str = ""
 
     @classmethod
-    def parse(cls, text: str, source: str = "address") -> Address:
-        """Read one address; raises SettingsError. source: where the text came from, for errors."""
+    def parse(cls, text: str, source: str = "address", *, allowed: str = "") -> Address:
+        """Read one address; raises SettingsError.
+
+        source: where the text came from, for errors. allowed: the forms that the setting may have,
+        in words; "" for those of ``bind``.
+        """
         scheme, colon, rest = text.partition(":")
         try:
             if colon and scheme in ("unix", "unixgram"):
@@ -76,7 +80,7 @@ class Address(msgspec.Struct, frozen=True):
                 return cls(scheme, host, port)  # type: ignore[arg-type]  # narrowed by startswith
             return cls("tcp", *_host_and_port(text))
         except ValueError as error:
-            reason = str(error) or f"it must be {ROWS['bind'].about.allowed}"
+            reason = str(error) or allowed or f"it must be {ROWS['bind'].about.allowed}"
             raise SettingsError("bind", text, source, reason) from None
 
     @classmethod

@@ -27,7 +27,7 @@ class Endpoint:
     """
 
     def __init__(self, text: str, fd: int | None = None) -> None:
-        sock = _bound(_parsed(text)) if fd is None else socket.socket(fileno=fd)
+        sock = _bound(address_for_metrics(text)) if fd is None else socket.socket(fileno=fd)
         bound = Address.of_socket(sock)
         self._path: tuple[str, Identity] | None = None
         if bound.path and not bound.path.startswith("\0"):
@@ -45,20 +45,23 @@ class Endpoint:
 
 def is_same_place(text: str, address: str) -> bool:
     """Return whether an address is what a setting asks for; port 0 asks for any port."""
-    asked, has = _parsed(text), _parsed(address)
+    asked, has = address_for_metrics(text), address_for_metrics(address)
     same = (asked.scheme, asked.path, asked.host) == (has.scheme, has.path, has.host)
     return same and asked.port in (0, has.port)
 
 
-def _parsed(text: str) -> Address:
+def address_for_metrics(text: str, source: str = "settings") -> Address:
+    """Read the setting ``metrics``; SettingsError for a text that is no address of TCP or ``unix:``.
+
+    source: where the text came from, for the error.
+    """
+    allowed = f"it must be {ROWS['metrics'].about.allowed}"
     try:
-        address = Address.parse(text)
+        address = Address.parse(text, allowed=allowed)
     except SettingsError as error:
-        raise SettingsError("metrics", text, "settings", error.allowed) from None
+        raise SettingsError("metrics", text, source, error.allowed) from None
     if address.scheme not in ("tcp", "unix"):
-        raise SettingsError(
-            "metrics", text, "settings", f"it must be {ROWS['metrics'].about.allowed}"
-        )
+        raise SettingsError("metrics", text, source, allowed)
     return address
 
 

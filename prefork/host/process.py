@@ -43,7 +43,7 @@ from prefork.host.handover import (
 from prefork.host.named_socket import SocketName
 from prefork.host.systemd_sockets import SystemdSockets, handed_over
 from prefork.workers import forks, log, system
-from prefork.workers.files import identity_of, unlink_if_still
+from prefork.workers.files import has_proc, identity_of, unlink_if_still
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -76,6 +76,8 @@ class Program(msgspec.Struct, frozen=True):
         """Return why the program cannot be started again; "" when it can."""
         if self.folder is None or not os.path.isdir(self.folder):
             return "the folder that it was started in is gone"
+        if not has_proc():
+            return "/proc is not mounted, and new code finds the state of its master there"
         if not sys.executable:
             return "the interpreter is unknown"
         if not self.arguments or self.arguments[0] == "-":

@@ -11,6 +11,7 @@ from prefork.inspect.proc import is_of_another_user, owner_of, status_word, titl
 from prefork.inspect.running_pool import NoPoolError, RunningPool
 from prefork.inspect.survey import Survey, look_around
 from prefork.workers.errors import PreforkError
+from prefork.workers.files import has_proc
 from prefork.workers.text import escaped
 
 
@@ -41,6 +42,11 @@ def find_pool(which: str | None = None, name: str | None = None) -> RunningPool:
     which: a pid, or a name; None where only one pool of this user runs. name: a name, also one
     that looks like a pid. NoPoolError, SeveralPoolsError: no pool or more than one matches.
     """
+    if not has_proc():
+        raise NoPoolError(
+            "/proc is not mounted here, and a command finds running pools there; mount it, or send "
+            "signals to the master by kill"
+        )
     survey = look_around()
     chosen = None
     try:

@@ -78,6 +78,13 @@ def takes_signal(pid: int, number: signal.Signals) -> bool:
     return False
 
 
+def ignores_signal(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process ignores a signal. False for a process that has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool(int(status_word(pid, "SigIgn", "0"), 16) >> (number - 1) & 1)
+    return False
+
+
 def title_of(pid: int) -> bytes:
     """Return the title of a process as ``ps`` shows it, empty when the process has ended."""
     try:

@@ -11,9 +11,16 @@ import fcntl
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from prefork.inspect.proc import memories_of, owner_of, scoreboards_of, status_word, takes_signal
+from prefork.inspect.proc import (
+    ignores_signal,
+    memories_of,
+    owner_of,
+    scoreboards_of,
+    status_word,
+    takes_signal,
+)
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
@@ -175,10 +182,7 @@ class RunningPool:
         if self.has_ended():
             return
         if not takes_signal(self.pid, number):
-            raise NoSignalsError(
-                f"the master {self.pid} has no handler for {number.name}: its serve_forever() does not run in "
-                "the main thread, or is starting or ending; try again, or call shutdown() in its program"
-            )
+            raise NoSignalsError(_why_not_taken(self.pid, number))
         try:
             system.signal_held(self._pidfd, number)
         except ProcessLookupError:
@@ -188,6 +192,23 @@ class RunningPool:
                 f"this user may not send {number.name} to the master {self.pid}, which belongs to "
                 f"{owner_of(self.pid)}; run the command as that user"
             ) from None
+
+
+def _why_not_taken(pid: int, number: signal.Signals) -> str:
+    """Return why a master has no handler for a signal, and the remedy."""
+    if ignores_signal(pid, number):
+        return (
+            f"the master {pid} ignores {number.name}, because its program was started with this signal "
+            f"ignored{_OTHER_WAYS.get(number.name, '')}; to change that, start it in another way"
+        )
+    return (
+        f"the master {pid} has no handler for {number.name}: its serve_forever() does not run in "
+        "the main thread, or is starting or ending; try again, or call shutdown() in its program"
+    )
+
+
+_OTHER_WAYS: Final = {"SIGHUP": ", as nohup does; prefork upgrade reloads it, too"}
+"""What to do instead of sending a signal that a master ignores."""
 
 
 def _report(pid: int, number: int) -> str:

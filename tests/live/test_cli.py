@@ -593,6 +593,83 @@ def test_check_finds_what_would_fail(
     assert "cli.py" not in log
 
 
+REFUSED = {
+    "a server class without its handler": ["app.py:NoHandler"],
+    "a server class that binds no such address": ["app.py:S", "-b", "udp://127.0.0.1:0"],
+    "an instance without the mix-in": ["app.py:plain"],
+    "an instance with an address": ["app.py:made", "-b", "127.0.0.1:0"],
+    "an address that is none": ["app.py:Echo", "-b", "80"],
+    "metrics that are no address": ["app.py:Echo", "--metrics", "127.0.0.1:2024x"],
+    "metrics on a datagram socket": ["app.py:Echo", "--metrics", "udp://127.0.0.1:9100"],
+    "metrics of a class that are no address": ["app.py:Measured"],
+    "a folder for metrics that is missing": ["app.py:Echo", "--metrics-dir", "nowhere"],
+    "a folder for metrics of a class": ["app.py:Kept"],
+    "a pid file in a folder that is missing": ["app.py:Echo", "-p", "nowhere/pid"],
+    "a pid file that is something else": ["app.py:Echo", "-p", "app.py"],
+    "a pid file that is a link": ["app.py:Echo", "-p", "link"],
+    "a uid without a group": ["app.py:Echo", "-u", "12345678"],
+    "a user that is unknown": ["app.py:Echo", "-u", "nobody-of-this-name"],
+    "more workers than there may be": ["app.py:Echo", "-w", "41"],
+    "several addresses without workers": ["app.py:Echo", "-w0", "-b", ":0", "-b", ":0"],
+    "watching without workers": ["app.py:Echo", "-w0", "--watch"],
+    "threads that are refused": ["app.py:Threaded", "--fork-check", "error"],
+    "a factory that takes arguments": ["app.py:factory", "--factory"],
+}
+"""What ``run`` refuses before it binds anything: the arguments of both commands."""
+
+REFUSED_APPLICATION = """
+class NoHandler(prefork.PreForkingMixIn, socketserver.TCPServer): pass
+class S(prefork.PreForkingTCPServer): RequestHandlerClass = Echo
+class Measured(S): metrics_address = "here"
+class Kept(S): metrics_dir = "nowhere"
+plain = socketserver.TCPServer(("127.0.0.1", 0), Echo, False)
+made = S(("127.0.0.1", 0), Echo)
+def factory(argument): return Echo
+if "error" in sys.argv:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+class Threaded(S): pass
+"""
+
+
+@pytest.mark.parametrize("arguments", REFUSED.values(), ids=REFUSED.keys())
+def test_check_and_run_refuse_the_same(
+    command: Callable[..., Program], tmp_path: Path, arguments: list[str]
+) -> None:
+    """What ``run`` refuses, ``check`` refuses with the same words and the same exit status."""
+    write(tmp_path, REFUSED_APPLICATION)
+    (tmp_path / "link").symlink_to("pid")
+    run, check = (command(name, *arguments, name=name) for name in ("run", "check"))
+
+    status, said = outcome(run)
+
+    assert status in (2, 3, 4)
+    assert outcome(check) == (status, said)
+    assert said.startswith("prefork: error: ")
+    assert "from settings" not in said
+    assert "Traceback" not in said
+
+
+def test_user_that_is_not_oneself(command: Callable[..., Program]) -> None:
+    """Without privileges another user is refused by both commands, with the origin of the setting."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    for name in ("run", "check"):
+        found, said = outcome(
+            command(name, ECHO, before=nobody, name=f"{name}-in-a-private-folder")
+        )
+        if "No module named" in said:
+            pytest.skip("another user cannot read this environment")
+        assert (found, "the working directory cannot be searched" in said) == (2, True)
+    nobody = ("env", "--chdir=/", *nobody)
+    for name in ("run", "check"):
+        status, said = outcome(command(name, ECHO, "--user", "root", before=nobody, name=name))
+        assert (status, "user = 'root' (from flag --user) is refused: only root" in said) == (
+            2,
+            True,
+        )
+
+
 def test_check_ends_what_the_application_started(
     command: Callable[..., Program], tmp_path: Path
 ) -> None:
@@ -622,3 +699,33 @@ def test_check_of_an_application_that_hangs(
     assert program.stop() == 130
     program.wait_silent()
     assert not is_alive(child)
+
+
+# --- without /proc
+
+
+def test_without_proc(start: Callable[..., Program], tmp_path: Path) -> None:
+    """Without /proc the pool serves, one line says what is missing, and nothing is tried that cannot work."""
+    if os.getuid() != 0:
+        pytest.skip("only root can unmount /proc for itself")
+    script = tmp_path / "script"
+    script.write_text('mount -t tmpfs none /proc && exec "$@"\n')
+    without = ("unshare", "--mount", "sh", str(script))
+
+    def prefork(*arguments: str, name: str) -> Program:
+        return start(None, arguments=["-m", "prefork", *arguments], before=without, name=name)
+
+    program = prefork(ECHO, "-b", "127.0.0.1:0", "-w1", name="pool")
+    wait_until(lambda: re.search(r"master pid=\d+ ready", program.log), "a pool")
+    assert ask(port_of(program))
+    assert program.log.count("/proc is not mounted") == 1
+
+    program.signal(signal.SIGHUP)
+    wait_until(lambda: "master reload failed, still serving" in program.log, "a refusal")
+    assert ask(port_of(program))
+
+    found, said = outcome(prefork("status", str(program.pid), name="status"))
+    assert (found, "/proc is not mounted here" in said) == (2, True)
+    found, said = outcome(prefork(ECHO, "--metrics", "127.0.0.1:0", name="metrics"))
+    assert (found, "the metrics process reads /proc" in said) == (2, True)
+    assert program.stop() == 0

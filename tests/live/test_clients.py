@@ -118,6 +118,39 @@ def test_timeout_of_a_handler_class_wins(
     assert program.told("timeout") == expected
 
 
+@pytest.mark.parametrize("mixed", ["socketserver.TCPServer", "socketserver.ThreadingTCPServer"])
+def test_client_that_times_out_costs_one_line_behind_the_mix_in(
+    start: Callable[..., Program], mixed: str
+) -> None:
+    """With the mix-in before a standard class, a client that times out costs a line and no traceback."""
+    source = (
+        "import socketserver\nfrom tests.support.app import *\nimport prefork\n"
+        f"class Mixed(prefork.PreForkingMixIn, {mixed}): daemon_threads = True\n"
+        "serve(Echo, Mixed, workers=1, client_timeout=0.2)\n"
+    )
+    program = start(at_info(source))
+    with connect(program.address()):
+        wait_until(lambda: "client timed out client=127.0.0.1:" in program.log, "a line")
+    assert ask(program.address())
+    program.stop()
+    assert "Traceback" not in program.log
+    assert "Exception occurred" not in program.log
+
+
+def test_handle_error_of_the_program_is_called_for_a_timeout(start: Callable[..., Program]) -> None:
+    """A ``handle_error()`` of the program also sees the clients that time out."""
+    source = (
+        "import socketserver\nfrom tests.support.app import *\nimport prefork\n"
+        "class Mixed(prefork.PreForkingMixIn, socketserver.TCPServer):\n"
+        "    def handle_error(self, request, client_address):\n"
+        "        tell('error', type(sys.exception()).__name__)\n"
+        "serve(Echo, Mixed, workers=1, client_timeout=0.2)\n"
+    )
+    program = start(at_info(source))
+    with connect(program.address()):
+        assert program.told("error") == "TimeoutError"
+
+
 def test_slow_reader_holds_no_worker(start: Callable[..., Program]) -> None:
     """A client that does not take its reply is given up after client_timeout; the worker serves the next one."""
     program = start(

@@ -39,6 +39,20 @@ def test_signal_that_nobody_takes_is_not_sent() -> None:
                 pools[0].send(number)
 
 
+def test_signal_that_is_ignored_is_explained() -> None:
+    """A master that was started with HUP ignored, as by nohup, is not sent one; the error says what to do."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with (
+            scoreboard() as _,
+            pools_of(HERE) as pools,
+            pytest.raises(NoSignalsError, match="as nohup does; prefork upgrade reloads it, too"),
+        ):
+            pools[0].send(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_signal_that_is_taken_arrives() -> None:
     """A signal with a handler is sent."""
     arrived: list[int] = []

@@ -234,7 +234,7 @@ class Configured:
 
 def test_attributes_are_settings() -> None:
     """Class attributes bear the setting's name, or the longer one where that would collide."""
-    settings = from_attributes(Configured)
+    settings = from_attributes(Configured).settings
     assert (settings.workers, settings.name, settings.user) == (3, "prime", "root")
     assert settings.graceful_timeout == 0.5
 

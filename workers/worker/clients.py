@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import socketserver
+import sys
 import traceback
 from collections.abc import Callable
+from socketserver import BaseServer
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from prefork.workers import log
 
@@ -65,6 +68,31 @@ class LostClients:
         log.event(
             logging.WARNING, subject, what, client=client, error=error, place=place, others=others
         )
+
+
+lost_clients: Final = LostClients()
+"""The lines of this process."""
+
+
+def log_timeouts(server: BaseServer, subject: str) -> None:
+    """Have each client that times out cost one line of the log, and no traceback on standard error.
+
+    The timeout is the pool's own (``client_timeout``), and so is the line. Called in a worker, for its
+    own copy of the server object. A class that has a ``handle_error()`` of its own keeps it.
+    """
+    inherited = server.handle_error
+    if getattr(inherited, "__func__", None) is not BaseServer.handle_error:
+        return
+
+    def handle_error(request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        has_timeout = isinstance(request, socket.socket) and request.gettimeout()
+        if has_timeout and isinstance(error, TimeoutError):
+            lost_clients.note(subject, error, client_name(client_address) or "-")
+        else:
+            inherited(request, client_address)
+
+    server.handle_error = handle_error  # type: ignore[method-assign]
 
 
 def place_of(error: BaseException) -> str:

@@ -12,15 +12,23 @@ from prefork.cli.commands.loading import (
     load_and_plan,
     misspelt_variables,
     read_settings,
+    refuse_before_binding,
+    refuse_before_loading,
     spare_the_metrics_directory,
 )
-from prefork.cli.commands.options import SAME_FLAGS, factory_option, setting_options
+from prefork.cli.commands.options import (
+    SAME_FLAGS,
+    factory_option,
+    setting_options,
+    watch_option,
+)
 from prefork.host.stopping import StoppedEarly, term_unwinds
 
 
 @click.command("check", short_help="Check settings and TARGET without serving.", epilog=SAME_FLAGS)
 @click.argument("target")
 @factory_option
+@watch_option
 @click.option("--verdict-to", type=int, hidden=True, help="Load here and write the verdict there.")
 @setting_options(hidden=True)
 @click.pass_context
@@ -32,6 +40,7 @@ def command(
     verdict_to: int | None,
     *,
     factory: bool,
+    watch: bool,
     **flags: object,
 ) -> int:
     """Check settings and TARGET as 'prefork run' would, without binding an address.
@@ -42,12 +51,14 @@ def command(
     application cannot be loaded.
     """
     given = read_settings(flags, config)
+    refuse_before_loading(given)
     if verdict_to is None:
         for text in misspelt_variables():
             messages.warning(text)
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
     spare_the_metrics_directory()
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
+    refuse_before_binding(resolved, watch=watch)
     settings = resolved.settings
     text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"
     os.write(verdict_to, text.encode("utf-8", "replace")[:4000])

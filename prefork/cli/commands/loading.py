@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prefork.cli import sources
+from prefork.cli.pidfile import PidFile
 from prefork.cli.serve_plan import Requested, ServePlan, plan
 from prefork.cli.target import load
+from prefork.cli.watch import refuse_where_impossible
 from prefork.host.addresses import Address
 from prefork.host.process import process
 from prefork.metrics import slots
+from prefork.usable import refuse_unusable
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import DEFAULT, Layer, Resolved, attributes_layer, merge, resolve
+from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
@@ -48,6 +52,34 @@ def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSo
     for text in values.get("bind", ()):
         Address.parse(text, origins["bind"])
     return SettingsSoFar(layers, values, origins)
+
+
+def refuse_before_loading(given: SettingsSoFar) -> None:
+    """Refuse what cannot be used of flags, environment and file (``run`` and ``check``).
+
+    SettingsError: the first such value.
+    """
+    _refuse(given.values, given.origins)
+
+
+def refuse_before_binding(resolved: Resolved, *, watch: bool) -> None:
+    """Refuse what cannot be served, now that the application is loaded (``run`` and ``check``).
+
+    Both commands call this function, so ``check`` finds whatever ``run`` would refuse before it
+    binds anything. SettingsError: a value cannot be used. BootError: the application has started
+    threads, and ``fork_check`` refuses them.
+    """
+    _refuse(msgspec.structs.asdict(resolved.settings), resolved.origins)
+    if watch:
+        refuse_where_impossible(resolved.settings.workers)
+    if resolved.settings.workers:
+        refuse_threads(resolved.settings)
+
+
+def _refuse(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    refuse_unusable(values, origins.__getitem__)
+    if (path := values.get("pidfile")) is not None:
+        PidFile(path, origins["pidfile"]).refuse_unusable()
 
 
 def misspelt_variables() -> list[str]:

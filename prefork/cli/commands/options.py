@@ -93,6 +93,11 @@ factory_option = click.option(
 )
 
 
+watch_option = click.option(
+    "--watch", is_flag=True, help="Reload when a source file changes, for development."
+)
+
+
 def which_pool(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the two ways to name a running pool.
 

@@ -18,12 +18,19 @@ from prefork.cli.commands.loading import (
     load_and_plan,
     misspelt_variables,
     read_settings,
+    refuse_before_binding,
+    refuse_before_loading,
     refuse_several_without_workers,
     resolved_with,
 )
-from prefork.cli.commands.options import CommandWithSettings, factory_option, setting_options
+from prefork.cli.commands.options import (
+    CommandWithSettings,
+    factory_option,
+    setting_options,
+    watch_option,
+)
 from prefork.cli.pidfile import PidFile
-from prefork.cli.watch import folder_of, refuse_where_impossible, watching
+from prefork.cli.watch import folder_of, watching
 from prefork.host.addresses import Address
 from prefork.host.process import process
 from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 @click.command("run", cls=CommandWithSettings, short_help="Serve TARGET until TERM or Ctrl-C.")
 @click.argument("target")
 @factory_option
-@click.option("--watch", is_flag=True, help="Reload when a source file changes, for development.")
+@watch_option
 @setting_options()
 def command(target: str, config: str | None, *, factory: bool, watch: bool, **flags: object) -> int:
     """Serve TARGET until TERM or Ctrl-C.
@@ -74,14 +81,14 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
     """
     for text in misspelt_variables():
         event(logging.WARNING, "master", text)
+    refuse_before_loading(given)
     process.systemd_sockets.take()  # before the application starts a program that would inherit them
     # Before the application makes its first metric, because a metric chooses its file when it is
     # made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
+    refuse_before_binding(resolved, watch=watched is not None)
     settings = resolved.settings
-    if watched is not None:
-        refuse_where_impossible(settings.workers)
     if settings.umask is not None:
         os.umask(settings.umask)
     with undisturbed_cleanup() as cleanup:

@@ -1,0 +1,44 @@
+"""Refuse values that are well-formed and that this machine or this process cannot use.
+
+The table of settings (workers/settings.py) checks a value by its form. This module asks the machine:
+whether an account may be taken on, whether a folder exists. ``prefork check``, ``prefork run`` and
+``serve_forever()`` call the same function, so that the command finds what a start would refuse. The
+function runs before anything is bound or forked, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefork.host.addresses import Address
+from prefork.host.endpoint import address_for_metrics
+from prefork.metrics import slots
+from prefork.workers import files
+from prefork.workers.credentials import credentials_for
+from prefork.workers.errors import SettingsError
+
+
+def refuse_unusable(values: Mapping[str, Any], origin: Callable[[str], str]) -> None:
+    """Raise SettingsError for the first value that cannot be used.
+
+    values: by key; a key that is missing or None is passed over. origin: returns the words for
+    where the value of a key came from.
+    """
+    for text in values.get("bind") or ():
+        Address.parse(text, origin("bind"))
+    if (text := values.get("metrics")) is not None:
+        address_for_metrics(text, origin("metrics"))
+        _refuse_without_proc(text, origin("metrics"))
+    user, group = values.get("user"), values.get("group")
+    if user is not None or group is not None:
+        credentials_for(user, group, origin("user" if user is not None else "group"))
+    folder = values.get("metrics_dir")
+    source = origin("metrics_dir") if folder is not None else ""
+    slots.refuse_unusable(folder, source, values.get("max_children") or 1)
+
+
+def _refuse_without_proc(text: str, source: str) -> None:
+    if not files.has_proc():
+        reason = "the metrics process reads /proc, which is not mounted here; mount it, or leave metrics out"
+        raise SettingsError("metrics", text, source, reason)
