@@ -4,6 +4,15 @@ The socket belongs to the server class. It is found through ``fileno()`` and nev
 ``self.socket``, so that a server works whose requests come from elsewhere, such as a pipe or an
 eventfd. Whatever is changed here for the time of ``serve_forever()`` is put back afterwards.
 
+**Waiting.** A server that forks or starts a thread for each request accepts at once, and the standard
+library gives its accept queue 5 places. A pool accepts when a worker is free, so the queue is where
+clients wait. With 5 places the kernel drops the handshakes of a burst, and their clients try again
+after 1, 3 and 7 seconds. So a class that has the standard library's own ``request_queue_size`` gets
+``WAITING_ROOM`` places for the time of serving. A class or an object with a value of its own keeps it.
+For a similar reason connections get TCP_NODELAY: an unbuffered handler that writes twice would wait
+for the client's delayed acknowledgement in between, 40 ms for each answer on a connection that stays
+open.
+
 **Sharing.** All processes of a pool share one open file description, and with it the flag
 O_NONBLOCK and every socket option. A handler can change them for everybody at any time. So nothing
 is assumed: the master sets the flag again at each tick, and each worker every few requests.
@@ -40,7 +49,7 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from socketserver import BaseServer
+from socketserver import BaseServer, TCPServer
 
 from prefork.workers.files import Identity, identity_of, is_still, unlink_if_still
 from prefork.workers.settings import Settings
@@ -53,6 +62,9 @@ _SO_DETACH_FILTER = 27
 _SO_BINDTOIFINDEX = 62  # in Linux since 5.1
 _NO_SUCH_INTERFACE = 0x7FFFFFFF
 
+
+WAITING_ROOM = 1024
+"""Connections that may wait in the accept queue of a class that has not said how many."""
 
 _SHORT_WAIT = struct.pack("@ll", 0, 1000)  # struct timeval: a millisecond
 
@@ -113,6 +125,8 @@ class Listener:
             self._receive_timeout = self._swap_receive_timeout(_SHORT_WAIT)
         if self._intake_closed:
             self._reopen_intake()
+        if self._has_standard_queue():
+            self._listen(WAITING_ROOM)
         if settings is not None:
             self._set_options(settings)
 
@@ -122,10 +136,22 @@ class Listener:
             os.set_blocking(self.fd, self._was_blocking)
             if self.kind is Kind.DATAGRAM:
                 self._swap_receive_timeout(self._receive_timeout)
+            if self._has_standard_queue():
+                self._listen(TCPServer.request_queue_size)
             self._restore_options()
 
+    def _has_standard_queue(self) -> bool:
+        """Whether nobody but the standard library has said how many connections may wait."""
+        return (
+            self.kind is Kind.STREAM and not self.is_inherited and has_standard_backlog(self.server)
+        )
+
+    def _listen(self, backlog: int) -> None:
+        with self._as_socket() as sock:
+            sock.listen(backlog)
+
     def _set_options(self, settings: Settings) -> None:
-        """Set the socket options that the settings need.
+        """Set the socket options that a pool and its settings need.
 
         With ``defer_accept`` a connection enters the accept queue when its client has sent data, or
         when the time is up and the client acknowledges once more. Until then a stop by signal does
@@ -133,6 +159,8 @@ class Listener:
         when it speaks to a server that has gone. It has lost no request, because it had sent none.
         """
         tcp = self.kind is Kind.STREAM and self.family in (socket.AF_INET, socket.AF_INET6)
+        if tcp:
+            self._set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if settings.defer_accept is not None and tcp:
             # Whole seconds. The kernel rounds up to a number of retransmissions: 5 s become 7.
             self._set_option(
@@ -263,6 +291,14 @@ class Listener:
             yield sock
         finally:
             sock.detach()
+
+
+def has_standard_backlog(server: BaseServer) -> bool:
+    """Return whether ``request_queue_size`` of a server is the standard library's own value."""
+    if "request_queue_size" in vars(server):
+        return False
+    owners = (cls for cls in type(server).__mro__ if "request_queue_size" in vars(cls))
+    return next(owners, None) is TCPServer
 
 
 def _drop_what_arrives(sock: socket.socket) -> None:

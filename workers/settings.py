@@ -329,7 +329,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=65_535)] | None,
         About(
             help="How many connections may wait to be accepted; "
-            "the default is the server class's own (1024 in prefork's classes).",
+            "the default is the server class's own, or 1024 if that is the standard library's 5.",
             allowed="a number from 1 to 65535",
             metavar="N",
         ),

@@ -35,11 +35,12 @@ import contextlib
 import fcntl
 import functools
 import socket
+from socketserver import TCPServer
 from typing import Any
 
 from prefork.host.named_socket import SocketName
 from prefork.host.process import process
-from prefork.workers.listener import Listener
+from prefork.workers.listener import WAITING_ROOM, Listener
 
 
 class _AdoptedSocket(socket.socket):
@@ -52,6 +53,14 @@ class _AdoptedSocket(socket.socket):
 
     def bind(self, address: Any, /) -> None:
         """Do nothing: the socket has this address."""
+
+    def listen(self, backlog: int = WAITING_ROOM, /) -> None:
+        """Listen, but never with the standard library's few places.
+
+        The socket has clients of the pool, and the queue would be short until ``Listener.prepare()``.
+        """
+        standard = TCPServer.request_queue_size
+        super().listen(WAITING_ROOM if backlog == standard else backlog)
 
 
 class _StandIn(socket.socket):

@@ -13,7 +13,7 @@ import pytest
 from tests.support.clients import ask, connect, server_of
 from tests.support.load import Load
 from tests.support.server import serving
-from tests.support.waiting import wait_until
+from tests.support.waiting import Stopwatch, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +164,101 @@ def test_burst_of_clients_waits_in_the_backlog(start: Callable[..., Program]) ->
     for client in clients:
         client.close()
     assert all(answer.endswith(b" hello\n") for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "serving", "after"),
+    [
+        ("pass", 1024, 5),
+        ("request_queue_size = 5", 5, 5),
+        ("request_queue_size = 17", 17, 17),
+    ],
+)
+def test_standard_class_gets_a_waiting_room(
+    start: Callable[..., Program], attributes: str, serving: int, after: int
+) -> None:
+    """A class with the standard library's backlog has 1024 places while it serves; an own value is kept."""
+    program = start(f"""
+        from tests.support.app import *
+        import prefork, socketserver, struct
+
+        def places():
+            info = server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            return struct.unpack_from("=I", info, 28)[0]
+
+        class Server(prefork.PreForkingMixIn, socketserver.TCPServer):
+            {attributes}
+            workers = 1
+
+            def when_ready(self):
+                tell("serving", places())
+                threading.Thread(target=self.shutdown).start()
+
+        log_to_stderr()
+        with Server(LOOPBACK, Echo) as server:
+            server.serve_forever()
+            tell("after", places())
+    """)
+    assert program.told("serving") == serving
+    assert program.told("after") == after
+    assert program.wait() == 0
+
+
+def test_answers_wait_for_no_acknowledgement(start: Callable[..., Program]) -> None:
+    """Connections of a standard class behind the mix-in have TCP_NODELAY, and the listener loses it afterwards."""
+    program = start("""
+        from tests.support.app import *
+        import prefork, socketserver
+
+        class Told(Echo):
+            def handle(self):
+                tell("nodelay", self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        class Server(prefork.PreForkingMixIn, socketserver.TCPServer):
+            workers = 1
+
+            def when_ready(self):
+                tell("address", self.server_address)
+
+        log_to_stderr()
+        with Server(LOOPBACK, Told) as server:
+            server.serve_forever()
+            tell("after", server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    """)
+    with connect(program.address()):
+        assert program.told("nodelay") == 1
+    program.terminate()
+    assert program.told("after") == 0
+    assert program.wait() == 0
+
+
+def test_burst_behind_the_mix_in_is_served_at_once(start: Callable[..., Program]) -> None:
+    """A burst of clients at a standard class behind the mix-in waits for workers, not for retransmissions."""
+    program = start("""
+        from tests.support.app import *
+        import prefork, socketserver
+
+        class Slow(Echo):
+            def handle(self):
+                time.sleep(0.005)
+                super().handle()
+
+        class Server(prefork.PreForkingMixIn, socketserver.TCPServer):
+            workers = 2
+
+        serve(Slow, Server)
+    """)
+    address = program.address()
+    ask(address)
+    watch = Stopwatch()
+    clients = [connect(address) for _ in range(100)]
+    for client in clients:
+        client.sendall(b"hello\n")
+    answers = [client.recv(100) for client in clients]
+    for client in clients:
+        client.close()
+    assert all(answer.endswith(b" hello\n") for answer in answers)
+    assert watch.seconds < 1.0  # the first retransmission of a handshake
 
 
 def test_server_whose_requests_are_no_sockets(start: Callable[..., Program]) -> None:
