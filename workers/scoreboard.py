@@ -488,7 +488,7 @@ class Scoreboard:
             return WorkerState.BUSY
         return (
             WorkerState(written)
-            if WorkerState.STARTING <= written <= WorkerState.BUSY
+            if WorkerState.STARTING <= written <= WorkerState.RETIRING
             else WorkerState.BUSY
         )
 

@@ -65,6 +65,17 @@ def test_deadline_holds_for_a_leaving_worker() -> None:
     assert plan(busy_since=NOW, leave_by=NOW - DUMP_TIME, dumped_at=dumped).kill == (Kill(0, None),)
 
 
+def test_worker_that_leaves_unasked_has_graceful_timeout() -> None:
+    """A worker that leaves by itself is dumped and killed as one that was asked to, counted from when that was seen."""
+    leaving = {"leaving_since": NOW, "busy_since": None}
+    end = NOW + SETTINGS.graceful_timeout
+
+    assert plan(end - 0.1, **leaving).dump == ()
+    assert plan(end, **leaving).dump == (0,)
+    killed = plan(end + DUMP_TIME, **leaving, dumped_at=end).kill
+    assert killed == (Kill(0, ExitCause(ExitKind.EXITED)),)
+
+
 def test_slow_request_is_reported_once() -> None:
     """After slow_request the worker is to be dumped and nothing else; the plan wakes for it."""
     slow = plan(busy_since=NOW - 2, slow_noted=False)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from prefork.master.lifecycle import Life, MasterOrder, advance, next_instant, obey
 from prefork.workers.pool.deadlines import DUMP_TIME
 from prefork.workers.pool.failures import LONGEST_PAUSE, Failures, backoff
+from prefork.workers.pool.handle import LONG_END
 from prefork.workers.pool.policy import SPAWN_BATCH, decide
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Plan, PoolView, Retirement, WorkerView
@@ -221,6 +222,18 @@ def test_leaving_worker_is_replaced_before_it_has_left() -> None:
 
     assert plan(Phase.SERVING, *workers(3), retiring, killed).spawn == 1
     assert plan(Phase.SERVING, *workers(8, leave_by=NOW + 9)).spawn == 0
+
+
+def test_worker_that_takes_long_to_leave_unasked_is_replaced_meanwhile() -> None:
+    """A worker that is away counts neither as one of the pool nor twice, and its successor is a respawn."""
+    others = [worker(slot) for slot in range(3)]
+    begun = worker(3, leaving_since=NOW)
+    away = worker(3, leaving_since=NOW - LONG_END, is_away=True)
+
+    assert plan(Phase.SERVING, *others, begun).starts == ()
+    assert plan(Phase.SERVING, *others, begun).wake == NOW + LONG_END
+    assert plan(Phase.SERVING, *others, away).starts == (StartReason.RESPAWNED,)
+    assert plan(Phase.SERVING, *others, away, worker(4)).starts == ()
 
 
 def test_first_start_goes_in_batches() -> None:

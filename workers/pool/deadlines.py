@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prefork.workers.pool.handle import LONG_END
 from prefork.workers.pool.views import Kill, PoolView, WorkerView
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind, Phase
@@ -64,6 +65,8 @@ def instants(worker: WorkerView, phase: Phase, settings: Settings) -> Iterator[f
     patience = _patience_ends(worker, phase, settings)
     dumped_at = _dumped_at(worker, patience)
     yield patience if dumped_at is None else dumped_at + DUMP_TIME
+    if worker.leaving_since is not None:
+        yield worker.leaving_since + LONG_END
     if settings.slow_request is not None and worker.busy_since is not None:
         yield worker.busy_since + settings.slow_request
 
@@ -71,20 +74,25 @@ def instants(worker: WorkerView, phase: Phase, settings: Settings) -> Iterator[f
 def _kill_cause(worker: WorkerView, phase: Phase, settings: Settings) -> ExitCause | None:
     if phase is Phase.STOPPING_NOW:
         return None if worker.leave_by is not None else ExitCause(ExitKind.RETIRED)
-    if _request_ends(worker, settings) <= _leaves(worker):
+    if _request_ends(worker, settings) <= _leaves(worker, settings):
         return ExitCause(ExitKind.REQUEST_TIMEOUT if worker.ready else ExitKind.BOOT_TIMEOUT)
-    return None
+    return None if worker.leave_by is not None else ExitCause(ExitKind.EXITED)
 
 
 def _patience_ends(worker: WorkerView, phase: Phase, settings: Settings) -> float:
     """Return the instant from which a worker is first dumped, then killed."""
     if phase is Phase.STOPPING_NOW:
         return -_NEVER
-    return min(_leaves(worker), _request_ends(worker, settings))
+    return min(_leaves(worker, settings), _request_ends(worker, settings))
 
 
-def _leaves(worker: WorkerView) -> float:
-    return _NEVER if worker.leave_by is None else worker.leave_by
+def _leaves(worker: WorkerView, settings: Settings) -> float:
+    """Return the deadline of its leaving: the one that it was given, or one from when it left by itself."""
+    if worker.leave_by is not None:
+        return worker.leave_by
+    if worker.leaving_since is not None:
+        return worker.leaving_since + settings.graceful_timeout
+    return _NEVER
 
 
 def _request_ends(worker: WorkerView, settings: Settings) -> float:

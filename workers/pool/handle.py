@@ -4,6 +4,7 @@ A record only moves forward. The worker moves it from starting to ready. Everyth
 by the master, and each step may be the first one:
 
     starting ── note_ready() ──▸ ready ── note_proven() ──▸ proven
+    ready, proven ─ its state says so ▸ leaving unasked   sys.exit(), an exception
     any of them ── ask_to_leave() ──▸ leaving         it finishes its request, or runs into leave_by
     any of them ── note_kill() ─────▸ killed          SIGKILL was sent
     any of them ── its process ends ▸ off the table   (workers/pool/deaths.py)
@@ -25,6 +26,12 @@ from prefork.workers.system import Child
 
 LONGEST_EXTENSION = 7 * 86_400.0
 """Seconds by which a handler may extend its deadline: the word is the worker's own."""
+
+LONG_END = 1.0
+"""Seconds after which a worker that leaves unasked is replaced, although its process has not ended.
+
+Most ends take milliseconds, and then the replacement gets the same slot.
+"""
 
 _RECYCLE_REASONS = (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY)
 
@@ -59,6 +66,7 @@ class Handle(msgspec.Struct):
     slow_noted: whether that request was reported as slow.
     asked_for, leave_by: why the master asked the worker to leave, and its deadline for that.
     killed_for: why the master killed the worker.
+    leaving_since: when the master saw that the worker leaves without having been asked.
     """
 
     info: WorkerInfo
@@ -76,6 +84,7 @@ class Handle(msgspec.Struct):
     asked_for: ExitCause | None = None
     leave_by: float | None = None
     killed_for: ExitCause | None = None
+    leaving_since: float | None = None
     dump: Dump = msgspec.field(default_factory=Dump)
 
     def __str__(self) -> str:
@@ -121,6 +130,17 @@ class Handle(msgspec.Struct):
         """Note that the worker was asked to leave."""
         self.asked_for, self.leave_by = cause, leave_by
 
+    def note_leaving(self, board: Scoreboard, now: float) -> None:
+        """Note if the worker leaves without having been asked: by its own word, which it cannot take back."""
+        if self.leaving_since is not None or self.asked_for is not None or not self.is_ready:
+            return
+        if board.word(self.slot, SlotField.STATE) == WorkerState.RETIRING:
+            self.leaving_since = now
+
+    def is_away(self, now: float) -> bool:
+        """Return whether the worker has been leaving unasked for long."""
+        return self.leaving_since is not None and now - self.leaving_since >= LONG_END
+
     def note_kill(self, cause: ExitCause | None) -> None:
         """Note that the worker was killed. cause: None for that of its retirement."""
         self.killed_for = cause or self.asked_for
@@ -130,6 +150,7 @@ class Handle(msgspec.Struct):
     def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
         """Return what the policy sees of the worker. now_ns: on the monotonic clock."""
         slot = self.slot
+        self.note_leaving(board, now)
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
         recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)
         return WorkerView(
@@ -146,6 +167,8 @@ class Handle(msgspec.Struct):
             dumped_at=self.dump.dumped_at,
             slow_noted=self.slow_noted,
             killed=self.killed_for is not None,
+            leaving_since=self.leaving_since,
+            is_away=self.is_away(now),
         )
 
     def _note_request(self, request_ns: int, now: float, now_ns: int) -> None:

@@ -136,7 +136,8 @@ def _starts(outlook: _Outlook) -> tuple[StartReason, ...]:
 
 def _may_be_tried(view: PoolView, now: float) -> int:
     """Return how many workers new failures leave to be forked (failures.py has the rules)."""
-    served = view.lost_after_serving
+    # One that is away has taken a second or more to leave: that is pause enough.
+    served = view.lost_after_serving + view.away
     if now < view.try_at:
         return served
     return max(1, served) if view.probing else SPAWN_BATCH
@@ -148,7 +149,7 @@ def _missing(outlook: _Outlook) -> list[StartReason]:
     kinds = {kind for _, kind in outlook.replacing}
     replaced = StartReason.RELOADED if ExitKind.RELOADED in kinds else StartReason.RECYCLED
     reasons = [
-        *[StartReason.RESPAWNED] * view.lost,
+        *[StartReason.RESPAWNED] * (view.lost + view.away),
         *[StartReason.GREW] * (size - view.floor),
         *[StartReason.STARTED] * size,
     ]

@@ -93,7 +93,10 @@ class Table:
     def count_ready(self, generation: int = 0) -> int:
         """Return how many workers are ready and stay, of this generation or a younger one."""
         return sum(
-            handle.is_ready and handle.leave_by is None and handle.info.generation >= generation
+            handle.is_ready
+            and handle.leave_by is None
+            and handle.leaving_since is None
+            and handle.info.generation >= generation
             for handle in self
         )
 

@@ -35,6 +35,10 @@ class WorkerView(msgspec.Struct, frozen=True):
     slow_noted: bool = False
     """Whether its request was reported as slow already."""
     killed: bool = False
+    leaving_since: float | None = None
+    """When the master saw that it leaves without having been asked."""
+    is_away: bool = False
+    """Whether it has been leaving for so long that it is replaced before its process has ended."""
 
 
 class PoolView(msgspec.Struct, frozen=True):
@@ -69,8 +73,17 @@ class PoolView(msgspec.Struct, frozen=True):
 
     @property
     def staying(self) -> list[WorkerView]:
-        """The workers that have not been asked to leave."""
-        return [one for one in self.workers if one.leave_by is None and not one.killed]
+        """The workers that have not been asked to leave and serve, or will."""
+        return [
+            one
+            for one in self.workers
+            if one.leave_by is None and not one.killed and not one.is_away
+        ]
+
+    @property
+    def away(self) -> int:
+        """How many workers are replaced before their processes have ended."""
+        return sum(one.is_away for one in self.workers)
 
 
 class Retirement(msgspec.Struct, frozen=True):
