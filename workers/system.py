@@ -266,6 +266,12 @@ def set_mask(mask: set[int]) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
+def block(numbers: Collection[int]) -> set[int]:
+    """Block signals in this thread, and return the previous mask."""
+    previous: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, numbers)
+    return previous
+
+
 class _SignalStack(ctypes.Structure):
     _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
@@ -346,6 +352,30 @@ def exit_now(status: int) -> NoReturn:
         flusher.join(FLUSH_TIME)
     finally:
         os._exit(status)
+
+
+def end_after(seconds: float) -> None:
+    """Have the kernel end this process (SIGALRM) when this much time has passed (worker, main thread).
+
+    The timer takes the place of one that the program has set, and the program's handler is not called.
+    seconds: more than 0.
+    """
+    # Ignored first, which discards a signal that is pending.
+    _signal.signal(signal.SIGALRM, int(signal.SIG_IGN))
+    _signal.setitimer(_signal.ITIMER_REAL, seconds)
+    _signal.signal(signal.SIGALRM, int(signal.SIG_DFL))
+    _signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+
+
+def exit_after(seconds: float, status: int) -> None:
+    """End this process with this status when this much time has passed, by a thread that waits."""
+
+    def exit_late() -> None:
+        time.sleep(seconds)
+        os._exit(status)
+
+    with contextlib.suppress(RuntimeError):  # no thread to be had
+        threading.Thread(target=exit_late, daemon=True).start()
 
 
 def _flush_streams() -> None:

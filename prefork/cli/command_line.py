@@ -23,7 +23,6 @@ from prefork.workers.errors import (
     BindError,
     BootError,
     CrashLoopError,
-    MisuseError,
     PreforkError,
     SettingsError,
     TargetError,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = {
     SettingsError: ExitCode.USAGE,
     TargetError: ExitCode.USAGE,
-    MisuseError: ExitCode.USAGE,
     BootError: ExitCode.BOOT_FAILED,
     BindError: ExitCode.BIND_FAILED,
     CrashLoopError: ExitCode.CRASH_LOOP,

@@ -147,16 +147,18 @@ def test_forked_children_of_handlers_are_the_workers_business(
     ).endswith(" 4")
 
 
-def test_leaked_threads_do_not_hold_a_worker(start: Callable[..., Program]) -> None:
-    """A handler's thread that never ends keeps neither the server from serving nor the worker from leaving."""
-    program = start(serving("Run", workers=1))
+@pytest.mark.parametrize("daemon", [True, False])
+def test_leaked_threads_do_not_hold_a_worker(start: Callable[..., Program], daemon: bool) -> None:
+    """A handler's thread that never ends holds a leaving worker until graceful_timeout, a daemon not at all."""
+    program = start(serving("Run", workers=1, graceful_timeout=60.0 if daemon else 0.5))
     address = program.address()
     for _ in range(3):
         ask(address, "threading.Thread(target=signal.pthread_sigmask, args=(0, [])).start()")
-        ask(address, "threading.Thread(target=time.sleep, args=(1000,)).start()")
+        ask(address, f"threading.Thread(target=time.sleep, args=(1000,), daemon={daemon}).start()")
     watch = Stopwatch()
     assert program.stop() == 0
     assert watch.seconds < 2.0
+    assert bool(program.logged("stacks state=retiring")) is not daemon
 
 
 CLOSERS = {

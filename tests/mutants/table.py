@@ -65,8 +65,8 @@ BOUNDS = (
     Mutant(
         "a worker that had served is replaced also while new workers fail",
         "workers/pool/policy.py",
-        "    served = view.lost_after_serving\n",
-        "    served = 0 * view.lost_after_serving\n",
+        "    served = view.lost_after_serving + view.away\n",
+        "    served = 0 * view.lost_after_serving + view.away\n",
         "tests/unit/test_policy.py tests/unit/test_simulator.py",
     ),
     Mutant(
@@ -228,7 +228,7 @@ SCOREBOARD = (
     Mutant(
         "a state that a worker scribbled is no error for a reader",
         "workers/scoreboard.py",
-        "if WorkerState.STARTING <= written <= WorkerState.BUSY",
+        "if WorkerState.STARTING <= written <= WorkerState.RETIRING",
         "if written != -1",
         "tests/unit/test_scoreboard.py",
     ),
@@ -646,6 +646,44 @@ TRUST = (
     ),
 )
 
+PYTHON_PROCESS = (
+    Mutant(
+        "a worker that leaves unasked is ended at graceful_timeout",
+        "workers/pool/deadlines.py",
+        "return worker.leaving_since + settings.graceful_timeout",
+        "return _NEVER",
+        "tests/unit/test_deadlines.py",
+    ),
+    Mutant(
+        "a worker that takes long to leave unasked is replaced meanwhile",
+        "workers/pool/views.py",
+        "if one.leave_by is None and not one.killed and not one.is_away",
+        "if one.leave_by is None and not one.killed",
+        "tests/unit/test_policy.py",
+    ),
+    Mutant(
+        "what the master has registered is not run in a worker",
+        "workers/worker/python_process.py",
+        "    atexit._clear()\n",
+        "",
+        "tests/live/test_python_process.py -k master_alone",
+    ),
+    Mutant(
+        "an orphan whose end hangs is ended",
+        "workers/worker/python_process.py",
+        "        system.end_after(seconds + late)\n",
+        "        pass\n",
+        "tests/live/test_python_process.py -k orphan_whose_end_hangs",
+    ),
+    Mutant(
+        "multiprocessing renews in a worker what it renews after a fork",
+        "workers/worker/python_process.py",
+        "        util._run_after_forkers()\n",
+        "",
+        "tests/live/test_python_process.py -k shares",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -660,4 +698,5 @@ MUTANTS = (
     *TOTALS,
     *RELOAD,
     *TRUST,
+    *PYTHON_PROCESS,
 )

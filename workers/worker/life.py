@@ -11,8 +11,10 @@ blocked. It becomes a worker in steps whose order matters (``_boot``):
 3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the
    fork has waited in the kernel, and is handled now as any other.
 4. It drops its privileges, before any code of the program runs.
-5. The server objects learn that they are in a worker, and the hook ``worker_init()`` runs.
-6. It writes that it is ready and wakes the master.
+5. It becomes a Python process of its own (python_process.py): what the master has registered for its
+   own end is forgotten, and ``multiprocessing`` does what it does after each fork.
+6. The server objects learn that they are in a worker, and the hook ``worker_init()`` runs.
+7. It writes that it is ready and wakes the master.
 
 An error in any of these steps is a failed boot: the worker writes the traceback into its report,
 where the master finds it, and exits with BOOT_FAILED.
@@ -21,9 +23,9 @@ A fork copies one thread. Where another thread of the master held a lock at that
 stays locked in the worker for ever. So nothing in this module prints, imports or takes a lock that
 a thread of the program can hold: in a test with such a lock, 60 of 60 children hung on it.
 
-At its end a worker calls ``worker_exit()`` and then ``os._exit()``, after a bounded flush of its
-standard streams. ``atexit`` functions and ``finally`` blocks of the master's stack belong to the
-master.
+At its end a worker finishes its requests, calls ``worker_exit()``, ends what it has registered and
+started (python_process.py), flushes its standard streams and calls ``os._exit()``. It never returns into
+the master's stack: the ``finally`` blocks there belong to the master.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ from typing import NoReturn
 import setproctitle
 
 from prefork.workers import forks, log, system
-from prefork.workers.identity import DUMP_AT_ONCE, WorkerInfo
+from prefork.workers.identity import DUMP_AT_ONCE
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
-from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
+from prefork.workers.worker import python_process
 from prefork.workers.worker.accounting import Overlapping
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
@@ -54,6 +56,9 @@ from prefork.workers.worker.side import ThisWorker, WorkerSide
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""
+
+FAILED_BOOT_END = 2.0
+"""Seconds for which a worker that could not boot ends what it has started."""
 
 # Plain numbers: see system.set_handlers().
 _IGNORED = tuple(
@@ -76,16 +81,21 @@ def run_worker(prepared: PreparedWorker, mask: set[int]) -> NoReturn:
 
     mask: the signal mask to set once the handlers are installed.
     """
-    spec, writer = prepared.spec, prepared.writer
+    writer = prepared.writer
     info = ThisWorker(prepared.slot, prepared.generation, os.getpid(), writer, prepared.common.turn)
     try:
         loop = _boot(prepared, info, mask)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the master has to learn of it
         _leave_last_words(prepared.pipes.report, error)
+        # What worker_init() has started ends, too. The master bounds a boot, but it would take this
+        # one for a boot that hangs, and the traceback would be lost.
+        system.exit_after(FAILED_BOOT_END, BOOT_FAILED)
+        python_process.end(str(info))
         system.exit_now(BOOT_FAILED)
     writer.become(WorkerState.IDLE)  # before the wake-up: the master looks at once
     prepared.call_master()
-    _serve_and_leave(spec, info, loop, writer)
+    cause = _serve(info, loop)
+    _leave(prepared, info, loop, cause)
 
 
 def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
@@ -101,6 +111,7 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
     spec.drop_privileges()
+    python_process.begin(prepared.slot, link.master_pid, link.life)
     _set_title(f"{spec.title[0]}{prepared.slot}{spec.title[1]}")
     spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
     _mark_forks(loop, prepared.writer)
@@ -122,33 +133,50 @@ def _make_loop(prepared: PreparedWorker, info: ThisWorker, control: Control) -> 
     return loop
 
 
-def _serve_and_leave(
-    spec: WorkerSpec, info: WorkerInfo, loop: Loop, writer: SlotWriter
-) -> NoReturn:
-    status = 0
+def _serve(info: ThisWorker, loop: Loop) -> ExitCause:
+    """Serve until there is a reason to leave, and return it; with a status if code of the program ended it."""
     try:
         reason = loop.run()
         _leave_as_copy(info, 0)
-        loop.wait_finished()
     except SystemExit as stop:
-        reason, status = ExitKind.EXITED, _status_of(stop)
+        status = _status_of(stop)
         _leave_as_copy(info, status)
         log.event(logging.ERROR, str(info), "handler called sys.exit()", status=status)
     except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, GeneratorExit, a bug of ours
-        reason, status = ExitKind.EXITED, 1
+        status = 1
         log.failure(logging.ERROR, str(info), "ended by an exception", error)
         _leave_as_copy(info, status)
-    writer.become(WorkerState.RETIRING)
+    else:
+        return ExitCause(reason)
+    return ExitCause(ExitKind.EXITED, status)
+
+
+def _leave(prepared: PreparedWorker, info: ThisWorker, loop: Loop, cause: ExitCause) -> NoReturn:
+    """Finish the requests in hand, call ``worker_exit()``, end what the worker has started, and exit."""
+    spec = prepared.spec
+    has_master = cause.kind is not ExitKind.ORPHANED
+    python_process.bound(spec.settings.graceful_timeout, has_master=has_master)
+    prepared.writer.become(WorkerState.RETIRING)
+    if cause.kind is ExitKind.EXITED:
+        prepared.call_master()  # the master has not asked for this end, and bounds it from now on
+    else:
+        _finish_requests(info, loop)
     try:
-        spec.hooks(
-            "worker_exit", info, ExitCause(reason, status if reason is ExitKind.EXITED else None)
-        )
+        spec.hooks("worker_exit", info, cause)
     except BaseException as error:  # noqa: BLE001 - the worker leaves either way
         log.failure(logging.ERROR, str(info), "worker_exit() raised", error)
-    system.exit_now(status)
+    python_process.end(str(info))
+    system.exit_now(cause.status or 0)
 
 
-def _leave_as_copy(info: WorkerInfo, status: int) -> None:
+def _finish_requests(info: ThisWorker, loop: Loop) -> None:
+    try:
+        loop.wait_finished()
+    except BaseException as error:  # noqa: BLE001 - from a signal handler of the program
+        log.failure(logging.ERROR, str(info), "ended by an exception", error)
+
+
+def _leave_as_copy(info: ThisWorker, status: int) -> None:
     """End this process at once, without a log line, if a request handler has forked it."""
     if os.getpid() != info.pid:
         system.exit_now(status)
@@ -196,6 +224,7 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
     def enter_fork() -> None:
         loop.leave(ExitKind.RETIRED)
         writer.detach()
+        python_process.enter_fork()
         with contextlib.suppress(ValueError):  # raised in other threads than the main one
             signal.set_wakeup_fd(-1)
 
