@@ -115,7 +115,7 @@ _ABOUT_THE_POOL = (
     _counter(
         "prefork_worker_exits_total",
         "Workers that ended, by cause: retired, scaled_down, reloaded, max_requests, max_lifetime, max_memory, "
-        "request_timeout, boot_timeout, boot_error, exited, killed, oom_killed, orphaned.",
+        "request_timeout, boot_timeout, boot_error, exited, killed, oom_killed, orphaned, stuck.",
         "cause",
     ),
     _histogram(

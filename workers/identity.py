@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 
 import msgspec
@@ -59,6 +60,13 @@ class WorkerPipes(msgspec.Struct, frozen=True):
         # A full pipe wakes it as well. After any other error the worker looks by itself, later.
         with contextlib.suppress(OSError):
             os.write(self.wake_write, WAKE)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the worker has not read its last wake-up yet (master)."""
+        poll = select.poll()
+        poll.register(self.wake_read, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close all (master, or a worker that they are not for)."""

@@ -79,6 +79,7 @@ class ExitKind(enum.StrEnum):
     KILLED = "killed"
     OOM_KILLED = "oom_killed"
     ORPHANED = "orphaned"
+    STUCK = "stuck"
 
 
 _KINDS = tuple(ExitKind)
@@ -155,6 +156,18 @@ class Usage(msgspec.Struct, frozen=True):
     voluntary_switches: int = 0
     involuntary_switches: int = 0
     peak_bytes: int = 0
+
+
+class MainThread(msgspec.Struct, frozen=True):
+    """What the kernel says of a child's main thread.
+
+    state: the letter that ``ps`` shows, such as ``S`` (sleeps), ``R`` (runs, or waits for a processor), ``D``
+    (waits for a disk), ``T`` (stopped by a signal), ``t`` (stopped by a debugger). cpu: the seconds of CPU time
+    that the thread has used in its life.
+    """
+
+    state: str
+    cpu: float
 
 
 class ExitStatus(msgspec.Struct, frozen=True):

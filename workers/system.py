@@ -22,13 +22,15 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from prefork.workers.states import ExitStatus, Usage
+from prefork.workers.states import ExitStatus, MainThread, Usage
 
 _PR_GET_CHILD_SUBREAPER = 37
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 _ALL_SIGNALS = _signal.valid_signals()
 
@@ -70,6 +72,9 @@ class System(Protocol):
 
     def has_received_alone(self, child: Child, number: int) -> bool:
         """Return whether the child has one thread, which has received this signal."""
+
+    def main_thread(self, child: Child) -> MainThread | None:
+        """Return the state of the child's main thread; None where the kernel does not tell."""
 
     def is_init(self) -> bool:
         """Return whether orphans of other processes become children of this one."""
@@ -233,6 +238,22 @@ def has_received_alone(child: Child, number: int) -> bool:
         return False
     pending = int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
     return int(facts["Threads"]) == 1 and not pending >> (number - 1) & 1
+
+
+def main_thread(child: Child) -> MainThread | None:
+    """Return the state of the child's main thread and the CPU time that the thread has used.
+
+    Returns None when the child has ended, and when ``/proc`` cannot be read: it may not be mounted, or this
+    process has no descriptor left.
+    """
+    try:
+        with open(f"/proc/{child.pid}/task/{child.pid}/stat", "rb") as stat:
+            # The name of the program stands in parentheses and may itself contain spaces and parentheses.
+            fields = stat.read().rpartition(b") ")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+    except (OSError, IndexError, ValueError):
+        return None
+    return MainThread(fields[0].decode("ascii", "replace"), ticks / _TICKS_A_SECOND)
 
 
 def hold_process(pid: int) -> int:

@@ -260,6 +260,7 @@ class Master:
         for listener in self._listeners:
             listener.assert_nonblocking()
         self._step_reload(now)
+        self.pool.wakeups.look(now)
         self.pool.dumps.insist(now)
         self._change_life(advance(self._life, now), why="drain_delay")
         view = self._size.look_at_memory(self._view(now))

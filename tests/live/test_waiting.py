@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.workers.pool.deadlines import DUMP_TIME, STOPPED_TIME
+from prefork.workers.states import ExitKind
+from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_all, send_line
 from tests.support.load import Load, request, shares
 from tests.support.processes import cpu_seconds, is_alive, process
 from tests.support.server import serving
 from tests.support.tracing import injected, why_no_strace
-from tests.support.waiting import Stopwatch, let_pass, wait_until
+from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
 
 if TYPE_CHECKING:
     import socket
@@ -142,6 +145,81 @@ def test_stopped_idle_workers_are_passed_over(start: Callable[..., Program]) -> 
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_client_is_served_though_all_idle_workers_are_stopped(
+    start: Callable[..., Program],
+) -> None:
+    """Idle workers that are stopped for good are killed as stuck while a client waits, and their successors serve it."""
+    program = start(serving(workers=3))
+    address = program.address()
+    stopped = program.wait_workers(3)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    done = request(address, "nonce", timeout=10.0)
+    assert done.worker not in {0, *stopped}
+    assert done.seconds < STALL + STOPPED_TIME + DUMP_TIME + 3 * MARGIN
+    wait_until(lambda: not stopped & program.wait_workers(3), "all of them replaced")
+    for pid in stopped:
+        program.wait_logged(f"pid={pid} exited cause=stuck")
+    with board_of(program.pid) as board:
+        assert board.snapshot().exits[ExitKind.STUCK] == 3
+
+
+HANGING = """
+import logging
+from tests.support.app import *
+import prefork
+
+class Hanging(logging.Handler):
+    def emit(self, record):
+        if not os.path.exists("hung"):
+            open("hung", "w").close()
+            HANG
+
+access = logging.getLogger("prefork.access")
+access.setLevel(logging.INFO)
+access.addHandler(Hanging())
+serve(Echo, prefork.PreForkingTCPServer, workers=1, access_log="text", request_timeout=2.0)
+"""
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(1000)", "any(iter(int, 1))"], ids=["sleeps", "spins"])
+def test_worker_that_hangs_between_two_requests_is_replaced(
+    start: Callable[..., Program], hang: str
+) -> None:
+    """A worker that hangs outside of a request is killed after request_timeout, with its stacks; the client is served."""
+    program = start(HANGING.replace("HANG\n", hang + "\n"))
+    address = program.address()
+    (worker,) = program.wait_workers(1)
+    assert request(address, "one").worker == worker
+    assert request(address, "two", timeout=30.0).worker not in (0, worker)
+    program.wait_logged(f"pid={worker} exited cause=stuck")
+    assert "in emit" in program.log
+
+
+def test_listener_that_is_readable_in_vain_costs_no_worker(start: Callable[..., Program]) -> None:
+    """Workers that find nothing to take, though their listener is readable all the time, are left alone."""
+    program = start(
+        """
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            request_timeout = 1.0
+            def get_request(self):
+                if self.stopping:
+                    return super().get_request()
+                raise BlockingIOError
+
+        serve(Echo, Server, workers=2)
+        """
+    )
+    address = program.address()
+    workers = program.wait_workers(2)
+    with connect(address):
+        stays(lambda: program.workers() == workers, "a good worker was killed", span=3.5, poll=0.1)
+    assert program.logged(" stacks ") == []
 
 
 def test_lone_client_after_a_storm_of_stops_is_served_in_time(

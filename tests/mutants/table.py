@@ -195,6 +195,27 @@ DEADLINES = (
         "tests/unit/test_deadlines.py tests/unit/test_policy.py",
     ),
     Mutant(
+        "an idle worker that does not read a wake-up is killed",
+        "workers/pool/deadlines.py",
+        "return worker.unread_since + STOPPED_TIME",
+        "return _NEVER",
+        "tests/unit/test_wakeups.py",
+    ),
+    Mutant(
+        "an idle worker that gets no processor is not taken for stuck",
+        "workers/pool/wakeups.py",
+        "return min(passed, max(0.0, cpu - unread.cpu))",
+        "return passed",
+        "tests/unit/test_wakeups.py",
+    ),
+    Mutant(
+        "a worker that serves is not taken for stuck",
+        "workers/pool/wakeups.py",
+        "if not is_idle or progress != unread.progress:",
+        "if not is_idle:",
+        "tests/unit/test_wakeups.py",
+    ),
+    Mutant(
         "no worker is killed for time in which the master did not run",
         "prefork/master/clock.py",
         "self.lost += overrun",

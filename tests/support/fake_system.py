@@ -13,7 +13,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from prefork.workers.states import ExitStatus, Usage
+from prefork.workers.states import ExitStatus, MainThread, Usage
 from prefork.workers.system import Child
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class FakeProcess:
 
     received: the signals that it was sent, in order.
     status: how it ended, None while it lives. collected: whether its parent has taken the status.
-    has_received_alone: whether it has one thread, which takes signals at once. lingers: whether a
+    has_received_alone: whether it has one thread, which takes signals at once. main_thread: the state
+    of its main thread, None for one that cannot be looked up. lingers: whether a
     SIGKILL ends it only a while later, when it is waited for. exits_on: the signal on which it
     exits with 0.
     """
@@ -41,6 +42,7 @@ class FakeProcess:
     status: ExitStatus | None = None
     collected: bool = False
     has_received_alone: bool = False
+    main_thread: MainThread | None = None
     lingers: bool = False
     exits_on: int | None = None
 
@@ -174,6 +176,10 @@ class FakeSystem:
         """Return what the test says."""
         del number
         return self.processes[child.pid].has_received_alone
+
+    def main_thread(self, child: Child) -> MainThread | None:
+        """Return what the test says."""
+        return self.processes[child.pid].main_thread
 
     def is_init(self) -> bool:
         """Return what the test says."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from prefork.workers import system
-from prefork.workers.states import ExitStatus
+from prefork.workers.states import ExitStatus, MainThread
 from prefork.workers.system import Child, System
 from tests.support.fake_system import FakeSystem
 from tests.support.processes import status_of
@@ -311,5 +311,39 @@ def test_only_a_single_thread_that_has_the_signal_counts(
         system.wait_for_end(child)
         system.collect(child)
         assert not system.has_received_alone(child, signal.SIGUSR1)
+        for fd in (reader, writer, child.pidfd):
+            os.close(fd)
+
+
+@pytest.mark.processes
+def test_state_of_a_main_thread() -> None:
+    """A child that sleeps, computes or is stopped is told apart, with its CPU time; one that has ended has no state."""
+    reader, writer = os.pipe()
+
+    def wait_then_compute(_mask: set[int]) -> NoReturn:
+        os.read(reader, 1)
+        while True:
+            pass
+
+    (child,), _ = system.fork_children([wait_then_compute])
+    assert child is not None
+
+    def thread() -> MainThread:
+        found = system.main_thread(child)
+        assert found is not None
+        return found
+
+    try:
+        wait_until(lambda: thread().state == "S", "it sleeps")
+        os.write(writer, b"!")
+        wait_until(lambda: thread().state == "R", "it computes")
+        wait_until(lambda: thread().cpu > 0.02, "its CPU time grows")
+        system.send(child, signal.SIGSTOP)
+        wait_until(lambda: thread().state == "T", "it is stopped")
+    finally:
+        system.send(child, signal.SIGKILL)
+        system.wait_for_end(child)
+        system.collect(child)
+        assert system.main_thread(child) is None
         for fd in (reader, writer, child.pidfd):
             os.close(fd)

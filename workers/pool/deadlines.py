@@ -1,7 +1,9 @@
 """Deadlines (pure): who is late with its boot, its request or its leaving, and what is done about it.
 
 A worker that is late has its stacks dumped, and is killed a moment later. There are no heartbeats
-that work could starve: an idle worker is fine, and a busy one says since when.
+that work could starve. A busy worker says since when it is busy. An idle worker is left in peace until
+a client waits. The master wakes it then, and a worker that does not read this wake-up is not idle: it
+is stuck (workers/pool/wakeups.py measures the time).
 """
 
 from __future__ import annotations
@@ -18,6 +20,16 @@ DUMP_TIME = 0.25
 
 INSIST_TIME = 0.15
 """Seconds after which a worker that has not answered is asked once more, in a way that needs no bytecode."""
+
+STOPPED_TIME = 2.0
+"""Seconds after which an idle worker that was stopped by a signal and does not read a wake-up is stuck."""
+
+STUCK_TIME = 10.0
+"""The same for a worker that hangs for another reason, where there is no ``request_timeout``.
+
+Between two requests a worker may wait for something that is slow for a while, as in a request. An example is
+a handler of the access log whose reader is being restarted.
+"""
 
 _NEVER = float("inf")
 
@@ -74,8 +86,16 @@ def instants(worker: WorkerView, phase: Phase, settings: Settings) -> Iterator[f
 def _kill_cause(worker: WorkerView, phase: Phase, settings: Settings) -> ExitCause | None:
     if phase is Phase.STOPPING_NOW:
         return None if worker.leave_by is not None else ExitCause(ExitKind.RETIRED)
-    if _request_ends(worker, settings) <= _leaves(worker, settings):
-        return ExitCause(ExitKind.REQUEST_TIMEOUT if worker.ready else ExitKind.BOOT_TIMEOUT)
+    late_for = ExitKind.REQUEST_TIMEOUT if worker.ready else ExitKind.BOOT_TIMEOUT
+    causes = (
+        (_request_ends(worker, settings), ExitCause(late_for)),
+        (_reads(worker, settings), ExitCause(ExitKind.STUCK)),
+        (_leaves(worker, settings), _cause_of_leaving(worker)),
+    )
+    return min(causes, key=lambda one: one[0])[1]
+
+
+def _cause_of_leaving(worker: WorkerView) -> ExitCause | None:
     return None if worker.leave_by is not None else ExitCause(ExitKind.EXITED)
 
 
@@ -83,7 +103,7 @@ def _patience_ends(worker: WorkerView, phase: Phase, settings: Settings) -> floa
     """Return the instant from which a worker is first dumped, then killed."""
     if phase is Phase.STOPPING_NOW:
         return -_NEVER
-    return min(_leaves(worker, settings), _request_ends(worker, settings))
+    return min(_leaves(worker, settings), _request_ends(worker, settings), _reads(worker, settings))
 
 
 def _leaves(worker: WorkerView, settings: Settings) -> float:
@@ -104,6 +124,15 @@ def _request_ends(worker: WorkerView, settings: Settings) -> float:
     if worker.busy_since is None or settings.request_timeout is None:
         return _NEVER
     return worker.busy_since + settings.request_timeout + worker.extension
+
+
+def _reads(worker: WorkerView, settings: Settings) -> float:
+    """Return the deadline for an idle worker to read the master's wake-up."""
+    if worker.unread_since is None:
+        return _NEVER
+    if worker.stopped:
+        return worker.unread_since + STOPPED_TIME
+    return worker.unread_since + max(STOPPED_TIME, settings.request_timeout or STUCK_TIME)
 
 
 def _dumped_at(worker: WorkerView, patience: float) -> float | None:

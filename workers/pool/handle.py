@@ -52,6 +52,22 @@ class Dump(msgspec.Struct):
     kill_follows: bool = False
 
 
+class Unread(msgspec.Struct):
+    """A wake-up that the worker has not read yet; workers/pool/wakeups.py has the procedure.
+
+    since: when the worker was woken, moved forward by all time that does not count against the worker.
+    looked_at: until when time has been judged. progress: the words of the scoreboard that change with each
+    request. cpu: the CPU time that the worker had used by ``looked_at``; None where that is unknown. stopped:
+    whether the worker was stopped by a signal then.
+    """
+
+    since: float
+    looked_at: float
+    progress: tuple[int, int]
+    cpu: float | None = None
+    stopped: bool = False
+
+
 class Handle(msgspec.Struct):
     """One live worker, as the master knows it.
 
@@ -67,6 +83,7 @@ class Handle(msgspec.Struct):
     asked_for, leave_by: why the master asked the worker to leave, and its deadline for that.
     killed_for: why the master killed the worker.
     leaving_since: when the master saw that the worker leaves without having been asked.
+    unread: the wake-up that the worker has not read yet; None while there is none.
     """
 
     info: WorkerInfo
@@ -86,6 +103,7 @@ class Handle(msgspec.Struct):
     killed_for: ExitCause | None = None
     leaving_since: float | None = None
     dump: Dump = msgspec.field(default_factory=Dump)
+    unread: Unread | None = None
 
     def __str__(self) -> str:
         return str(self.info)
@@ -153,6 +171,7 @@ class Handle(msgspec.Struct):
         self.note_leaving(board, now)
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
         recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)
+        unread = self.unread
         return WorkerView(
             slot=slot,
             ready=self.is_ready,
@@ -164,6 +183,8 @@ class Handle(msgspec.Struct):
             extension=self._extension(board),
             recycle_request=recycle_request if recycle_request in _RECYCLE_REASONS else None,
             spread=self.spread,
+            unread_since=None if unread is None else unread.since,
+            stopped=unread is not None and unread.stopped,
             dumped_at=self.dump.dumped_at,
             slow_noted=self.slow_noted,
             killed=self.killed_for is not None,

@@ -19,6 +19,7 @@ from prefork.workers.pool.handle import Handle
 from prefork.workers.pool.oom import OomAttribution
 from prefork.workers.pool.table import PoolState, Table
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
+from prefork.workers.pool.wakeups import Wakeups
 from prefork.workers.scoreboard import LAYOUT, PoolField, SlotField
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.states import ExitCause, ExitKind, StartReason
@@ -32,7 +33,7 @@ class Pool:
 
     Every method runs in the master, in the thread that serves. What the pool knows stands in
     ``table`` (who is in which slot), ``failures`` (what went wrong lately) and ``board`` (what
-    other processes may read). ``dumps`` and ``deaths`` do their part of the work.
+    other processes may read). ``dumps``, ``wakeups`` and ``deaths`` do their part of the work.
 
     spec: what each worker is made from. previous: the pool of an earlier image to go on with.
     system: what forks, signals and collects.
@@ -59,6 +60,7 @@ class Pool:
         if previous is not None:
             self._take_over(previous)
         self.dumps = Dumps(self.table, self.board, system)
+        self.wakeups = Wakeups(self.table, self.board, system)
         self.deaths = Deaths(
             self.table,
             self._descriptors,
@@ -128,7 +130,7 @@ class Pool:
         for slot in plan.slow:
             self.dumps.ask_slow(self.table[slot], now)
         for slot in plan.poke:
-            self.table[slot].pipes.wake()
+            self.wakeups.wake(self.table[slot], now)
         for retirement in plan.retire:
             self._retire(retirement)
         if plan.starts:

@@ -31,6 +31,10 @@ class WorkerView(msgspec.Struct, frozen=True):
     """The limit that it says it has reached: ``max_requests`` or ``max_memory``."""
     spread: float = 0.0
     """0 to 1: its share of ``jitter``, so that not all reach their limits at once."""
+    unread_since: float | None = None
+    """Since when it has left a wake-up unread although it was idle and could have run."""
+    stopped: bool = False
+    """Whether it was stopped by a signal (SIGSTOP) when it was last looked at for that."""
     dumped_at: float | None = None
     slow_noted: bool = False
     """Whether its request was reported as slow already."""
