@@ -409,12 +409,12 @@ def _flush_before_fork() -> None:
     # What is still buffered would be written once more by every child.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
-            if _takes_more(stream.fileno()):
+            if takes_more(stream.fileno()):
                 stream.flush()
 
 
-def _takes_more(fd: int) -> bool:
-    # A full pipe without a reader must not stop the master.
+def takes_more(fd: int) -> bool:
+    """Return whether a write would not wait: a full pipe without a reader must not stop the master."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))

@@ -19,6 +19,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def text_of(value: object) -> str:
+    """Return ``str(value)``, or words with the name of its type where the value's own method raises."""
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001 - code of the program
+        return f"{type(value).__name__} (which cannot be shown: {type(error).__name__})"
+
+
 def escaped(text: str, longest: int = LONGEST) -> str:
     """Return ``printable(text)``, cut to ``longest`` characters; an ellipsis then marks the cut."""
     shown = printable(text[: longest + 1])

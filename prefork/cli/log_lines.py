@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from prefork.workers.text import escaped, printable
+from prefork.workers.log import traceback_of
+from prefork.workers.text import escaped, printable, text_of
 
 LONGEST: Final = 65_536
 """The most bytes of one record where every write is a whole one, as in a regular file."""
@@ -39,7 +39,8 @@ class _Entry(msgspec.Struct, frozen=True):
         # lines after the first one are taken as a report.
         reports = [getattr(record, "report", None) or more]
         if record.exc_info:
-            reports.append("".join(traceback.format_exception(*record.exc_info)))
+            error = record.exc_info[1]
+            reports.append("" if error is None else traceback_of(error))
         elif record.exc_text:  # a record that came through a queue
             reports.append(record.exc_text)
         if record.stack_info:
@@ -74,7 +75,8 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - a wrong format string of the application, or a __str__ that raises
-        return f"log record of {record.pathname}:{record.lineno} cannot be formatted: {record.msg!r:.200}"
+        what = repr(record.msg) if isinstance(record.msg, str) else text_of(record.msg)
+        return f"log record of {record.pathname}:{record.lineno} cannot be formatted: {what:.200}"
 
 
 def _shortened(report: str, size: int) -> str:
@@ -185,7 +187,7 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 def _json_value(value: object) -> object:
     if value is None or isinstance(value, (bool, int)):
         return value
-    return round(value, 6) if isinstance(value, float) else escaped(str(value))
+    return round(value, 6) if isinstance(value, float) else escaped(text_of(value))
 
 
 FORMATTERS: Final[dict[str, type[TextFormatter | JsonFormatter]]] = {

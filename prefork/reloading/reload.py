@@ -148,8 +148,7 @@ class Reload:
         """Become the new code. Returns only if that is impossible."""
         self._pool.call_hook("on_reload")
         try:
-            for handler in log.logger.handlers:
-                handler.flush()
+            log.flush()
             hand_over(self._state_to_hand_over())
         except HandoverError as error:
             self._fail(str(error))

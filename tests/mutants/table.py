@@ -667,6 +667,30 @@ TRUST = (
     ),
 )
 
+LOG = (
+    Mutant(
+        "logging that raises reaches no caller",
+        "workers/log.py",
+        '        problem = f"\\n    (logging has failed: {type(error).__name__})"\n',
+        "        raise\n",
+        "tests/unit/test_log.py tests/live/test_reporting.py",
+    ),
+    Mutant(
+        "a warning that no handler shows goes to standard error",
+        "workers/log.py",
+        "    if target.disabled:\n        return False\n",
+        "",
+        "tests/unit/test_log.py tests/live/test_reporting.py",
+    ),
+    Mutant(
+        "a report steers no terminal",
+        "workers/log.py",
+        "[printable(line) for line in _bounded(report.rstrip()).splitlines()]",
+        "_bounded(report.rstrip()).splitlines()",
+        "tests/unit/test_log.py",
+    ),
+)
+
 PYTHON_PROCESS = (
     Mutant(
         "a worker that leaves unasked is ended at graceful_timeout",
@@ -719,5 +743,6 @@ MUTANTS = (
     *TOTALS,
     *RELOAD,
     *TRUST,
+    *LOG,
     *PYTHON_PROCESS,
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -125,6 +128,155 @@ def test_one_event_is_one_line(caught: Caught, facts: dict[str, object]) -> None
     assert text.isprintable()
     assert all(f" {key}=" in text for key in facts)
     assert caught.records[-1].facts == {"subject": "master", "event": "did", **facts}  # type: ignore[attr-defined]
+
+
+# --- reporting never ends what it reports on
+
+
+class RudeError(Exception):
+    """An exception that cannot be shown as text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class UntouchableError(Exception):
+    """An exception whose attributes raise, too."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in {"__cause__", "__notes__", "errno"}:
+            raise RuntimeError("hands off")
+        return super().__getattribute__(name)
+
+
+class Raising(logging.Handler):
+    """Raises from where logging lets an exception through: a filter, or handle() itself."""
+
+    def __init__(self, *, by_filter: bool) -> None:
+        super().__init__()
+        if by_filter:
+            self.addFilter(self._refuse)
+        else:
+            self.handle = self._refuse  # type: ignore[method-assign, assignment]
+
+    def _refuse(self, record: logging.LogRecord) -> bool:
+        raise TypeError("no such key")
+
+
+@contextlib.contextmanager
+def logging_with(*handlers: logging.Handler, **attributes: object) -> Iterator[None]:
+    """Exchange the handlers and attributes of the logger for a moment; no other logger gets its records."""
+    logger = log.logger
+    before = {name: getattr(logger, name) for name in ("handlers", "propagate", *attributes)}
+    logger.__dict__.update({"handlers": [*handlers], "propagate": False, **attributes})
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logger.__dict__.update(before)
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
+
+
+def errors_only() -> logging.Handler:
+    """Return a handler that takes errors and nothing below."""
+    handler = Caught()
+    handler.setLevel(logging.ERROR)
+    return handler
+
+
+@pytest.mark.parametrize("by_filter", [True, False])
+def test_program_whose_logging_raises(capsys: pytest.CaptureFixture[str], by_filter: bool) -> None:
+    """An exception of a filter or handler reaches no caller, and the warning reaches standard error."""
+    with logging_with(Raising(by_filter=by_filter)):
+        log.event(logging.INFO, "master", "started")
+        log.event(logging.WARNING, "master", "has reached max_children")
+    assert capsys.readouterr().err == (
+        "master has reached max_children\n    (logging has failed: TypeError)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shown", "handlers", "attributes"),
+    [
+        pytest.param(True, [Caught()], {"disabled": True}, id="disabled by dictConfig()"),
+        pytest.param(True, [errors_only()], {}, id="no handler for warnings"),
+        pytest.param(True, [], {}, id="no handler at all"),
+        pytest.param(False, [Caught()], {}, id="a handler takes it"),
+        pytest.param(False, [logging.NullHandler()], {}, id="silenced by a NullHandler"),
+        pytest.param(False, [Caught()], {"level": logging.CRITICAL}, id="silenced by the level"),
+        pytest.param(False, [Caught()], {"disabled": True, "level": logging.CRITICAL}, id="both"),
+    ],
+)
+def test_warning_that_no_handler_shows_goes_to_standard_error(
+    capsys: pytest.CaptureFixture[str],
+    shown: bool,
+    handlers: list[logging.Handler],
+    attributes: dict[str, object],
+) -> None:
+    """Only the program's own decision hides a warning; an information is hidden by anything."""
+    with logging_with(*handlers, **attributes):
+        log.event(logging.INFO, "master", "started")
+        log.event(logging.WARNING, "master", "did")
+    assert capsys.readouterr().err == ("master did\n" if shown else "")
+
+
+def test_logging_disabled_as_a_whole_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """After logging.disable() nothing goes to standard error, although the logger is disabled, too."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with logging_with(disabled=True):
+            log.event(logging.ERROR, "master", "did")
+    finally:
+        logging.disable(logging.NOTSET)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [RudeError(), UntouchableError("x")])
+def test_exception_that_cannot_be_shown(caught: Caught, error: Exception) -> None:
+    """An exception whose own methods raise is logged by its type, as a report and as a fact."""
+    log.failure(logging.ERROR, "worker", "failed", error, why=error)
+    text = caught.records[-1].getMessage()
+    assert text.startswith("worker failed why=")
+    assert text.count(type(error).__name__) >= 1
+
+
+def test_report_steers_no_terminal(caught: Caught) -> None:
+    """Neither the text nor record.report has a character that a terminal obeys; lines stay lines."""
+    log.event(logging.ERROR, "worker", "failed", report="one\n\x1b[2Jtwo\r\nthree\u2028four\udcff")
+    record = caught.records[-1]
+    assert record.getMessage() == (
+        "worker failed\n    one\n    \\x1b[2Jtwo\n    three\n    four\\udcff"
+    )
+    assert record.report == "one\n\\x1b[2Jtwo\nthree\nfour\\udcff"  # type: ignore[attr-defined]
+
+
+def test_report_is_bounded(caught: Caught) -> None:
+    """Of a report of megabytes the beginning and the end are logged."""
+    log.event(logging.ERROR, "worker", "failed", report="first " + "m" * 5_000_000 + " last")
+    text = caught.records[-1].getMessage()
+    assert len(text) < log.LONGEST_REPORT + 200
+    assert "    first m" in text
+    assert text.endswith("m last")
+    assert "characters left out" in text
+
+
+@pytest.mark.parametrize("stream", ["none", "closed", "full"])
+def test_standard_error_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, stream: str) -> None:
+    """Without a standard error, and with one that nothing reads, the record is lost and nothing waits."""
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w", encoding="utf-8") as pipe:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while stream == "full":
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+        if stream == "closed":
+            pipe.close()
+        monkeypatch.setattr(sys, "stderr", None if stream == "none" else pipe)
+        with logging_with(disabled=True):
+            log.event(logging.ERROR, "master", "did")
 
 
 def test_cut_facts_say_so(caught: Caught) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from prefork.workers import log
 from prefork.workers.listener import Listener
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import Outcome, SlotWriter
@@ -68,7 +69,7 @@ class AccessLog:
             **self._worker,
             "listener": str(listener),
         }
-        logger.info("%s", self._line(facts), extra={"facts": facts})
+        log.emit(logger, logging.INFO, self._line(facts), {"facts": facts})
 
 
 def _text_line(facts: dict[str, Any]) -> str:

@@ -36,7 +36,6 @@ import logging
 import operator
 import os
 import signal
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -232,7 +231,7 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
 
 
 def _leave_last_words(report: int, error: BaseException) -> None:
-    words = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
+    words = log.traceback_of(error).encode("utf-8", "backslashreplace")
     # The zero ends the words: behind it there may be the rest of a longer dump.
     with contextlib.suppress(OSError):
         os.pwrite(report, words[1 - REPORT_BYTES :] + b"\0", 0)
