@@ -196,3 +196,17 @@ def test_worker_that_reads_between_dump_and_kill_lives() -> None:
 
     stage.run(play())
     stage.close()
+
+
+def test_verdict_stands_while_a_dump_is_under_way(stage: StagedPool) -> None:
+    """Between dump and kill no time is judged, so that the deadline does not move and no second dump is asked for."""
+    is_in(stage, 0, "T")
+    stage.apply(poke=(0,))
+    for _ in range(6):
+        look(stage)
+    stage.apply(dump=(0,))
+    late = unread_for(stage, 0)
+    is_in(stage, 0, "D")
+    look(stage, DUMP_TIME)
+    assert late is not None
+    assert unread_for(stage, 0) == pytest.approx(late + DUMP_TIME)

@@ -60,7 +60,9 @@ class Wakeups:
         is_idle = self._board.state(handle.slot) is WorkerState.IDLE
         if not is_idle or progress != unread.progress:
             return Unread(now, now, progress)
-        if now - unread.since >= FIRST_LOOK:
+        # While a dump before a kill is under way, the verdict stands: a deadline that moved once more would
+        # have the stacks asked for again, over those that are being written.
+        if now - unread.since >= FIRST_LOOK and not handle.dump.kill_follows:
             judge(unread, self._system.main_thread(handle.child), now)
         return unread
 
