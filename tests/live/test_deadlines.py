@@ -64,6 +64,92 @@ def test_hung_request_ends_with_its_worker(start: Callable[..., Program], how: s
     sys.stdout.write(f"request_timeout {TIMEOUT} s: hung up on after {seconds:.2f} s\n")
 
 
+TAKING = {
+    "blocks in get_request()": """
+class Server(prefork.PreForkingTCPServer):
+    def get_request(self):
+        sock, address = super().get_request()
+        if sock.recv(1, socket.MSG_PEEK) == b"H":
+            HANG
+        return sock, address
+""",
+    "in front of threads": """
+class Server(prefork.PreForkingMixIn, socketserver.ThreadingTCPServer):
+    def get_request(self):
+        sock, address = super().get_request()
+        if sock.recv(1, socket.MSG_PEEK) == b"H":
+            HANG
+        return sock, address
+""",
+    "in the accept() of a wrapped socket": """
+class Wrapped(socket.socket):
+    def accept(self):
+        sock, address = super().accept()
+        if sock.recv(1, socket.MSG_PEEK) == b"H":
+            HANG
+        return sock, address
+
+class Server(prefork.PreForkingTCPServer):
+    def server_activate(self):
+        super().server_activate()
+        self.socket = Wrapped(fileno=self.socket.detach())
+""",
+}
+"""Server classes that hang for a client whose first letter is H, before the request is theirs."""
+
+
+@pytest.mark.parametrize("access_log", ["off", "text"])
+@pytest.mark.parametrize("how", TAKING)
+def test_take_that_hangs_ends_with_its_worker(
+    start: Callable[..., Program], how: str, access_log: str
+) -> None:
+    """A worker that hangs in get_request() is killed at request_timeout, and counted as a request that timed out."""
+    server = TAKING[how].replace("HANG", "time.sleep(1000)")
+    program = start(
+        f"from tests.support.app import *\nimport prefork, socketserver\n{server}\n"
+        f"serve(Run, Server, workers=1, request_timeout={TIMEOUT}, access_log={access_log!r})\n"
+    )
+    address = program.address()
+    for _ in range(3):
+        assert ask(address, "1 + 1").endswith(" 2")
+    with connect(address) as client:
+        took = Stopwatch()
+        send_line(client, "H")
+        assert read_to_the_end(client) == ""
+        assert TIMEOUT <= took.seconds < TIMEOUT + 1.5
+    assert ask(address, "1 + 1").endswith(" 2")
+    program.wait_logged("exited cause=request_timeout")
+    assert "in get_request" in program.log or "in accept" in program.log
+    with board_of(program.pid) as board:
+        snapshot = board.snapshot()
+        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == 1
+
+
+def test_time_in_get_request_counts_as_part_of_the_request(start: Callable[..., Program]) -> None:
+    """The deadline counts from the beginning of get_request(), so that the two together take no longer."""
+    program = start(
+        """
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            def get_request(self):
+                taken = super().get_request()
+                time.sleep(1.0)
+                return taken
+
+        serve(Run, Server, workers=1, request_timeout=1.6)
+        """
+    )
+    address = program.address()
+    assert ask(address, "1 + 1").endswith(" 2")
+    with connect(address) as client:
+        took = Stopwatch()
+        send_line(client, "time.sleep(1000)")
+        assert read_to_the_end(client) == ""
+        assert 1.6 <= took.seconds < 2.5
+
+
 def test_stopped_worker_is_replaced_at_its_deadline(start: Callable[..., Program]) -> None:
     """A worker that is stopped while it serves is killed at request_timeout; the others never notice."""
     program = start(serving("Run", workers=2, request_timeout=TIMEOUT))

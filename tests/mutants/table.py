@@ -195,6 +195,20 @@ DEADLINES = (
         "tests/unit/test_deadlines.py tests/unit/test_policy.py",
     ),
     Mutant(
+        "a worker that hangs in get_request() is under request_timeout",
+        "workers/worker/lanes.py",
+        "if source.may_hang:",
+        "if False:",
+        "tests/live/test_deadlines.py -k take_that_hangs",
+    ),
+    Mutant(
+        "the time in get_request() is part of the request's time",
+        "workers/pool/handle.py",
+        "is_same = 0 < request_ns < self.request_ns",
+        "is_same = False",
+        "tests/unit/test_pool.py",
+    ),
+    Mutant(
         "an idle worker that does not read a wake-up is killed",
         "workers/pool/deadlines.py",
         "return worker.unread_since + STOPPED_TIME",

@@ -21,7 +21,7 @@ from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Kill, Retirement
 from prefork.workers.scoreboard import PoolField, SlotField
-from prefork.workers.slot_writer import Outcome
+from prefork.workers.slot_writer import REQUEST_NS, Outcome
 from prefork.workers.states import (
     ExitCause,
     ExitKind,
@@ -610,6 +610,17 @@ def test_slow_request_is_dumped_and_goes_on(
     assert stage.handle(0).dump.dumped_at is None
     assert stage.pool.board.pool(PoolField.SLOW_REQUESTS) == 1
     assert stage.pool.board.word(0, SlotField.SLOW) == 1
+
+
+def test_take_that_becomes_a_request_keeps_its_time(stage: StagedPool) -> None:
+    """A beginning that moves back is the same request, with its deadline; a later one is another request."""
+    stage.ready(1)
+    handle, board = stage.handle(0), stage.pool.board
+    with pen(stage.pool, 0) as writer:
+        for number, (begun, since) in enumerate([(900, 0), (890, 0), (950, 2), (0, None), (20, 4)]):
+            writer.words[REQUEST_NS] = begun
+            busy_since = handle.view(board, stage.now + number, 1000).busy_since
+            assert busy_since == (None if since is None else pytest.approx(stage.now + since))
 
 
 def test_dump_that_is_under_way_is_asked_for_anew(stage: StagedPool) -> None:

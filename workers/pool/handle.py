@@ -194,13 +194,21 @@ class Handle(msgspec.Struct):
 
     def _note_request(self, request_ns: int, now: float, now_ns: int) -> None:
         if request_ns != self.request_ns:
-            self.request_ns, self.slow_noted, self.busy_since = request_ns, False, None
-            if request_ns:
-                # The request began after the previous look. Time in which the master did not run
-                # does not count, nor an earlier beginning that a worker may claim.
-                age = min(max(0.0, (now_ns - request_ns) / 1e9), now - self.seen_at)
-                self.busy_since = now - age
+            # A request that begins later is another one. Where the beginning moves back, the worker was
+            # taking this request before (accounting.watched_take()), and the time goes on.
+            is_same = 0 < request_ns < self.request_ns
+            self.request_ns = request_ns
+            if not is_same:
+                self._begin_request(now, now_ns)
         self.seen_at = now
+
+    def _begin_request(self, now: float, now_ns: int) -> None:
+        self.slow_noted, self.busy_since = False, None
+        if self.request_ns:
+            # The request began after the previous look. Time in which the master did not run does not
+            # count, nor an earlier beginning that a worker may claim.
+            age = min(max(0.0, (now_ns - self.request_ns) / 1e9), now - self.seen_at)
+            self.busy_since = now - age
 
     def _extension(self, board: Scoreboard) -> float:
         slot = self.slot

@@ -21,10 +21,13 @@ from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.access import LogRequest
-from prefork.workers.worker.source import Source
+from prefork.workers.worker.source import Source, Take
 
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
+
+_TAKE = -1
+"""The key of a take that is under way among the requests in hand; theirs are ids of objects."""
 
 BecameBusy = Callable[[], None]
 """Called when a request was taken for which the worker had been waiting."""
@@ -32,6 +35,9 @@ BecameBusy = Callable[[], None]
 
 class Account(Protocol):
     """Hears of each request of a worker, and publishes what the scoreboard shows of it."""
+
+    def watched(self, take: Take) -> Take:
+        """Return a take that counts as a request while it runs, because it may hang."""
 
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
         """Note that a request was taken from the kernel. since: when, in monotonic nanoseconds."""
@@ -85,6 +91,26 @@ def busy_call(
     return became_busy
 
 
+def watched_take(take: Take, writer: SlotWriter) -> Take:
+    """Return a take that shows as a request in hand while it runs, for a worker without threads.
+
+    The deadline ``request_timeout`` then holds for what a class does in its ``get_request()``. A take that
+    succeeds leaves the word for the lane, which writes it next. The lane's instant is a little earlier, because
+    the lane read the clock before this take began. The master takes both for one request, for the beginning of
+    a request never moves back otherwise (``Handle.view()``).
+    """
+
+    def watched() -> tuple[Any, Any]:
+        writer.words[REQUEST_NS] = monotonic_ns()
+        try:
+            return take()
+        except BaseException:
+            writer.words[REQUEST_NS] = 0
+            raise
+
+    return watched
+
+
 class OneAtATime:
     """The one request that a worker without threads has in hand."""
 
@@ -101,6 +127,10 @@ class OneAtATime:
         self._source: Any = None
         self._address: Any = None
         self._waited: int | None = None
+
+    def watched(self, take: Take) -> Take:
+        """Do as ``Account.watched()`` says."""
+        return watched_take(take, self._writer)
 
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:  # noqa: ARG002
         """Do as ``Account.taken()`` says."""
@@ -202,6 +232,22 @@ class Overlapping:
         of the request in hand would wait for it for ever.
         """
         self._changed = threading.Condition()
+
+    def watched(self, take: Take) -> Take:
+        """Do as ``Account.watched()`` says."""
+
+        def watched() -> tuple[Any, Any]:
+            with self._changed:
+                self._since[_TAKE] = monotonic_ns()
+                self._publish()
+            try:
+                return take()
+            finally:
+                with self._changed:
+                    self._since.pop(_TAKE, None)
+                    self._publish()
+
+        return watched
 
     def taken(self, request: Any, since: int, address: Any, source: Source) -> None:
         """Do as ``Account.taken()`` says."""

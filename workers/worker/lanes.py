@@ -35,8 +35,8 @@ from typing import Any
 
 from prefork.workers import log
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
-from prefork.workers.worker.accounting import Account
-from prefork.workers.worker.source import Source
+from prefork.workers.worker.accounting import Account, watched_take
+from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.takes import Takes
 from prefork.workers.worker.turn import Turn
 
@@ -85,6 +85,8 @@ class Lane:
         self._writer = common.writer
         self._turn = common.turn
         self._takes = common.takes
+        if source.may_hang:
+            self._take = self._watched(source.take)
 
     def serve(self, now: int, until: int) -> int:
         """Serve one request, and go on with what is queued until an instant; return when that ended.
@@ -95,6 +97,10 @@ class Lane:
         worker: an exception of the handler that is no Exception, or the loss of the listening socket.
         """
         raise NotImplementedError
+
+    def _watched(self, take: Take) -> Take:
+        """Return a take that is under the deadline of a request."""
+        return watched_take(take, self._common.writer)
 
     def _settle(self, request: Any, address: Any) -> None:
         """End a request whose handler raised; called within the ``except`` clause, so that handle_error() sees it.
@@ -167,8 +173,11 @@ class Accounted(Lane):
     """As ``OneByOne``, with an account that is called for each request and keeps the books."""
 
     def __init__(self, source: Source, common: Common, account: Account) -> None:
-        super().__init__(source, common)
         self._account = account
+        super().__init__(source, common)
+
+    def _watched(self, take: Take) -> Take:
+        return self._account.watched(take)
 
     def serve(self, now: int, until: int) -> int:
         """Serve as ``Lane.serve()`` says."""

@@ -30,6 +30,8 @@ class Source:
 
     take: returns the next request and its client's address. Raises what ``get_request()`` raises;
     BlockingIOError usually means that another worker was faster.
+    may_hang: whether ``take`` runs code that is not prefork's own, which may not return: a ``get_request()``
+    that the class overrides, or a socket that does more in ``accept()``, such as a TLS handshake.
     verify: ``verify_request()``; None where that is the standard one, which accepts every request.
     process: does what ``process_request()`` does, called with a request and its client's address.
     datagrams: what to receive from in rounds, because to handle a request is to call the handler
@@ -71,6 +73,7 @@ class Source:
         measured = self._sample_every and self._tells_waits()
         self.waits = QueueWaits(self._writer) if measured else None
         datagrams = self._datagrams_of(server)
+        self.may_hang = datagrams is None and not self._accepts_plainly()
         self.take = datagrams.take if datagrams is not None else self._stream_or_other_take()
         everybody = _has(server, "verify_request", BaseServer)
         self.verify = None if everybody else server.verify_request
@@ -121,10 +124,16 @@ class Source:
             return Datagrams(server, self._writer)
         return MeasuredDatagrams(server, self._writer, self.waits, self._sample_every)
 
+    def _accepts_plainly(self) -> bool:
+        stream = self.listener.kind is Kind.STREAM and type(self._socket) is socket.socket
+        return stream and _has(self.server, "get_request", TCPServer)
+
     def _stream_or_other_take(self) -> Take:
         if self.listener.kind is not Kind.STREAM or self._socket is None:
             return _take_when_ready(self.server, self.listener)
-        take = _stream_take(self.server, self._socket, self.listener)
+        plain = self._accepts_plainly()
+        accept = _plain_accept(self._socket, self.listener) if plain else self.server.get_request
+        take = _stream_take(self._socket, accept)
         if self.waits is not None:
             take = _measured_take(take, self.waits, self._sample_every)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
@@ -133,9 +142,7 @@ class Source:
 # --- how a request is taken
 
 
-def _stream_take(server: BaseServer, sock: socket.socket, listener: Listener) -> Take:
-    plain = _has(server, "get_request", TCPServer) and type(sock) is socket.socket
-    accept: Take = _plain_accept(sock, listener) if plain else server.get_request
+def _stream_take(sock: socket.socket, accept: Take) -> Take:
     timeout, set_blocking = sock.gettimeout, sock.setblocking
 
     def take() -> tuple[Any, Any]:
