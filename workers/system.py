@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
+from prefork.workers import forks
 from prefork.workers.states import ExitStatus, MainThread, Usage
 
 _PR_GET_CHILD_SUBREAPER = 37
@@ -96,6 +97,10 @@ def fork_children(
     place, and the OSError for which one is missing: the kernel refused a process or a descriptor.
     After a refused process the rest is not tried.
 
+    No child runs before this process holds its pidfd: a child without one could not be supervised,
+    and would have to be killed, perhaps with a client in hand. So each child waits at a gate, and
+    enters when all that can be held are held. One that cannot be held is killed there.
+
     All children are forked in one go, and what they need is prepared before the first fork. After a
     fork, master and child share every page of memory until one of them writes to it; then the
     kernel copies the page. Whatever the master does between two forks - log a line, open a pidfd,
@@ -109,27 +114,87 @@ def fork_children(
     all that the children were to be made of.
     """
     _flush_before_fork()
+    try:
+        gate = _Gate()
+    except OSError as error:
+        return [None] * len(runs), error.with_traceback(None)
+    with contextlib.closing(gate):
+        pids, failure = _fork_all(runs, gate)
+        children: list[Child | None] = [None] * len(runs)
+        for number, pid in enumerate(pids):
+            try:
+                children[number] = hold_child(pid)
+            except OSError as error:
+                failure = error.with_traceback(None)
+        gate.let_in(sum(child is not None for child in children))
+    return children, failure
+
+
+def _fork_all(
+    runs: Sequence[Callable[[set[int]], NoReturn]], gate: _Gate
+) -> tuple[list[int], OSError | None]:
+    """Fork the children, which wait at the gate; return their pids, and the error of the last."""
     pids: list[int] = []
-    failure: OSError | None = None
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
     _silence_fork_warning()
     try:
         for run in runs:
             pid = os.fork()
             if pid == 0:
-                _run_to_the_end(run, mask)
+                _run_to_the_end(run, mask, gate)
             pids.append(pid)
     except OSError as error:
-        failure = error.with_traceback(None)
+        return pids, error.with_traceback(None)
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-    children: list[Child | None] = [None] * len(runs)
-    for number, pid in enumerate(pids):
-        try:
-            children[number] = hold_child(pid)
-        except OSError as error:
-            failure = error.with_traceback(None)
-    return children, failure
+    return pids, None
+
+
+class _Gate:
+    """Where children that were just forked wait until this process holds them: a pipe.
+
+    Each child that may run gets one byte. The end of the pipe means that this process has ended
+    before that; then the child ends, too. No child has the write end, whoever has forked it, so the
+    end is not hidden. A child that has no byte to expect is killed before the first byte is
+    written, so no other child goes without.
+
+    A pidfd from the fork itself (CLONE_PIDFD) would need no gate. But ``os.fork()`` does not offer
+    it. A ``clone()`` by way of ctypes would pass over what Python and the C library do around a
+    fork: renew their locks, forget the other threads, call the functions that were registered for
+    it. Such a child cannot run Python.
+
+    To open each pidfd just after its fork, and let that child in at once, would gain nothing: the
+    start of 40 workers took as long when it was measured.
+    """
+
+    def __init__(self) -> None:
+        with forks.lock:
+            self._read, self._write = os.pipe2(os.O_CLOEXEC)
+            self._on_list = forks.add(self._close_write_end, in_others=self._close_read_end)
+
+    def _close_write_end(self) -> None:
+        os.close(self._write)
+
+    def _close_read_end(self, _servers: Collection[object]) -> None:
+        os.close(self._read)
+
+    def let_in(self, count: int) -> None:
+        """Let this many children run (parent). The pipe has room for the bytes of all."""
+        os.write(self._write, bytes(count))
+
+    def enter(self) -> bool:
+        """Wait to be let in; return whether that was before the parent's end (child)."""
+        may_run = os.read(self._read, 1) != b""
+        os.close(self._read)
+        forks.remove(self._on_list)
+        return may_run
+
+    def close(self) -> None:
+        """Close the gate (parent). A child that still waits there ends."""
+        with forks.lock:
+            forks.remove(self._on_list)
+            os.close(self._read)
+            os.close(self._write)
 
 
 def _silence_fork_warning() -> None:
@@ -148,10 +213,11 @@ def _silence_fork_warning() -> None:
         )
 
 
-def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int]) -> NoReturn:
+def _run_to_the_end(run: Callable[[set[int]], NoReturn], mask: set[int], gate: _Gate) -> NoReturn:
     # Whatever happens, a child must not return into the program's stack below this frame.
     try:
-        run(mask)
+        if gate.enter():
+            run(mask)
     finally:
         os._exit(1)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.workers.scoreboard import PoolField
+from tests.support.board import board_of
 from tests.support.clients import (
     ask,
     ask_datagram,
@@ -280,6 +282,42 @@ def test_master_without_descriptors_waits_and_recovers(start: Callable[..., Prog
     assert cpu_share(program.pid, 0.3) < SPINNING
     limit_descriptors(program.pid, 1024)
     program.wait_workers(3, ceiling=3)
+    assert program.stop() == 0
+
+
+@needs_strace
+def test_worker_that_cannot_be_held_never_runs(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """Workers for which the master has no descriptor run no hook, take no client, and are counted and logged."""
+    program = start("""
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = 4
+            max_children = 4
+            def worker_init(self, worker):
+                tell("init", worker.pid)
+
+        serve(Echo, Server)
+    """)
+    address = program.address()
+    retired = program.wait_workers(4)
+    with Load(address, clients=4) as load:
+        with injected(program.pid, "pidfd_open:error=EMFILE", log=tmp_path / "strace"):
+            for pid in retired:
+                os.kill(pid, signal.SIGTERM)
+            program.wait_logged("fork failed, retrying")
+            with board_of(program.pid) as board:
+                wait_until(lambda: board.pool(PoolField.SPAWN_FAILURES) > 1, "more failures")
+        program.wait_logged("fork succeeded again")
+        wait_until(lambda: len(program.workers() - retired) == 4, "a whole pool")
+        answered = load.answered
+        wait_until(lambda: load.answered > answered + 50, "they serve")
+    assert load.lost == {}
+    spawned = {int(line.split("pid=")[1].split()[0]) for line in program.logged(" spawned ")}
+    assert set(program.all_told("init")) == spawned
     assert program.stop() == 0
 
 

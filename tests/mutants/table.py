@@ -308,8 +308,8 @@ DEATHS = (
     Mutant(
         "what was printed before a fork is printed once",
         "workers/system.py",
-        "    _flush_before_fork()\n    pids",
-        "    pids",
+        "    _flush_before_fork()\n    try",
+        "    try",
         "tests/compat/test_output.py",
     ),
     Mutant(
@@ -651,6 +651,13 @@ RELOAD = (
 )
 
 TRUST = (
+    Mutant(
+        "a worker that the master cannot supervise never runs",
+        "workers/system.py",
+        "        if gate.enter():\n",
+        "        if True:\n",
+        "tests/unit/test_system.py",
+    ),
     Mutant(
         "what a worker writes to the pipe that wakes the master is no signal",
         "prefork/master/wakeup.py",

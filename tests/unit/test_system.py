@@ -18,8 +18,8 @@ from prefork.workers import system
 from prefork.workers.states import ExitStatus, MainThread
 from prefork.workers.system import Child, System
 from tests.support.fake_system import FakeSystem
-from tests.support.processes import status_of
-from tests.support.waiting import wait_until
+from tests.support.processes import children_of, status_of
+from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -347,3 +347,100 @@ def test_state_of_a_main_thread() -> None:
         assert system.main_thread(child) is None
         for fd in (reader, writer, child.pidfd):
             os.close(fd)
+
+
+# --- the gate
+
+
+def _write_and_wait(told: int, _mask: set[int]) -> NoReturn:
+    os.write(told, b"!")
+    while True:
+        signal.pause()
+
+
+@pytest.mark.processes
+def test_child_without_a_pidfd_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child runs while one of them may have to be killed, and one that has to be never runs."""
+    reader, writer = os.pipe()
+    opened = []
+    real = os.pidfd_open
+
+    def pidfd_open(pid: int) -> int:
+        opened.append(pid)
+        if len(opened) == 2:
+            assert select.select([reader], [], [], 0.2)[0] == []
+            raise NO_DESCRIPTOR
+        return real(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    children, failure = system.fork_children([functools.partial(_write_and_wait, writer)] * 3)
+    held = [child for child in children if child is not None]
+    try:
+        assert failure is NO_DESCRIPTOR
+        assert [child is not None for child in children] == [True, False, True]
+        with pytest.raises(ChildProcessError):
+            os.waitpid(opened[1], 0)
+        for _ in held:
+            assert os.read(reader, 1) == b"!"
+    finally:
+        os.close(writer)
+        for child in held:
+            system.send(child, signal.SIGKILL)
+            system.wait_for_end(child)
+            system.collect(child)
+            os.close(child.pidfd)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("has_stranger", [False, True])
+def test_children_at_the_gate_end_with_their_parent(
+    monkeypatch: pytest.MonkeyPatch, has_stranger: bool
+) -> None:
+    """A parent that dies before it lets its children in leaves none, whatever another child of it holds."""
+    reader, writer = os.pipe()
+    stranger_reader, stranger_writer = os.pipe()
+
+    def die(_pid: int) -> NoReturn:
+        if has_stranger and os.fork() == 0:
+            os.close(writer)
+            os.close(stranger_writer)
+            os.read(stranger_reader, 1)  # until the test has seen the others end
+        os._exit(0)
+
+    if (parent := os.fork()) == 0:
+        monkeypatch.setattr(os, "pidfd_open", die)
+        system.fork_children([functools.partial(_write_and_wait, writer)] * 3)
+        os._exit(1)
+    os.close(writer)
+    os.close(stranger_reader)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 0
+        assert select.select([reader], [], [], CEILING)[0] == [reader]
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(stranger_writer)
+        os.close(reader)
+        wait_until(_has_no_children, "all have ended")
+
+
+def _has_no_children() -> bool:
+    with contextlib.suppress(ChildProcessError):  # where orphans are adopted by another process
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return not children_of(os.getpid())
+
+
+@pytest.mark.processes
+def test_without_descriptors_for_the_gate_nothing_is_forked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there is no descriptor for the gate, no child is made, and the error says why."""
+
+    def pipe2(_flags: int) -> NoReturn:
+        raise NO_DESCRIPTOR
+
+    monkeypatch.setattr(os, "pipe2", pipe2)
+
+    assert system.fork_children([_never_called] * 2) == ([None, None], NO_DESCRIPTOR)
