@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from prefork import serving
+from prefork.misuse import refuse_misspelt, refuse_wrong_order
 from prefork.serving import Served, run_of
 from prefork.signature import SignatureOfInit
 from prefork.usable import refuse_unusable
@@ -88,6 +89,12 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     active_children: set[int] | None = None
     """The pids of the live workers. None before the first ``serve_forever()`` and in a worker."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Refuse a class that cannot do what its author meant: MisuseError, SettingsError."""
+        super().__init_subclass__(**given)
+        refuse_wrong_order(cls, PreForkingMixIn)
+        refuse_misspelt(cls, vars(cls))
 
     if not TYPE_CHECKING:  # type checkers, too, look at __new__() before they look at __init__()
 
@@ -248,6 +255,7 @@ def serve(
                 f"serve() cannot serve {reprlib.repr(server)}: it takes instances of classes with "
                 "PreForkingMixIn, as in serve(first, second)"
             )
+        refuse_misspelt(type(server), vars(server))
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],

@@ -26,6 +26,10 @@ class SettingsError(PreforkError, ValueError):
         self.allowed = allowed
 
 
+class MisuseError(PreforkError, TypeError):
+    """A class uses the mix-in in a way that cannot work. Raised when the class is made."""
+
+
 class TargetError(PreforkError):
     """The target of a command does not exist, or is nothing that can serve."""
 

@@ -95,7 +95,8 @@ def attributes_layer(server: object) -> Layer:
         if row.attribute is None:
             continue
         value = getattr(server, row.attribute, row.default)
-        if value != row.default:
+        # A property has its value on the server object only, and is read there.
+        if value != row.default and not isinstance(value, property):
             values[row.key] = value
     return Layer(values, lambda key: f"attribute {owner.__name__}.{ROWS[key].attribute}")
 

@@ -23,6 +23,7 @@ from prefork.workers.errors import (
     BindError,
     BootError,
     CrashLoopError,
+    MisuseError,
     PreforkError,
     SettingsError,
     TargetError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 EXIT_CODES: Final = {
     SettingsError: ExitCode.USAGE,
     TargetError: ExitCode.USAGE,
+    MisuseError: ExitCode.USAGE,
     BootError: ExitCode.BOOT_FAILED,
     BindError: ExitCode.BIND_FAILED,
     CrashLoopError: ExitCode.CRASH_LOOP,

@@ -614,6 +614,8 @@ REFUSED = {
     "watching without workers": ["app.py:Echo", "-w0", "--watch"],
     "threads that are refused": ["app.py:Threaded", "--fork-check", "error"],
     "a factory that takes arguments": ["app.py:factory", "--factory"],
+    "a mix-in in second place": ["order.py:S"],
+    "a misspelt attribute": ["misspelt.py:S"],
 }
 """What ``run`` refuses before it binds anything: the arguments of both commands."""
 
@@ -637,6 +639,12 @@ def test_check_and_run_refuse_the_same(
 ) -> None:
     """What ``run`` refuses, ``check`` refuses with the same words and the same exit status."""
     write(tmp_path, REFUSED_APPLICATION)
+    head = "import prefork, socketserver\n"
+    bases = "socketserver.TCPServer, prefork.PreForkingMixIn"
+    (tmp_path / "order.py").write_text(f"{head}class S({bases}): pass\n")
+    (tmp_path / "misspelt.py").write_text(
+        f"{head}class S(prefork.PreForkingTCPServer): worker = 4\n"
+    )
     (tmp_path / "link").symlink_to("pid")
     run, check = (command(name, *arguments, name=name) for name in ("run", "check"))
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("prefork.__main__", "prefork.cli"),
     ("prefork.inspect",),
     ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving"),
-    ("prefork.signature", "prefork.usable"),
+    ("prefork.misuse", "prefork.signature", "prefork.usable"),
     ("prefork.master",),
     ("prefork.reloading",),
     ("prefork.host",),
