@@ -1,6 +1,7 @@
 """``make mutants``: break the product on purpose, one promise at a time, and see whether the tests notice.
 
     python -m tests.mutants                   all of them; writes docs/MUTANTS.md
+    python -m tests.mutants --new             those that docs/MUTANTS.md does not have yet; adds them
     python -m tests.mutants queued spares     those whose promise or file has one of these words
 
 Each mutant is made in a copy of the tree, where the tests that it names are run, and no others. Those tests are
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from enum import Enum
@@ -138,44 +139,60 @@ def try_all(mutants: Sequence[Mutant]) -> Iterable[Tried]:
             yield tried._replace(verdict=Verdict.NO_TEST) if bad else tried
 
 
-def page(tried: Sequence[Tried]) -> str:
-    """Return docs/MUTANTS.md."""
-    caught = sum(one.verdict in (Verdict.CAUGHT, Verdict.HANGS) for one in tried)
+def page(results: Mapping[str, str]) -> str:
+    """Return docs/MUTANTS.md. results: what became of each mutant when it was tried last, by promise."""
+    known = [(one, results[one.promise]) for one in MUTANTS if one.promise in results]
+    caught = sum(_is_caught(result) for _, result in known)
     lines = [
         "# Mutants",
         "",
         "A test that cannot fail holds nothing. `make mutants` breaks one promise at a time in a copy of the tree and",
         "runs the tests that hold it; `tests/mutants/table.py` has the rows. This page is written by that command.",
         "",
-        f"{datetime.now(UTC).date()}, CPython {platform.python_version()}: {caught} of {len(tried)} caught.",
+        f"{datetime.now(UTC).date()}, CPython {platform.python_version()}: {caught} of {len(known)} caught.",
         "",
         "| promise that is broken | in | tests that must notice | result |",
         "|---|---|---|---|",
     ]
-    for mutant, verdict, _ in tried:
-        cells = mutant.promise, f"`{mutant.file}`", f"`{mutant.tests}`", verdict.value
+    for mutant, result in known:
+        cells = mutant.promise, f"`{mutant.file}`", f"`{mutant.tests}`", result
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def results_on_page() -> dict[str, str]:
+    """Return the results that the page has, by promise."""
+    rows = (line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines())
+    return {cells[0]: cells[-1] for cells in rows if len(cells) == 4}
+
+
+def _is_caught(result: str) -> bool:
+    return result in (Verdict.CAUGHT.value, Verdict.HANGS.value)
+
+
 def main(words: Sequence[str]) -> int:
-    """Try the mutants that have one of the words, all of them without any."""
-    chosen = [
-        one
-        for one in MUTANTS
-        if not words or any(word in f"{one.promise} {one.file}" for word in words)
-    ]
+    """Try the mutants that are asked for, all of them without a word; return the exit status."""
+    results = results_on_page() if words == ["--new"] else {}
+    if words == ["--new"]:
+        chosen = [one for one in MUTANTS if not _is_caught(results.get(one.promise, ""))]
+    else:
+        chosen = [one for one in MUTANTS if _is_named(one, words)]
     tried = []
     for one in try_all(chosen):
         tried.append(one)
+        results[one.mutant.promise] = one.verdict.value
         print(  # noqa: T201
             f"{one.verdict.value:<10} {one.seconds:5.0f} s  {one.mutant.promise}", flush=True
         )
-    if not words:
-        PAGE.write_text(page(tried))
-    bad = [one for one in tried if one.verdict in (Verdict.SURVIVED, Verdict.NO_TEST)]
+    if words in ([], ["--new"]):
+        PAGE.write_text(page(results))
+    bad = [one for one in tried if not _is_caught(one.verdict.value)]
     print(f"{len(tried) - len(bad)} of {len(tried)} caught")  # noqa: T201
     return 1 if bad else 0
+
+
+def _is_named(mutant: Mutant, words: Sequence[str]) -> bool:
+    return not words or any(word in f"{mutant.promise} {mutant.file}" for word in words)
 
 
 if __name__ == "__main__":
