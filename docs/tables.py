@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -64,6 +65,39 @@ def _setting(row: Row) -> Sequence[str]:
 
 def _default(row: Row) -> str:
     return "-" if row.default is None else f"`{row.shown(row.default)}`"
+
+
+def attributes() -> str:
+    """Return the settings as class attributes of ``PreForkingMixIn``, each with its docstring."""
+    return "".join(
+        f"    {row.attribute}: {row.raw_type} = {_python(row.default)}\n{_docstring(row.about.help)}"
+        for row in ROWS.values()
+        if row.attribute is not None
+    )
+
+
+def constructor() -> str:
+    """Return the constructor of ``Settings`` for type checkers."""
+    rows = "".join(
+        f"            {row.key}: {row.raw_type} = {_python(row.default)},\n"
+        for row in ROWS.values()
+    )
+    return (
+        f"        def __init__(\n            self,\n            *,\n{rows}        ) -> None: ...\n"
+    )
+
+
+def _python(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({''.join(f'{_python(one)},' for one in value)})"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _docstring(text: str) -> str:
+    if len(text) <= 90:
+        return f'    """{text}"""\n'
+    lines = textwrap.wrap(text, 96)
+    return f'    """{lines[0]}\n' + "".join(f"    {line}\n" for line in lines[1:]) + '    """\n'
 
 
 def metrics() -> str:

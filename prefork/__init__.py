@@ -1,7 +1,38 @@
 """A bounded pool of pre-forked workers for the servers of the standard library's ``socketserver``.
 
-Every public name of ``socketserver`` is a name of this module, too. So a program changes its import
-and one base class, and keeps its handlers.
+Change one base class, and keep the handlers::
+
+    import prefork
+
+    class Upper(prefork.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(self.rfile.readline().upper())
+
+    with prefork.PreForkingTCPServer(("127.0.0.1", 9000), Upper) as server:
+        server.serve_forever()
+
+Servers:
+    PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer,
+    PreForkingUnixDatagramServer: ready-made
+    PreForkingMixIn: put it in front of any other server class
+    serve(): serve several servers with one pool
+
+Settings:
+    Class attributes of the server. help(prefork.Settings) describes each of them.
+    Settings: the same as one value, for serve()
+
+In a handler or a hook:
+    current_worker(): the worker that the code runs in (ThisWorker), None in the master
+    is_stopping(): whether that worker was asked to leave
+    WorkerInfo, ExitCause, ExitKind: what the hooks of the mix-in are given
+
+Errors, all of them a PreforkError:
+    SettingsError, MisuseError, TargetError: wrong before anything was bound or forked
+    BindError, BootError, CrashLoopError: what serve_forever() raises
+
+Every public name of ``socketserver`` is a name of this module, too, so that ``import prefork as
+socketserver`` is a valid first step. The command ``prefork`` serves a handler class as it is:
+``prefork --help``.
 """
 
 import socketserver
@@ -27,6 +58,7 @@ from prefork.workers.errors import (
 from prefork.workers.identity import WorkerInfo
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind
+from prefork.workers.worker.side import ThisWorker, current_worker, is_stopping
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,
@@ -45,7 +77,10 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "Settings",
     "SettingsError",
     "TargetError",
+    "ThisWorker",
     "WorkerInfo",
     "__version__",
+    "current_worker",
+    "is_stopping",
     "serve",
 ]

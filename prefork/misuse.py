@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from prefork.workers.errors import MisuseError, SettingsError
-from prefork.workers.layers import nearest
 from prefork.workers.settings import ROWS
+from prefork.workers.text import nearest
 
 SETTINGS: Final = {row.attribute: row for row in ROWS.values() if row.attribute is not None}
 """The settings that a class may have, by the name of the attribute."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -27,14 +27,22 @@ if TYPE_CHECKING:
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mix-in that serves each request in one of a bounded pool of worker processes.
 
-    Put the mix-in in front of any ``socketserver`` server class, and keep the handlers. The workers
-    are forked in ``serve_forever()``. They share the server's socket and handle one request after
-    the other.
+    Put the mix-in in front of any ``socketserver`` server class, and keep the handlers::
+
+        class Server(prefork.PreForkingMixIn, http.server.HTTPServer):
+            workers = 4
+            request_timeout = "30s"
+
+        with Server(("127.0.0.1", 8000), Handler) as server:
+            server.serve_forever()
+
+    The workers are forked in ``serve_forever()``. They share the server's socket and handle one
+    request after the other.
 
     The mix-in has no ``__init__()``. Class or instance attributes configure the pool. They are read
-    when ``serve_forever()`` begins. docs/SETTINGS.md describes each of them; durations are seconds
-    or a text such as "500ms", sizes are bytes or a text such as "256M", and None switches a limit
-    off.
+    when ``serve_forever()`` begins. Durations are seconds or a text such as "500ms", sizes are bytes
+    or a text such as "256M", and None switches a limit off. ``help(prefork.Settings)`` and
+    docs/SETTINGS.md describe each setting. A misspelt one is refused when the class is made.
 
     Methods for the caller:
 
@@ -52,30 +60,71 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     - ``service_actions()``, ``server_close()``
     """
 
-    workers: int | str = "auto"
+    # <settings> - written by make docs
+    workers: int | Literal["auto"] = "auto"
+    """How many workers to keep; 0 serves in the master itself, for debuggers."""
     max_children: int = 40
+    """The largest number of workers that may exist at any moment."""
     min_spare: int | None = None
+    """Keep at least this many workers idle, adding workers up to max_children when load rises."""
     max_spare: int | None = None
+    """Keep at most this many workers idle; the default is twice min_spare."""
     max_requests: int | None = None
+    """Recycle a worker after this many requests."""
     max_lifetime: float | str | None = None
+    """Recycle a worker that has lived this long."""
     max_memory: int | str | None = None
+    """Recycle a worker whose private memory (USS) exceeds this."""
     jitter: float | str = 0.1
+    """Recycle each worker at a random point up to this far before its limit, so that they are not all
+    replaced at once.
+    """
     request_timeout: float | str | None = None
+    """How long one request may take; after that its worker's stacks are logged and the worker is
+    killed.
+    """
     slow_request: float | str | None = None
+    """Log the stacks of a worker, once, when its request takes longer than this; the request goes on.
+    """
     client_timeout: float | str | None = None
+    """How long a handler waits for its client to send or to accept data, 0 for no limit; the command
+    line's own default is 30s.
+    """
     defer_accept: float | str | None = None
-    crash_loop: str = "retry"
-    fork_check: str = "warn"
+    """Leave a TCP connection in the kernel until its client has sent data, for about this long at
+    most; for protocols in which the client speaks first.
+    """
+    crash_loop: Literal["retry", "exit"] = "retry"
+    """What to do when new workers die again and again before they are ready: keep trying, or exit with
+    code 5.
+    """
+    fork_check: Literal["warn", "error", "off"] = "warn"
+    """What to do when the master has other threads, which its workers would not have: warn once,
+    refuse to fork, or nothing.
+    """
     boot_timeout: float | str = 60.0
+    """How long a worker may take from its fork until it is ready."""
     graceful_timeout: float | str = 25.0
+    """How long a retiring worker may take to finish its request before it is killed."""
     drain_delay: float | str = 0.0
+    """How long to keep accepting after TERM, so that load balancers notice first."""
     metrics_address: str | None = None
+    """Where the metrics process listens: /metrics, /livez, /readyz, /status and a status page."""
     metrics_dir: str | None = None
-    access_log: str = "off"
-    umask: int | str | None = None
-    pool_name: str | None = None
+    """A directory for the metrics that handlers keep with prometheus_client, emptied at the start;
+    PROMETHEUS_MULTIPROC_DIR names it, too.
+    """
+    access_log: Literal["off", "text", "json"] = "off"
+    """Log a line for each request, for people (text) or for machines (json)."""
     run_as_user: str | int | None = None
+    """The user that the workers run as; the master keeps its own."""
     run_as_group: str | int | None = None
+    """The group that the workers run as; the default is the main group of the user."""
+    umask: int | str | None = None
+    """The file mode mask of the master and its workers, in octal."""
+    pool_name: str | None = None
+    """The name of the pool in process titles."""
+    # </settings>
 
     block_on_close: bool = True
     """Whether ``server_close()`` from another thread waits until no worker is left."""
@@ -115,7 +164,10 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     @property
     def worker(self) -> ThisWorker | None:
-        """The worker that this code runs in (slot, generation, pid, ``extend_deadline()``); None in the master."""
+        """The worker that this code runs in (slot, generation, pid, ``extend_deadline()``); None in the master.
+
+        ``prefork.current_worker()`` returns the same, and needs no server object.
+        """
         side = run_of(self).side
         return side.info if side is not None else None
 

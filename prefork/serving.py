@@ -34,6 +34,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
+from prefork.workers.worker.side import enter as enter_worker
 
 caretaker.stand_by()
 
@@ -318,6 +319,7 @@ def _entrance_to(
 
     def enter(side: WorkerSide) -> None:
         user_metrics.enter(side.info.slot)
+        enter_worker(side)
         for one in all_served:
             one.run.side = side
             vars(one.server)[RUN] = one.run

@@ -8,7 +8,6 @@ the place and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -16,7 +15,13 @@ import msgspec
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.machine import Usable, usable_cpus
-from prefork.workers.settings import AUTO, ROWS, Settings, refuse_contradictions
+from prefork.workers.settings import (
+    AUTO,
+    ROWS,
+    Settings,
+    no_such_setting,
+    refuse_contradictions,
+)
 
 DEFAULT: Final = "default"
 """The origin of a value that no layer has given."""
@@ -110,25 +115,10 @@ def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus)
     return resolve([attributes_layer(server)], cpus=cpus)
 
 
-def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the word that a user who wrote ``word`` probably meant, None where none is like it.
-
-    cutoff: how like it has to be, 0 to 1.
-    """
-    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=cutoff)), None)
-
-
 def _checked(key: str, raw: object, layer: Layer) -> Any:
     row = ROWS.get(key)
     if row is None:
-        raise SettingsError(key, raw, layer.source(key), _no_such_setting(key))
+        raise SettingsError(key, raw, layer.source(key), no_such_setting(key))
     if key == "workers" and raw == AUTO:
         return AUTO
     return row.converted(raw, layer.source(key), text=layer.text)
-
-
-def _no_such_setting(key: str) -> str:
-    guess = nearest(key.replace("-", "_").lower(), list(ROWS))
-    if guess is not None:
-        return f"there is no such setting; did you mean {guess}?"
-    return f"there is no such setting; the settings are {', '.join(ROWS)}"

@@ -8,13 +8,15 @@ settings: the command line, the documents and the layers (workers/layers.py) go 
 import grp
 import pwd
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.machine import usable_cpus
+from prefork.workers.text import nearest
 from prefork.workers.units import (
     account,
     lower,
@@ -90,7 +92,29 @@ _Account = Annotated[str, Meta(min_length=1)] | _Id
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _SettingsMeta(msgspec.StructMeta):
+    """Makes ``Settings(…)`` answer for a wrong name as it does for a wrong value."""
+
+    def __call__(self, *positional: object, **values: object) -> Any:
+        """Make settings; SettingsError for a name that is no setting."""
+        for key in values.keys() - ROWS.keys():
+            raise SettingsError(key, values[key], f"Settings({key}=…)", no_such_setting(key))
+        return super().__call__(*positional, **values)
+
+    @property
+    def __signature__(self) -> Any:
+        """The names and defaults, for ``inspect``, ``help()`` and editors."""
+        import inspect  # noqa: PLC0415 - it takes milliseconds, and is rarely asked for
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Signature(
+            [inspect.Parameter(row.key, kind, default=row.default) for row in ROWS.values()]
+        )
+
+
+class Settings(
+    msgspec.Struct, metaclass=_SettingsMeta, frozen=True, kw_only=True, forbid_unknown_fields=True
+):
     """The settings of one pool: checked when they are made, never changed afterwards.
 
     ``layers.resolve()`` makes them for the command line, ``layers.from_attributes()`` for a server.
@@ -362,6 +386,45 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
 
+    if TYPE_CHECKING:
+        # What a program may give is more than what the settings have afterwards: "30s" for 30.0.
+        # <constructor> - written by make docs
+        def __init__(
+            self,
+            *,
+            workers: int | Literal["auto"] = "auto",
+            max_children: int = 40,
+            min_spare: int | None = None,
+            max_spare: int | None = None,
+            max_requests: int | None = None,
+            max_lifetime: float | str | None = None,
+            max_memory: int | str | None = None,
+            jitter: float | str = 0.1,
+            request_timeout: float | str | None = None,
+            slow_request: float | str | None = None,
+            client_timeout: float | str | None = None,
+            defer_accept: float | str | None = None,
+            crash_loop: Literal["retry", "exit"] = "retry",
+            fork_check: Literal["warn", "error", "off"] = "warn",
+            boot_timeout: float | str = 60.0,
+            graceful_timeout: float | str = 25.0,
+            drain_delay: float | str = 0.0,
+            metrics: str | None = None,
+            metrics_dir: str | None = None,
+            access_log: Literal["off", "text", "json"] = "off",
+            user: str | int | None = None,
+            group: str | int | None = None,
+            umask: int | str | None = None,
+            name: str | None = None,
+            bind: tuple[str, ...] | list[str] | str = ("127.0.0.1:8000",),
+            backlog: int | None = None,
+            log_level: Literal["debug", "info", "warning", "error", "critical"] = "info",
+            log_format: Literal["text", "json"] = "text",
+            pidfile: str | None = None,
+        ) -> None: ...
+
+        # </constructor>
+
     def __post_init__(self) -> None:
         """Read and check every value that is not the default."""
         wanted: object = self.workers
@@ -416,6 +479,17 @@ class Row(msgspec.Struct, frozen=True):
         """The class attribute; None for a setting that only the command line has."""
         return self.key if self.about.attribute == SAME else self.about.attribute
 
+    @property
+    def raw_type(self) -> str:
+        """The type of what a program may give, as text of an annotation: ``float | str | None``."""
+        if self.key == "workers":
+            return f'int | Literal["{AUTO}"]'
+        inner, optional = self.type, self.default is None
+        names = [_type_name(one) for one in _alternatives(inner)]
+        if self.about.read not in (same, lower) and "str" not in names:
+            names.append("str")
+        return " | ".join([*dict.fromkeys(names), *(["None"] if optional else [])])
+
     def converted(self, raw: object, source: str, *, text: bool = False) -> Any:
         """Return the value that a raw value stands for; raise SettingsError where there is none.
 
@@ -433,6 +507,25 @@ class Row(msgspec.Struct, frozen=True):
         return "-" if value is None else self.about.show(value)
 
 
+def _alternatives(annotated: Any) -> list[Any]:
+    """Return the plain types of an annotation, without the limits, and without None."""
+    if hasattr(annotated, "__metadata__"):
+        return _alternatives(annotated.__origin__)
+    if isinstance(annotated, UnionType) or get_origin(annotated) is Union:
+        return [one for part in get_args(annotated) for one in _alternatives(part)]
+    return [] if annotated is NoneType else [annotated]
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'
+
+
+def _type_name(plain: Any) -> str:
+    if get_origin(plain) is Literal:
+        return f"Literal[{', '.join(map(_quoted, get_args(plain)))}]"
+    return "tuple[str, ...] | list[str]" if get_origin(plain) is tuple else str(plain.__name__)
+
+
 def _rows() -> dict[str, Row]:
     rows = {}
     for field in msgspec.structs.fields(Settings):
@@ -443,6 +536,19 @@ def _rows() -> dict[str, Row]:
 
 ROWS: Final[Mapping[str, Row]] = _rows()
 """The table, by key, in the order of the documentation."""
+
+
+Settings.__doc__ = f"{Settings.__doc__}\n    " + "\n    ".join(
+    ["The settings:", "", *(f"{row.key}: {row.about.help}" for row in ROWS.values())]
+)
+
+
+def no_such_setting(key: str) -> str:
+    """Return the words for a key that no setting has, with the one that was probably meant."""
+    guess = nearest(key.replace("-", "_").lower(), list(ROWS))
+    if guess is not None:
+        return f"there is no such setting; did you mean {guess}?"
+    return f"there is no such setting; the settings are {', '.join(ROWS)}"
 
 
 def refuse_contradictions(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Final
 
 LONGEST: Final = 200
@@ -31,3 +33,11 @@ def escaped(text: str, longest: int = LONGEST) -> str:
     """Return ``printable(text)``, cut to ``longest`` characters; an ellipsis then marks the cut."""
     shown = printable(text[: longest + 1])
     return shown if len(shown) <= longest else shown[:longest] + "…"
+
+
+def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the word that a user who wrote ``word`` probably meant, None where none is like it.
+
+    cutoff: how like it has to be, 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=cutoff)), None)

@@ -28,7 +28,7 @@ from prefork.workers.errors import (
     SettingsError,
     TargetError,
 )
-from prefork.workers.layers import nearest
+from prefork.workers.text import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.workers.errors import SettingsError
-from prefork.workers.layers import Layer, nearest
+from prefork.workers.layers import Layer
 from prefork.workers.settings import ROWS
+from prefork.workers.text import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from types import ModuleType
 from prefork.cli.application_errors import application_errors, frames_of_application
 from prefork.mixin import PreForkingMixIn
 from prefork.workers.errors import TargetError
-from prefork.workers.layers import nearest
+from prefork.workers.text import nearest
 
 _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 

@@ -458,3 +458,53 @@ def test_half_closed_client_gets_its_whole_answer(start: Callable[..., Program])
         client.sendall(b"0123456789")
         client.shutdown(socket.SHUT_WR)
         assert len(read_all(client)) == 2_000_000
+
+
+# --- what a handler can ask
+
+
+@pytest.mark.parametrize("base", ["TCPServer", "ThreadingTCPServer"])
+def test_handler_knows_its_worker(start: Callable[..., Program], base: str) -> None:
+    """current_worker() and is_stopping() answer in handlers, hooks and forked children, and not in the master."""
+    program = start(f"""
+        from tests.support.app import *
+        import prefork, socketserver
+
+        def asked():
+            worker = prefork.current_worker()
+            return worker and [worker.slot, worker.generation, worker.pid], prefork.is_stopping()
+
+        class Asking(Echo):
+            def handle(self):
+                tell("handler", [asked(), self.server.worker is prefork.current_worker()])
+                if not (child := os.fork()):
+                    tell("child", asked())
+                    os._exit(0)
+                os.waitpid(child, 0)
+                self.rfile.read()
+                while not prefork.is_stopping():
+                    time.sleep(0.01)
+                tell("at the end", asked())
+
+        class Server(prefork.PreForkingMixIn, socketserver.{base}):
+            workers = 1
+
+            def worker_init(self, worker):
+                tell("hook", asked())
+
+            def pre_fork(self, worker):
+                tell("master", asked())
+
+        tell("before", asked())
+        serve(Asking, Server)
+    """)
+    worker = [0, 0, *program.wait_workers(1)]
+    assert program.told("before") == program.told("master") == [None, False]
+    assert program.told("hook") == [worker, False]
+    with connect(program.address()) as client:
+        assert program.told("handler") == [[worker, False], True]
+        assert program.told("child") == [worker, True]
+        client.shutdown(socket.SHUT_WR)
+        program.terminate()
+        assert program.told("at the end") == [worker, True]
+    assert program.wait() == 0

@@ -575,7 +575,7 @@ SETTINGS = (
     Mutant(
         "a key that is no setting is refused",
         "workers/layers.py",
-        "        raise SettingsError(key, raw, layer.source(key), _no_such_setting(key))",
+        "        raise SettingsError(key, raw, layer.source(key), no_such_setting(key))",
         "        return raw",
         "tests/unit/test_settings.py",
     ),

@@ -33,9 +33,21 @@ TABLES = {
 """File and name of each pair of markers ``<!-- name -->``, ``<!-- /name -->``, and what stands between."""
 
 
+CODE = {
+    ("prefork/mixin.py", "settings"): tables.attributes,
+    ("workers/settings.py", "constructor"): tables.constructor,
+}
+"""File and name of each pair of comments ``# <name> …``, ``# </name>`` in the code, and what stands between."""
+
+
 def between(name: str) -> re.Pattern[str]:
     """Find what stands between the markers of a name, line breaks included."""
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+
+
+def code_between(name: str) -> re.Pattern[str]:
+    """Find what stands between the comments of a name in a source file."""
+    return re.compile(rf"(# <{name}>[^\n]*\n)(.*?)(\n *# </{name}>)", re.DOTALL)
 
 
 @pytest.mark.parametrize(("document", "name"), TABLES)
@@ -45,6 +57,14 @@ def test_table_is_current(document: str, name: str) -> None:
 
     assert len(found) == 1, f"{document} has not one pair of markers for {name}"
     assert found[0].strip() == TABLES[document, name]().strip(), "out of date: run make docs"
+
+
+@pytest.mark.parametrize(("file", "name"), CODE)
+def test_generated_code_is_current(file: str, name: str) -> None:
+    """Attributes and constructor are those of the table of settings; make docs writes them."""
+    found = code_between(name).findall((HOME / file).read_text(encoding="utf-8"))
+
+    assert [part.strip() for _, part, _ in found] == [CODE[file, name]().strip()], "run make docs"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
@@ -209,6 +229,14 @@ def write_tables() -> None:
         content = f"\n{table().strip()}\n\n"
         text = path.read_text(encoding="utf-8")
         path.write_text(between(name).sub(lambda _, new=content: new, text), encoding="utf-8")
+    for (file, name), code in CODE.items():
+        path = HOME / file
+        text = path.read_text(encoding="utf-8")
+        content = code().rstrip("\n")
+        path.write_text(
+            code_between(name).sub(lambda found, new=content: f"{found[1]}{new}{found[3]}", text),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

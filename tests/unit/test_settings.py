@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -275,6 +276,25 @@ def test_generic_attributes_of_other_servers_are_not_settings() -> None:
 # --- Settings made by hand
 
 
+def test_settings_made_by_hand_know_their_names() -> None:
+    """A name that is no setting is refused like a wrong value, with the name that was meant."""
+    with pytest.raises(
+        SettingsError, match=r"worker = 3 \(from Settings\(worker=…\)\) .* mean workers\?"
+    ):
+        Settings(worker=3)  # type: ignore[call-arg]
+
+
+def test_settings_show_what_they_take() -> None:
+    """The signature has each name with its default, and the docstring a line for each setting."""
+    shown = inspect.signature(Settings).parameters
+
+    assert {name: one.default for name, one in shown.items()} == {
+        row.key: row.default for row in ROWS.values()
+    }
+    for row in ROWS.values():
+        assert f"\n    {row.key}: {row.about.help}\n" in f"{Settings.__doc__}\n"
+
+
 def test_settings_made_by_hand_are_checked() -> None:
     """``prefork.Settings(...)`` is as strict as every other way."""
     assert Settings(workers=2, drain_delay=5).drain_delay == 5
@@ -283,8 +303,8 @@ def test_settings_made_by_hand_are_checked() -> None:
     with pytest.raises(SettingsError, match="max_children = 40"):
         Settings(workers=41)
     assert Settings(max_children=1).workers == 1
-    assert Settings(workers="auto", max_children=1).workers == 1  # type: ignore[arg-type]
-    assert Settings(request_timeout="2m", max_memory="1G").max_memory == 2**30  # type: ignore[arg-type]
+    assert Settings(workers="auto", max_children=1).workers == 1
+    assert Settings(request_timeout="2m", max_memory="1G").max_memory == 2**30
 
 
 def test_settings_never_change() -> None:

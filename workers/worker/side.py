@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Final
 
 from prefork.workers.identity import SHUTDOWN, WorkerInfo
 from prefork.workers.scoreboard import SlotField
@@ -46,6 +47,30 @@ class ThisWorker(WorkerInfo, frozen=True):
         self._turn.end_round()
 
 
+def current_worker() -> ThisWorker | None:
+    """Return the worker that the calling code runs in; None in the master and outside of a pool.
+
+    A handler calls this function from any place, also where it has no server object at hand. The
+    result has the attributes ``slot``, ``generation`` and ``pid``, and the method
+    ``extend_deadline()``. In a process that a worker has forked it is that worker.
+    """
+    return _sides[-1].info if _sides else None
+
+
+def is_stopping() -> bool:
+    """Return whether the worker that the calling code runs in was asked to leave.
+
+    A long handler can then finish early. False in the master and outside of a pool. True in a process
+    that a worker has forked, because such a process ends after its request.
+    """
+    return bool(_sides) and _sides[-1].stopping
+
+
+def enter(side: WorkerSide) -> None:
+    """Note that this process is a worker from now on (worker, before code of the program runs)."""
+    _sides.append(side)
+
+
 class WorkerSide:
     """The worker as its server objects know it; ``server.worker`` and ``server.stopping`` ask here.
 
@@ -79,3 +104,7 @@ class WorkerSide:
         # The write fails when the master has ended, or has a full pipe of reasons to look.
         with contextlib.suppress(OSError):
             os.write(self._wake, SHUTDOWN)
+
+
+_sides: Final[list[WorkerSide]] = []
+"""What this process is: the last one counts. A worker that serves a pool of its own forks others."""
