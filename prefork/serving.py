@@ -21,6 +21,7 @@ from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
 from prefork.master.master import Caller, Master
+from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import caretaker, sockets, trial
@@ -201,8 +202,7 @@ def serve(
             if settings.workers == 0:
                 _serve_without_workers(all_served, poll_interval)
             else:
-                with contextlib.closing(_lease(settings)) as user_metrics:
-                    _serve_with_pool(all_served, settings, poll_interval, call_hook, user_metrics)
+                _serve_with_pool(all_served, settings, poll_interval, call_hook)
 
 
 def _end(one: Served) -> None:
@@ -232,21 +232,30 @@ def _serve_with_pool(
     settings: Settings,
     poll_interval: float | None,
     call_hook: Callable[..., bool],
-    user_metrics: slots.Lease,
 ) -> None:
+    """Serve with a pool of workers. Signals are handled from the first step to the last one."""
     previous = process.handover
-    _warn_without_proc()
-    if previous is not None:
-        settings = _fitting(settings, previous)
-    caller = _caller(all_served, poll_interval)
     wakeup = Wakeup(None if previous is None else previous.wakeup)
+    signals = SignalCounts()
+    serving_process = os.getpid()
     try:
-        spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
-        master = Master(spec, wakeup, caller, previous)
-    except BaseException:
-        if process.handover is None:
+        with handled(signals, wakeup):
+            _warn_without_proc()
+            if previous is not None:
+                settings = _fitting(settings, previous)
+            with contextlib.closing(_lease(settings)) as user_metrics:
+                spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
+                caller = _caller(all_served, poll_interval)
+                master = Master(spec, wakeup, caller, previous, signals=signals)
+                _run(all_served, master)
+    finally:
+        # While a handover is pending, the next attempt needs the pipe. A child that leaves a hook by
+        # an exception has let go of it.
+        if process.handover is None and os.getpid() == serving_process:
             wakeup.close()
-        raise
+
+
+def _run(all_served: Sequence[Served], master: Master) -> None:
     try:
         for one in all_served:
             one.run.master = master
@@ -257,10 +266,9 @@ def _serve_with_pool(
         for one in all_served:
             with one.run.lock:
                 one.run.master = None
-        # While a handover is pending, these descriptors are needed for the next attempt.
+        # While a handover is pending, the next attempt needs these descriptors.
         if process.handover is None and master.pool.link.is_in_master:
             master.close()
-            wakeup.close()
 
 
 def _warn_without_proc() -> None:

@@ -341,11 +341,11 @@ def signal_held(pidfd: int, number: signal.Signals) -> None:
 
 
 def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:
-    """Install signal handlers (worker, in its main thread)."""
+    """Install signal handlers (main thread; a worker, or another child)."""
     # Through the C function: the wrapper in ``signal`` looks up an enum member for every number,
     # which costs each worker some 250 KiB of copied pages.
     for number, handler in handlers.items():
-        _signal.signal(number, handler)
+        _signal.signal(number, handler if callable(handler) else int(handler))
 
 
 def set_mask(mask: set[int]) -> None:
@@ -539,6 +539,16 @@ def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
     return not alive
 
 
+def handler_of(number: int) -> Any:
+    """Return the handler of a signal, as ``signal.signal()`` has got it; for C see ``set_handlers()``."""
+    return _signal.getsignal(number)
+
+
+def send_to_self(number: int) -> None:
+    """Signal this process."""
+    os.kill(os.getpid(), number)
+
+
 def unblock(numbers: Collection[int]) -> None:
-    """Unblock signals that an earlier image has blocked (master, once it has its handlers)."""
+    """Let signals through again that this image or an earlier one has blocked (this thread)."""
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, numbers)

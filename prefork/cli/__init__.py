@@ -1,11 +1,13 @@
 """The command line.
 
-This module loads nothing else, so that importing ``prefork.cli`` costs nothing.
+Importing ``prefork.cli`` loads no part of the command line.
 """
 
 from __future__ import annotations
 
 from typing import NoReturn
+
+from prefork.host import stopping
 
 
 def main() -> NoReturn:
@@ -13,6 +15,7 @@ def main() -> NoReturn:
 
     This is the console script ``prefork`` and ``python -m prefork``.
     """
+    stopping.block()  # A HUP or a TTIN must not end or stop a server that begins.
     from prefork.cli.command_line import main as run_this_process  # noqa: PLC0415 - see above
 
     run_this_process()

@@ -16,7 +16,8 @@ from prefork._version import __version__
 from prefork.cli import messages
 from prefork.cli.commands import check, config, dump, reload, run, scale, status, stop, top
 from prefork.cli.commands.exit_code import ExitCode
-from prefork.host.stopping import StoppedEarly
+from prefork.host import stopping
+from prefork.host.stopping import StoppedEarly, unattended
 from prefork.inspect.find import SeveralPoolsError
 from prefork.inspect.running_pool import NoPoolError
 from prefork.workers.errors import (
@@ -49,9 +50,19 @@ raises.
 
 
 def main() -> NoReturn:
-    """Run the command of ``sys.argv``, and end the process with its exit code."""
+    """Run the command of ``sys.argv``, and end the process with its exit code.
+
+    The control signals are blocked when this function is called.
+    """
     _fill_standard_streams()
-    sys.exit(run_command(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if not commands.serves(arguments):
+        stopping.release()
+        sys.exit(run_command(arguments))
+    unattended.stand(to_the_end=True)
+    status = run_command(arguments)
+    unattended.end(status)
+    sys.exit(status)
 
 
 def main_of_trial() -> NoReturn:
@@ -133,6 +144,10 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front of the arguments where they name no command."""
         return super().parse_args(ctx, ["run", *args] if self.means_run(args) else args)
+
+    def serves(self, args: list[str]) -> bool:
+        """Return whether these arguments have this process serve."""
+        return args[:1] == ["run"] or self.means_run(args)
 
     def means_run(self, args: list[str]) -> bool:
         """Return whether these arguments begin with a target or with flags of ``run``.

@@ -33,9 +33,8 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
     """Send HUP to the master after each change, until the master has ended.
 
     folder: Python files in it and below are watched. settings_files: paths that are watched also
-    while they do not exist. A HUP is sent only while the master handles it. Before the master's
-    handlers are installed and after its pool has stopped, HUP would kill the master; the change is
-    remembered until then.
+    while they do not exist. A HUP is sent only to a master that handles it; otherwise the change is
+    remembered. HUP would end a process that has no handler for it.
     """
     import watchfiles  # noqa: PLC0415 - an optional extra
 

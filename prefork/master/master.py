@@ -84,6 +84,7 @@ class Master:
     """Keeps one pool. Made and run by ``serve_forever()``, in the calling thread.
 
     previous: what an earlier image of this process has left; None in the first one.
+    signals: those that the caller handles; None where it handles none, as in a thread.
     system: what forks, signals and collects. clock: None for the real one. Tests pass others.
     """
 
@@ -94,6 +95,7 @@ class Master:
         caller: Caller,
         previous: MasterState | None = None,
         *,
+        signals: SignalCounts | None = None,
         system: System = system,
         clock: Clock | None = None,
     ) -> None:
@@ -102,7 +104,7 @@ class Master:
         self._is_successor = previous is not None
         self._wakeup = wakeup
         self._caller = caller
-        self._signals = SignalCounts()
+        self._signals = signals or SignalCounts()
         self._shutdown_asked = False
         self._ready_announced = False
         self._clock = clock or Clock(0.0 if previous is None else previous.lost_time)
@@ -157,9 +159,7 @@ class Master:
         CrashLoopError (``crash_loop = exit``), and whatever ``service_actions()`` raises. No worker is
         left in any case.
         """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handled = self._signals.open(self._wakeup) if in_main_thread else contextlib.nullcontext()
-        with handled, frozen_heap():
+        with frozen_heap():
             self._check_threads()
             self._reload.adopt(self._now())
             self._announce_start()

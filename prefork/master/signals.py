@@ -11,13 +11,18 @@ What a signal means in which phase of the pool is decided in ``lifecycle.py``.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+from prefork.host.process import process
+from prefork.host.stopping import STOPS, default_for_none, unattended
 from prefork.master.lifecycle import MasterOrder
 from prefork.master.wakeup import Wakeup
-from prefork.workers import system
+from prefork.workers import forks, log, system
 
 TABLE: dict[signal.Signals, tuple[str, str]] = {
     signal.SIGTERM: (
@@ -41,6 +46,9 @@ TABLE: dict[signal.Signals, tuple[str, str]] = {
 }
 """What each signal means to the master and to a worker. docs/SIGNALS.md prints this table."""
 
+RESIZES = (signal.SIGTTIN, signal.SIGTTOU)
+"""The signals that change the number of workers. Each one that comes counts."""
+
 
 class SignalCounts:
     """The signals that have arrived and that the loop has not taken yet.
@@ -52,7 +60,9 @@ class SignalCounts:
 
     def __init__(self) -> None:
         self._arrived: dict[int, object] = {}
-        self._handled: list[signal.Signals] = []
+        self._early: list[int] = []
+        self._before: dict[signal.Signals, Any] = {}
+        self._was_stopped = False
         self._pipe_bytes = 0
 
     def take(self, wakeup_bytes: bytes) -> Counter[signal.Signals]:
@@ -60,38 +70,99 @@ class SignalCounts:
 
         wakeup_bytes: what ``Wakeup.drain()`` has just returned.
         """
-        counts = Counter({number: wakeup_bytes.count(number) for number in self._handled})
-        noted = [signal.Signals(number) for number in list(self._arrived)]
-        self._arrived.clear()
+        counts = Counter({number: wakeup_bytes.count(number) for number in self._before})
+        noted, self._early = self._early, []
         if len(wakeup_bytes) >= self._pipe_bytes:
-            counts.update(number for number in noted if not counts[number])
+            noted = [*noted, *self._arrived]
+        self._arrived.clear()
+        for number in self._before:
+            if number in noted and not counts[number]:
+                counts[number] = 1
+        self._was_stopped = self._was_stopped or any(counts[number] for number in STOPS)
         return +counts
 
     @contextlib.contextmanager
     def open(self, wakeup: Wakeup) -> Iterator[None]:
         """Handle the signals of ``TABLE`` in this context, and restore the program's handlers after it.
 
-        Only the main thread may do this; Python raises ValueError in any other.
+        What was noted before this context began is taken first (prefork/host/stopping.py). Only the
+        main thread may do this; Python raises ValueError in any other.
+
+        No signal falls between two dispositions. At the beginning the wake-up descriptor is set
+        before the first handler, so that each signal which a handler notes also wakes the master.
+        At the end TERM, INT and QUIT that came too late for the loop are sent once more, now to the
+        program's own handler, unless such a signal has ended the serving.
         """
         self._pipe_bytes = wakeup.capacity
         system.enlarge_signal_stack()
+        # Each callback of the stack is called, also when a handler of the program raises in another.
+        with contextlib.ExitStack() as undo:
+            before = signal.set_wakeup_fd(wakeup.write_fd, warn_on_full_buffer=False)
+            undo.callback(self._hand_on, wakeup)
+            undo.callback(signal.set_wakeup_fd, before)
+            self._handle(undo)
+            self._early = _orders_before_serving()
+            on_list = forks.add(self._restore_in_child)
+            undo.callback(forks.remove, on_list)
+            yield
+
+    def _handle(self, undo: contextlib.ExitStack) -> None:
         # The handler is a method of dict, which is C code: it adds the signal's number as a key. The
         # next signal would interrupt a Python function, so that a storm of signals would nest calls
         # until RecursionError.
         note = self._arrived.setdefault
-        # WINCH has no effect by default. A signal that was ignored when the program started stays
-        # ignored: INT of a background job, HUP under nohup.
-        ignored = {number for number in TABLE if signal.getsignal(number) is signal.SIG_IGN}
-        self._handled = [n for n in TABLE if n is not signal.SIGWINCH and n not in ignored]
-        before = {number: signal.signal(number, note) for number in self._handled}
-        wakeup_before = signal.set_wakeup_fd(wakeup.write_fd, warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(wakeup_before)
-            for number, handler in before.items():
-                # None stands for a handler of C code, which Python cannot restore.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in TABLE:
+            # WINCH has no effect by default. A signal that was ignored when the program started
+            # stays ignored: INT of a job in the background, HUP under nohup.
+            if number is signal.SIGWINCH or signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            undo.callback(self._restore, number)
+            self._before[number] = signal.signal(number, note)
+
+    def _restore(self, number: signal.Signals) -> None:
+        if number in self._before:
+            handler = unattended.after_serving(number, self._before[number])
+            signal.signal(number, default_for_none(handler))
+
+    def _restore_in_child(self) -> None:
+        """Give a child that the program forks the handlers that it would have without a pool."""
+        handlers = {
+            int(number): default_for_none(unattended.before(number, handler))
+            for number, handler in self._before.items()
+        }
+        with contextlib.suppress(ValueError):  # raised in a child that a thread has forked (3.13.0)
+            system.set_handlers(handlers)
+        self._before.clear()
+
+    def _hand_on(self, wakeup: Wakeup) -> None:
+        if not self._before or self._was_stopped:
+            return  # this is a child, or the stop was obeyed
+        late = {*self._arrived, *self._early, *wakeup.drain()}
+        for number in STOPS:
+            if number in late:
+                system.send_to_self(number)
+
+
+def _orders_before_serving() -> list[int]:
+    """Return the signals that were noted before the master took them, and that it has to obey.
+
+    A note does not say how often a signal came. So before a pool has a size, TTIN and TTOU do not
+    change it: the settings are all that counts.
+    """
+    noted = unattended.take()
+    if process.handover is not None:
+        return noted
+    for number in RESIZES:
+        if number in noted:
+            order = MasterOrder(number.name)
+            log.event(logging.INFO, "master", "order has no effect", order=order, phase="starting")
+    return [number for number in noted if number not in RESIZES]
+
+
+def handled(signals: SignalCounts, wakeup: Wakeup) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which signals are handled, in the main thread; elsewhere an empty one."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return signals.open(wakeup) if is_main else contextlib.nullcontext()
 
 
 def orders_of(arrived: Counter[signal.Signals]) -> Iterator[tuple[MasterOrder, int]]:
@@ -103,7 +174,7 @@ def orders_of(arrived: Counter[signal.Signals]) -> Iterator[tuple[MasterOrder, i
     """
     change = arrived[signal.SIGTTIN] - arrived[signal.SIGTTOU]
     for number in arrived:
-        if number not in (signal.SIGTTIN, signal.SIGTTOU):
+        if number not in RESIZES:
             yield MasterOrder(number.name), 0
     if change:
         yield MasterOrder.TTIN if change > 0 else MasterOrder.TTOU, change

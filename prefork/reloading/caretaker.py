@@ -19,9 +19,9 @@ ending:
 - USR1 has the workers write their stacks. TERM, INT and QUIT stop the workers, and then the process
   ends.
 
-The control signals have been blocked since before the exec, because no handler stood. They stay
-blocked, and ``sigtimedwait()`` takes them one by one, so that none is lost and none interrupts. An
-end that runs no ``atexit`` function, such as a crash or ``os._exit()``, ends the pool.
+``run()`` blocks the control signals, and ``sigtimedwait()`` takes them one by one, so that none is
+lost and none interrupts. Those that came while the new code was loaded were noted, and come first.
+An end that runs no ``atexit`` function, such as a crash or ``os._exit()``, ends the pool.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from typing import Final
 
@@ -39,7 +40,8 @@ import msgspec
 from prefork.host.handover import MasterState
 from prefork.host.notify import Notifier
 from prefork.host.process import process
-from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
+from prefork.host.stopping import CONTROL_SIGNALS, STOPS, unattended
+from prefork.reloading.exec import hand_over
 from prefork.workers import log, reports, system
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ExitKind, Phase, ReloadState
@@ -58,6 +60,8 @@ def stand_by() -> None:
     """Have the caretaker run if this process ends before a master has adopted the state."""
     if process.handover is not None:
         atexit.register(run)
+        if threading.current_thread() is threading.main_thread():  # or they stay blocked
+            unattended.stand(to_the_end=False)
 
 
 def run() -> None:
@@ -65,6 +69,9 @@ def run() -> None:
     state = process.handover
     if state is None:
         return
+    system.block(CONTROL_SIGNALS)
+    for noted in unattended.take():
+        system.send_to_self(noted)
     process.restore_kept()
     board = Scoreboard.adopt(os.dup(state.pool.board), state.pool.slots, state.pool.layout)
     _publish_failure(board)
@@ -81,7 +88,7 @@ def run() -> None:
     # although they never run.
     system.set_handlers(dict.fromkeys(CONTROL_SIGNALS, lambda _number, _frame: None))
     number = None
-    while number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    while number not in STOPS:
         # A watchdog that restarts the service would end these workers as well.
         notifier.tick(Phase.SERVING, lambda: STATUS)
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())

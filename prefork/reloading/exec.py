@@ -20,30 +20,22 @@ The memory's content goes through a memfd, which the new image finds by an envir
 started, not those that it has made of them since.
 
 exec resets every signal handler to the default action, which for most signals ends the process. So
-the control signals are blocked across the exec. One that arrives stays pending, until the new
-master has installed its handlers and unblocks them (``Reload.adopt``). Without that, a storm of
-TERM ended 15 of 15 reloads halfway, with exit status 143 in place of a graceful stop.
+the control signals are blocked across the exec. One that arrives stays pending, until ``import
+prefork`` in the new image has installed handlers that note it (prefork/host/stopping.py), and the
+new master obeys it. Without that, a storm of TERM ended 15 of 15 reloads halfway, with exit status
+143 in place of a graceful stop.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from typing import Final
 
 import msgspec
 
 from prefork.host.handover import MEMFD_NAME, STATE_VARIABLE, MasterState
 from prefork.host.process import process
+from prefork.host.stopping import CONTROL_SIGNALS
 from prefork.workers import system
-
-CONTROL_SIGNALS: Final = frozenset(
-    {
-        *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
-        *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
-    }
-)
-"""The signals that are orders to a master; blocked across the exec."""
 
 
 def hand_over(state: MasterState) -> None:

@@ -36,10 +36,10 @@ from prefork.host.handover import FORMAT, HandoverError, Inventory, MasterState
 from prefork.host.named_socket import SocketName
 from prefork.host.notify import Notifier
 from prefork.host.process import process
-from prefork.reloading.exec import CONTROL_SIGNALS, hand_over
+from prefork.reloading.exec import hand_over
 from prefork.reloading.sockets import unclaimed_listeners
 from prefork.reloading.trial import Report, Trial, TrialError
-from prefork.workers import log, system
+from prefork.workers import log
 from prefork.workers.errors import PreforkError
 from prefork.workers.files import identity_of
 from prefork.workers.pool.pool import Pool
@@ -185,13 +185,12 @@ class Reload:
     def adopt(self, now: float) -> None:
         """Note that the master has everything in hand that an earlier image has left.
 
-        Only now may signals come through again: the handlers of this master stand. A socket that no
-        server of the new code has claimed takes no new clients; the old workers serve its queue.
+        A socket that no server of the new code has claimed takes no new clients; the old workers
+        serve its queue.
         """
         if self._previous is None:
             return
         process.end_handover()
-        system.unblock(CONTROL_SIGNALS)
         settings = self._spec.settings
         for key, old, new in _changes(self._previous.settings, shown(settings)):
             log.event(logging.INFO, "master", "setting changed", key=key, old=old, new=new)

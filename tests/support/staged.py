@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.master.clock import Clock
 from prefork.master.master import Caller, Master
+from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
 from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.spares import Spares
@@ -165,10 +166,12 @@ class StagedMaster(Stage):
         """Whether workers leave when they are asked to."""
         self._wakeup = Wakeup()
         self._play: Iterator[float] | None = None
+        self._signals = SignalCounts()
         self.master = Master(
             self.spec(Settings(**settings), self._wakeup.workers_fd),
             self._wakeup,
             Caller(self._service_actions, self._publish_pids, poll_interval=0.0),
+            signals=self._signals,
             system=self.system,
             clock=StagedClock(self),
         )
@@ -177,7 +180,8 @@ class StagedMaster(Stage):
     def run(self, play: Iterator[float]) -> None:
         """Run the master until it stops. Raises what ``serve_forever()`` would."""
         self._play = play
-        self.master.run()
+        with handled(self._signals, self._wakeup):
+            self.master.run()
 
     def boot(self) -> Iterator[float]:
         """Have every worker that is forked become ready (a part of a play)."""

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs import tables
+from prefork.host.stopping import unattended
 from prefork.master.lifecycle import MasterOrder
 from prefork.master.signals import TABLE, SignalCounts, orders_of
 from prefork.master.wakeup import Wakeup
@@ -276,6 +277,103 @@ def test_other_threads_cannot_open(wakeup: Wakeup) -> None:
 
     assert len(refused) == 1
     assert before == {number: signal.getsignal(number) for number in TABLE}
+
+
+def test_late_stop_is_given_to_the_program(wakeup: Wakeup) -> None:
+    """A TERM that comes after the loop's last look reaches the program's own handler."""
+    came: list[int] = []
+    counts = SignalCounts()
+    with dispositions(dict.fromkeys(HANDLED, lambda number, _: came.append(number))):
+        with counts.open(wakeup):
+            counts.take(wakeup.drain())
+            receive(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        assert came == [signal.SIGTERM]
+
+
+def test_stop_that_was_obeyed_is_not_repeated(wakeup: Wakeup) -> None:
+    """After a TERM has ended the serving, another one that comes late does not reach the program."""
+    came: list[int] = []
+    counts = SignalCounts()
+    with dispositions(dict.fromkeys(HANDLED, lambda number, _: came.append(number))):
+        with counts.open(wakeup):
+            receive(signal.SIGTERM)
+            counts.take(wakeup.drain())
+            receive(signal.SIGTERM)
+        assert came == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_as_the_handlers_are_installed(
+    wakeup: Wakeup, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A signal at any step of opening reaches the program's handler or is taken, whatever comes first."""
+    real = signal.signal
+    for step in range(len(HANDLED) + 1):
+        came: list[int] = []
+        calls = iter(range(100))
+
+        def install(
+            which: int, handler: Any, calls: Iterator[int] = calls, step: int = step
+        ) -> Any:
+            if next(calls) == step:
+                signal.raise_signal(number)
+            return real(which, handler)
+
+        counts = SignalCounts()
+        programs = dict.fromkeys(HANDLED, lambda n, _, came=came: came.append(n))
+        with dispositions(programs), monkeypatch.context() as patch:
+            patch.setattr(signal, "signal", install)
+            with counts.open(wakeup):
+                if step == len(HANDLED):
+                    signal.raise_signal(number)
+                taken = counts.take(wakeup.drain())
+        assert came == [number] or taken[number] == 1, f"lost at step {step}"
+
+
+def test_handler_that_raises_as_the_handlers_are_installed(wakeup: Wakeup) -> None:
+    """Ctrl-C in the middle of opening leaves every disposition and the wake-up descriptor as they were."""
+
+    class Interrupting(dict[int, Any]):
+        """What notes the handlers that were there; a signal comes then."""
+
+        def __setitem__(self, number: int, handler: Any) -> None:
+            super().__setitem__(number, handler)
+            if number == signal.SIGTTIN:
+                raise KeyboardInterrupt
+
+    counts = SignalCounts()
+    counts._before = Interrupting()  # type: ignore[assignment]
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    with pytest.raises(KeyboardInterrupt), counts.open(wakeup):
+        pass
+    assert {number: signal.getsignal(number) for number in HANDLED} == before
+    assert signal.set_wakeup_fd(-1) != wakeup.write_fd
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("counts")
+def test_child_has_the_handlers_of_the_program() -> None:
+    """A child that the program forks while it serves has the dispositions that the program had before."""
+    pid = os.fork()
+    if pid == 0:
+        found = {signal.getsignal(number) for number in HANDLED}
+        os._exit(found != {signal.SIG_DFL})
+    assert os.waitpid(pid, 0)[1] == 0
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL, "the master has its own"
+
+
+# --- before the master serves
+
+
+def test_noted_signals_are_orders(wakeup: Wakeup) -> None:
+    """What was noted before the pool began is taken at the first look, except for its size."""
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTTIN):
+        unattended.note(number)
+    counts = SignalCounts()
+    with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL)), counts.open(wakeup):
+        assert counts.take(b"") == Counter({signal.SIGTERM: 1, signal.SIGHUP: 1})
+        assert counts.take(b"") == Counter()
+    assert unattended.take() == []
 
 
 # --- the docs

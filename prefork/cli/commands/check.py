@@ -22,7 +22,7 @@ from prefork.cli.commands.options import (
     setting_options,
     watch_option,
 )
-from prefork.host.stopping import StoppedEarly, term_unwinds
+from prefork.host.stopping import StoppedEarly, stops_unwind
 
 
 @click.command("check", short_help="Check settings and TARGET without serving.", epilog=SAME_FLAGS)
@@ -67,7 +67,7 @@ def command(
 
 def _check_in_child(arguments: list[str], limit: float) -> int:
     try:
-        with term_unwinds():  # so that the child is ended, too
+        with stops_unwind():  # so that the child is ended, too
             status, verdict = check_child.run(["check", *arguments], limit)
     except StoppedEarly:
         return ExitCode.INTERRUPTED

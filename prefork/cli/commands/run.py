@@ -33,7 +33,7 @@ from prefork.cli.pidfile import PidFile
 from prefork.cli.watch import folder_of, watching
 from prefork.host.addresses import Address
 from prefork.host.process import process
-from prefork.host.stopping import stops_deferred, term_unwinds, undisturbed_cleanup
+from prefork.host.stopping import stops_deferred, stops_unwind, undisturbed_cleanup
 from prefork.metrics import slots
 from prefork.mixin import serve
 from prefork.workers.errors import BootError, PreforkError
@@ -65,7 +65,7 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
     given = read_settings(flags, config)
     log = logs.set_up(given.value("log_level"), given.value("log_format"))
     try:
-        with term_unwinds():
+        with stops_unwind():
             watched = sources.files(config, os.environ) if watch else None
             return _run(target, given, factory=factory, watched=watched)
     finally:

@@ -10,7 +10,7 @@ import click
 
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.options import which_pool
-from prefork.host.stopping import term_unwinds
+from prefork.host.stopping import stops_unwind
 from prefork.inspect.columns import COLUMNS
 from prefork.inspect.find import find_pool
 
@@ -50,7 +50,7 @@ def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
         raise click.UsageError(
             "prefork top needs a terminal; 'prefork status' prints the same once"
         )
-    with find_pool(pool, name) as found, term_unwinds():
+    with find_pool(pool, name) as found, stops_unwind():
         click.echo(top.watch(found, sort=sort, delay=delay), nl=False)
     return ExitCode.OK
 
