@@ -131,7 +131,10 @@ def ready_verdict(snapshot: Snapshot) -> Response:
         return Response(b"ready\n")
     phase = snapshot.phase.name.lower()
     ready = snapshot.count(*READY)
-    text = f"not ready: phase={phase} ready={ready} needed={snapshot[PoolField.NEEDED]}\n"
+    text = f"not ready: phase={phase} ready={ready} needed={snapshot[PoolField.NEEDED]}"
+    if closed := snapshot[PoolField.LISTENERS_CLOSED]:
+        text = f"{text} listeners_closed={closed}"
+    text = f"{text}\n"
     return Response(text.encode(), TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
 
 

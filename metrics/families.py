@@ -208,6 +208,7 @@ def _changes(pool: Snapshot) -> Found:
         "prefork_worker_start_duration_seconds": boots,
         "prefork_spawn_failures_total": _one(_count(pool[PoolField.SPAWN_FAILURES])),
         "prefork_hook_failures_total": _one(_count(pool[PoolField.HOOK_FAILURES])),
+        "prefork_listeners_closed": _one(_count(pool[PoolField.LISTENERS_CLOSED])),
         "prefork_metrics_process_restarts_total": _one(_count(pool[PoolField.METRICS_STARTS] - 1)),
     }
 

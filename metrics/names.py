@@ -124,6 +124,10 @@ _ABOUT_THE_POOL = (
     ),
     _counter("prefork_spawn_failures_total", "Forks that the kernel refused."),
     _counter("prefork_hook_failures_total", "Hooks that raised in the master."),
+    _gauge(
+        "prefork_listeners_closed",
+        "Listeners that let no client in although the pool serves, because a worker has closed them for all.",
+    ),
     _counter(
         "prefork_metrics_process_restarts_total", "How often the metrics process was replaced."
     ),

@@ -63,8 +63,10 @@ def status(
 
 
 def is_ready(snapshot: Snapshot) -> bool:
-    """Return whether the pool should get traffic: it serves, and enough workers are ready."""
+    """Return whether the pool should get traffic: it serves, its listeners are open, and enough workers are ready."""
     needed = snapshot[PoolField.NEEDED]
+    if snapshot[PoolField.LISTENERS_CLOSED]:
+        return False
     return snapshot.phase is Phase.SERVING and 0 < needed <= snapshot.count(*READY)
 
 

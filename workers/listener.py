@@ -59,7 +59,7 @@ from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
 # The socket module has no names for these options.
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
-_SO_BINDTOIFINDEX = 62  # in Linux since 5.1
+SO_BINDTOIFINDEX = 62  # in Linux since 5.1
 _NO_SUCH_INTERFACE = 0x7FFFFFFF
 
 
@@ -147,7 +147,7 @@ class Listener:
         )
 
     def _listen(self, backlog: int) -> None:
-        with self._as_socket() as sock:
+        with self.as_socket() as sock:
             sock.listen(backlog)
 
     def _set_options(self, settings: Settings) -> None:
@@ -170,14 +170,14 @@ class Listener:
             self._set_option(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
 
     def _set_option(self, level: int, option: int, value: int) -> None:
-        with contextlib.suppress(OSError), self._as_socket() as sock:
+        with contextlib.suppress(OSError), self.as_socket() as sock:
             before = sock.getsockopt(level, option)
             sock.setsockopt(level, option, value)
             self._changed.append((level, option, before))
 
     def _restore_options(self) -> None:
         changed, self._changed = self._changed, []
-        with self._as_socket() as sock:
+        with self.as_socket() as sock:
             for level, option, before in changed:
                 sock.setsockopt(level, option, before)
 
@@ -187,7 +187,7 @@ class Listener:
         A server class with a ``get_request()`` of its own reads from a blocking socket: when
         another worker was faster, the read would wait for the next datagram.
         """
-        with self._as_socket() as sock:
+        with self.as_socket() as sock:
             before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             return before
@@ -229,34 +229,34 @@ class Listener:
         """
         if self.is_inherited or self._intake_closed:
             return
-        with contextlib.suppress(OSError), self._as_socket() as sock:
+        with contextlib.suppress(OSError), self.as_socket() as sock:
             if self.family == socket.AF_UNIX:
                 sock.shutdown(socket.SHUT_RD)
             elif self.kind is Kind.DATAGRAM:
                 _drop_what_arrives(sock)
             elif self.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_SUCH_INTERFACE)
+                sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, _NO_SUCH_INTERFACE)
             else:
                 return
             self._intake_closed = True
 
     def _reopen_intake(self) -> None:
         """Undo close_intake(), for a serve_forever() after a stop by signal."""
-        with self._as_socket() as sock:
+        with self.as_socket() as sock:
             try:
                 if self.family == socket.AF_UNIX:
                     self._renew(sock)
                 elif self.kind is Kind.DATAGRAM:
                     sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
                 else:
-                    sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, 0)
+                    sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, 0)
             except PermissionError:  # unbinding from an interface takes a privilege
                 self._renew(sock)
         self._intake_closed = False
 
     def _renew(self, old: socket.socket) -> None:
         """Put a fresh socket with the same address and options under the same descriptor."""
-        address, backlog = old.getsockname(), _backlog(old)
+        address, backlog = old.getsockname(), backlog_of(old)
         listening = old.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         with socket.socket(old.family, old.type, old.proto) as fresh:
             for level, option in _KEPT_OPTIONS:
@@ -285,7 +285,8 @@ class Listener:
         return None if self._path is None else unlink_if_still(*self._path)
 
     @contextlib.contextmanager
-    def _as_socket(self) -> Iterator[socket.socket]:
+    def as_socket(self) -> Iterator[socket.socket]:
+        """Lend the descriptor to a socket object, which does not close it."""
         sock = socket.socket(fileno=self.fd)
         try:
             yield sock
@@ -357,7 +358,7 @@ def _path_and_identity(listener: Listener) -> tuple[str, Identity] | None:
     return None
 
 
-def _backlog(sock: socket.socket) -> int:
+def backlog_of(sock: socket.socket) -> int:
     """Return the backlog in force; the maximum where the kernel does not say."""
     if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
         # TCP_INFO of a listening socket: tcpi_sacked is the limit of its accept queue.

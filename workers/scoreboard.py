@@ -132,6 +132,8 @@ class PoolField(IntEnum):
     SCALED_DOWN_BY_LOAD = 23
     BOOT_NS = 24
     """The sum of all times from fork to ready."""
+    LISTENERS_CLOSED = 25
+    """Listeners that let no client in although the pool serves: a worker has closed them for all."""
     BOOTS = 32
     """The histogram of the times from fork to ready."""
     STARTS = 48

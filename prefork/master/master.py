@@ -25,6 +25,7 @@ from prefork.host.handover import FORMAT, MasterState
 from prefork.host.notify import Notifier, status_line
 from prefork.host.process import process
 from prefork.master.clock import Clock
+from prefork.master.intakes import Intakes
 from prefork.master.lifecycle import (
     Effect,
     Life,
@@ -111,6 +112,7 @@ class Master:
         self._now = self._clock.now
         self._life = Life(since=self._now())
         self._orphans = Orphans(system)
+        self._intakes = Intakes(())
         self._thread = threading.get_ident()
         self._poll = select.poll()
         self.metrics = MetricsProcess(
@@ -166,6 +168,7 @@ class Master:
             try:
                 for listener in self._listeners:
                     listener.prepare(self._settings)
+                self._intakes = Intakes(self._listeners)
                 self._run_until_stopped()
             finally:
                 if self.pool.link.is_in_master:
@@ -257,8 +260,8 @@ class Master:
         self.pool.note_ready(now)
         self._check_boots()
         self._announce_ready()
-        for listener in self._listeners:
-            listener.assert_nonblocking()
+        closed = self._intakes.check(now, serving=self._life.phase.keeps_size)
+        self.pool.board.set_pool(PoolField.LISTENERS_CLOSED, closed)
         self._step_reload(now)
         self.pool.wakeups.look(now)
         self.pool.dumps.insist(now)

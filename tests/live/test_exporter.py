@@ -339,6 +339,32 @@ def test_master_that_stood_still_does_not_blame_it(start: Callable[..., Program]
     assert fetch(first.address, "/livez").status == 200
 
 
+@pytest.mark.parametrize("base", ["PreForkingTCPServer", "PreForkingUnixStreamServer"])
+def test_listener_that_a_worker_shuts_down(
+    start: Callable[..., Program], tmp_path: Path, base: str
+) -> None:
+    """A TCP listener that a worker shuts down for all is open again in time; with a Unix one the pool is not ready."""
+    tcp = base == "PreForkingTCPServer"
+    more = {} if tcp else {"address": str(tmp_path / "sock")}
+    program = start(
+        serving("TellingRun", base=base, workers=2, metrics_address="127.0.0.1:0", **more)
+    )
+    address = metrics_of(program).address
+    pool = program.address()
+    wait_until(lambda: fetch(address, "/readyz").status == 200, "the pool is ready")
+    with contextlib.suppress(OSError):
+        ask(pool, "self.server.socket.shutdown(socket.SHUT_RD)")
+    if tcp:
+        program.wait_logged("listener was closed by a worker and is open again")
+        assert ask(pool, "1 + 1").endswith(" 2")
+        assert fetch(address, "/readyz").status == 200
+        return
+    program.wait_logged("listener takes no clients, the pool is not ready")
+    wait_until(lambda: fetch(address, "/readyz").status == 503, "the pool is not ready")
+    assert " listeners_closed=1" in fetch(address, "/readyz").text
+    assert "prefork_listeners_closed 1.0" in fetch(address, "/metrics").text
+
+
 def test_readiness_follows_the_pool(start: Callable[..., Program]) -> None:
     """503 while workers boot, 200 when they are ready, 503 from TERM on for as long as the pool drains."""
     program = start("""

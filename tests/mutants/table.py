@@ -417,6 +417,27 @@ WORKER = (
 
 LISTENERS = (
     Mutant(
+        "a listener that a worker has shut down listens again",
+        "prefork/master/intakes.py",
+        "        sock.listen(before.backlog)",
+        "        pass",
+        "tests/unit/test_intakes.py",
+    ),
+    Mutant(
+        "a pool with a closed listener is not ready",
+        "metrics/status.py",
+        "if snapshot[PoolField.LISTENERS_CLOSED]:",
+        "if False:",
+        "tests/unit/test_web.py",
+    ),
+    Mutant(
+        "a socket that another process holds, too, is not opened by the master",
+        "prefork/master/intakes.py",
+        "if fault and not self.listener.is_inherited:",
+        "if fault:",
+        "tests/unit/test_intakes.py",
+    ),
+    Mutant(
         "the shared socket is non-blocking, so that accept() holds no worker",
         "workers/listener.py",
         "                os.set_blocking(self.fd, False)",
@@ -426,7 +447,7 @@ LISTENERS = (
     Mutant(
         "a stop refuses new clients of TCP",
         "workers/listener.py",
-        "sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_SUCH_INTERFACE)",
+        "sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, _NO_SUCH_INTERFACE)",
         "pass",
         "tests/live/test_stop.py -k outcomes_during_a_stop",
     ),

@@ -52,6 +52,7 @@ def test_pool_s_words_are_shown(board: Scoreboard) -> None:
         "prefork_growth_refused_total": PoolField.GROWTH_REFUSED,
         "prefork_spawn_failures_total": PoolField.SPAWN_FAILURES,
         "prefork_hook_failures_total": PoolField.HOOK_FAILURES,
+        "prefork_listeners_closed": PoolField.LISTENERS_CLOSED,
         "prefork_slow_requests_total": PoolField.SLOW_REQUESTS,
         "prefork_config_last_reload_success_timestamp_seconds": PoolField.RELOAD_OK_SECONDS,
     }

@@ -122,6 +122,9 @@ def test_pool_is_ready_with_enough_workers_while_it_serves(board: Scoreboard) ->
     assert ready_verdict(snapshot).status == 200
     assert ready_verdict(changed(snapshot, PoolField.NEEDED, 2)).status == 503
     assert ready_verdict(changed(snapshot, PoolField.NEEDED, 0)).status == 503
+    closed = ready_verdict(changed(snapshot, PoolField.LISTENERS_CLOSED, 1))
+    assert closed.status == 503
+    assert closed.body.endswith(b" listeners_closed=1\n")
     for phase in set(Phase) - {Phase.SERVING}:
         assert ready_verdict(changed(snapshot, PoolField.PHASE, phase)).status == 503
     board.vacate_slot(0, next(iter(board.snapshot().exits)), 1)
