@@ -22,7 +22,7 @@ from prometheus_client.samples import Sample
 
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import Queue
-from prefork.metrics.names import METRICS, Metric, Type
+from prefork.metrics.names import METRICS, PARKED, Metric, Type
 from prefork.metrics.processes import Facts, was_used
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
@@ -133,6 +133,7 @@ def families(reading: Reading) -> list[Family]:
         **_changes(reading.snapshot),
         **_queues(reading),
         **_requests(reading),
+        **_parked(reading),
         **_slots(reading),
         **_processes(reading.facts),
     }
@@ -261,6 +262,31 @@ def _requests(reading: Reading) -> Found:
         "prefork_request_queue_wait_seconds": _summed(
             words, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS
         ),
+    }
+
+
+_PARKED_CLOSED = {
+    "evicted": PoolField.PARKED_EVICTED,
+    "timed_out": PoolField.PARKED_TIMED_OUT,
+    "left": PoolField.PARKED_LEFT,
+    "stopped": PoolField.PARKED_CLOSED,
+    "lost": PoolField.PARKED_LOST,
+}
+
+
+def _parked(reading: Reading) -> Found:
+    """Return what there is to say of the lot: no series in a pool that has none."""
+    pool = reading.snapshot
+    if not pool[PoolField.LOT_STARTS]:
+        return {name: [] for name in PARKED}
+    closed = [(reason, _count(pool[field])) for reason, field in _PARKED_CLOSED.items()]
+    refused = sum(reading.words[SlotField.PARK_FAILURES])
+    return {
+        "prefork_parked_connections": _one(_count(pool[PoolField.PARKED])),
+        "prefork_connections_parked_total": _one(_count(pool[PoolField.PARKED_TOTAL])),
+        "prefork_connections_resumed_total": _one(_count(pool[PoolField.RESUMED_TOTAL])),
+        "prefork_parked_connections_closed_total": [*closed, ("refused", refused)],
+        "prefork_lot_restarts_total": _one(_count(pool[PoolField.LOT_STARTS] - 1)),
     }
 
 

@@ -185,6 +185,29 @@ _ABOUT_REQUESTS = (
     ),
 )
 
+_ABOUT_PARKED = (
+    _gauge("prefork_parked_connections", "Idle connections that the lot holds now."),
+    _counter(
+        "prefork_connections_parked_total",
+        "Connections that workers gave to the lot; a connection counts each time.",
+    ),
+    _counter(
+        "prefork_connections_resumed_total",
+        "Parked connections that were given to a worker because their clients spoke.",
+    ),
+    _counter(
+        "prefork_parked_connections_closed_total",
+        "Connections that were closed in place of being kept: evicted (there were max_parked), timed_out "
+        "(park_timeout), left (by the client), stopped (by a stop), lost (no worker could be reached), refused "
+        "(the lot did not take them).",
+        "reason",
+    ),
+    _counter(
+        "prefork_lot_restarts_total",
+        "Lot processes forked after the first; each costs the connections that were parked.",
+    ),
+)
+
 _ABOUT_SLOTS = (
     _info(
         "prefork_worker_info",
@@ -273,9 +296,13 @@ METRICS: Final = {
         _ABOUT_THE_POOL,
         _ABOUT_LISTENERS,
         _ABOUT_REQUESTS,
+        _ABOUT_PARKED,
         _ABOUT_SLOTS,
         _ABOUT_THE_MASTER,
     )
     for metric in group
 }
 """The table, by name, in the order of the output and of the documentation."""
+
+PARKED: Final = tuple(metric.name for metric in _ABOUT_PARKED)
+"""The metrics that only a pool with a lot has."""

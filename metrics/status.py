@@ -55,6 +55,7 @@ def status(
         **_workers(snapshot),
         **_requests(snapshot),
         **_events(snapshot),
+        "parked": _parked(snapshot),
         "listeners": [_listener(one, queues or {}) for one in description.listeners],
         "slots": [_slot(one, now_ns) for one in snapshot.slots],
         "settings": dict(description.settings),
@@ -130,6 +131,22 @@ def _events(snapshot: Snapshot) -> dict[str, Any]:
         "reloads": _count(snapshot[PoolField.RELOADS]),
         "reloads_failed": _count(snapshot[PoolField.RELOADS_FAILED]),
         "reload_state": _reload_state(snapshot[PoolField.RELOAD_STATE]).name.lower(),
+    }
+
+
+def _parked(snapshot: Snapshot) -> dict[str, int] | None:
+    """Return the counts of the lot; None in a pool that has none."""
+    if not snapshot[PoolField.LOT_STARTS]:
+        return None
+    return {
+        "now": _count(snapshot[PoolField.PARKED]),
+        "parked": _count(snapshot[PoolField.PARKED_TOTAL]),
+        "resumed": _count(snapshot[PoolField.RESUMED_TOTAL]),
+        "evicted": _count(snapshot[PoolField.PARKED_EVICTED]),
+        "timed_out": _count(snapshot[PoolField.PARKED_TIMED_OUT]),
+        "left": _count(snapshot[PoolField.PARKED_LEFT]),
+        "lost": _count(snapshot[PoolField.PARKED_LOST]),
+        "refused": _total(snapshot.slots, SlotField.PARK_FAILURES),
     }
 
 

@@ -40,6 +40,7 @@ from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
 from prefork.mixin import PreForkingMixIn, serve
+from prefork.parking.handler import ParkingMixIn
 from prefork.servers import (
     PreForkingTCPServer,
     PreForkingUDPServer,
@@ -68,6 +69,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "ExitCause",
     "ExitKind",
     "MisuseError",
+    "ParkingMixIn",
     "PreForkingMixIn",
     "PreForkingTCPServer",
     "PreForkingUDPServer",

@@ -108,6 +108,19 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """How long a retiring worker may take to finish its request before it is killed."""
     drain_delay: float | str = 0.0
     """How long to keep accepting after TERM, so that load balancers notice first."""
+    max_parked: int | None = None
+    """How many idle connections may be parked; the default is 10000, or less where the limit of
+    descriptors is lower.
+    """
+    park_timeout: float | str = 60.0
+    """Close a parked connection after this much silence, 0 for no limit."""
+    park_new: bool | str = False
+    """Park a new connection until its client speaks, for protocols in which the client speaks first.
+    """
+    linger: float | str = 0.001
+    """How long a worker itself waits for the next request of a connection before it parks the
+    connection; only while nothing else waits.
+    """
     metrics_address: str | None = None
     """Where the metrics process listens: /metrics, /livez, /readyz, /status and a status page."""
     metrics_dir: str | None = None

@@ -20,6 +20,7 @@ import setproctitle
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
+from prefork.master.lot_process import Links, limits_of
 from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
@@ -238,21 +239,34 @@ def _serve_with_pool(
     wakeup = Wakeup(None if previous is None else previous.wakeup)
     signals = SignalCounts()
     serving_process = os.getpid()
+    links: Links | None = None
     try:
         with handled(signals, wakeup):
             _warn_without_proc()
+            limits_of(settings)
             if previous is not None:
                 settings = _fitting(settings, previous)
             with contextlib.closing(_lease(settings)) as user_metrics:
-                spec = _spec_of_workers(all_served, settings, call_hook, user_metrics, wakeup)
+                links = _links(all_served, previous)
+                spec = _spec_of_workers(
+                    all_served, settings, call_hook, user_metrics, wakeup, links=links
+                )
                 caller = _caller(all_served, poll_interval)
-                master = Master(spec, wakeup, caller, previous, signals=signals)
+                master = Master(spec, wakeup, caller, previous, signals=signals, links=links)
                 _run(all_served, master)
     finally:
-        # While a handover is pending, the next attempt needs the pipe. A child that leaves a hook by
-        # an exception has let go of it.
+        # While a handover is pending, the next attempt needs pipe and links. A child that leaves a
+        # hook by an exception has let go of them.
         if process.handover is None and os.getpid() == serving_process:
             wakeup.close()
+            if links is not None:
+                links.close()
+
+
+def _links(all_served: Sequence[Served], previous: MasterState | None) -> Links:
+    """Return the links between workers and lot: those of the earlier image, and new ones."""
+    lot = None if previous is None else previous.lot
+    return Links([one.listener for one in all_served], () if lot is None else lot.links)
 
 
 def _run(all_served: Sequence[Served], master: Master) -> None:
@@ -301,6 +315,8 @@ def _spec_of_workers(
     call_hook: Callable[..., bool],
     user_metrics: slots.Lease,
     wakeup: Wakeup,
+    *,
+    links: Links,
 ) -> WorkerSpec:
     """Return what every worker of these servers is made from."""
     listeners = [one.listener for one in all_served]
@@ -313,6 +329,7 @@ def _spec_of_workers(
         hooks=_with_metrics(call_hook, user_metrics),
         enter=_entrance_to(all_served, user_metrics, has_timeout=bool(settings.client_timeout)),
         metrics_dir=user_metrics.directory,
+        links=links.for_workers,
     )
 
 

@@ -78,6 +78,8 @@ class Kind(enum.Enum):
     """One socket for requests and replies. It stays blocking, because a reply may have to wait."""
     OTHER = enum.auto()
     """Anything else with a descriptor. get_request() is called when it is readable."""
+    RESUMED = enum.auto()
+    """No listener, but the link by which parked connections come back (workers/parking.py)."""
 
 
 class Listener:
@@ -215,6 +217,10 @@ class Listener:
         Always False for a Unix socket after ``shutdown()``, which is readable for ever.
         """
         return not self._poll.poll(0)
+
+    def may_bring_more(self) -> bool:
+        """Return whether a request may follow although nothing is queued: not while the pool stops."""
+        return False
 
     def needs_draining(self) -> bool:
         """Return whether clients are left that were queued when the intake was closed (master)."""

@@ -141,6 +141,25 @@ class PoolField(IntEnum):
     EXITS = 64
     """Workers that ended, one word for each ExitKind."""
 
+    # The lot's words: the lot process is their only writer (prefork/parking/lot.py).
+    PARKED = 96
+    """Connections that the lot holds now."""
+    PARKED_TOTAL = 97
+    RESUMED_TOTAL = 98
+    PARKED_EVICTED = 99
+    """Idle connections that were closed because there were ``max_parked``."""
+    PARKED_TIMED_OUT = 100
+    PARKED_LEFT = 101
+    """Idle connections that their clients closed."""
+    PARKED_CLOSED = 102
+    """Idle connections that a stop closed."""
+    PARKED_LOST = 103
+    """Connections that could not be given to a worker."""
+    LOT_PID = 104
+    """The pid of the lot process, written by the master; 0 while there is none."""
+    LOT_STARTS = 105
+    """Lot processes forked, written by the master."""
+
 
 _POOL_WORDS = 120
 _TEXTS_AT = mmap.PAGESIZE  # in bytes; the header and the pool's words fit into one page
@@ -190,6 +209,8 @@ class SlotField(IntEnum):
     """By how much it was extended: for that request only, so the next one needs no store."""
     QUEUE_WAIT_NS = 27
     """The sum of the queue waits that were measured; most are not (workers/waits.py)."""
+    PARK_FAILURES = 28
+    """Connections that the worker closed because it could not park them."""
     DURATIONS = 32
     """The histogram of durations. Its sum is the number of finished requests, good and bad."""
     QUEUE_WAITS = 48
@@ -387,9 +408,9 @@ class Scoreboard:
         """Return one number of the pool."""
         return self.words[_POOL_AT + field]
 
-    def watch_words(self) -> memoryview[int]:
-        """Return a view of the word WATCH alone, for the workers' hot path."""
-        return self.words[_POOL_AT + PoolField.WATCH : _POOL_AT + PoolField.WATCH + 1]
+    def pool_word(self, field: PoolField) -> memoryview[int]:
+        """Return a view of one word of the pool, for the workers' hot path."""
+        return self.words[_POOL_AT + field : _POOL_AT + field + 1]
 
     def prepare_slot(self, slot: int, generation: int, now_ns: int) -> None:
         """Prepare a slot for a new worker (master, while no worker writes to it)."""

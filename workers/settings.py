@@ -28,7 +28,9 @@ from prefork.workers.units import (
     shown_ratio,
     shown_seconds,
     shown_size,
+    shown_switch,
     size,
+    switch,
     words,
 )
 
@@ -264,6 +266,43 @@ class Settings(
         _Duration,
         _duration("How long to keep accepting after TERM, so that load balancers notice first."),
     ] = 0.0
+    max_parked: Annotated[
+        Annotated[int, Meta(ge=1, le=2**20)] | None,
+        About(
+            help="How many idle connections may be parked; the default is 10000, or less where the limit of "
+            "descriptors is lower.",
+            allowed="a number from 1 to what the hard limit of descriptors leaves",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
+    park_timeout: Annotated[
+        _Duration,
+        _duration("Close a parked connection after this much silence, 0 for no limit."),
+    ] = 60.0
+    park_new: Annotated[
+        bool,
+        About(
+            help="Park a new connection until its client speaks, for protocols in which the client speaks first.",
+            allowed="on or off",
+            metavar="WORD",
+            attribute=SAME,
+            read=switch,
+            show=shown_switch,
+        ),
+    ] = False
+    linger: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        About(
+            help="How long a worker itself waits for the next request of a connection before it parks the "
+            "connection; only while nothing else waits.",
+            allowed="a duration of at most 1s, such as 2ms",
+            metavar="DURATION",
+            attribute=SAME,
+            read=seconds,
+            show=shown_seconds,
+        ),
+    ] = 0.001
     metrics: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
         About(
@@ -409,6 +448,10 @@ class Settings(
             boot_timeout: float | str = 60.0,
             graceful_timeout: float | str = 25.0,
             drain_delay: float | str = 0.0,
+            max_parked: int | None = None,
+            park_timeout: float | str = 60.0,
+            park_new: bool | str = False,
+            linger: float | str = 0.001,
             metrics: str | None = None,
             metrics_dir: str | None = None,
             access_log: Literal["off", "text", "json"] = "off",

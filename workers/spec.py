@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -29,6 +29,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     hook is the program's own.
     enter: called in each worker, to note in the server objects that they are in a worker now.
     metrics_dir: the directory of the program's own metrics; None where it keeps none.
+    links: the workers' end of the link to the lot, by the descriptor of the listener. A listener that
+    is not in it parks no connections.
     """
 
     settings: Settings
@@ -39,6 +41,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     hooks: Callable[..., Any]
     enter: Callable[[WorkerSide], None]
     metrics_dir: str | None
+    links: Mapping[int, int] = msgspec.field(default_factory=dict)
 
     def drop_privileges(self) -> None:
         """Take on a worker's umask and credentials (child, before code of the program runs)."""

@@ -110,3 +110,21 @@ def words(raw: object) -> object:
 def lower(raw: object) -> object:
     """Read a word in lower case."""
     return raw.lower() if isinstance(raw, str) else raw
+
+
+_SWITCHES = {"on": True, "off": False, "true": True, "false": False, "yes": True, "no": False}
+
+
+def switch(raw: object) -> object:
+    """Read on or off; ValueError for another word."""
+    if isinstance(raw, str):
+        try:
+            return _SWITCHES[raw.strip().lower()]
+        except KeyError:
+            raise ValueError(raw) from None
+    return raw
+
+
+def shown_switch(value: object) -> str:
+    """Show a switch."""
+    return "on" if value else "off"

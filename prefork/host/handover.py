@@ -18,9 +18,10 @@ import msgspec
 from prefork.host.named_socket import SocketName
 from prefork.workers.errors import PreforkError
 from prefork.workers.files import Identity
+from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
@@ -41,6 +42,20 @@ class MetricsState(msgspec.Struct, frozen=True):
     pidfd: int
 
 
+class LotState(msgspec.Struct, frozen=True):
+    """The lot process, which goes on under the next image. control: the master's end of its socket."""
+
+    pid: int
+    pidfd: int
+    control: int
+    links: tuple[Link, ...]
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors of it."""
+        return [self.pidfd, self.control, *(fd for link in self.links for fd in link.fds)]
+
+
 class MasterState(msgspec.Struct, frozen=True):
     """All that one image of the master leaves to the next.
 
@@ -55,6 +70,7 @@ class MasterState(msgspec.Struct, frozen=True):
     again: the signal that has asked for one more reload meanwhile; "" for none.
     pidfile: the descriptor that holds the lock on the pid file.
     watcher: the pid of the child that watches the source files.
+    lot: the lot with the parked connections; None where no server parks.
     """
 
     format: int
@@ -72,13 +88,15 @@ class MasterState(msgspec.Struct, frozen=True):
     metrics: MetricsState | None = None
     pidfile: int | None = None
     watcher: int | None = None
+    lot: LotState | None = None
 
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to survive the exec."""
         metrics = [] if self.metrics is None else [self.metrics.fd, self.metrics.pidfd]
         pidfile = [] if self.pidfile is None else [self.pidfile]
-        return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile]
+        lot = [] if self.lot is None else self.lot.fds
+        return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile, *lot]
 
     def write(self, memory: int) -> str:
         """Write the whole state into a memfd, and return the variable that leads to it.

@@ -16,6 +16,7 @@ def as_lines(status: dict[str, Any], width: int) -> list[str]:
         *_workers(status, width),
         *_requests(status, width),
         *_listeners(status),
+        *_parked(status, width),
         *_history(status, width),
         "",
         *_slots(status),
@@ -81,6 +82,16 @@ def _listeners(status: dict[str, Any]) -> list[str]:
         _line("" if number else "queue", f"{humanize.queue(one)}  {one['name']}")
         for number, one in enumerate(status["listeners"])
     ]
+
+
+def _parked(status: dict[str, Any], width: int) -> list[str]:
+    parked = status.get("parked")
+    if parked is None:
+        return []
+    said = [f"{parked['now']} now", f"{parked['resumed']} resumed"]
+    closed = ("evicted", "timed_out", "lost", "refused")
+    said += [f"{parked[key]} {key.replace('_', ' ')}" for key in closed if parked[key]]
+    return _wrapped("parked", said, width)
 
 
 def _history(status: dict[str, Any], width: int) -> list[str]:

@@ -36,6 +36,7 @@ from prefork.master.lifecycle import (
     next_instant,
     obey,
 )
+from prefork.master.lot_process import Links, LotProcess
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize, first_size
@@ -86,6 +87,7 @@ class Master:
 
     previous: what an earlier image of this process has left; None in the first one.
     signals: those that the caller handles; None where it handles none, as in a thread.
+    links: to the lot; none where no server parks.
     system: what forks, signals and collects. clock: None for the real one. Tests pass others.
     """
 
@@ -97,11 +99,15 @@ class Master:
         previous: MasterState | None = None,
         *,
         signals: SignalCounts | None = None,
+        links: Links | None = None,
         system: System = system,
         clock: Clock | None = None,
     ) -> None:
         settings = self._settings = spec.settings
         self._listeners = spec.listeners
+        links = links or Links(())
+        self._sources = [*spec.listeners, *links.queues]
+        """What brings requests: the listeners, and the links by which parked connections come back."""
         self._is_successor = previous is not None
         self._wakeup = wakeup
         self._caller = caller
@@ -132,6 +138,14 @@ class Master:
             if previous is None:  # or the next attempt needs its socket
                 self.metrics.close()
             raise
+        self.lot = LotProcess(
+            spec,
+            links,
+            self._poll,
+            previous=None if previous is None else previous.lot,
+            now=self._now(),
+            system=system,
+        )
         self._size = PoolSize(self.pool, *first_size(settings, previous))
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
@@ -176,6 +190,7 @@ class Master:
                     for listener in self._listeners:
                         listener.restore()
                     self.metrics.stop()
+                    self.lot.stop()
                     log.event(logging.INFO, "master", "stopped", pid=os.getpid())
                     self.pool.call_hook("on_exit")
         if self._life.interrupted:
@@ -185,6 +200,7 @@ class Master:
         """Give back descriptors, shared memory and the address of the metrics process."""
         self._notifier.close()
         self.metrics.close()
+        self.lot.close()
         self.pool.close()
 
     def _announce_start(self) -> None:
@@ -272,6 +288,7 @@ class Master:
         self.pool.apply(plan, now)
         self._publish()
         self.metrics.tick(self.pool, now)
+        self.lot.tick(self.pool, now, draining=self._life.phase is Phase.DRAINING)
         self.pool.dumps.show_due(now)
         self.pool.note_truncated()
         self._orphans.collect(self.pool.table.pids, now)
@@ -338,8 +355,8 @@ class Master:
         if life.phase is before.phase:
             return
         if life.phase is Phase.DRAINING:
-            for listener in self._listeners:
-                listener.close_intake()
+            for source in self._sources:
+                source.close_intake()
         level = logging.WARNING if life.phase is Phase.STOPPING_NOW else logging.INFO
         old, new = before.phase.name.lower(), life.phase.name.lower()
         log.event(level, "master", "phase changed", old=old, new=new, why=why)
@@ -381,6 +398,7 @@ class Master:
             again=self._reload.wanted_by,
             metrics=self.metrics.handover_state(),
             pidfile=process.pidfile,
+            lot=self.lot.handover_state(),
         )
 
     # --- looking
@@ -407,8 +425,8 @@ class Master:
 
     def _work_waiting(self) -> bool:
         if self._life.phase is Phase.DRAINING:
-            return any(listener.needs_draining() for listener in self._listeners)
-        return any(listener.has_work() for listener in self._listeners)
+            return any(source.needs_draining() for source in self._sources)
+        return any(source.has_work() for source in self._sources)
 
     def _check_boots(self) -> None:
         """Raise BootError if the first workers cannot boot, CrashLoopError in a crash loop if so set."""

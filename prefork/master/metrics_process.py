@@ -81,10 +81,10 @@ class Record(msgspec.Struct, frozen=True):
         return Record(started_at=self.started_at, failures=failures)
 
 
-def decide(record: Record, now: float) -> Act:
-    """Return what to do about the metrics process now (pure)."""
+def decide(record: Record, now: float, *, interval: float = START_INTERVAL) -> Act:
+    """Return what to do about such a process now (pure). interval: seconds between two starts, at least."""
     if not record.running:
-        pause = max(START_INTERVAL, backoff(record.failures, FAILURE_CAP))
+        pause = max(interval, backoff(record.failures, FAILURE_CAP))
         return Act.START if now >= record.started_at + pause else Act.NOTHING
     if record.killed:
         return Act.NOTHING

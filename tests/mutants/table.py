@@ -600,7 +600,7 @@ MASTER = (
     Mutant(
         "the intake is closed before the queue is served",
         "prefork/master/master.py",
-        "                listener.close_intake()",
+        "                source.close_intake()",
         "                pass",
         "tests/live/test_stop.py -k outcomes_during_a_stop",
     ),

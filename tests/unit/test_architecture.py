@@ -25,6 +25,7 @@ LAYERS = (
     ("prefork.master",),
     ("prefork.reloading",),
     ("prefork.host",),
+    ("prefork.parking",),
     ("prefork.metrics",),
     ("prefork.workers",),
     ("prefork._version",),

@@ -74,6 +74,7 @@ def test_families_are_what_the_table_says(board: Scoreboard) -> None:
     """Type, unit, help and labels of everything that is shown are those of the table."""
     board.set_pool(PoolField.MASTER_PID, os.getpid())
     board.set_pool(PoolField.TICK_NS, 1)
+    board.set_pool(PoolField.LOT_STARTS, 1)
     for slot in range(SLOTS):
         spawn(board, slot, os.getpid())
     pool = PoolDescription(listeners=(ListenerDescription("x", inode=5),))

@@ -543,7 +543,7 @@ def test_pool_words_are_in_no_slot(board: Scoreboard) -> None:
 
 def test_watch_word_is_the_pool_s(board: Scoreboard) -> None:
     """The view that workers look at shows WATCH and nothing else."""
-    view = board.watch_words()
+    view = board.pool_word(PoolField.WATCH)
     board.set_pool(PoolField.WATCH, 1)
 
     assert view.tolist() == [1]

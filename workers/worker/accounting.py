@@ -17,7 +17,7 @@ from time import monotonic_ns
 from typing import Any, Protocol
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.access import LogRequest
@@ -48,6 +48,12 @@ class Account(Protocol):
     def returned(self, request: Any, outcome: Outcome) -> int:
         """Note that ``process_request()`` has returned; return since when the next request counts."""
 
+    def note_end(self, ended: int) -> None:
+        """Note when the request in hand ended, where the worker has waited since for the next one."""
+
+    def next_on_connection(self, request: Any, ended: int, since: int) -> None:
+        """Note that a good request ended, and that the next one of its connection is in hand."""
+
     def wait_finished(self) -> None:
         """Wait until nothing is in hand; the master bounds the wait."""
 
@@ -57,14 +63,18 @@ def account_for(
     writer: SlotWriter,
     became_busy: BecameBusy | None = None,
     log_request: LogRequest | None = None,
+    *,
+    parks: bool = False,
 ) -> Account | None:
     """Return what has to hear of each request; None where that is nothing, so that no request pays for it.
+
+    parks: whether handlers serve several requests of a connection one after the other.
 
     As soon as the requests of one server may overlap, those of all are accounted for together.
     """
     if any(_may_overlap(server) for server in servers):
         return Overlapping(writer, became_busy, log_request)
-    if became_busy is None and log_request is None:
+    if became_busy is None and log_request is None and not parks:
         return None
     return OneAtATime(writer, became_busy, log_request)
 
@@ -82,7 +92,7 @@ def busy_call(
     """
     if settings.min_spare is None:
         return None
-    watch = board.watch_words()
+    watch = board.pool_word(PoolField.WATCH)
 
     def became_busy() -> None:
         if watch[0] == 1:
@@ -123,7 +133,7 @@ class OneAtATime:
         self._writer = writer
         self._became_busy = became_busy
         self._log_request = log_request
-        self._since = self._ended = 0
+        self._since = self._ended = self._ended_at = 0
         self._source: Any = None
         self._address: Any = None
         self._waited: int | None = None
@@ -146,13 +156,24 @@ class OneAtATime:
 
     def returned(self, request: Any, outcome: Outcome) -> int:  # noqa: ARG002 - as Overlapping's
         """Note that the request is over; return since when the next one counts: a log line is not its time."""
-        self._ended = monotonic_ns()
+        self._ended, self._ended_at = self._ended_at or monotonic_ns(), 0
         duration = self._ended - self._since
         self._writer.account(outcome, duration)
         if self._log_request is not None:
             self._log_request(self._source.listener, self._address, self._waited, outcome, duration)
             self._ended = monotonic_ns()
         return self._ended
+
+    def note_end(self, ended: int) -> None:
+        """Do as ``Account.note_end()`` says."""
+        self._ended_at = ended
+
+    def next_on_connection(self, request: Any, ended: int, since: int) -> None:
+        """Do as ``Account.next_on_connection()`` says."""
+        self._ended_at = ended
+        self.returned(request, Outcome.OK)
+        self._writer.words[REQUEST_NS] = self._since = since
+        self._waited = 0
 
     def wait_finished(self) -> None:
         """Return at once: nothing is left in hand."""
@@ -275,6 +296,19 @@ class Overlapping:
         if outcome or finished_here:
             self._over(request, self._outcomes.pop(id(request), outcome))
         return monotonic_ns()
+
+    def note_end(self, ended: int) -> None:
+        """Note nothing: the request is over when its connection is closed, or has been parked."""
+
+    def next_on_connection(self, request: Any, ended: int, since: int) -> None:  # noqa: ARG002 - as OneAtATime's
+        """Do as ``Account.next_on_connection()`` says."""
+        seen = self._seen.get(id(request))
+        self._over(request, Outcome.OK)
+        with self._changed:
+            if seen is not None:
+                self._seen[id(request)] = seen
+            self._since[id(request)] = since
+            self._publish()
 
     def wait_finished(self) -> None:
         """Do as ``Account.wait_finished()`` says."""

@@ -125,8 +125,8 @@ def _make_loop(prepared: PreparedWorker, info: ThisWorker, control: Control) -> 
     checks = limits_for(prepared.spec.settings, prepared.writer, prepared.call_master)
     loop = Loop(lanes, common, str(info), control, checks)
     if isinstance(common.account, Overlapping):
-        for lane in lanes.values():
-            common.account.watch(lane.source.server)
+        for listener in prepared.spec.listeners:
+            common.account.watch(listener.server)
         forks.add(common.account.enter_fork)
         loop.settle_steps()  # the servers have other methods now
     return loop

@@ -103,6 +103,12 @@ class Loop:
         common.begin(identity, self._epoll, self._pause)
         for lane in lanes.values():
             lane.source.enter_wait_queue(self._epoll)
+        self._parkings = {
+            source.parking for lane in lanes.values() if (source := lane.source).parking is not None
+        }
+        if common.account is not None:  # there always is one where servers park
+            for parking in self._parkings:
+                parking.begin(self._epoll, common.account)
 
     def run(self) -> ExitKind:
         """Serve until there is a reason to leave, and return it. Raises SystemExit if a handler does."""
@@ -167,10 +173,17 @@ class Loop:
         # The worker waits no more. Without its epoll, a worker at its limit of descriptors has one to
         # accept with.
         self._epoll.close()
-        # The queue of an inherited socket is left to the other process that holds the socket.
+        for parking in self._parkings:
+            parking.is_draining = True
+        # The queue of an inherited socket is left to the other process that holds the socket. One
+        # source may bring work to another: a request that was parked comes back. So the drain is over
+        # when all were found empty one after the other.
         left = [one for one in self._lanes.values() if not one.source.listener.is_inherited]
-        while left and self._reason is None:
-            left = [lane for lane in left if not self._serve_queued(lane)]
+        empty = not left
+        while not empty and self._reason is None:
+            empty = True
+            for lane in left:
+                empty &= self._serve_queued(lane)
 
     def _serve_queued(self, lane: Lane) -> bool:
         """Serve one source while something is queued and can be taken; return whether nothing is left."""
@@ -182,7 +195,7 @@ class Loop:
             self._look_around()
             if takes.is_stalled(lane.source):
                 break
-        return takes.dry
+        return takes.dry and not lane.source.listener.may_bring_more()
 
     def _take_fresh_place(self) -> None:
         """Go to the tail of every wait queue; entering one reports at once a client that already waits there."""

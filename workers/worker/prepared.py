@@ -7,6 +7,8 @@ import functools
 import os
 
 from prefork.workers.identity import WAKE, WorkerPipes
+from prefork.workers.parking import ResumeQueue
+from prefork.workers.scoreboard import PoolField
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.waits import sample_every
@@ -14,6 +16,7 @@ from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import Account, account_for, busy_call
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.lanes import Common, Lane
+from prefork.workers.worker.parking import MOST_IN_A_ROW, Parking
 from prefork.workers.worker.source import Source
 
 
@@ -43,17 +46,30 @@ class PreparedWorker:
             self.lanes = self.make_lanes()
 
     def make_lanes(self) -> dict[int, Lane]:
-        """Return the ways in which the worker serves, one lane for each listener, by its descriptor."""
-        settings = self.spec.settings
-        sources = [
-            Source(
+        """Return the ways in which the worker serves, one lane for each listener and link, by descriptor."""
+        spec, settings = self.spec, self.spec.settings
+        make = functools.partial(
+            Source,
+            writer=self.writer,
+            client_timeout=settings.client_timeout,
+            sample_every=sample_every(settings),
+        )
+        sources = []
+        for listener in spec.listeners:
+            link = spec.links.get(listener.fd)
+            if link is None:
+                sources.append(make(listener))
+                continue
+            parking = Parking(
                 listener,
-                self.writer,
-                client_timeout=settings.client_timeout,
-                sample_every=sample_every(settings),
+                link,
+                linger=settings.linger,
+                most_in_a_row=MOST_IN_A_ROW if settings.max_requests is None else 1,
+                phase=self.link.board.pool_word(PoolField.PHASE),
+                writer=self.writer,
             )
-            for listener in self.spec.listeners
-        ]
+            sources.append(make(listener, parking=parking, park_new=settings.park_new))
+            sources.append(make(ResumeQueue(listener, link), parking=parking))
         return lanes_for(sources, self.common)
 
     def _make_account(self) -> Account | None:
@@ -63,6 +79,7 @@ class PreparedWorker:
             self.writer,
             busy_call(settings, self.link.board, self.call_master),
             access_log_for(settings, self.slot, self.generation, self.writer),
+            parks=bool(self.spec.links),
         )
 
 

@@ -6,6 +6,7 @@ copies pages of memory, and in the master it runs once for all workers.
 
 from __future__ import annotations
 
+import functools
 import select
 import socket
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import QueueWaits, wait_of_connection
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.datagrams import Datagrams, MeasuredDatagrams
+from prefork.workers.worker.parking import Parking
 
 Take = Callable[[], tuple[Any, Any]]
+Verify = Callable[[Any, Any], bool]
 Process = Callable[[Any, Any], None]
 
 
@@ -27,6 +30,8 @@ class Source:
 
     client_timeout: the timeout in seconds that every connection gets; None or 0 for no timeout.
     sample_every: the queue wait of one request in this many is measured; 0 measures none.
+    parking: where the server parks its connections; None for a server that does not. park_new: park
+    a new connection until its client speaks.
 
     take: returns the next request and its client's address. Raises what ``get_request()`` raises;
     BlockingIOError usually means that another worker was faster.
@@ -46,8 +51,12 @@ class Source:
         *,
         client_timeout: float | None = None,
         sample_every: int = 0,
+        parking: Parking | None = None,
+        park_new: bool = False,
     ) -> None:
         self.listener = listener
+        self.parking = parking
+        self._park_new = park_new
         self.server = listener.server
         self._writer = writer
         self._client_timeout = client_timeout
@@ -76,7 +85,7 @@ class Source:
         self.may_hang = datagrams is None and not self._accepts_plainly()
         self.take = datagrams.take if datagrams is not None else self._stream_or_other_take()
         everybody = _has(server, "verify_request", BaseServer)
-        self.verify = None if everybody else server.verify_request
+        self.verify = None if everybody else self._verify_of(server)
         self._is_quiet = _is_quiet(server)
         one_call = _one_call_for(server)
         self.process = one_call or server.process_request
@@ -112,7 +121,16 @@ class Source:
         """Give up the place in the wait queue."""
         epoll.unregister(self.listener.fd)
 
+    def _verify_of(self, server: BaseServer) -> Verify:
+        """Return what verifies a request: once for each connection, however often it is parked."""
+        verify: Verify = server.verify_request
+        if self.listener.kind is not Kind.RESUMED:
+            return verify
+        return lambda request, address: not request.luggage.is_new or verify(request, address)
+
     def _tells_waits(self) -> bool:
+        if self.listener.kind is Kind.RESUMED:
+            return True
         internet = self.listener.family in (socket.AF_INET, socket.AF_INET6)
         stream = self.listener.kind is Kind.STREAM and self._socket is not None
         return _receives_plainly(self.server) or (stream and internet)
@@ -129,6 +147,9 @@ class Source:
         return stream and _has(self.server, "get_request", TCPServer)
 
     def _stream_or_other_take(self) -> Take:
+        if self.listener.kind is Kind.RESUMED and self.parking is not None:
+            take = _resumed_take(self.parking.take, self.waits)
+            return _timed_take(take, self._client_timeout) if self._client_timeout else take
         if self.listener.kind is not Kind.STREAM or self._socket is None:
             return _take_when_ready(self.server, self.listener)
         plain = self._accepts_plainly()
@@ -136,6 +157,8 @@ class Source:
         take = _stream_take(self._socket, accept)
         if self.waits is not None:
             take = _measured_take(take, self.waits, self._sample_every)
+        if self.parking is not None and self._park_new:
+            take = functools.partial(self.parking.take_new, take)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
 
 
@@ -200,6 +223,19 @@ def _measured_take(take: Take, waits: QueueWaits, every: int) -> Take:
         return taken
 
     return measured_take
+
+
+def _resumed_take(take: Take, waits: QueueWaits | None) -> Take:
+    """Return a take that measures how long a client that has spoken waited for a worker."""
+    if waits is None:
+        return take
+
+    def resumed_take() -> tuple[Any, Any]:
+        taken = take()
+        waits.note(taken[0].waited_ns)
+        return taken
+
+    return resumed_take
 
 
 def _take_when_ready(server: BaseServer, listener: Listener) -> Take:

@@ -19,6 +19,7 @@ SECTIONS: Final = {
         *("request_timeout", "slow_request", "client_timeout", "defer_accept"),
         *("graceful_timeout", "drain_delay"),
     ),
+    "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "Starting workers": ("boot_timeout", "crash_loop", "fork_check"),
     "Logs and metrics": ("log_level", "log_format", "access_log", "metrics", "metrics_dir"),

@@ -1,0 +1,326 @@
+"""The lot as the master keeps it: forked, watched, replaced, handed over at a reload (master).
+
+The lot is no worker: it has no slot, and ``max_children`` does not count it. Unlike the metrics
+process it lives through a reload, with all the connections that it holds. The master owns the links
+between workers and lot, so that a lot that has died can be replaced under the workers' feet: they
+send to the same link, and what they have sent meanwhile waits in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import select
+import signal
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from prefork.host.handover import LotState
+from prefork.master.metrics_process import END_BOUND, Act, Record, decide
+from prefork.parking.lot_main import (
+    LEAVE,
+    RESERVE,
+    Limits,
+    LotSpec,
+    descriptors_allowed,
+    live,
+)
+from prefork.workers import forks, log, system
+from prefork.workers.errors import SettingsError
+from prefork.workers.listener import Kind, Listener
+from prefork.workers.parking import Link, ResumeQueue
+from prefork.workers.pool.pool import Pool
+from prefork.workers.scoreboard import PoolField
+from prefork.workers.settings import Settings
+from prefork.workers.spec import WorkerSpec
+from prefork.workers.states import ExitCause, ExitKind, ExitStatus
+from prefork.workers.system import Child, System
+
+MOST_PARKED: Final = 10_000
+"""Parked connections at a time, where neither ``max_parked`` nor the limit of descriptors says less."""
+
+START_INTERVAL: Final = 0.2
+"""Seconds between two starts of a lot, at least."""
+
+DRAIN_BOUND: Final = 1.0
+"""Seconds that the lot has at a stop for giving back the connections whose clients have spoken."""
+
+
+def can_park(server: Any) -> bool:
+    """Return whether the handlers of a server park their connections."""
+    handler = getattr(server, "RequestHandlerClass", None)
+    handler = getattr(handler, "func", handler)  # a functools.partial of a class
+    return bool(getattr(handler, "can_park", False) or getattr(server, "park_new", False))
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return what the lot is bounded by. Raises SettingsError where the kernel allows less."""
+    allowed = max(1, descriptors_allowed() - RESERVE)
+    if settings.max_parked is not None and settings.max_parked > allowed:
+        raise SettingsError(
+            "max_parked",
+            settings.max_parked,
+            "settings",
+            f"at most {allowed}: a process of this user may have {descriptors_allowed()} descriptors "
+            f"(RLIMIT_NOFILE), of which {RESERVE} are for the lot itself",
+        )
+    most = settings.max_parked or min(MOST_PARKED, allowed)
+    return Limits(most, settings.park_timeout or None)
+
+
+class Links:
+    """The links of one pool: one for each listener whose server parks.
+
+    previous: those of an earlier image, by the name of their listener. Made before the workers, and
+    closed after them.
+    """
+
+    def __init__(self, listeners: Sequence[Listener], previous: Sequence[Link] = ()) -> None:
+        self._servers = [one.server for one in listeners]
+        known = {one.listener: one for one in previous}
+        self.of_listener: dict[int, Link] = {}
+        with forks.lock:
+            for listener in listeners:
+                if listener.kind is Kind.STREAM and can_park(listener.server):
+                    link = known.pop(listener.name, None) or Link.make(listener.name)
+                    self.of_listener[listener.fd] = link
+            self.unclaimed = tuple(known.values())
+            """Links of the earlier image whose servers do not park any more."""
+            self._on_list = forks.add(_nothing, in_others=self._close_in_others)
+        self.queues = [
+            ResumeQueue(one, self.of_listener[one.fd].workers_end)
+            for one in listeners
+            if one.fd in self.of_listener
+        ]
+
+    @property
+    def all(self) -> tuple[Link, ...]:
+        """The links in use."""
+        return tuple(self.of_listener.values())
+
+    @property
+    def for_workers(self) -> Mapping[int, int]:
+        """The workers' end of each link, by the descriptor of the listener."""
+        return {fd: link.workers_end for fd, link in self.of_listener.items()}
+
+    def close(self) -> None:
+        """Close both ends of all links (master, after the last worker)."""
+        with forks.lock:
+            forks.remove(self._on_list)
+            for link in (*self.all, *self.unclaimed):
+                forks.close(link.fds)
+            self.of_listener, self.unclaimed = {}, ()
+
+    def keep(self) -> None:
+        """Have this process keep the links: it is the lot of this pool (lot process)."""
+        forks.remove(self._on_list)
+
+    def _close_in_others(self, servers: Collection[object]) -> None:
+        """Close the lot's ends; in a process that is no worker of this pool all (any child)."""
+        is_ours = any(server in servers for server in self._servers)
+        for link in self.all:
+            forks.close((link.lots_end,) if is_ours else link.fds)
+
+
+def _nothing() -> None:
+    """Do nothing: a child of the master keeps the links, because the workers and the lot need them."""
+
+
+class LotProcess:
+    """Keeps the lot of one pool. Without a server that parks there is none.
+
+    poll: where the master waits; the end of the process and its signs of life wake it there.
+    previous: the lot of an earlier image of this master.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        links: Links,
+        poll: select.poll,
+        *,
+        previous: LotState | None = None,
+        now: float = 0.0,
+        system: System = system,
+    ) -> None:
+        self._spec = spec
+        self._links = links
+        self._poll = poll
+        self._system = system
+        self._limits = limits_of(spec.settings) if links.all else None
+        self._record = Record()
+        self._child: Child | None = None
+        self._control: socket.socket | None = None
+        self._give_up_at: float | None = None
+        self._on_list = forks.add(self._let_go_in_child)
+        if previous is not None:
+            self._adopt(previous, now)
+
+    def _adopt(self, previous: LotState, now: float) -> None:
+        """Go on with the lot of an earlier image: tell it the limits, and the links that are new."""
+        self._child = Child(previous.pid, previous.pidfd)
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, previous.control)
+        self._record = Record(running=True, started_at=now, heard_at=now)
+        self._poll.register(self._child.pidfd, select.POLLIN)
+        for link in self._links.unclaimed:
+            ResumeQueue.of_unclaimed(link).close_intake()
+        if self._limits is None:
+            self._system.send(self._child, LEAVE)
+            return
+        known = {one.listener for one in previous.links}
+        try:
+            self._control.send(msgspec.msgpack.encode(self._limits), socket.MSG_DONTWAIT)
+            for link in self._links.all:
+                if link.listener not in known:
+                    socket.send_fds(self._control, [b"L"], [link.lots_end], socket.MSG_DONTWAIT)
+        except OSError as error:
+            log.event(
+                logging.ERROR, str(self), "cannot be told the settings, replaced", error=error
+            )
+            self._kill()
+
+    def handover_state(self) -> LotState | None:
+        """Return what the next image of the master needs to go on with the lot."""
+        if self._child is None or self._control is None:
+            return None
+        return LotState(self._child.pid, self._child.pidfd, self._control.fileno(), self._links.all)
+
+    def _let_go_in_child(self) -> None:
+        if self._child is not None:
+            os.close(self._child.pidfd)
+        if self._control is not None:
+            os.close(self._control.detach())
+
+    # --- in every tick
+
+    def tick(self, pool: Pool, now: float, *, draining: bool) -> None:
+        """Look after the lot, without waiting. draining: whether the pool serves its queues and leaves."""
+        self._collect(pool)
+        if self._limits is None:
+            return
+        self._hear(now)
+        self._bound_drain(now, draining=draining)
+        match decide(self._record, now, interval=START_INTERVAL):
+            case Act.START:
+                self._start(pool, self._limits, now)
+            case Act.KILL:
+                log.event(logging.ERROR, str(self), "gives no sign of life, killed")
+                self._kill()
+            case Act.NOTHING:
+                pass
+
+    def stop(self) -> None:
+        """End the lot and collect it. Waits END_BOUND and a moment at most."""
+        if self._child is None:
+            return
+        self._system.send(self._child, LEAVE)
+        if not self._system.wait_for_all([self._child], END_BOUND):
+            self._system.send(self._child, signal.SIGKILL)
+            self._system.wait_for_end(self._child)
+        self._system.collect(self._child)
+        self._forget_child()
+
+    def close(self) -> None:
+        """Close the links. No worker and no lot is left by now."""
+        forks.remove(self._on_list)
+        self._links.close()
+
+    def _hear(self, now: float) -> None:
+        if self._control is None:
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while self._control.recv(16, socket.MSG_DONTWAIT):
+                if self._record.heard_at is None:
+                    log.event(logging.INFO, str(self), "ready", max_parked=self._most)
+                self._record = self._record.heard(now)
+
+    @property
+    def _most(self) -> int:
+        return 0 if self._limits is None else self._limits.most
+
+    def _bound_drain(self, now: float, *, draining: bool) -> None:
+        if not draining:
+            return
+        if self._give_up_at is None:
+            self._give_up_at = now + DRAIN_BOUND
+        elif now >= self._give_up_at:
+            for queue in self._links.queues:
+                queue.give_up()
+
+    def _collect(self, pool: Pool) -> None:
+        if self._child is None or (status := self._system.collect(self._child)) is None:
+            return
+        subject = str(self)
+        self._forget_child()
+        self._record = self._record.ended()
+        pool.board.set_pool(PoolField.LOT_PID, 0)
+        if self._limits is None:
+            return
+        lost = max(0, pool.board.pool(PoolField.PARKED))
+        pool.board.set_pool(PoolField.PARKED, 0)
+        if self._record.failures <= 1:  # one line for a row of failures
+            log.event(logging.ERROR, subject, "exited", cause=_cause(status), connections_lost=lost)
+
+    def _start(self, pool: Pool, limits: Limits, now: float) -> None:
+        self._record = self._record.started(now)
+        try:
+            ours, theirs = socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+            )
+        except OSError as refused:
+            self._failed(refused)
+            return
+        with theirs:
+            name = f" [{self._spec.settings.name}]" if self._spec.settings.name else ""
+            spec = LotSpec(
+                worker_spec=self._spec,
+                link=pool.link,
+                links=self._links.all,
+                control=(ours.fileno(), theirs.fileno()),
+                limits=limits,
+                keep_links=self._links.keep,
+                title=f"prefork: lot{name}",
+            )
+            (self._child,), error = self._system.fork_children([functools.partial(live, spec)])
+        if self._child is None:
+            ours.close()
+            self._failed(error)
+            return
+        self._control = ours
+        self._poll.register(self._child.pidfd, select.POLLIN)
+        pool.board.set_pool(PoolField.LOT_PID, self._child.pid)
+        pool.board.count_pool(PoolField.LOT_STARTS)
+
+    def _failed(self, error: OSError | None) -> None:
+        self._record = self._record.ended()
+        if self._record.failures == 1:
+            log.event(logging.ERROR, str(self), "fork failed, retrying", error=error)
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._system.send(self._child, signal.SIGKILL)
+            self._record = msgspec.structs.replace(self._record, killed=True)
+
+    def _forget_child(self) -> None:
+        if self._child is not None:
+            self._poll.unregister(self._child.pidfd)
+            with forks.lock:
+                os.close(self._child.pidfd)
+                self._child = None
+                if self._control is not None:
+                    self._control.close()
+                    self._control = None
+
+    def __str__(self) -> str:
+        return "lot" if self._child is None else f"lot pid={self._child.pid}"
+
+
+def _cause(status: ExitStatus) -> ExitCause:
+    if status.signal is not None:
+        return ExitCause(ExitKind.KILLED, status.signal)
+    return ExitCause(ExitKind.EXITED, status.code)

@@ -1,0 +1,1 @@
+"""Parked connections: idle clients that hold no worker (docs/PARKING.md)."""
