@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -20,6 +21,9 @@ from prefork.workers.text import escaped, printable, text_of
 
 LONGEST: Final = 65_536
 """The most bytes of one record where every write is a whole one, as in a regular file."""
+
+_NAME = re.compile(r"[a-z]+=\d+")
+"""A word of a subject that names it: ``slot=3``."""
 
 _INDENT = "    "
 _CUT = "... {} lines cut ..."
@@ -158,8 +162,12 @@ class JsonFormatter(logging.Formatter):
             "pid": record.process,
         }
 
+        # A JSON line of the access log has its facts twice otherwise, once of them as text.
+        is_access = record.name == "prefork.access" and hasattr(record, "facts")
+        line = "request" if is_access else ""
+
         def render(entry: _Entry) -> str:
-            said = {"message": entry.line, **entry.facts}
+            said = {"message": line or entry.line, **entry.facts}
             if entry.report:
                 said["report"] = entry.report
             return json.dumps(fixed | said) + "\n"
@@ -174,14 +182,27 @@ class JsonFormatter(logging.Formatter):
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     """Return the keys that ``event()`` adds to a record.
 
-    The facts stand in an object of their own, so that a fact called ``level`` replaces nothing.
+    The facts stand in an object of their own, so that a fact called ``level`` replaces nothing. What
+    names the subject, such as the slot of a worker, is a fact, too.
     """
     given = getattr(record, "facts", None)
     if not isinstance(given, dict):
         return {}
     facts = {str(key): _json_value(value) for key, value in given.items()}
     named = {key: facts.pop(key) for key in ("subject", "event") if key in facts}
+    if "subject" in named:
+        named["subject"], names = _parts(str(named["subject"]))
+        facts = names | facts
     return named | ({"facts": facts} if facts else {})
+
+
+def _parts(subject: str) -> tuple[str, dict[str, Any]]:
+    """Return what kind of thing a subject is, and what names it: ``worker``, {"slot": 3, …}."""
+    words = subject.split(" ")
+    names = [word for word in words if _NAME.fullmatch(word)]
+    pairs = (word.split("=") for word in names)
+    kind = " ".join(word for word in words if word not in names)
+    return kind, {key: int(value) for key, value in pairs}
 
 
 def _json_value(value: object) -> object:

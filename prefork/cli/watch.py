@@ -44,8 +44,12 @@ def folder_of(target: str) -> str:
 
 
 @contextlib.contextmanager
-def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
+def watching(
+    folder: str, settings_files: Sequence[str], log_as: tuple[str, str] = ("info", "text")
+) -> Iterator[None]:
     """Run the watcher while the body runs (master). A trial has no watcher.
+
+    log_as: the level and the form of the log, to which the watcher writes what has changed.
 
     The watcher is known by its pid alone. A descriptor of it would be open in every worker, and
     would be closed by an exec. After an exec, new code that has ended before it served is tried
@@ -54,7 +58,7 @@ def watching(folder: str, settings_files: Sequence[str]) -> Iterator[None]:
     if process.is_trial:
         yield
         return
-    pid = _previous_watcher() or _start(folder, settings_files)
+    pid = _previous_watcher() or _start(folder, settings_files, log_as)
     process.watcher = pid
     try:
         yield
@@ -72,8 +76,8 @@ def _previous_watcher() -> int | None:
     return None if watcher is None else watcher.release()
 
 
-def _start(folder: str, settings_files: Sequence[str]) -> int:
-    arguments = [str(os.getpid()), folder, *settings_files]
+def _start(folder: str, settings_files: Sequence[str], log_as: tuple[str, str]) -> int:
+    arguments = [str(os.getpid()), *log_as, folder, *settings_files]
     command = call_of("prefork.cli.watcher", "main", arguments)
     watcher = start_program(command, has_terminal=True)
     log.event(logging.INFO, "master", "watches for changes", folder=folder, pid=watcher.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -12,20 +13,29 @@ from typing import Final
 
 import setproctitle
 
+from prefork.cli import logs
 from prefork.inspect.proc import takes_signal
-from prefork.workers import system
+from prefork.workers import log, system
 
 STEP: Final = 200
 """Milliseconds without a change that end a group of changes. A checkout writes many files at once.
 """
+
+MOST_NAMED: Final = 5
+"""Changed files that a line of the log names."""
 
 LOOK: Final = 300
 """Milliseconds between two checks of the settings files and of the master."""
 
 
 def main() -> None:
-    """Watch as ``sys.argv`` says: the master's pid, a folder, and any number of settings files."""
-    master, folder, *settings_files = sys.argv[1:]
+    """Watch as ``sys.argv`` says.
+
+    The arguments are the master's pid, the level and the form of its log, a folder, and any number
+    of settings files.
+    """
+    master, level, form, folder, *settings_files = sys.argv[1:]
+    logs.set_up(level, form)
     watch(int(master), folder, settings_files)
 
 
@@ -57,7 +67,11 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
             return
         setproctitle.setproctitle(title)  # tests wait for the title: files are watched now
         stamps = _stamps(settings_files)
-        unsent = unsent or bool(changes) or stamps != seen
+        settings_changed = [path for path in stamps if stamps[path] != seen[path]]
+        changed = sorted({os.path.relpath(path, folder) for _, path in changes}) + settings_changed
+        if changed:
+            log.event(logging.INFO, "watcher", "files changed", files=_in_short(changed))
+        unsent = unsent or bool(changed)
         seen = stamps
         if unsent and takes_signal(master, signal.SIGHUP):
             unsent = False
@@ -65,14 +79,18 @@ def watch(master: int, folder: str, settings_files: Sequence[str]) -> None:
                 system.signal_held(pidfd, signal.SIGHUP)
 
 
-def _stamps(paths: Sequence[str]) -> list[tuple[int, int] | None]:
+def _in_short(paths: Sequence[str]) -> str:
+    """Return the first few of these paths as text, and how many there are besides."""
+    more = f" and {len(paths) - MOST_NAMED} more" if len(paths) > MOST_NAMED else ""
+    return " ".join(paths[:MOST_NAMED]) + more
+
+
+def _stamps(paths: Sequence[str]) -> dict[str, tuple[int, int] | None]:
     """Return inode and time of change of each file, None for a file that does not exist."""
-    stamps: list[tuple[int, int] | None] = []
+    stamps: dict[str, tuple[int, int] | None] = {}
     for path in paths:
-        try:
+        stamps[path] = None
+        with contextlib.suppress(OSError):
             found = os.stat(path)
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((found.st_ino, found.st_mtime_ns))
+            stamps[path] = found.st_ino, found.st_mtime_ns
     return stamps

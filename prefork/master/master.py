@@ -368,7 +368,8 @@ class Master:
             "status",
             phase=self._life.phase.name.lower(),
             target=self._size.spares.size,
-            pool=self.pool,
+            workers=len(self.pool.table),
+            states=" ".join(f"{state}={n}" for state, n in self.pool.counts().items()),
         )
         self.pool.dumps.ask_all(self._now())
 

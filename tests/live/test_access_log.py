@@ -211,4 +211,4 @@ def test_command_line_writes_it_to_standard_error(
     record = json.loads(line)
     assert record["facts"]["outcome"] == "ok"
     assert record["facts"]["listener"] == f"unix:{path}"
-    assert json.loads(record["message"])["client"] is None
+    assert (record["message"], record["facts"]["client"]) == ("request", None)

@@ -445,7 +445,9 @@ def test_json_log(serving: Callable[..., Program]) -> None:
     assert program.stop() == 0
     said = [json.loads(line) for line in program.log.splitlines()]
     assert {"time", "level", "logger", "pid", "message", "subject", "event"} <= said[0].keys()
-    assert f"worker slot=0 gen=0 pid={worker}" in {entry["subject"] for entry in said}
+    assert {"slot": 0, "gen": 0, "pid": worker}.items() <= next(
+        entry["facts"] for entry in said if entry["subject"] == "worker"
+    ).items()
     (exited,) = [entry for entry in said if entry["event"] == "exited"]
     assert exited["facts"]["cause"] == "retired"
 

@@ -111,6 +111,7 @@ def test_change_is_served(watched: Callable[..., Watched], target: str) -> None:
         server.wait_served(f"{word} {generation}")
     assert server.watcher == watcher
     assert is_alive(watcher)
+    assert len(server.program.wait_logged("watcher files changed files=words.py")) >= 3
     assert len(server.program.wait_workers(1 + 1)) == 2  # a worker and the watcher
 
 
@@ -152,6 +153,7 @@ def test_settings_file_is_watched(watched: Callable[..., Watched], tmp_path: Pat
             wait_until(
                 lambda n=floor: board.pool(PoolField.FLOOR) == n, lambda: program.log, ceiling=20
             )
+    program.wait_logged("watcher files changed files=prefork.toml")
 
 
 def test_what_is_no_source_file_is_not_watched(

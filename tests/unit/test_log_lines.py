@@ -112,10 +112,35 @@ def test_json_has_the_facts(told: Callable[..., logging.LogRecord]) -> None:
         "logger": "prefork",
         "pid": os.getpid(),
         "message": "worker slot=1 gen=0 pid=7 exited cause=killed(SIGKILL) age=1.5 pid=3",
-        "subject": "worker slot=1 gen=0 pid=7",
+        "subject": "worker",
         "event": "exited",
-        "facts": {"cause": "killed(SIGKILL)", "age": 1.5, "pid": 3},
+        "facts": {"slot": 1, "gen": 0, "cause": "killed(SIGKILL)", "age": 1.5, "pid": 3},
     }
+
+
+@pytest.mark.parametrize(
+    ("subject", "kind", "names"),
+    [
+        ("master", "master", None),
+        ("master pid=7", "master", {"pid": 7}),
+        ("worker slot=1 gen=2 pid=7", "worker", {"slot": 1, "gen": 2, "pid": 7}),
+        ("listener tcp://127.0.0.1:80", "listener tcp://127.0.0.1:80", None),
+    ],
+)
+def test_json_has_the_names_of_its_subject(
+    told: Callable[..., logging.LogRecord], subject: str, kind: str, names: dict[str, int] | None
+) -> None:
+    """What names a subject is a number under its own key, and no part of a text."""
+    said = json.loads(JsonFormatter().format(told(subject, "ready")))
+    assert (said["subject"], said.get("facts")) == (kind, names)
+
+
+def test_json_line_of_the_access_log_is_no_text_in_json() -> None:
+    """A request that is logged as JSON, in a log of JSON, is one object: its facts are no text."""
+    facts = {"client": "127.0.0.1:80", "duration": 0.5}
+    made = record(json.dumps(facts), name="prefork.access", facts=facts)
+    said = json.loads(JsonFormatter().format(made))
+    assert (said["message"], said["facts"]) == ("request", facts)
 
 
 def test_json_reports_are_a_key(told: Callable[..., logging.LogRecord]) -> None:

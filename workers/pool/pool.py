@@ -93,10 +93,10 @@ class Pool:
             workers=tuple(self.table),
         )
 
-    def __repr__(self) -> str:
+    def counts(self) -> dict[str, int]:
+        """Return how many live workers are in each state, by the name of the state."""
         states = [self.board.state(slot).name.lower() for slot in self.table.slots]
-        counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        return f"<Pool {len(self.table)}/{self.table.size} {counts}>"
+        return {state: states.count(state) for state in dict.fromkeys(states)}
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when a worker has ended."""

@@ -106,7 +106,8 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
             reason = resolved.cpus.reason
             event(logging.INFO, "master", "counted cpus", cpus=resolved.cpus.count, reason=reason)
         if watched is not None:
-            cleanup.enter_context(watching(folder_of(target), watched))
+            log_as = resolved.settings.log_level, resolved.settings.log_format
+            cleanup.enter_context(watching(folder_of(target), watched, log_as))
         _set_title(resolved.settings.name, servers)
         return _serve(servers, resolved)
 
