@@ -523,20 +523,14 @@ def wait_for_all(children: Sequence[Child], seconds: float) -> bool:
 
     Returns whether all have ended. With 0 seconds it only looks.
     """
-    poll = select.poll()
-    alive = {child.pidfd for child in children}
-    for pidfd in alive:
-        poll.register(pidfd, select.POLLIN)
+    # One after the other: poll() refuses more descriptors than RLIMIT_NOFILE allows at that moment.
     end = time.monotonic() + seconds
-    while alive:
-        left = max(0.0, end - time.monotonic())
-        ended = poll.poll(left * 1000)
-        for pidfd, _ in ended:
-            poll.unregister(pidfd)
-            alive.discard(pidfd)
-        if not ended and not left:
-            break
-    return not alive
+    for child in children:
+        poll = select.poll()
+        poll.register(child.pidfd, select.POLLIN)
+        if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            return False
+    return True
 
 
 def handler_of(number: int) -> Any:

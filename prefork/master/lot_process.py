@@ -142,7 +142,7 @@ class LotProcess:
         self,
         spec: WorkerSpec,
         links: Links,
-        poll: select.poll,
+        poll: select.epoll,
         *,
         previous: LotState | None = None,
         now: float = 0.0,
@@ -166,7 +166,7 @@ class LotProcess:
         self._child = Child(previous.pid, previous.pidfd)
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, previous.control)
         self._record = Record(running=True, started_at=now, heard_at=now)
-        self._poll.register(self._child.pidfd, select.POLLIN)
+        self._poll.register(self._child.pidfd, select.EPOLLIN)
         for link in self._links.unclaimed:
             ResumeQueue.of_unclaimed(link).close_intake()
         if self._limits is None:
@@ -292,7 +292,7 @@ class LotProcess:
             self._failed(error)
             return
         self._control = ours
-        self._poll.register(self._child.pidfd, select.POLLIN)
+        self._poll.register(self._child.pidfd, select.EPOLLIN)
         pool.board.set_pool(PoolField.LOT_PID, self._child.pid)
         pool.board.count_pool(PoolField.LOT_STARTS)
 

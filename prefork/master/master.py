@@ -43,7 +43,7 @@ from prefork.master.pool_size import PoolSize, first_size
 from prefork.master.signals import SignalCounts, orders_of
 from prefork.master.wakeup import Wakeup
 from prefork.reloading.reload import Reload
-from prefork.workers import log, system
+from prefork.workers import forks, log, system
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.pool.before_fork import frozen_heap, refuse_threads
 from prefork.workers.pool.policy import decide
@@ -120,7 +120,10 @@ class Master:
         self._orphans = Orphans(system)
         self._intakes = Intakes(())
         self._thread = threading.get_ident()
-        self._poll = select.poll()
+        # Not a poll(): that fails where more descriptors are waited for than RLIMIT_NOFILE allows, and
+        # the limit can be lowered from outside at any time.
+        self._poll = select.epoll()
+        self._on_list = forks.add(self._poll.close)
         self.metrics = MetricsProcess(
             spec,
             self._poll,
@@ -157,7 +160,7 @@ class Master:
             state_to_hand_over=self._state_to_hand_over,
         )
         wakeup.register(self._poll)
-        self._poll.register(self.pool, select.POLLIN)
+        self._poll.register(self.pool, select.EPOLLIN)
 
     # --- from other threads
 
@@ -202,6 +205,9 @@ class Master:
         self.metrics.close()
         self.lot.close()
         self.pool.close()
+        with forks.lock:
+            forks.remove(self._on_list)
+            self._poll.close()
 
     def _announce_start(self) -> None:
         board = self.pool.board

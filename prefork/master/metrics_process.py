@@ -104,7 +104,7 @@ class MetricsProcess:
     def __init__(
         self,
         spec: WorkerSpec,
-        poll: select.poll,
+        poll: select.epoll,
         *,
         previous: MetricsState | None = None,
         now: float = 0.0,
@@ -137,7 +137,7 @@ class MetricsProcess:
         # now.
         self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
         self._replacing = True
-        self._poll.register(self._child.pidfd, select.POLLIN)
+        self._poll.register(self._child.pidfd, select.EPOLLIN)
         self._system.send(self._child, LEAVE)
 
     def handover_state(self) -> MetricsState | None:
@@ -236,7 +236,7 @@ class MetricsProcess:
             if self._record.failures == 1:
                 log.event(logging.ERROR, str(self), "fork failed, retrying", error=error)
             return
-        self._poll.register(self._child.pidfd, select.POLLIN)
+        self._poll.register(self._child.pidfd, select.EPOLLIN)
         pool.board.set_pool(PoolField.METRICS_PID, self._child.pid)
         pool.board.count_pool(PoolField.METRICS_STARTS)
 

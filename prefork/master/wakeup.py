@@ -84,21 +84,21 @@ class Wakeup:
 
     # --- waiting
 
-    def register(self, poll: select.poll) -> None:
+    def register(self, poll: select.epoll) -> None:
         """Have the master's poll report both pipes."""
         for fd in (self._own_read, self._workers_read):
-            poll.register(fd, select.POLLIN)
+            poll.register(fd, select.EPOLLIN)
 
-    def wait(self, poll: select.poll, seconds: float) -> bool:
+    def wait(self, poll: select.epoll, seconds: float) -> bool:
         """Wait in the master's poll, for this long at most; return whether workers have woken it."""
-        ready = {fd for fd, _ in poll.poll(seconds * 1000)}
+        ready = {fd for fd, _ in poll.poll(seconds)}
         if self._workers_read not in ready:
             return False
         left = self._heard_at + PAUSE - time.monotonic()
         if left > 0 and len(ready) == 1:
             poll.unregister(self._workers_read)
-            poll.poll(left * 1000)
-            poll.register(self._workers_read, select.POLLIN)
+            poll.poll(left)
+            poll.register(self._workers_read, select.EPOLLIN)
         self._heard_at = time.monotonic()
         return True
 

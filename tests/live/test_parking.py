@@ -14,7 +14,7 @@ import pytest
 from prefork.workers.scoreboard import PoolField
 from tests.support import board
 from tests.support.clients import connect, hangs_up
-from tests.support.processes import fds_of, is_alive, live_children_of
+from tests.support.processes import fds_of, is_alive, live_children_of, status_of
 from tests.support.waiting import CEILING, Stopwatch, wait_until
 
 if TYPE_CHECKING:
@@ -128,6 +128,23 @@ def test_quiet_clients_hold_no_worker(start: Callable[..., Program]) -> None:
         for number in range(1, 6):
             assert [ask_on(client)[1] for client in clients] == [number] * 40
     assert program.stop() == 0
+
+
+def test_a_thousand_idle_clients_cost_little(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
+) -> None:
+    """With a thousand idle clients on two workers, those who speak are answered at once, and the lot stays small."""
+    program = start(program_with(linger=0.001))
+    scores = board_of(program)
+    with clients_of(program.address(), 1000) as clients:
+        for client in clients:
+            ask_on(client)
+        wait_parked(scores, 1000)
+        for client in clients[::20]:
+            watch = Stopwatch()
+            assert ask_on(client)[1] == 2
+            assert watch.seconds < 0.5
+        assert int(status_of(lot_of(scores))["VmRSS"].split()[0]) < 32 * 1024
 
 
 def test_state_and_address_travel(start: Callable[..., Program]) -> None:

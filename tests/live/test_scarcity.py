@@ -91,6 +91,22 @@ def test_worker_without_descriptors_waits_and_recovers(start: Callable[..., Prog
     assert len(warnings_in(program)) <= 4, "more than one line per transition"
 
 
+def test_master_waits_for_more_descriptors_than_it_may_have(start: Callable[..., Program]) -> None:
+    """With RLIMIT_NOFILE at 1 the master goes on, and the pool is whole again after the limit was raised."""
+    program = start(serving(workers=2, metrics_address="127.0.0.1:0"))
+    address = program.address()
+    program.wait_logged("metrics pid=.* ready")
+    limit_descriptors(program.pid, 1)
+    lost = program.worker()
+    os.kill(lost, signal.SIGKILL)
+    program.wait_logged("fork failed, retrying")
+    assert ask(address)
+    limit_descriptors(program.pid, 1024)
+    program.wait_workers(3)  # the metrics process is one of them
+    assert lost not in program.workers()
+    assert program.stop() == 0
+
+
 @pytest.mark.parametrize("base", ["PreForkingTCPServer", "PreForkingUnixStreamServer"])
 def test_worker_without_descriptors_serves_who_waits_before_it_leaves(
     start: Callable[..., Program], tmp_path: Path, base: str

@@ -33,11 +33,11 @@ def wakeup() -> Iterator[Wakeup]:
 
 
 @pytest.fixture
-def poll(wakeup: Wakeup) -> select.poll:
-    """Give a poll in which a master waits for nothing but these pipes."""
-    made = select.poll()
-    wakeup.register(made)
-    return made
+def poll(wakeup: Wakeup) -> Iterator[select.epoll]:
+    """Give an epoll in which a master waits for nothing but these pipes."""
+    with select.epoll() as made:
+        wakeup.register(made)
+        yield made
 
 
 def write_all(fd: int, byte: bytes = WAKE) -> None:
@@ -70,19 +70,19 @@ def test_next_image_goes_on_with_the_pipes(wakeup: Wakeup) -> None:
 
 
 @pytest.mark.parametrize("which", ["own", "workers"])
-def test_each_pipe_wakes_the_master(wakeup: Wakeup, poll: select.poll, which: str) -> None:
+def test_each_pipe_wakes_the_master(wakeup: Wakeup, poll: select.epoll, which: str) -> None:
     """A byte in either pipe ends the wait, and only one of the workers' is reported as theirs."""
     os.write(wakeup.write_fd if which == "own" else wakeup.workers_fd, WAKE)
 
     assert wakeup.wait(poll, 60) is (which == "workers")
 
 
-def test_wait_is_over_in_time(wakeup: Wakeup, poll: select.poll) -> None:
+def test_wait_is_over_in_time(wakeup: Wakeup, poll: select.epoll) -> None:
     """Without a wake-up the wait ends by itself."""
     assert not wakeup.wait(poll, 0.001)
 
 
-def test_wake_from_another_thread(wakeup: Wakeup, poll: select.poll) -> None:
+def test_wake_from_another_thread(wakeup: Wakeup, poll: select.epoll) -> None:
     """Any thread can wake the master, also when the pipe is full."""
     write_all(wakeup.write_fd)
     thread = threading.Thread(target=wakeup.wake)
@@ -114,7 +114,7 @@ def test_worker_can_ask_for_a_shutdown(wakeup: Wakeup) -> None:
     assert not wakeup.shutdown_asked()
 
 
-def test_full_pipe_of_the_workers_costs_no_signal(wakeup: Wakeup, poll: select.poll) -> None:
+def test_full_pipe_of_the_workers_costs_no_signal(wakeup: Wakeup, poll: select.epoll) -> None:
     """A worker that fills its pipe and sets it blocking takes no room from the signals."""
     write_all(wakeup.workers_fd, bytes([signal.SIGHUP]))
     os.set_blocking(wakeup.workers_fd, True)
@@ -126,7 +126,7 @@ def test_full_pipe_of_the_workers_costs_no_signal(wakeup: Wakeup, poll: select.p
     assert not wakeup.wait(poll, 0)
 
 
-def test_enlarged_pipe_is_emptied_step_by_step(wakeup: Wakeup, poll: select.poll) -> None:
+def test_enlarged_pipe_is_emptied_step_by_step(wakeup: Wakeup, poll: select.epoll) -> None:
     """A worker that enlarges its pipe costs the master a bounded read at a time, never one of a megabyte."""
     size = fcntl.fcntl(wakeup.workers_fd, fcntl.F_SETPIPE_SZ, 1 << 18)
     write_all(wakeup.workers_fd)
@@ -138,7 +138,7 @@ def test_enlarged_pipe_is_emptied_step_by_step(wakeup: Wakeup, poll: select.poll
     assert reads == size // 65536
 
 
-def test_workers_that_close_their_end_cause_nothing(wakeup: Wakeup, poll: select.poll) -> None:
+def test_workers_that_close_their_end_cause_nothing(wakeup: Wakeup, poll: select.epoll) -> None:
     """The pipe of the workers is not at its end when no worker has it, so the master still waits."""
     in_child(lambda: os.close(wakeup.workers_fd))
 
@@ -158,7 +158,7 @@ def test_child_has_the_write_end_of_the_workers_alone(wakeup: Wakeup) -> None:
     assert wakeup.shutdown_asked()
 
 
-def test_flood_wakes_the_master_seldom(wakeup: Wakeup, poll: select.poll) -> None:
+def test_flood_wakes_the_master_seldom(wakeup: Wakeup, poll: select.epoll) -> None:
     """However fast workers write, two wake-ups by them are PAUSE apart, and the first is not delayed."""
     write_all(wakeup.workers_fd)
     began = time.monotonic()
@@ -173,7 +173,7 @@ def test_flood_wakes_the_master_seldom(wakeup: Wakeup, poll: select.poll) -> Non
     assert instants[3] >= 3 * PAUSE
 
 
-def test_flood_delays_no_signal(wakeup: Wakeup, poll: select.poll) -> None:
+def test_flood_delays_no_signal(wakeup: Wakeup, poll: select.epoll) -> None:
     """While wake-ups by workers are put off, the master's own pipe wakes it at once."""
     os.write(wakeup.workers_fd, WAKE)
     assert wakeup.wait(poll, 60)
