@@ -9,13 +9,16 @@ import signal
 
 import msgspec
 
+from prefork.workers.states import Order
+
 DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 """The signal for a stack dump that needs no bytecode; workers/pool/dumps.py says when."""
 
 WAKE = b"\0"
-"""The byte in a wake-up pipe that has the other side look: at the scoreboard, or at its order.
+"""The byte in a wake-up pipe that has the other side look around.
 
-It is no signal's number: the master's own pipe has those, too.
+It is no signal's number, because the master's own pipe has those, too, and it is no order: a worker's
+pipe has the numbers of those.
 """
 
 SHUTDOWN = b"\xff"
@@ -36,8 +39,9 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 class WorkerPipes(msgspec.Struct, frozen=True):
     """The descriptors that the master and one worker share, made before the fork.
 
-    wake_read, wake_write: a pipe that the master writes to when the worker is to look at its order,
-    or for a client that no worker has taken. Only the master keeps the write end. A byte in a pipe
+    wake_read, wake_write: a pipe that the master writes to when it has an order for the worker, or
+    for a client that no worker has taken. Only the master keeps the write end, and no other worker
+    has the read end. So what comes through the pipe is the master's word. A byte in a pipe
     reaches a worker whatever the worker has done to its signals. An eventfd would not do: it has
     one open file description for both sides, so a worker could fill it and set it blocking, and the
     master would wait in it for ever.
@@ -60,6 +64,12 @@ class WorkerPipes(msgspec.Struct, frozen=True):
         # A full pipe wakes it as well. After any other error the worker looks by itself, later.
         with contextlib.suppress(OSError):
             os.write(self.wake_write, WAKE)
+
+    def order(self, order: Order) -> None:
+        """Give the worker an order: the byte with its number (master)."""
+        # There is room: a worker that leaves a wake-up unread gets no second one.
+        with contextlib.suppress(OSError):
+            os.write(self.wake_write, bytes((order,)))
 
     @property
     def is_unread(self) -> bool:

@@ -71,7 +71,8 @@ BUCKETS = len(BOUNDS_NS) + 1
 SHORTEST_NS = BOUNDS_NS[0]
 """The longest duration that counts in the first bucket."""
 
-_MOST = 2**63 - 1
+MOST = 2**63 - 1
+"""The largest value of a word."""
 
 MOST_IN_PROGRESS = 100_000
 """The largest number of requests in hand that is believed of one worker."""
@@ -402,7 +403,7 @@ class Scoreboard:
     def _add(self, index: int, amount: int) -> None:
         # Within the range of a word, whatever stands there: an overflow would be an exception in
         # the master.
-        self.words[index] = min(max(0, self.words[index] + amount), _MOST)
+        self.words[index] = min(max(0, self.words[index] + amount), MOST)
 
     def pool(self, field: int) -> int:
         """Return one number of the pool."""

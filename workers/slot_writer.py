@@ -4,6 +4,11 @@ A request costs few stores. When it is taken, REQUEST_NS says since when it is i
 the worker busy, without a store for the state. When it is over, ``account()`` adds its time to a
 sum and 1 to a bucket of the histogram, and sets REQUEST_NS to 0. Good requests have no counter of
 their own: there are as many as the histogram has counted, less those that went wrong.
+
+A counter that a stray write has filled up stays full, and costs no request: each addition that would
+leave the range of a word is done once more, within the range (``add()``). Only then does this cost
+anything: a ``try`` is free, because Python enters its handler by a table. (What was added before the
+addition that failed is added twice then, in a slot whose numbers are spoiled anyway.)
 """
 
 from __future__ import annotations
@@ -11,7 +16,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from enum import IntEnum
 
-from prefork.workers.scoreboard import BOUNDS_NS, SHORTEST_NS, SLOT_WORDS, Scoreboard, SlotField
+from prefork.workers.scoreboard import (
+    BOUNDS_NS,
+    MOST,
+    SHORTEST_NS,
+    SLOT_WORDS,
+    Scoreboard,
+    SlotField,
+)
 from prefork.workers.states import WorkerState
 
 # Plain integers for the words of the hot path: a member of an enum costs a look-up on its class
@@ -47,23 +59,30 @@ class SlotWriter:
 
     def count(self, field: SlotField) -> None:
         """Add one to a counter."""
-        self.words[field] += 1
+        self.add(field, 1)
 
-    def order(self) -> int:
-        """Return what the master wants of this worker: an Order."""
-        return self.words[ORDER]
+    def add(self, index: int, amount: int) -> None:
+        """Add to a counter, within the range of a word."""
+        words = self.words
+        words[index] = min(max(0, words[index] + amount), MOST)
 
     def account(self, outcome: Outcome, duration_ns: int) -> None:
         """Count one finished request: its outcome and its time. No request is in hand after it."""
         words = self.words
         words[REQUEST_NS] = 0
-        words[_BUSY_NS] += duration_ns
-        if duration_ns <= SHORTEST_NS:  # most requests of a server for which a microsecond matters
-            words[_DURATIONS] += 1
-        else:
-            words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
-        if outcome:
-            words[outcome] += 1
+        try:
+            words[_BUSY_NS] += duration_ns
+            if duration_ns <= SHORTEST_NS:  # most requests of a server for which a µs matters
+                words[_DURATIONS] += 1
+            else:
+                words[_DURATIONS + bisect_left(BOUNDS_NS, duration_ns)] += 1
+            if outcome:
+                words[outcome] += 1
+        except ValueError:
+            self.add(_BUSY_NS, duration_ns)
+            self.add(_DURATIONS + bisect_left(BOUNDS_NS, duration_ns), 1)
+            if outcome:
+                self.add(outcome, 1)
 
     def account_short(self, requests: int, duration_ns: int) -> None:
         """Count good requests of SHORTEST_NS at most each. No request is in hand after them.
@@ -72,8 +91,12 @@ class SlotWriter:
         """
         words = self.words
         words[REQUEST_NS] = 0
-        words[_BUSY_NS] += duration_ns
-        words[_DURATIONS] += requests
+        try:
+            words[_BUSY_NS] += duration_ns
+            words[_DURATIONS] += requests
+        except ValueError:
+            self.add(_BUSY_NS, duration_ns)
+            self.add(_DURATIONS, requests)
 
     def detach(self) -> None:
         """Write to private memory from now on: this process is a fork of the worker."""

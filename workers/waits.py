@@ -79,9 +79,13 @@ class QueueWaits:
         """Publish a measurement; None for a wait that is not known."""
         self.last = waited
         if waited is not None:
-            words = self._writer.words
-            words[_QUEUE_WAIT_NS] += waited
-            words[_QUEUE_WAITS + bisect_left(BOUNDS_NS, waited)] += 1
+            words, bucket = self._writer.words, _QUEUE_WAITS + bisect_left(BOUNDS_NS, waited)
+            try:
+                words[_QUEUE_WAIT_NS] += waited
+                words[bucket] += 1
+            except ValueError:  # a stray write has filled a counter: see slot_writer.py
+                self._writer.add(_QUEUE_WAIT_NS, waited)
+                self._writer.add(bucket, 1)
 
 
 def wait_of_connection(request: Any) -> int | None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.scoreboard import PoolField
+from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.states import ExitKind, Order, WorkerState, index_of
 from tests.support.board import board_of
 from tests.support.clients import ask
-from tests.support.waiting import wait_until
+from tests.support.waiting import stays, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tests.support.server import Program
 
@@ -113,4 +114,59 @@ def test_full_pipes_keep_no_order_from_the_master(
     program.wait_workers(WORKERS + 1)
     reload(program, 1)
     assert ask(address, "1 + 1").endswith(" 2")
+    assert program.stop() == 0
+
+
+# --- words about siblings
+
+FULL = 2**63 - 1
+COUNTERS = [*range(19, 24), *range(27, 62)]
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (COUNTERS, FULL),
+        ([SlotField.BUSY_NS], FULL),
+        (range(SlotField.STATE, 62), -(2**63)),
+        ([SlotField.ORDER], Order.RETIRE),
+        ([SlotField.ORDER], Order.DRAIN),
+        ([SlotField.RECYCLE_REQUEST], 1 + index_of(ExitKind.MAX_REQUESTS)),
+        ([SlotField.STATE], WorkerState.STARTING),
+        ([SlotField.STATE], WorkerState.RETIRING),
+        ([SlotField.REQUEST_NS], 1),
+    ],
+)
+def test_words_about_siblings_end_none(
+    start: Callable[..., Program], words: Iterable[int], value: int
+) -> None:
+    """Whatever a worker writes into the slots of all, busy or not, no worker ends of it, and all serve on."""
+    program = start(attacked(max_children=8, request_timeout=1.0, graceful_timeout=1.0))
+    address = program.address()
+    workers = program.wait_workers(WORKERS)
+    ask(address, f"scribble_slots({list(words)}, {int(value)}, 8)")
+
+    # Longer than the deadline that the master would keep for such words, and the dump before a kill.
+    stays(lambda: program.workers() == workers, "all workers stay", span=1.7, poll=0.05)
+    for _ in range(20):
+        assert ask(address, "1 + 1").endswith(" 2")
+    assert program.workers() == workers
+    assert program.logged(" exited ") == []
+
+
+def test_worker_that_scribbles_on_is_survived(start: Callable[..., Program]) -> None:
+    """While a worker writes orders and full counters into all slots again and again, the others serve."""
+    program = start(attacked(max_children=8))
+    address = program.address()
+    program.wait_workers(WORKERS)
+    for words, value in (([int(SlotField.ORDER)], int(Order.RETIRE)), (COUNTERS, FULL)):
+        ask(address, f"scribble_on({words}, {value}, 8)")
+
+    def served() -> bool:
+        return ask(address, "1 + 1").endswith(" 2")
+
+    stays(served, "all requests are answered", span=1.0, poll=0.01)
+    program.signal(signal.SIGTTIN)
+    program.wait_workers(WORKERS + 1)
+    assert program.logged(" exited ") == []
     assert program.stop() == 0

@@ -114,8 +114,8 @@ BOUNDS = (
     Mutant(
         "a client whose wake-up was lost is served within half a second",
         "workers/pool/policy.py",
-        "return tuple(worker.slot for worker in view.workers if worker.idle)",
-        "return ()",
+        "waiting = view.work_waiting and view.phase.keeps_size",
+        "waiting = False",
         "tests/live/test_waiting.py -k woken_worker_is_gone",
     ),
 )
@@ -249,7 +249,7 @@ SCOREBOARD = (
     Mutant(
         "what a worker scribbles into a total is no exception in the master",
         "workers/scoreboard.py",
-        "self.words[index] = min(max(0, self.words[index] + amount), _MOST)",
+        "self.words[index] = min(max(0, self.words[index] + amount), MOST)",
         "self.words[index] += amount",
         "tests/unit/test_scoreboard.py",
     ),
@@ -700,6 +700,41 @@ RELOAD = (
 )
 
 TRUST = (
+    Mutant(
+        "an order that another worker has written into a slot is not obeyed",
+        "workers/worker/loop.py",
+        "            self._writer.words[ORDER] = Order.SERVE\n",
+        "            self._order = self._writer.words[ORDER]\n",
+        "tests/unit/test_rounds.py",
+    ),
+    Mutant(
+        "an idle worker is not killed for a request that another worker has written into its slot",
+        "workers/worker/loop.py",
+        "        self._common.publish()\n",
+        "",
+        "tests/live/test_trust.py -k siblings",
+    ),
+    Mutant(
+        "a worker is not killed because another one has written that it leaves",
+        "workers/pool/policy.py",
+        "or (worker.leaving_since is not None and not worker.is_away)",
+        "or (worker.leaving_since is not None and worker.killed)",
+        "tests/unit/test_policy.py tests/live/test_trust.py",
+    ),
+    Mutant(
+        "a counter that a stray write has filled costs no request",
+        "workers/slot_writer.py",
+        "            self.add(_BUSY_NS, duration_ns)\n            self.add(_DURATIONS + ",
+        "            raise\n            self.add(_DURATIONS + ",
+        "tests/unit/test_scoreboard.py",
+    ),
+    Mutant(
+        "a request to be recycled counts only where there is such a limit",
+        "workers/pool/policy.py",
+        "return settings.max_requests is not None",
+        "return True",
+        "tests/unit/test_replacement.py",
+    ),
     Mutant(
         "a worker that the master cannot supervise never runs",
         "workers/system.py",

@@ -8,6 +8,8 @@ import os
 import socketserver
 import stat
 import struct
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from prefork.workers.identity import SHUTDOWN
@@ -114,3 +116,15 @@ def scribble_slots(words: Iterable[int], value: int, slots: int) -> None:
         for word in fields:
             assert word < SLOT_WORDS
             scribble(struct.pack("q", value), (at + word) * 8)
+
+
+def scribble_on(words: Iterable[int], value: int, slots: int) -> None:
+    """Write these words again and again, in a thread, as long as this worker lives."""
+    fields = list(words)
+
+    def write() -> None:
+        while True:
+            scribble_slots(fields, value, slots)
+            time.sleep(0.001)
+
+    threading.Thread(target=write, daemon=True).start()

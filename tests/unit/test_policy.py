@@ -236,6 +236,14 @@ def test_worker_that_takes_long_to_leave_unasked_is_replaced_meanwhile() -> None
     assert plan(Phase.SERVING, *others, away, worker(4)).starts == ()
 
 
+def test_worker_that_leaves_by_its_word_is_asked() -> None:
+    """A worker that leaves unasked is woken until it is replaced: its word may be another one's stray write."""
+    begun = worker(0, leaving_since=NOW)
+    away = worker(1, leaving_since=NOW - LONG_END, is_away=True)
+
+    assert plan(Phase.SERVING, begun, away, worker(2)).poke == (0,)
+
+
 def test_first_start_goes_in_batches() -> None:
     """One tick forks SPAWN_BATCH workers at most, so that the master stays awake to signals."""
     big = Settings(workers=100, max_children=100)

@@ -206,23 +206,24 @@ def test_worker_asked_to_leave_while_it_boots_may_become_ready(stage: StagedPool
 
 
 @pytest.mark.parametrize("order", [Order.RETIRE, Order.DRAIN])
-def test_worker_is_asked_by_a_word_and_woken(stage: StagedPool, order: Order) -> None:
-    """A worker that is to leave finds the order in its slot and a byte in its pipe; no signal is sent."""
+def test_worker_is_asked_by_a_word_and_a_byte(stage: StagedPool, order: Order) -> None:
+    """A worker that is to leave finds the order in its slot and in its pipe; no signal is sent."""
     stage.ready(2)
     stage.apply(retire=(Retirement(1, SCALED_DOWN, stage.now + 25, order),))
     assert stage.pool.board.word(1, SlotField.ORDER) == order
-    assert os.read(stage.handle(1).pipes.wake_read, 8) == WAKE
+    assert os.read(stage.handle(1).pipes.wake_read, 8) == bytes((order,))
     with pytest.raises(BlockingIOError):
         os.read(stage.handle(0).pipes.wake_read, 8)
     assert stage.received(1) == []
 
 
 def test_idle_workers_are_poked(stage: StagedPool) -> None:
-    """Those that a plan names are woken, however full their pipe is."""
+    """Those that a plan names are woken, once while they do not read it, so that an order finds room."""
     stage.ready(2)
     for _ in range(5000):
         stage.apply(poke=(0,))
-    assert set(os.read(stage.handle(0).pipes.wake_read, 1 << 16)) == set(WAKE)
+    stage.apply(retire=(Retirement(0, SCALED_DOWN, stage.now + 25, Order.DRAIN),))
+    assert os.read(stage.handle(0).pipes.wake_read, 1 << 16) == WAKE + bytes((Order.DRAIN,))
 
 
 # --- deaths

@@ -20,7 +20,14 @@ def worker(slot: int, **facts: object) -> WorkerView:
 
 def plan(*pool: WorkerView, floor: int, most: int = 40, **facts: object) -> Plan:
     """Decide for an invented pool that serves."""
-    settings = Settings(workers=floor, max_children=most, max_lifetime=3600.0, jitter=0.5)
+    settings = Settings(
+        workers=floor,
+        max_children=most,
+        max_lifetime=3600.0,
+        max_requests=1000,
+        max_memory=2**28,
+        jitter=0.5,
+    )
     return decide(PoolView(Phase.SERVING, floor, pool, **facts), settings, NOW)  # type: ignore[arg-type]
 
 
@@ -45,6 +52,15 @@ def test_successor_comes_first(recycle_request: ExitKind) -> None:
     last = plan(tired, fresh, worker(2), floor=2)
     assert left(last) == [(0, recycle_request)]
     assert last.starts == ()
+
+
+@pytest.mark.parametrize("recycle_request", [ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY])
+def test_request_without_a_limit_is_no_request(recycle_request: ExitKind) -> None:
+    """Where a limit is not set, no worker can have reached it: another worker has written the word."""
+    view = PoolView(Phase.SERVING, 2, (worker(0, recycle_request=recycle_request), worker(1)))
+    decided = decide(view, Settings(workers=2), NOW)
+
+    assert (decided.starts, decided.retire) == ((), ())
 
 
 def test_leaving_worker_is_not_replaced_twice() -> None:

@@ -21,7 +21,7 @@ from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import BOUNDS_NS, BUCKETS, SHORTEST_NS, Scoreboard, SlotField
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import SlotWriter
-from prefork.workers.states import ExitKind, Order
+from prefork.workers.states import ExitKind, Order, WorkerState
 from prefork.workers.waits import SAMPLE_EVERY, sample_every
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.datagrams import ROUND, Datagrams
@@ -30,7 +30,7 @@ from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.side import ThisWorker
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.takes import FRUITLESS_TRY
-from tests.support.waiting import CEILING, Stopwatch
+from tests.support.waiting import CEILING, Stopwatch, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,6 +99,11 @@ class Bench:
     def _end(self) -> None:
         self.loop.leave(ExitKind.ORPHANED)
         os.write(self.fds[5], WAKE)
+
+    def order(self, order: Order) -> None:
+        """Give the worker an order, as the master does."""
+        os.write(self.fds[5], bytes((order,)))
+        self.board.give_order(0, order)
 
     def word(self, field: SlotField) -> int:
         """Return a word of the worker's slot."""
@@ -246,8 +251,7 @@ def test_timeout_that_a_handler_has_set_makes_no_round_wait(bench: Bench) -> Non
     """A worker whose handler has set a timeout on the socket does not wait in it when its queue is empty."""
 
     def retire() -> None:
-        bench.board.give_order(0, Order.RETIRE)
-        os.write(bench.fds[5], WAKE)
+        bench.order(Order.RETIRE)
 
     def set_timeout(handler: Any) -> None:
         handler.request[1].settimeout(2 * CEILING)
@@ -276,10 +280,51 @@ def test_round_that_brings_something_ends_what_was_fruitless(bench: Bench) -> No
 
 def test_order_is_obeyed_after_a_round(bench: Bench) -> None:
     """A worker that is asked to retire leaves the rest of the queue to the others after one round at most."""
-    order = bench.board.slot_at(0) + SlotField.ORDER
-    bench.actions[b"20"] = lambda _: bench.board.words.__setitem__(order, int(Order.RETIRE))
+    bench.actions[b"20"] = lambda _: bench.order(Order.RETIRE)
     handled = bench.serve(*numbered(100))
     assert 21 <= len(handled) <= 21 + len(ROUND)
+
+
+def test_word_without_the_masters_byte_is_no_order(bench: Bench) -> None:
+    """An order that another worker has written into the slot is not obeyed, and is taken back."""
+    at = bench.board.slot_at(0) + SlotField.ORDER
+    for number, order in enumerate((Order.RETIRE, Order.DRAIN, 77)):
+        bench.actions[b"%d" % number] = lambda _, order=order: bench.board.words.__setitem__(
+            at, int(order)
+        )
+    assert bench.serve(*numbered(100)) == [*numbered(100), b"last"]
+    assert bench.word(SlotField.ORDER) == Order.SERVE
+
+
+@pytest.mark.parametrize("order", [Order.RETIRE, Order.DRAIN])
+def test_byte_of_the_master_is_an_order(bench: Bench, order: Order) -> None:
+    """An order in the worker's pipe is obeyed, also where the word in the slot was written over."""
+    bench.actions[b"last"] = lambda _: os.write(bench.fds[5], bytes((order,)))
+    assert bench.serve(*numbered(3)) == [*numbered(3), b"last"]
+
+
+def test_worker_that_is_woken_says_what_it_does(bench: Bench) -> None:
+    """What was written over the state and the request in hand of an idle worker is put right when it is woken."""
+
+    def scribble() -> None:
+        base = bench.board.slot_at(0)
+        bench.board.words[base + SlotField.STATE] = WorkerState.RETIRING
+        bench.board.words[base + SlotField.REQUEST_NS] = 7
+        os.write(bench.fds[5], WAKE)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: words() == (WorkerState.IDLE, 0), "put right")
+        found.append(words())
+        bench.order(Order.RETIRE)
+
+    def words() -> tuple[int, int]:
+        return bench.word(SlotField.STATE), bench.word(SlotField.REQUEST_NS)
+
+    found: list[tuple[int, int]] = []
+    thread = threading.Thread(target=scribble)
+    bench.actions[b"last"] = lambda _: thread.start()
+    bench.serve(*numbered(3))
+    thread.join()
+    assert found == [(WorkerState.IDLE, 0)]
 
 
 @pytest.mark.parametrize("number", [0, 20])

@@ -23,6 +23,7 @@ from prefork.workers.scoreboard import (
     LAYOUT,
     MAGIC,
     MOST_IN_PROGRESS,
+    SLOT_WORDS,
     TEXT_BYTES,
     VERSION,
     Header,
@@ -573,7 +574,7 @@ def test_detached_pen_writes_nowhere(board: Scoreboard) -> None:
         writer.count(SlotField.TRUNCATED)
 
         assert before == bytes_of(board)
-        assert writer.order() == Order.SERVE
+        assert writer.words[SlotField.ORDER] == Order.SERVE
 
 
 def test_orders_reach_the_pen(board: Scoreboard) -> None:
@@ -581,10 +582,47 @@ def test_orders_reach_the_pen(board: Scoreboard) -> None:
     with pen(board, 1) as writer, pen(board, 2) as neighbour:
         board.give_order(1, Order.DRAIN)
 
-        assert (writer.order(), neighbour.order()) == (Order.DRAIN, Order.SERVE)
+        words = [one.words[SlotField.ORDER] for one in (writer, neighbour)]
+        assert words == [Order.DRAIN, Order.SERVE]
 
 
 # --- what was scribbled
+
+
+@pytest.mark.parametrize("full", [2**63 - 1, -(2**63), -1])
+@pytest.mark.parametrize("duration", [5, 10**12])
+@pytest.mark.parametrize("outcome", Outcome)
+def test_full_counters_cost_no_request(
+    board: Scoreboard, full: int, duration: int, outcome: Outcome
+) -> None:
+    """Whatever was scribbled into the counters of a slot, a request is accounted for without an error."""
+    with pen(board, 1) as writer:
+        counters = range(SlotField.ERRORS, SLOT_WORDS)
+        for field in counters:
+            writer.words[field] = full
+        writer.words[SlotField.REQUEST_NS] = 7
+        for _ in range(3):
+            writer.account(outcome, duration)
+            writer.account_short(16, duration)
+            writer.count(SlotField.TRUNCATED)
+
+        assert writer.words[SlotField.REQUEST_NS] == 0
+        if full > 0:
+            assert {writer.words[field] for field in counters} == {full}
+        else:
+            assert writer.words[SlotField.BUSY_NS] > full
+
+
+def test_one_full_counter_leaves_the_others_right(board: Scoreboard) -> None:
+    """Where the sum of the durations is full, the requests are counted as ever."""
+    with pen(board, 1) as writer:
+        writer.words[SlotField.BUSY_NS] = 2**63 - 1
+        writer.account(Outcome.ERROR, 10**12)
+        writer.account_short(3, 10)
+
+        assert writer.words[SlotField.BUSY_NS] == 2**63 - 1
+        assert writer.words[SlotField.ERRORS] == 1
+        assert sum(writer.words[SlotField.DURATIONS : SlotField.DURATIONS + BUCKETS]) == 4
 
 
 @given(st.integers(0, 2**32), st.integers(1, 4))

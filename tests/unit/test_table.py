@@ -11,8 +11,8 @@ from prefork.workers.identity import WorkerInfo, WorkerPipes
 from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.handle import Dump, Handle
 from prefork.workers.pool.table import PoolState, Table
-from prefork.workers.scoreboard import LAYOUT
-from prefork.workers.states import ExitCause, ExitKind, StartReason
+from prefork.workers.scoreboard import LAYOUT, Scoreboard, SlotField
+from prefork.workers.states import ExitCause, ExitKind, StartReason, WorkerState
 from prefork.workers.system import Child
 
 NOW = 1000.0
@@ -175,6 +175,21 @@ def test_worker_is_proven_once() -> None:
     assert not ready.note_proven(NOW + PROVEN - 0.01)
     assert ready.note_proven(NOW + PROVEN)
     assert not ready.note_proven(NOW + 2 * PROVEN)
+
+
+@pytest.mark.parametrize("again", [WorkerState.IDLE, WorkerState.STARTING, 99])
+def test_worker_that_serves_on_does_not_leave(again: int) -> None:
+    """The word of a worker that leaves is believed for as long as it stands: a stray write is taken back."""
+    ready = worker(0, ready=True)
+    board = Scoreboard.create(1)
+    state = board.slot_at(0) + SlotField.STATE
+    found = []
+    for instant, word in enumerate((WorkerState.RETIRING, WorkerState.RETIRING, again)):
+        board.words[state] = word
+        ready.note_leaving(board, NOW + instant)
+        found.append(ready.leaving_since)
+    board.close()
+    assert found == [NOW, NOW, None]
 
 
 # --- what is handed over

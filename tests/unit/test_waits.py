@@ -130,3 +130,17 @@ def test_measured_waits_are_published() -> None:
     histogram = slot.histogram(SlotField.QUEUE_WAITS)
     assert [n for n, count in enumerate(histogram) if count] == [2, 13]
     assert sum(histogram) == 2
+
+
+@pytest.mark.parametrize("field", [SlotField.QUEUE_WAIT_NS, SlotField.QUEUE_WAITS + 2])
+def test_full_counter_of_the_waits_costs_no_request(field: int) -> None:
+    """A sum or a bucket that a stray write has filled stays full, and the measurement raises nothing."""
+    board = Scoreboard.create(1)
+    writer = SlotWriter(board, 0)
+    writer.words[field] = 2**63 - 1
+    waits = QueueWaits(writer)
+    waits.note(4_000_000)
+    word, last = writer.words[field], waits.last
+    writer.detach()
+    board.close()
+    assert (word, last) == (2**63 - 1, 4_000_000)

@@ -59,6 +59,8 @@ class Dumps:
     def ask_before_kill(self, handle: Handle, now: float) -> None:
         """Ask a worker that is to be killed DUMP_TIME later."""
         handle.dump.dumped_at, handle.dump.kill_follows = now, True
+        # What makes the worker late may be a word that another worker has written into its slot. The
+        # signal wakes a worker that is idle in truth, and the worker then says so (Common.publish).
         self._ask(handle, now)
 
     def ask_slow(self, handle: Handle, now: float) -> None:

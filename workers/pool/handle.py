@@ -149,10 +149,16 @@ class Handle(msgspec.Struct):
         self.asked_for, self.leave_by = cause, leave_by
 
     def note_leaving(self, board: Scoreboard, now: float) -> None:
-        """Note if the worker leaves without having been asked: by its own word, which it cannot take back."""
-        if self.leaving_since is not None or self.asked_for is not None or not self.is_ready:
+        """Note if the worker leaves without having been asked, by its own word.
+
+        A worker that leaves never writes another word. But the word may be a stray write of a sibling;
+        then the worker writes its state again.
+        """
+        if self.asked_for is not None or not self.is_ready:
             return
-        if board.word(self.slot, SlotField.STATE) == WorkerState.RETIRING:
+        if board.word(self.slot, SlotField.STATE) != WorkerState.RETIRING:
+            self.leaving_since = None
+        elif self.leaving_since is None:
             self.leaving_since = now
 
     def is_away(self, now: float) -> bool:

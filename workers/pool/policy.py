@@ -101,11 +101,21 @@ def _outdated(
 ) -> ExitKind | None:
     if worker.generation < generation:
         return ExitKind.RELOADED
-    if worker.recycle_request is not None:
+    if _may_ask(worker.recycle_request, settings):
         return worker.recycle_request
     if now >= _end_of_life(worker, settings):
         return ExitKind.MAX_LIFETIME
     return None
+
+
+def _may_ask(recycle_request: ExitKind | None, settings: Settings) -> bool:
+    """Return whether a worker can have reached this limit. Any worker can write the word."""
+    match recycle_request:
+        case ExitKind.MAX_REQUESTS:
+            return settings.max_requests is not None
+        case ExitKind.MAX_MEMORY:
+            return settings.max_memory is not None
+    return False
 
 
 def _end_of_life(worker: WorkerView, settings: Settings) -> float:
@@ -209,12 +219,18 @@ def _surplus(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:
 def _pokes(view: PoolView) -> tuple[int, ...]:
     """Answer to a worker that was woken for a client and then stopped or died before it took it.
 
+    A worker that leaves unasked by its word is woken, too. The word may be a stray write of another
+    worker, and a worker that serves writes it again when it is woken.
+
     All of them: which one the kernel would wake next is unknown, and those that find nothing
     sleep on. Under load this meets a moment like any other, at most once a tick.
     """
-    if not view.work_waiting or not view.phase.keeps_size:
-        return ()
-    return tuple(worker.slot for worker in view.workers if worker.idle)
+    waiting = view.work_waiting and view.phase.keeps_size
+    return tuple(
+        worker.slot
+        for worker in view.workers
+        if (waiting and worker.idle) or (worker.leaving_since is not None and not worker.is_away)
+    )
 
 
 def _next_instant(

@@ -141,8 +141,9 @@ class Pool:
     def _retire(self, retirement: Retirement) -> None:
         handle = self.table[retirement.slot]
         handle.ask_to_leave(retirement.cause, retirement.leave_by)
+        # The pipe first: a worker that sees the word alone takes it for a stray write.
+        handle.pipes.order(retirement.order)
         self.board.give_order(handle.slot, retirement.order)
-        handle.pipes.wake()
         log.event(logging.DEBUG, str(handle), "asked to leave", cause=retirement.cause)
 
     def _kill(self, kill: Kill) -> None:

@@ -43,8 +43,8 @@ class Wakeups:
 
     def wake(self, handle: Handle, now: float) -> None:
         """Have an idle worker look for clients."""
-        handle.pipes.wake()
-        if handle.unread is None:
+        if handle.unread is None:  # or there is a byte in the pipe already
+            handle.pipes.wake()
             handle.unread = Unread(now, now, self._progress(handle))
 
     def look(self, now: float) -> None:

@@ -54,6 +54,9 @@ class Account(Protocol):
     def next_on_connection(self, request: Any, ended: int, since: int) -> None:
         """Note that a good request ended, and that the next one of its connection is in hand."""
 
+    def publish(self) -> None:
+        """Publish once more what is in hand."""
+
     def wait_finished(self) -> None:
         """Wait until nothing is in hand; the master bounds the wait."""
 
@@ -174,6 +177,10 @@ class OneAtATime:
         self.returned(request, Outcome.OK)
         self._writer.words[REQUEST_NS] = self._since = since
         self._waited = 0
+
+    def publish(self) -> None:
+        """Publish that nothing is in hand: between two turns nothing is."""
+        self._writer.words[REQUEST_NS] = 0
 
     def wait_finished(self) -> None:
         """Return at once: nothing is left in hand."""
@@ -308,6 +315,11 @@ class Overlapping:
             if seen is not None:
                 self._seen[id(request)] = seen
             self._since[id(request)] = since
+            self._publish()
+
+    def publish(self) -> None:
+        """Do as ``Account.publish()`` says."""
+        with self._changed:
             self._publish()
 
     def wait_finished(self) -> None:

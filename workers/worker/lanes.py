@@ -35,6 +35,7 @@ from typing import Any
 
 from prefork.workers import log
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.takes import Takes
@@ -67,6 +68,18 @@ class Common:
         self.identity = identity
         self.epoll = epoll
         self.takes.begin(identity, pause)
+
+    def publish(self) -> None:
+        """Publish that the worker serves, and what it has in hand; called between two turns of a lane.
+
+        This is on the scoreboard already, unless another process has written over it. The master would
+        then take an idle worker for one that is late.
+        """
+        self.writer.become(WorkerState.IDLE)
+        if self.account is None:
+            self.writer.words[REQUEST_NS] = 0
+        else:
+            self.account.publish()
 
 
 class Lane:

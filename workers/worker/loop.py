@@ -13,6 +13,7 @@ loop calls when there is something to take.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -62,7 +63,8 @@ class Control(msgspec.Struct, frozen=True):
     """How a worker hears of everything that is not a request.
 
     master_pid: the worker's parent, as long as the master lives. life: a pipe whose other end closes
-    with the master. wake: a pipe into which the master writes when the worker is to look around.
+    with the master. wake: a pipe into which the master writes orders, and WAKE when the worker is to look
+    around.
     signals: a pipe into which Python writes the number of each signal.
     """
 
@@ -97,6 +99,10 @@ class Loop:
         self._burst_ns = BURST_NS if len(lanes) == 1 else 0
         self._epoll = select.epoll()
         self._news = select.poll()
+        self._order = 0
+        """The highest order that the master has given to this worker."""
+        self._orders = select.poll()
+        self._orders.register(control.wake, select.POLLIN)
         for fd in (control.life, control.wake, control.signals):
             self._epoll.register(fd, select.EPOLLIN)
             self._news.register(fd, select.POLLIN)
@@ -119,10 +125,10 @@ class Loop:
         # the wait did not sleep (AT_ONCE_NS) several times in a row, requests are queued, and the next
         # turn is a burst, in which the lane takes one request after the other without a wait.
         poll, writer, lanes = self._epoll.poll, self._writer, self._lanes
-        bound = CHORES_BOUND if self.chores else WAIT_BOUND
+        bound = self._longest_wait()
         chores = [*self.chores, *self._checks]
         turns, at_once, ended = 0, 0, monotonic_ns()
-        while self._reason is None and not writer.words[ORDER]:
+        while not (self._reason or self._order or (writer.words[ORDER] and self.is_ordered())):
             events = poll(bound, 1)
             lane = lanes.get(events[0][0]) if events else None
             if lane is None:
@@ -139,6 +145,9 @@ class Loop:
             for chore in chores:
                 chore()
         return self._reason or self._obey()
+
+    def _longest_wait(self) -> float:
+        return CHORES_BOUND if self.chores else WAIT_BOUND
 
     def settle_steps(self) -> None:
         """Find again which steps the servers leave as they are, and choose the lanes again."""
@@ -160,11 +169,31 @@ class Loop:
 
     def is_asked_to_leave(self) -> bool:
         """Return whether this worker should end soon: what ``server.stopping`` says."""
-        return bool(self._reason or self.terminated or self._writer.order() != Order.SERVE)
+        return bool(
+            self._reason or self.terminated or (self._writer.words[ORDER] and self.is_ordered())
+        )
+
+    def is_ordered(self) -> bool:
+        """Return whether the master has ordered this worker to leave (any thread).
+
+        The word of the scoreboard makes the worker ask, because reading a word costs the hot path
+        nothing. Any worker can write the word. What counts is the worker's own pipe, which the
+        master alone writes to. A word without an order in the pipe is a stray write, and is undone.
+        """
+        if not self._order and self._orders.poll(0):
+            self._read_orders()
+        if not self._order:
+            self._writer.words[ORDER] = Order.SERVE
+        return bool(self._order)
+
+    def _read_orders(self) -> None:
+        # Another thread, or a fork of this process, may have been faster.
+        with contextlib.suppress(BlockingIOError):
+            self._order = max((self._order, *os.read(self._control.wake, 4096)))
 
     def _obey(self) -> ExitKind:
         """Do what the master's order asks for before this worker leaves; return why it leaves."""
-        if self._writer.order() == Order.DRAIN:
+        if self._order == Order.DRAIN:
             self._drain()
         return self._reason or ExitKind.RETIRED
 
@@ -188,7 +217,7 @@ class Loop:
     def _serve_queued(self, lane: Lane) -> bool:
         """Serve one source while something is queued and can be taken; return whether nothing is left."""
         takes = self._common.takes
-        takes.dry = False
+        takes.draining, takes.dry = True, False
         while not takes.dry and self._reason is None:
             now = monotonic_ns()
             lane.serve(now, now)
@@ -204,6 +233,7 @@ class Loop:
         if self._reason is not None:
             return
         self._look_around()
+        self._common.publish()
         for lane in self._lanes.values():
             source = lane.source
             source.assert_nonblocking()
@@ -221,7 +251,9 @@ class Loop:
         if fd == self._control.life:
             self.leave(ExitKind.ORPHANED)
         elif fd == self._control.wake:
-            os.read(fd, 4096)
+            self._read_orders()
+            if self._order:
+                self._writer.words[ORDER] = self._order
         elif signal.SIGTERM in os.read(fd, 4096):
             # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
             self.leave(ExitKind.RETIRED)

@@ -29,6 +29,9 @@ MEMORY_SHARE = 0.01
 
 Check = Callable[[], None]
 
+_REQUESTS = frozenset(1 + index_of(kind) for kind in (ExitKind.MAX_REQUESTS, ExitKind.MAX_MEMORY))
+"""What a recycle request can be, as the scoreboard has it."""
+
 
 def shortened(limit: int, jitter: float, spread: float) -> int:
     """Return the limit of one worker (pure).
@@ -111,7 +114,10 @@ class RecycleRequest:
         self._ask = ask
 
     def look(self) -> None:
-        """Ask to be recycled if the limit is reached and nothing was asked before."""
-        if not self._writer.words[SlotField.RECYCLE_REQUEST] and self._is_reached():
+        """Ask to be recycled if the limit is reached and no limit has asked before.
+
+        A word that is no request was not written by this worker, and is written over.
+        """
+        if self._writer.words[SlotField.RECYCLE_REQUEST] not in _REQUESTS and self._is_reached():
             self._writer.words[SlotField.RECYCLE_REQUEST] = 1 + index_of(self._kind)
             self._ask()

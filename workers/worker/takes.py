@@ -37,6 +37,8 @@ class Takes:
         """The points. Not 0 while a source is stalled, so that the next success is reported."""
         self.dry = False
         """Whether the last failed take showed that nothing is queued, or that it is no use to go on."""
+        self.draining = False
+        """Whether the worker serves what is queued before it leaves."""
         self._writer = writer
         self._identity = ""
         self._pause: Callable[[], object] = bool
@@ -53,7 +55,7 @@ class Takes:
 
     def failed(self, source: Source, error: Exception) -> None:
         """Act on a take that has failed. Raises the error when the worker has lost its listener."""
-        draining = self._writer.words[ORDER] == _DRAIN
+        draining = self.draining or self._writer.words[ORDER] == _DRAIN
         empty = draining and source.listener.is_empty()
         self.dry = False
         match meaning(error, draining=draining, empty=empty):
