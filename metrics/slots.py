@@ -24,11 +24,14 @@ empties the files of one that has ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import os
 import re
+import stat
 import sys
+import time
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +61,11 @@ FILES: Final = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[^_]+\.db")
 
 _VALUES = "prometheus_client.values"
 _OWNER = "prefork-master"
+LOCK_TIME = 2.0
+"""Seconds to wait for another master that looks at the directory. It takes milliseconds."""
+
+LOCK_PAUSE = 0.01
+
 _LIVE_MODES = ("liveall", "livemax", "livemin", "livemostrecent", "livesum")
 _MASTER = "m"
 _ALLOWED = (
@@ -242,22 +250,57 @@ def _claim(path: str) -> int:
     """Own the directory and empty it; return 0, or the pid of the live master that owns it.
 
     After an exec in place this process owns it already, with all files: pid and start time are the
-    same.
+    same. Raises OSError where the claim cannot be made.
     """
-    owner = os.path.join(path, _OWNER)
-    with os.fdopen(
-        os.open(owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644), "r+"
-    ) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # held for these few lines
-        pid, _, started = file.read(100).partition(" ")
+    fd = _open_claim(os.path.join(path, _OWNER))
+    try:
+        _lock(fd)
+        pid, _, started = os.pread(fd, 100, 0).decode("ascii", "replace").partition(" ")
         if pid.isdecimal() and started and started == _started(int(pid)):
             return 0 if int(pid) == os.getpid() else int(pid)
         for name in filter(FILES.fullmatch, os.listdir(path)):
             os.unlink(os.path.join(path, name))
-        file.seek(0)
-        file.truncate()
-        file.write(f"{os.getpid()} {_started(os.getpid())}")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {_started(os.getpid())}".encode(), 0)
+    finally:
+        os.close(fd)
     return 0
+
+
+def _lock(fd: int) -> None:
+    """Lock the claim; raise BlockingIOError where another process keeps it locked.
+
+    Unlike ``flock()``, a lock of this kind takes the permission to write, which a worker of another
+    user does not have.
+    """
+    give_up_at = time.monotonic() + LOCK_TIME
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_PAUSE)
+    raise BlockingIOError(errno.EAGAIN, f"another process keeps {_OWNER} in it locked")
+
+
+def _open_claim(owner: str) -> int:
+    """Open the file that names the directory's master; OSError for anything that is no such file.
+
+    The workers may write to the directory. If they have another user than the master, they could
+    lock a file of their own there for ever, or name a master in it that is none. So where the master
+    is root, a file that belongs to another user is replaced.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(owner, flags, 0o644)
+    found = os.fstat(fd)
+    if os.geteuid() == 0 and found.st_uid != 0:
+        os.close(fd)
+        os.unlink(owner)
+        fd = os.open(owner, flags | os.O_EXCL, 0o644)
+        found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{_OWNER} in it is not a regular file with one name")
+    return fd
 
 
 def _started(pid: int) -> str | None:

@@ -21,7 +21,7 @@ from prefork.mixin import PreForkingMixIn
 from prefork.reloading.sockets import is_adopted
 from prefork.workers import log
 from prefork.workers.errors import BindError
-from prefork.workers.files import Identity, identity_of, unlink_if_still
+from prefork.workers.files import Identity, binding_with_mode, identity_of, unlink_if_still
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.clients import client_name, is_clients_doing, lost_clients
 
@@ -99,10 +99,8 @@ class _UnixServer(_LoggingServer):
     def server_bind(self) -> None:
         """Bind the socket with ``unix_mode``, and replace a path that no server listens on any more.
 
-        The file never has a wider mode than ``unix_mode``: the kernel makes it with the mode of the
-        socket, less the umask, and only afterwards the mode is set exactly. A stream socket listens
-        before the lock is released and again in ``server_activate()``, because a socket that is
-        bound and does not listen looks like a stale one to the next start.
+        A stream socket listens before the lock is released and again in ``server_activate()``,
+        because a socket that is bound and does not listen looks like a stale one to the next start.
         """
         path = self.server_address
         if not isinstance(path, str) or path.startswith("\0"):
@@ -115,9 +113,8 @@ class _UnixServer(_LoggingServer):
             return
         with one_start_at_a_time(path):
             remove_stale(path, self.socket_type)
-            os.fchmod(self.socket.fileno(), self.unix_mode)
-            super().server_bind()
-            os.chmod(path, self.unix_mode)
+            with binding_with_mode(self.socket, self.unix_mode):
+                super().server_bind()
             if self.socket_type == socket.SOCK_STREAM:
                 self.socket.listen(self.request_queue_size)
         self.remember_path()

@@ -51,7 +51,13 @@ import struct
 from collections.abc import Iterator
 from socketserver import BaseServer, TCPServer
 
-from prefork.workers.files import Identity, identity_of, is_still, unlink_if_still
+from prefork.workers.files import (
+    Identity,
+    binding_with_mode,
+    identity_of,
+    is_still,
+    unlink_if_still,
+)
 from prefork.workers.settings import Settings
 from prefork.workers.text import escaped
 from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
@@ -273,9 +279,8 @@ class Listener:
             # change.
             os.dup2(fresh.fileno(), old.fileno(), inheritable=False)
         mode = self.remove_path()
-        old.bind(address)
-        if mode is not None:
-            os.chmod(address, mode)
+        with contextlib.nullcontext() if mode is None else binding_with_mode(old, mode):
+            old.bind(address)
         if listening:
             old.listen(backlog)
         self._identity, self._path = identity_of(self.fd), _path_and_identity(self)

@@ -46,7 +46,10 @@ def size(raw: object) -> object:
     match = _SIZE.fullmatch(raw.strip())
     if match is None:
         raise ValueError(raw)
-    return int(float(match[1]) * _SIZES[match[2].lower()])
+    # The digits before the point are no float, which could lose some of them, or be infinite.
+    whole, _, fraction = match[1].partition(".")
+    unit = _SIZES[match[2].lower()]
+    return int(whole) * unit + int(float(f"0.{fraction or 0}") * unit)
 
 
 def shown_size(value: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 from prefork.host.process import process
 from prefork.workers import forks
 from prefork.workers.errors import PreforkError, SettingsError
-from prefork.workers.files import identity_of, is_still, unlink_if_still
+from prefork.workers.files import identity_of, is_still, lock, unlink_if_still
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -151,16 +150,16 @@ class PidFile:
 
     def _lock(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = lock(fd)
         except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                raise self._refused(_reason(error)) from None
+            raise self._refused(_reason(error)) from None
+        if not is_locked:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             whom = f"the running process {holder}" if holder.isdigit() else "a running process"
             raise PreforkError(
                 f"pidfile {self._given} (from {self._source}) is held by {whom}; stop that process, or "
                 "name another pidfile"
-            ) from None
+            )
 
     def _refuse_what_is_no_pid_file(self, fd: int) -> None:
         """Raise SettingsError for a file that must not be overwritten.

@@ -31,6 +31,9 @@ Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 LONGEST_PATH: Final = 107
 """Bytes of a socket's path or abstract name. ``sun_path`` has one more, for the zero byte."""
 
+LONGEST_LABEL: Final = 63
+"""Letters of one part of a host name."""
+
 _ALL_IPV4 = "0.0.0.0"
 _HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _HOST_AND_PORT = re.compile(
@@ -163,7 +166,19 @@ def _host(host: str | None, v6: str | None) -> str:
         raise ValueError(f"{host} is no IPv4 address")
     if not _HOST_NAME.fullmatch(host):
         raise ValueError
+    if not _is_known_to_resolvers(host):
+        raise ValueError(f"{escaped(host, 70)} is no host name: each part has 63 letters at most")
     return host
+
+
+def _is_known_to_resolvers(host: str) -> bool:
+    if host.isascii():  # the codec takes some milliseconds to be loaded
+        return max(map(len, host.split("."))) <= LONGEST_LABEL
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_ipv4(host: str) -> bool:

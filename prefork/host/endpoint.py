@@ -9,7 +9,7 @@ from typing import Any
 from prefork.host.addresses import Address
 from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.workers.errors import BindError, SettingsError
-from prefork.workers.files import Identity, identity_of, unlink_if_still
+from prefork.workers.files import Identity, binding_with_mode, identity_of, unlink_if_still
 from prefork.workers.settings import ROWS
 
 BACKLOG = 64
@@ -87,22 +87,20 @@ def _bound_path(path: str) -> socket.socket:
         return _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
     with one_start_at_a_time(path):
         remove_stale(path, socket.SOCK_STREAM)
-        sock = _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
-    os.chmod(path, UNIX_MODE)
-    return sock
+        return _listening(socket.AF_UNIX, socket.SOCK_STREAM, path)
 
 
 def _listening(family: int, kind: int, address: Any) -> socket.socket:
     sock = socket.socket(family, kind)
     try:
         if family == socket.AF_UNIX:
-            # bind() makes the file with the socket's own mode, less the umask.
-            os.fchmod(sock.fileno(), UNIX_MODE)
+            with binding_with_mode(sock, UNIX_MODE):
+                sock.bind(address)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(address)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:

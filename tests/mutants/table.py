@@ -570,6 +570,27 @@ MASTER = (
         "tests/unit/test_signals.py tests/live/test_signals.py",
     ),
     Mutant(
+        "who may only read a file cannot keep it locked",
+        "workers/files.py",
+        "fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "tests/unit/test_files.py",
+    ),
+    Mutant(
+        "the file of a Unix socket has its mode from its first moment",
+        "workers/files.py",
+        "before = os.umask(0o777 & ~mode)",
+        "before = os.umask(0o027)",
+        "tests/unit/test_files.py",
+    ),
+    Mutant(
+        "a worker cannot claim the directory of metrics",
+        "metrics/slots.py",
+        "found.st_uid != 0",
+        "found.st_uid < 0",
+        "tests/unit/test_slots.py",
+    ),
+    Mutant(
         "a stop that comes too late for the loop reaches the program",
         "prefork/master/signals.py",
         "system.send_to_self(number)",

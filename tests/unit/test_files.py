@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import os
+import socket
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.files import identity_of, is_still, unlink_if_still
+from prefork.workers.files import (
+    binding_with_mode,
+    identity_of,
+    is_still,
+    lock,
+    unlink_if_still,
+)
+from tests.support.package import SOURCES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,3 +82,52 @@ def test_only_the_same_file_is_removed(path: Path) -> None:
     other = identity_of(path.parent)
     assert unlink_if_still(path, other) is None
     assert path.read_text() == "successor"
+
+
+# --- locks and modes
+
+
+def test_reader_of_a_file_cannot_keep_it_locked(path: Path) -> None:
+    """A lock that a process takes without the permission to write keeps nobody from locking the file."""
+    with path.open() as reading, path.open("r+") as writing:
+        fcntl.flock(reading, fcntl.LOCK_EX)
+        assert lock(writing.fileno())
+
+
+def test_lock_belongs_to_one_description(path: Path) -> None:
+    """A file is locked once, also within a process; flock() sees it; closing it releases it."""
+    with path.open("r+") as first:
+        assert lock(first.fileno())
+        with path.open("r+") as second:
+            assert not lock(second.fileno())
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with path.open("r+") as third:
+        assert lock(third.fileno())
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o777, 0o666])
+def test_socket_is_bound_with_its_mode(tmp_path: Path, mode: int) -> None:
+    """The file of a Unix socket has its mode from its first moment, and the umask is as before."""
+    path = tmp_path / "socket"
+    before = os.umask(0o027)
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            with binding_with_mode(sock, mode):
+                sock.bind(str(path))
+            assert stat.S_IMODE(path.lstat().st_mode) == mode
+            assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+        path.unlink()
+
+
+def test_nothing_changes_the_mode_of_a_path() -> None:
+    """No module calls chmod(): another user could have put a link in the place of a file by then."""
+    callers = [
+        name
+        for name, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("chmod", "lchmod")
+    ]
+    assert callers == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -40,6 +41,37 @@ def value_of(key: str, raw: object, *, text: bool = False) -> Any:
 
 
 # --- values
+
+
+_STRANGE = st.one_of(
+    st.text(max_size=20),
+    st.integers(),
+    st.integers(min_value=300, max_value=5000).map("9".__mul__),
+    st.floats(),
+    st.none(),
+    st.booleans(),
+    st.binary(max_size=3),
+    st.lists(st.text(max_size=3), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+)
+
+
+@given(st.sampled_from(sorted(ROWS)), _STRANGE)
+def test_any_value_is_read_or_refused(key: str, raw: object) -> None:
+    """Whatever a value is, in whatever layer, a setting comes out or a SettingsError, and nothing else."""
+    with contextlib.suppress(SettingsError):
+        Settings(**{key: raw})
+    for is_text in (False, True):
+        if not is_text or isinstance(raw, str):
+            with contextlib.suppress(SettingsError):
+                value_of(key, raw, text=is_text)
+
+
+def test_sizes_of_any_length() -> None:
+    """A size of hundreds of digits is refused as too large; a large one loses no digit."""
+    for raw in ("9" * 310, "9" * 310 + ".5G", "9" * 5000):
+        assert refusal(max_memory=raw).key == "max_memory"
+    assert value_of("max_memory", "1125899906842623") == 1125899906842623
 
 
 @pytest.mark.parametrize(
