@@ -284,6 +284,7 @@ def test_child_that_the_program_forks_gets_no_signals_bytes(start: Callable[...,
         def when_ready(self):
             if os.fork() == 0:
                 with open("file", "w+b", buffering=0) as file:
+                    signal.signal(signal.SIGUSR1, lambda *_: None)  # without a pool it would end the child
                     signal.raise_signal(signal.SIGUSR1)
                     tell("wakeup", signal.set_wakeup_fd(-1))
                     tell("written", file.tell())
