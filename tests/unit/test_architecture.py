@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.once  # the source is the same for every interpreter
+
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 LAYERS = (
     ("prefork.__main__", "prefork.cli"),
@@ -30,16 +33,54 @@ LAYERS = (
     ("prefork.workers",),
     ("prefork._version",),
 )
-"""From top to bottom. A module imports from its own layer and from those below, never from above."""
+"""From top to bottom. A module imports from its own layer and from those below, never from above.
 
-PURE = (
-    "master.lifecycle",
-    "workers.states",
-    *(f"workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy", "failures")),
-    *(f"workers.pool.{one}" for one in ("handle", "table")),
-    "workers.worker.shortage",
-)
-"""The modules that decide."""
+CONTRIBUTING.md shows the same layers, so a change of the house is a change of that page, too.
+"""
+
+PURE = {
+    "prefork.master.lifecycle",
+    *(f"prefork.workers.{one}" for one in ("states", "text", "units")),
+    *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
+    *(f"prefork.workers.pool.{one}" for one in ("failures", "handle", "table")),
+    "prefork.workers.worker.shortage",
+}
+"""The modules that decide. Each one says so in the first line of its docstring, by the word "(pure)"."""
+
+PURE_OUTSIDE = {
+    *("__future__", "typing", "collections", "enum", "msgspec"),
+    *("difflib", "errno", "math", "re", "signal"),
+}
+"""What pure modules may import from outside of prefork: neither clock, file, process nor random number."""
+
+PURE_RECORDS = {
+    "prefork.workers.settings.Settings",
+    # The record of a worker holds these, and the master passes the scoreboard that the record reads.
+    *(
+        f"prefork.workers.pool.handle <- prefork.workers.{one}"
+        for one in (
+            *("identity.WorkerInfo", "identity.WorkerPipes", "system.Child"),
+            *("scoreboard.Scoreboard", "scoreboard.SlotField"),
+        )
+    ),
+}
+"""The types that pure modules may import from modules that are not pure; with an arrow, one module alone may."""
+
+APART = {
+    "prefork.workers": {"prefork.workers.pool", "prefork.workers.worker"},
+    "prefork.workers.pool": {"prefork.workers.worker"},
+    "prefork.workers.worker": {"prefork.workers.pool"},
+}
+"""Inside of workers, what the modules of a folder do not import: the shared ones know neither of the two sides."""
+
+CROSSINGS = {
+    # The type of the one argument that the hook ``enter`` of a WorkerSpec receives.
+    ("prefork.workers.spec", "prefork.workers.worker.side"),
+    # The pool forks, and the child is a worker: it is made here, and its life begins here.
+    ("prefork.workers.pool.pool", "prefork.workers.worker.life"),
+    ("prefork.workers.pool.pool", "prefork.workers.worker.prepared"),
+}
+"""The imports that APART does not hold for, each with its reason."""
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
 # forks: a leaf; whatever a fork changes in a process stands in its one list.
@@ -85,6 +126,38 @@ def imports_of(tree: ast.Module) -> Iterator[str]:
 def inside_imports(name: str) -> set[str]:
     """Return what a module imports of prefork."""
     return {found for found in imports_of(SOURCES[name]) if found.split(".")[0] == "prefork"}
+
+
+def names_from_inside(name: str) -> set[str]:
+    """Return the dotted names that a module imports of prefork: modules, and what it takes out of them."""
+    found = set()
+    for node in ast.walk(SOURCES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {one for one in found if one.split(".")[0] == "prefork"}
+
+
+def impure_names(module: str, imported: set[str]) -> set[str]:
+    """Return which of the names that a pure module imports of prefork are neither pure nor a record."""
+    return {
+        name
+        for name in imported
+        if not {name, name.rpartition(".")[0]} & PURE
+        and not {name, f"{module} <- {name}"} & PURE_RECORDS
+    }
+
+
+def folder_of(name: str) -> str:
+    """Return the package that a module stands in; a package stands in itself."""
+    is_package = any(other.startswith(f"{name}.") for other in SOURCES)
+    return name if is_package else name.rpartition(".")[0]
+
+
+def says_pure(name: str) -> bool:
+    """Return whether the first line of a module's docstring says that the module is pure."""
+    return "(pure)" in (ast.get_docstring(SOURCES[name]) or "").partition("\n")[0]
 
 
 def layer_of(name: str) -> int:
@@ -146,6 +219,27 @@ def test_every_module_is_read() -> None:
     } <= SOURCES.keys()
 
 
+def test_contributors_are_shown_the_layers() -> None:
+    """CONTRIBUTING.md has the layers as they are held here, in their order."""
+    page = CONTRIBUTING.read_text("utf-8")
+    picture = page.partition("```text\n")[2].partition("```")[0]
+
+    assert tuple(tuple(line.split()) for line in picture.splitlines()) == LAYERS
+
+
+def test_each_folder_has_a_layer_of_its_own() -> None:
+    """Two folders never share a layer: each could import the other then."""
+    for layer in LAYERS:
+        assert sum(folder_of(name) == name for name in layer) <= 1
+
+
+def test_every_folder_is_a_package() -> None:
+    """A folder of modules has an __init__.py; without it the folder would be left out of a wheel."""
+    folders = {name.rpartition(".")[0] for name in SOURCES} - {""}
+
+    assert folders <= SOURCES.keys()
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_imports_go_one_way(name: str) -> None:
     """A module imports nothing of prefork from a layer above its own."""
@@ -181,13 +275,52 @@ def test_packages_of_the_lower_floors_are_empty() -> None:
         assert [type(node) for node in SOURCES[name].body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("name", [f"prefork.{name}" for name in PURE])
+def test_pool_and_worker_meet_only_where_the_list_says() -> None:
+    """Shared modules import neither the pool nor a worker, and these two not each other, but for the list."""
+    crossings = {
+        (name, found)
+        for name in SOURCES
+        for found in inside_imports(name)
+        if folder_of(found) in APART.get(folder_of(name), ())
+    }
+
+    assert crossings == CROSSINGS
+    assert {folder_of(name) for name in SOURCES if name.startswith("prefork.workers")} == set(APART)
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
 def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
     """The decisions are values in, values out: no clock, process, file or random number can come in."""
     outside = {found.split(".")[0] for found in imports_of(SOURCES[name])} - {"prefork"}
 
-    assert outside <= {"__future__", "collections", "enum", "errno", "math", "msgspec", "signal"}
+    assert outside <= PURE_OUTSIDE
+    assert impure_names(name, names_from_inside(name)) == set()
     assert process_calls(SOURCES[name]) == set()
+
+
+def test_modules_that_decide_are_the_pure_ones() -> None:
+    """A module of the master or the workers that says it is pure is held to that, and none else is."""
+    floors = ("prefork.master", "prefork.workers")
+
+    assert {name for name in SOURCES if name.startswith(floors) and says_pure(name)} == PURE
+
+
+@pytest.mark.parametrize(
+    ("name", "is_impure"),
+    [
+        ("prefork.master.clock.Clock", True),
+        ("prefork.workers.system", True),
+        ("prefork.workers.settings", True),
+        ("prefork.workers.settings.cpu_count", True),
+        ("prefork.workers.scoreboard.Scoreboard", True),
+        ("prefork.workers.settings.Settings", False),
+        ("prefork.workers.states", False),
+        ("prefork.workers.states.Phase", False),
+    ],
+)
+def test_impure_imports_are_found(name: str, is_impure: bool) -> None:
+    """The rule above takes a pure module and a named record, and no other module of prefork's own."""
+    assert bool(impure_names("prefork.workers.pool.policy", {name})) is is_impure
 
 
 # --- processes
