@@ -20,11 +20,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from prefork.host.clock import Clock
 from prefork.host.description import describe, shown
 from prefork.host.handover import FORMAT, MasterState
 from prefork.host.notify import Notifier, status_line
 from prefork.host.process import process
-from prefork.master.clock import Clock
 from prefork.master.intakes import Intakes
 from prefork.master.lifecycle import (
     Effect,

@@ -231,7 +231,7 @@ DEADLINES = (
     ),
     Mutant(
         "no worker is killed for time in which the master did not run",
-        "prefork/master/clock.py",
+        "prefork/host/clock.py",
         "self.lost += overrun",
         "self.lost += 0 * overrun",
         "tests/live/test_signals.py -k deadlines_stand_still",
