@@ -122,7 +122,9 @@ class _UnixServer(_LoggingServer):
     def remember_path(self) -> None:
         """Note which file this server has bound, so that ``server_close()`` removes only that one."""
         path = str(self.server_address)
-        self._bound = os.getpid(), path, identity_of(path)
+        # A file that was removed while the server served is no reason to fail the next reload.
+        with contextlib.suppress(FileNotFoundError):
+            self._bound = os.getpid(), path, identity_of(path)
 
     def server_close(self) -> None:
         """Close the socket, and remove the path if it still is the file that this server has bound."""

@@ -13,6 +13,7 @@ from hypothesis import settings as properties
 from tests.support.leftovers import socket_files, wait_for_descriptors, wait_for_no_children
 from tests.support.processes import become_subreaper, fds_of
 from tests.support.quick import MARKER, Quickness
+from tests.support.reloadable import Reloadable
 from tests.support.server import Program
 
 if TYPE_CHECKING:
@@ -114,3 +115,9 @@ def _shortened(log: str, lines: int = 60) -> str:
         return log
     left_out = f"... {len(all_lines) - 2 * lines} lines ..."
     return "\n".join([*all_lines[:lines], left_out, *all_lines[-lines:]])
+
+
+@pytest.fixture
+def reloadable(start: Callable[..., Program], tmp_path: Path) -> Callable[..., Reloadable]:
+    """``reloadable(workers=2)`` starts such a program."""
+    return lambda **how: Reloadable(start, tmp_path, **how)

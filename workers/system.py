@@ -113,7 +113,8 @@ def fork_children(
     The error of a fork that failed has no traceback. It would keep this frame alive, and with it
     all that the children were to be made of.
     """
-    _flush_before_fork()
+    # What is still buffered would be written once more by every child.
+    _flush_without_waiting()
     try:
         gate = _Gate()
     except OSError as error:
@@ -437,6 +438,8 @@ def exit_now(status: int) -> NoReturn:
     try:
         flusher.start()
         flusher.join(FLUSH_TIME)
+    except RuntimeError:  # the interpreter is ending already, and starts no thread any more
+        _flush_without_waiting()
     finally:
         os._exit(status)
 
@@ -471,8 +474,7 @@ def _flush_streams() -> None:
             stream.flush()
 
 
-def _flush_before_fork() -> None:
-    # What is still buffered would be written once more by every child.
+def _flush_without_waiting() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             if takes_more(stream.fileno()):
@@ -499,7 +501,7 @@ def become(
     The signals ``blocked`` are blocked when the program begins. Raises OSError or ValueError when
     the program cannot be run. Descriptors, folder and signal mask are as before then.
     """
-    before = os.open(".", os.O_PATH | os.O_CLOEXEC)  # the folder may have been removed
+    before = _folder()
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
     try:
         os.chdir(folder)
@@ -510,12 +512,26 @@ def become(
         for fd in keep:
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, False)
-        os.fchdir(before)
+        if before is not None:
+            os.chdir(before)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         raise
-    finally:
-        os.close(before)
     raise AssertionError("exec has returned")
+
+
+def _folder() -> str | None:
+    # Not by a descriptor of the folder: there may be none left.
+    with contextlib.suppress(OSError):  # the folder was removed
+        return os.getcwd()
+    return None
+
+
+def wait_for_any(children: Sequence[Child], seconds: float) -> None:
+    """Wait until one of these children has ended, for this long at most. Needs no descriptor."""
+    poll = select.poll()
+    for child in children:
+        poll.register(child.pidfd, select.POLLIN)
+    poll.poll(seconds * 1000)
 
 
 def wait_for_all(children: Sequence[Child], seconds: float) -> bool:

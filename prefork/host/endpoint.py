@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import Any
@@ -22,19 +23,25 @@ class Endpoint:
     The socket is kept as a bare descriptor number. Every child closes the number, and in a child a
     socket object would later close whatever file had reused the number.
 
-    text: the setting. fd: a socket that an earlier image of the master has bound there. Raises
-    SettingsError for a text that is no address, BindError where the address cannot be had.
+    text: the setting. fd: a socket that an earlier image of the master has bound there; it stays
+    open whatever is raised. Raises SettingsError for a text that is no address, BindError where the
+    address cannot be had.
     """
 
     def __init__(self, text: str, fd: int | None = None) -> None:
-        sock = _bound(address_for_metrics(text)) if fd is None else socket.socket(fileno=fd)
-        bound = Address.of_socket(sock)
+        self.fd = _bound(address_for_metrics(text)).detach() if fd is None else fd
+        sock = socket.socket(fileno=self.fd)
+        try:
+            bound = Address.of_socket(sock)
+        finally:
+            sock.detach()
         self._path: tuple[str, Identity] | None = None
         if bound.path and not bound.path.startswith("\0"):
-            self._path = os.path.abspath(bound.path), identity_of(bound.path)
+            path = os.path.abspath(bound.path)
+            with contextlib.suppress(FileNotFoundError):  # someone has removed it
+                self._path = path, identity_of(path)
         self.address = str(bound).removeprefix("tcp://")
         """The address, such as ``127.0.0.1:9100`` with the real port, or ``unix:/path``."""
-        self.fd = sock.detach()
 
     def close(self) -> None:
         """Close the socket, and remove the path if it is still this socket's (master)."""

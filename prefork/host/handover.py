@@ -20,6 +20,7 @@ from prefork.workers.errors import PreforkError
 from prefork.workers.files import Identity
 from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
+from prefork.workers.system import Child
 
 FORMAT: Final = 6
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
@@ -34,12 +35,34 @@ MEMFD_NAME: Final = "prefork-handover"
 
 
 class MetricsState(msgspec.Struct, frozen=True):
-    """The metrics process, which the next image replaces, and the socket that both answer on."""
+    """The metrics process, which the next image replaces, and the socket that both answer on.
+
+    child: the process; None where there is none at this moment.
+    """
 
     address: str
     fd: int
-    pid: int
-    pidfd: int
+    child: Child | None
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors that have to survive the exec."""
+        return [self.fd] if self.child is None else [self.fd, self.child.pidfd]
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One run of the program after an exec, which succeeds when a master has adopted the state.
+
+    number: 1, and one more with each attempt in a row that nobody has ordered. is_ordered: whether
+    it began with HUP or USR2; the others are the caretaker's own. is_last: whether no worker was
+    left when it began. failing_since: when the first attempt of the row failed, in seconds on the
+    master's clock; None before.
+    """
+
+    number: int = 1
+    is_ordered: bool = True
+    is_last: bool = False
+    failing_since: float | None = None
 
 
 class LotState(msgspec.Struct, frozen=True):
@@ -67,6 +90,9 @@ class MasterState(msgspec.Struct, frozen=True):
     floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers``.
     size: workers wanted now, with those that load has added.
     settings: as a user would write them, to log which have changed.
+    load_timeout, graceful_timeout: how long the new code may take until it serves, and the workers
+    until they have left at a stop, in seconds.
+    attempt: which run of the program this is.
     again: the signal that has asked for one more reload meanwhile; "" for none.
     pidfile: the descriptor that holds the lock on the pid file.
     watcher: the pid of the child that watches the source files.
@@ -84,6 +110,9 @@ class MasterState(msgspec.Struct, frozen=True):
     floor_set: int
     size: int
     settings: dict[str, str]
+    load_timeout: float
+    graceful_timeout: float
+    attempt: Attempt = Attempt()
     again: str = ""
     metrics: MetricsState | None = None
     pidfile: int | None = None
@@ -93,7 +122,7 @@ class MasterState(msgspec.Struct, frozen=True):
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to survive the exec."""
-        metrics = [] if self.metrics is None else [self.metrics.fd, self.metrics.pidfd]
+        metrics = [] if self.metrics is None else self.metrics.fds
         pidfile = [] if self.pidfile is None else [self.pidfile]
         lot = [] if self.lot is None else self.lot.fds
         return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile, *lot]

@@ -128,7 +128,6 @@ class Master:
             spec,
             self._poll,
             previous=None if previous is None else previous.metrics,
-            now=self._now(),
             system=system,
         )
         try:
@@ -181,6 +180,7 @@ class Master:
         with frozen_heap():
             self._check_threads()
             self._reload.adopt(self._now())
+            self.metrics.replace_previous(self._now())
             self._announce_start()
             try:
                 for listener in self._listeners:
@@ -402,6 +402,8 @@ class Master:
             floor_set=self._settings.workers,
             size=self._size.spares.size,
             settings=shown(self._settings),
+            load_timeout=self._settings.boot_timeout,
+            graceful_timeout=self._settings.graceful_timeout,
             again=self._reload.wanted_by,
             metrics=self.metrics.handover_state(),
             pidfile=process.pidfile,

@@ -107,7 +107,6 @@ class MetricsProcess:
         poll: select.epoll,
         *,
         previous: MetricsState | None = None,
-        now: float = 0.0,
         system: System = system,
     ) -> None:
         self._spec = spec
@@ -117,36 +116,35 @@ class MetricsProcess:
         self._child: Child | None = None
         self._forking: int | None = None
         self._replacing = False
-        """Whether the process is that of an earlier image, which was asked to leave."""
+        """Whether the process is that of an earlier image, which has to leave."""
         self._beat = -1
         with forks.lock:
             self._endpoint = _endpoint(spec.settings.metrics, previous)
             if self._endpoint is not None:
                 self._beat = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._on_list = forks.add(self._let_go_in_child)
-        if previous is not None:
-            self._replace(previous, now)
+        if previous is not None and previous.child is not None:
+            self._child, self._replacing = previous.child, True
+            self._record = Record(running=True)
+            self._poll.register(self._child.pidfd, select.EPOLLIN)
 
-    def _replace(self, previous: MetricsState, now: float) -> None:
-        """Ask the metrics process of an earlier image to leave.
+    def replace_previous(self, now: float) -> None:
+        """Ask the metrics process of an earlier image to leave, once this image has adopted all.
 
-        Until the next one runs, clients wait in the queue of the socket.
+        Until then it answers: if this image fails, the next attempt takes some time. Until the next
+        process runs, clients wait in the queue of the socket.
         """
-        self._child = Child(previous.pid, previous.pidfd)
-        # It gives no sign of life any more. Where it does not leave, it is killed END_BOUND from
-        # now.
-        self._record = Record(running=True, heard_at=now - SILENCE + END_BOUND)
-        self._replacing = True
-        self._poll.register(self._child.pidfd, select.EPOLLIN)
-        self._system.send(self._child, LEAVE)
+        if self._child is not None and self._replacing:
+            # It gives no sign of life any more. Where it does not leave, it is killed END_BOUND
+            # from now.
+            self._record = self._record.heard(now - SILENCE + END_BOUND)
+            self._system.send(self._child, LEAVE)
 
     def handover_state(self) -> MetricsState | None:
         """Return what the next image of the master needs to go on answering."""
-        if self._endpoint is None or self._child is None:
+        if self._endpoint is None:
             return None
-        return MetricsState(
-            self._endpoint.address, self._endpoint.fd, self._child.pid, self._child.pidfd
-        )
+        return MetricsState(self._endpoint.address, self._endpoint.fd, self._child)
 
     @property
     def address(self) -> str | None:

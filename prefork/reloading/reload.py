@@ -191,6 +191,9 @@ class Reload:
         if self._previous is None:
             return
         process.end_handover()
+        if (since := self._previous.attempt.failing_since) is not None:
+            what = "new code serves after attempts that failed"
+            log.event(logging.WARNING, "master", what, seconds=now - since)
         settings = self._spec.settings
         for key, old, new in _changes(self._previous.settings, shown(settings)):
             log.event(logging.INFO, "master", "setting changed", key=key, old=old, new=new)

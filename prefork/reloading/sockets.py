@@ -35,6 +35,7 @@ import contextlib
 import fcntl
 import functools
 import socket
+from collections.abc import Iterable
 from socketserver import TCPServer
 from typing import Any
 
@@ -121,6 +122,13 @@ def unclaimed_listeners() -> list[Listener]:
     """Return the sockets of the previous image that no server has claimed; the second time none."""
     # It has what a Listener needs of a server.
     return [Listener(_Unclaimed(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]
+
+
+def remove_paths(fds: Iterable[int]) -> None:
+    """Remove the files of Unix sockets that this process will not serve any more."""
+    for fd in fds:
+        with contextlib.suppress(OSError):  # new code may have closed it
+            Listener(_Unclaimed(fd)).remove_path()  # type: ignore[arg-type]
 
 
 def is_adopted(sock: Any) -> bool:

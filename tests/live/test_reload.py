@@ -21,90 +21,15 @@ from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.load import Load
 from tests.support.processes import fds_of, pipes_of
+from tests.support.reloadable import Reloadable
 from tests.support.sampling import ChildrenWatch
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from prefork.workers.scoreboard import Scoreboard
     from tests.support.clients import Address
     from tests.support.server import Program
-
-SERVER = """
-    from tests.support.app import *
-    import prefork
-
-    VERSION = open("version").read()
-    exec(open("first").read())
-
-    class Versioned(prefork.StreamRequestHandler):
-        def handle(self):
-            line = self.rfile.readline()
-            if line == b"version\\n":
-                line = b"%s %d" % (VERSION.encode(), self.server.worker.generation)
-            elif line:
-                time.sleep(float(line.split()[1]) if line.startswith(b"sleep") else 0.005)
-            self.wfile.write(b"%d %s" % (os.getpid(), line))
-
-    def worker_init(self, worker):
-        exec(open("init").read())
-
-    def on_reload(self):
-        tell("on_reload", os.getpid())
-        exec(open("hook").read())
-
-    settings = dict(workers=3, max_children=6, worker_init=worker_init, on_reload=on_reload)
-    settings.update(eval(open("settings").read()))
-    serve(Versioned, prefork.BASE, ADDRESS, **settings)
-"""
-
-
-class Reloadable:
-    """A server program whose code lies in files that a test rewrites."""
-
-    def __init__(
-        self,
-        start: Callable[..., Program],
-        folder: Path,
-        *,
-        base: str = "PreForkingTCPServer",
-        address: object = ("127.0.0.1", 0),
-        **settings: object,
-    ) -> None:
-        self.folder = folder
-        self.write(version="1", first="", init="", hook="", settings=repr(settings))
-        self.program = start(SERVER.replace("BASE", base).replace("ADDRESS", repr(address)))
-        self.address = self.program.address()
-
-    def write(self, **files: str) -> None:
-        """Change some of the files that the program reads."""
-        for name, text in files.items():
-            (self.folder / name).write_text(text)
-
-    def reload(self, board: Scoreboard, *, fails: bool = False) -> None:
-        """Have it reload, and wait until that is over, well or badly."""
-        fields = PoolField.RELOADS, PoolField.RELOADS_FAILED
-        before = [board.pool(field) for field in fields]
-        self.program.signal(signal.SIGHUP)
-        wait_until(
-            lambda: [board.pool(field) for field in fields] != before,
-            lambda: f"the reload is over: {self.program.log[-3000:]}",
-        )
-        after = [board.pool(field) for field in fields]
-        assert after == [before[0] + (not fails), before[1] + fails], self.program.log[-3000:]
-
-    def version(self) -> tuple[str, int]:
-        """Ask a worker for its code and its generation."""
-        _, version, generation = ask(self.address, "version").split()
-        return version, int(generation)
-
-
-@pytest.fixture
-def reloadable(start: Callable[..., Program], tmp_path: Path) -> Callable[..., Reloadable]:
-    """``reloadable(workers=2)`` starts such a program."""
-    return lambda **how: Reloadable(start, tmp_path, **how)
-
 
 ADDRESSES = {
     "tcp": {},
@@ -540,7 +465,7 @@ def test_address_that_cannot_be_added_is_refused_by_the_trial(
 def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     reloadable: Callable[..., Reloadable],
 ) -> None:
-    """When the trial was good and the run is not, the old workers serve on; HUP tries again, and mends it."""
+    """When the trial was good and the run is not, the old workers serve on; HUP runs corrected code at once."""
     server = reloadable()
     program = server.program
     server.write(first="import os; 1 / (0 if not prefork.host.process.process.is_trial else 1)")
@@ -558,9 +483,10 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
         )
         with Load(server.address, clients=2) as load:
             wait_until(lambda: load.answered > 50, "they serve on")
-            server.write(first="", version="2")
+            program.wait_logged("the new code ended before it served", times=6)
+            server.write(first="", version="2")  # by itself it would be run in 3.2 s
             program.signal(signal.SIGHUP)
-            wait_until(lambda: board.pool(PoolField.RELOADS) == 1, "reloaded at last")
+            wait_until(lambda: board.pool(PoolField.RELOADS) == 1, "reloaded at last", ceiling=3)
         assert load.lost == {}
     assert server.version() == ("2", 1)
     assert not workers & program.workers()

@@ -316,10 +316,10 @@ class Server(prefork.PreForkingTCPServer):
 """
 
 
-def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
+def test_code_that_fails_only_after_the_exec_takes_over_once_it_is_corrected(
     served: Callable[..., Served],
 ) -> None:
-    """When the trial was good and the run is not, ``--wait`` says so with 1; once mended, it reloads with 0."""
+    """When the trial was good and the run is not, ``--wait`` says so with 1; corrected code needs no further command."""
     server = served()
     server.code(first="from prefork.host.process import process\nassert process.handover is None")
     done = server.run("reload", "--wait")
@@ -327,8 +327,7 @@ def test_code_that_fails_only_after_the_exec_can_be_mended_by_command(
     assert "the new code ended before it served" in done.err
     assert server.version() == "1 0"
     server.code(version="2")
-    assert server.reload().code == 0
-    assert server.version() == "2 1"
+    wait_until(lambda: server.version() == "2 1", "the corrected code")
 
 
 def test_pid_file_is_kept_by_new_code_that_fails_only_after_the_exec(
@@ -355,7 +354,7 @@ def test_pid_file_is_kept_by_new_code_that_fails_only_after_the_exec(
             assert not path.exists()
         else:
             server.code(version="2", first=SERVER.format(init="pass"))
-            server.reload()
+            server.program.wait_logged("reloaded generation=1")
             server.code(first=SERVER.format(init="pass") + fails)
 
 
@@ -372,13 +371,22 @@ def test_metrics_address_is_kept_for_new_code_that_fails_only_after_the_exec(
         "if process.handover is not None:\n"
         "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
     )
+    pid = metrics_pid(server)
     server.code(first=threads)
     assert server.run("reload", "--wait").code == 1
     assert server.version() == "1 0"
+    assert metrics_pid(server) == pid
+    assert fetch(f"{tmp_path}/metrics", "/livez").text == "live\n"
     server.code(version="2")
-    server.reload()
-    assert server.version() == "2 1"
-    assert not (tmp_path / "metrics").exists()
+    wait_until(lambda: server.version() == "2 1", "the corrected code")
+    wait_until(lambda: not (tmp_path / "metrics").exists(), "the former address is given up")
+
+
+def metrics_pid(server: Served) -> int:
+    """Return the pid of the metrics process, once there is one."""
+    with board_of(server.program.pid) as board:
+        wait_until(lambda: board.pool(PoolField.METRICS_PID), "a metrics process")
+        return board.pool(PoolField.METRICS_PID)
 
 
 def test_master_without_an_application_is_stopped_by_command(served: Callable[..., Served]) -> None:
@@ -388,6 +396,20 @@ def test_master_without_an_application_is_stopped_by_command(served: Callable[..
     assert server.run("reload", "--wait").code == 1
     assert server.run("stop").code == 0
     server.program.wait()
+    server.program.wait_silent(ceiling=2)
+
+
+def test_order_to_stop_while_the_new_code_fails_is_not_lost(served: Callable[..., Served]) -> None:
+    """TERM that comes while new code is loaded after the exec, or is cleaned up after, stops the pool all the same."""
+    server = served()
+    server.code(
+        first="from prefork.host.process import process\n"
+        "if process.handover is not None:\n"
+        "    os.kill(os.getpid(), 15)\n"
+        "    raise LookupError('only after the exec')\n"
+    )
+    server.program.signal(signal.SIGHUP)
+    assert server.program.wait() == 0
     server.program.wait_silent(ceiling=2)
 
 

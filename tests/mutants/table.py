@@ -308,7 +308,7 @@ DEATHS = (
     Mutant(
         "what was printed before a fork is printed once",
         "workers/system.py",
-        "    _flush_before_fork()\n    try",
+        "    _flush_without_waiting()\n    try",
         "    try",
         "tests/compat/test_output.py",
     ),
@@ -696,6 +696,34 @@ RELOAD = (
         "system.exit_now(1)",
         "return Process(os.environ)",
         "tests/unit/test_process.py",
+    ),
+    Mutant(
+        "a program that fails after the exec is run again",
+        "prefork/reloading/attempts.py",
+        "return Act.RUN_AGAIN if now >= failed_at + pause(attempt) else Act.WAIT",
+        "return Act.WAIT",
+        "tests/unit/test_attempts.py",
+    ),
+    Mutant(
+        "a process without workers ends when its last attempt has failed",
+        "prefork/reloading/attempts.py",
+        "return Act.END if attempt.is_last else Act.RUN_AGAIN",
+        "return Act.WAIT",
+        "tests/live/test_after_the_exec.py -k no_worker_is_left",
+    ),
+    Mutant(
+        "a caretaker that is stopped and continued ends no worker",
+        "prefork/reloading/caretaker.py",
+        "taken = signal.sigtimedwait(numbers, 0)\n    return None if taken is None else signal.Signals(taken.si_signo)",
+        "taken = signal.sigtimedwait(numbers, LOOK_INTERVAL)\n    return None if taken is None else numbers[0]",
+        "tests/live/test_after_the_exec.py -k stopped_and_continued",
+    ),
+    Mutant(
+        "the metrics process of an earlier image answers until all is adopted",
+        "prefork/master/metrics_process.py",
+        "            self._poll.register(self._child.pidfd, select.EPOLLIN)\n\n    def replace_previous",
+        "            self._poll.register(self._child.pidfd, select.EPOLLIN)\n            self.replace_previous(0.0)\n\n    def replace_previous",
+        "tests/live/test_reload_commands.py -k metrics_address",
     ),
     Mutant(
         "control signals are blocked over the exec",

@@ -40,6 +40,7 @@ CONTRIBUTING.md shows the same layers, so a change of the house is a change of t
 
 PURE = {
     "prefork.master.lifecycle",
+    "prefork.reloading.attempts",
     *(f"prefork.workers.{one}" for one in ("states", "text", "units")),
     *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
     *(f"prefork.workers.pool.{one}" for one in ("failures", "handle", "table")),
@@ -55,6 +56,7 @@ PURE_OUTSIDE = {
 
 PURE_RECORDS = {
     "prefork.workers.settings.Settings",
+    "prefork.host.handover.Attempt",
     # The record of a worker holds these, and the master passes the scoreboard that the record reads.
     *(
         f"prefork.workers.pool.handle <- prefork.workers.{one}"

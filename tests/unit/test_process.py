@@ -53,7 +53,8 @@ def state_of(**facts: object) -> MasterState:
     pool = PoolState(board=-1, slots=1, layout=(), life=(-1, -1), generation=0, lost=0, workers=())
     usual = {"format": FORMAT, "pid": os.getpid(), "pool": pool, "listeners": (), "kept": ()}
     rest = {"wakeup": (-1,) * 4, "lost_time": 0.0, "floor": 1, "floor_set": 1, "size": 1}
-    return MasterState(**{**usual, **rest, "settings": {}, **facts})  # type: ignore[arg-type]
+    times = {"load_timeout": 30.0, "graceful_timeout": 25.0}
+    return MasterState(**{**usual, **rest, **times, "settings": {}, **facts})  # type: ignore[arg-type]
 
 
 @pytest.fixture

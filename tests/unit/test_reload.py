@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from prefork.reloading import caretaker
+from prefork.host.handover import Attempt
+from prefork.reloading.caretaker import Caretaker
 from prefork.reloading.reload import Reload
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import ReloadState
@@ -25,6 +26,16 @@ def end_of(board: Scoreboard, method: Callable[..., None], *arguments: str) -> N
     method(reload, *arguments)
 
 
+def failing(board: Scoreboard, **attempt: bool) -> Caretaker:
+    """Return a caretaker that has nothing but a scoreboard and an attempt that has failed."""
+    caretaker: Any = object.__new__(Caretaker)
+    caretaker._board = board
+    caretaker._state = SimpleNamespace(
+        attempt=Attempt(**attempt), pool=SimpleNamespace(generation=7)
+    )
+    return cast("Caretaker", caretaker)
+
+
 OUTCOMES: dict[str, tuple[Callable[[Scoreboard], None], PoolField, ReloadState, str]] = {
     "it succeeds": (
         lambda board: end_of(board, Reload._succeed),
@@ -35,7 +46,7 @@ OUTCOMES: dict[str, tuple[Callable[[Scoreboard], None], PoolField, ReloadState, 
         *(PoolField.RELOADS_FAILED, ReloadState.FAILED, "no reason"),
     ),
     "the new code ends after the exec": (
-        caretaker._publish_failure,
+        lambda board: failing(board)._publish_failure("the new code ended before"),
         *(PoolField.RELOADS_FAILED, ReloadState.FAILED, "the new code ended before"),
     ),
 }
@@ -59,3 +70,13 @@ def test_counter_is_last(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (field, found_state) == (counter, state)
     assert found_report.startswith(report)
     assert "earlier" not in found_report
+
+
+def test_attempt_that_nobody_ordered_is_not_counted() -> None:
+    """An attempt of the caretaker's own that fails is no reload; the generation is that of the workers again."""
+    with scoreboard(1) as board:
+        board.set_pool(PoolField.GENERATION, 8)
+        failing(board, is_ordered=False)._publish_failure("no reason")
+        assert board.pool(PoolField.RELOADS_FAILED) == 0
+        assert board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED
+        assert board.pool(PoolField.GENERATION) == 7
