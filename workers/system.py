@@ -495,15 +495,21 @@ def become(
     *,
     keep: Sequence[int],
     blocked: Collection[int],
+    limit: float,
 ) -> NoReturn:
     """Run another program in this process. It gets the descriptors ``keep`` and no others.
 
-    The signals ``blocked`` are blocked when the program begins. Raises OSError or ValueError when
-    the program cannot be run. Descriptors, folder and signal mask are as before then.
+    The signals ``blocked`` are blocked when the program begins. limit: seconds after which SIGALRM
+    ends the program, unless it calls ``lift_limit()``. Raises OSError or ValueError when the
+    program cannot be run. Descriptors, folder, timers and signal mask are as before then.
     """
-    before = _folder()
+    before, timers = _folder(), _set_timers(limit)
+    alarm = signal.getsignal(signal.SIGALRM)
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
     try:
+        if alarm is signal.SIG_IGN:  # which an exec keeps
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signal.SIGALRM,))
         os.chdir(folder)
         for fd in keep:
             os.set_inheritable(fd, True)
@@ -512,11 +518,80 @@ def become(
         for fd in keep:
             with contextlib.suppress(OSError):
                 os.set_inheritable(fd, False)
+        for which, (first, interval) in timers.items():
+            signal.setitimer(which, first, interval)
+        if alarm is signal.SIG_IGN:
+            signal.signal(signal.SIGALRM, alarm)
         if before is not None:
             os.chdir(before)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         raise
     raise AssertionError("exec has returned")
+
+
+def _set_timers(limit: float) -> dict[int, tuple[float, float]]:
+    """Have SIGALRM come after ``limit`` seconds, and no other timer's signal; return what was set.
+
+    An exec keeps the timers of a process and resets their handlers. A timer of the old program
+    would end the new one, at some moment, by the default action of its signal.
+    """
+    timers = {
+        signal.ITIMER_REAL: (limit, LIMIT_INTERVAL),
+        signal.ITIMER_VIRTUAL: (0.0, 0.0),
+        signal.ITIMER_PROF: (0.0, 0.0),
+    }
+    return {which: signal.setitimer(which, *times) for which, times in timers.items()}
+
+
+LIMIT_INTERVAL = 61.0
+"""The interval of the timer of ``become()``, by which it is told from one of the program's own."""
+
+
+def set_limit(seconds: float) -> None:
+    """Set anew in how many seconds SIGALRM ends this program, if there is a limit (next image)."""
+    if signal.getitimer(signal.ITIMER_REAL)[1] == LIMIT_INTERVAL:
+        signal.setitimer(signal.ITIMER_REAL, seconds, LIMIT_INTERVAL if seconds else 0.0)
+
+
+def lift_limit() -> None:
+    """Have SIGALRM not end this program, and leave a timer of the program's own (next image)."""
+    set_limit(0.0)
+
+
+class _SignalEvent(ctypes.Structure):
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("number", ctypes.c_int),
+        ("notify", ctypes.c_int),  # 0 is SIGEV_SIGNAL
+        ("rest", ctypes.c_char * 48),
+    )
+
+
+class _TimerTimes(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "s", "ns"))
+
+
+class Timer:
+    """A timer that sends a signal to this process, besides those of ``signal.setitimer()``.
+
+    An exec and a fork do away with it. Where the C library has none, no signal comes.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._id = ctypes.c_void_p()
+        event = _SignalEvent(number=number)
+        create = getattr(_libc, "timer_create", None)
+        self._exists = (
+            create is not None
+            and create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._id)) == 0
+        )
+
+    def set(self, seconds: float) -> None:
+        """Have the signal sent once, after this time. 0 for never."""
+        if self._exists:
+            whole, part = divmod(seconds, 1)
+            times = _TimerTimes(0, 0, int(whole), int(part * 1e9))
+            _libc.timer_settime(self._id, 0, ctypes.byref(times), None)
 
 
 def _folder() -> str | None:

@@ -6,6 +6,9 @@ is gone. But the workers are children of this process and still serve with the o
 everything they need from a master is in descriptors: the life pipe, the scoreboard, the sockets.
 They leave when the process ends. So it must not end.
 
+Code that hangs is no better than code that ends: after a time the caretaker takes over from it, too
+(prefork/reloading/load_limit.py).
+
 ``stand_by()`` registers ``keep_workers_serving()`` with ``atexit`` as soon as a state is there to
 adopt. However the new code ends, by an exception, by ``sys.exit()`` or at the end of its file, the
 interpreter calls the function last. If no master has adopted the state by then, the function stays
@@ -56,6 +59,7 @@ from prefork.host.process import process
 from prefork.host.stopping import CONTROL_SIGNALS, STOPS, unattended
 from prefork.reloading.attempts import Act, decide, following, pause
 from prefork.reloading.exec import hand_over
+from prefork.reloading.load_limit import LoadLimit
 from prefork.reloading.sockets import remove_paths
 from prefork.workers import log, reports, system
 from prefork.workers.pool.handle import Handle
@@ -78,17 +82,21 @@ STATUS: Final = "the new code ended; the previous workers keep serving and are n
 
 
 def stand_by() -> None:
-    """Have the caretaker run if this process ends before a master has adopted the state."""
+    """Have the caretaker run if this process ends, or hangs, before a master has adopted the state."""
     if process.handover is not None:
         atexit.register(keep_workers_serving)
         if threading.current_thread() is threading.main_thread():  # or they stay blocked
             unattended.stand(to_the_end=False)
+        limit = LoadLimit(process.handover, keep_workers_serving)
+        process.close_after_handover(limit.lift)
+        atexit.register(limit.lift)  # called before the function that was registered earlier
 
 
-def keep_workers_serving() -> None:
+def keep_workers_serving(what: str = "ended before it served") -> None:
     """Take care of the workers of an earlier image. Return at once if there are none to adopt.
 
-    Does not return otherwise: the process becomes the next image, or ends.
+    Does not return otherwise: the process becomes the next image, or ends. what: what the new code
+    did.
     """
     if process.handover is None:
         return
@@ -97,7 +105,7 @@ def keep_workers_serving() -> None:
         system.block(CONTROL_SIGNALS)
         for noted in unattended.take():
             system.send_to_self(noted)
-        status = Caretaker(process.handover).run()
+        status = Caretaker(process.handover, what).run()
     except BaseException as error:  # noqa: BLE001 - without care there must be no process
         _log_failure("cannot take care of the previous workers, ends", error)
     with contextlib.suppress(Exception):
@@ -113,11 +121,14 @@ def _log_failure(what: str, error: BaseException) -> None:
 class Caretaker:
     """Takes care of the workers in a state that no master has adopted.
 
-    state: what the next image gets; it follows what becomes of the workers.
+    state: what the next image gets; it follows what becomes of the workers. what: what the new code
+    did, such as "ended before it served".
     """
 
-    def __init__(self, state: MasterState) -> None:
+    def __init__(self, state: MasterState, what: str) -> None:
+        system.lift_limit()
         self._state = state
+        self._what = what
         self._clock = Clock(state.lost_time)
         self._failed_at = self._clock.now()
         self._board: Scoreboard | None = None
@@ -209,13 +220,13 @@ class Caretaker:
         The scoreboard comes before the log line, whose readers may look at once.
         """
         self._publish_failure(
-            "the new code ended before it served, although its trial was good; it is run again"
+            f"the new code {self._what}, although its trial was good; it is run again"
         )
         log.event(
             logging.CRITICAL,
             "master",
-            "the new code ended before it served; the previous workers keep serving and are not "
-            "replaced; it is run again",
+            f"the new code {self._what}; the previous workers keep serving and are not replaced; "
+            "it is run again",
             **self._facts(),
         )
         self._end_of_reload()

@@ -38,6 +38,10 @@ from prefork.host.stopping import CONTROL_SIGNALS
 from prefork.workers import system
 
 
+HARD_EXTRA: Final = 60.0
+"""Seconds beyond ``load_timeout`` after which SIGALRM ends new code that nothing else could end."""
+
+
 def hand_over(state: MasterState) -> None:
     """Become the new image of this program, which finds ``state``.
 
@@ -55,6 +59,7 @@ def hand_over(state: MasterState) -> None:
             process.program.folder or "/",
             keep=[memory, *state.fds],
             blocked=CONTROL_SIGNALS,
+            limit=state.load_timeout + HARD_EXTRA,
         )
     finally:
         os.close(memory)

@@ -16,6 +16,7 @@ from tests.support.clients import ask
 from tests.support.load import Load
 from tests.support.processes import fds_of, zombies_of
 from tests.support.reloadable import Reloadable
+from tests.support.server import Program, serving
 from tests.support.waiting import let_pass, stays, wait_until
 
 if TYPE_CHECKING:
@@ -169,3 +170,134 @@ def test_attempts_leave_no_descriptor_behind(reloadable: Callable[..., Reloadabl
     before = sorted(fds_of(program.pid))
     program.wait_logged(ENDED, times=5)
     wait_until(lambda: sorted(fds_of(program.pid)) == before, lambda: f"{fds_of(program.pid)}")
+
+
+HANGS = {
+    "it sleeps": "time.sleep(1000)",
+    "it computes": "any(iter(lambda: 0, 1))",
+    "it waits for a lock": "(lock := threading.Lock()).acquire() and lock.acquire()",
+    "a thread keeps it from ending": (
+        "threading.Thread(target=time.sleep, args=(1000,)).start(); raise SystemExit"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", HANGS.values(), ids=HANGS)
+def test_new_code_that_hangs_is_run_again(reloadable: Callable[..., Reloadable], code: str) -> None:
+    """New code that hangs after the exec loses the process after boot_timeout; corrected code takes over, and no request is lost."""
+    server = reloadable(boot_timeout=2.0)
+    program = server.program
+    server.write(first=f"if not prefork.host.process.process.is_trial: {code}")
+    with board_of(program.pid) as board, Load(server.address, clients=2) as load:
+        program.signal(signal.SIGHUP)
+        program.wait_logged("the new code did not serve in time")
+        server.write(first="", version="2")
+        wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+        assert board.pool(PoolField.RELOADS_FAILED) == 1
+    assert load.lost == {}
+    assert server.version() == ("2", 1)
+    assert program.stop() == 0
+
+
+def test_order_to_stop_reaches_code_that_hangs(reloadable: Callable[..., Reloadable]) -> None:
+    """TERM that comes while new code hangs after the exec is obeyed when the time of the code is over."""
+    server = reloadable(boot_timeout=2.0)
+    program = server.program
+    server.write(
+        first="if not prefork.host.process.process.is_trial: tell('hangs', 1); time.sleep(1000)"
+    )
+    program.signal(signal.SIGHUP)
+    assert program.told("hangs") == 1
+    program.terminate()
+    assert program.wait() == 0
+    assert program.logged("the new code takes too long seconds=2")
+    program.wait_silent(ceiling=2)
+
+
+def test_time_in_which_the_process_was_stopped_is_not_the_codes(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """New code whose process is stopped while it loads, for longer than it may take, is not interrupted."""
+    server = reloadable(boot_timeout=2.0)
+    program = server.program
+    server.write(
+        first="if not prefork.host.process.process.is_trial:\n    tell('loads', 1); time.sleep(1.0)",
+        version="2",
+    )
+    with board_of(program.pid) as board:
+        program.signal(signal.SIGHUP)
+        assert program.told("loads") == 1
+        program.signal(signal.SIGSTOP)
+        let_pass(3.5)  # more than boot_timeout and the second by which the signal may be late
+        program.signal(signal.SIGCONT)
+        wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+        assert board.pool(PoolField.RELOADS_FAILED) == 0
+    assert not program.logged("takes too long")
+
+
+SOONER = "import prefork.reloading.exec; prefork.reloading.exec.HARD_EXTRA = 0.5\n"
+"""Has the old code set the second timer sooner."""
+
+
+def test_new_code_that_holds_the_lock_of_the_interpreter_ends(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """New code that hangs in C, where no bytecode runs, is ended by the kernel, so that a supervisor sees it."""
+    server = reloadable(boot_timeout=2.0, first=SOONER)
+    program = server.program
+    server.write(
+        first="import ctypes\n"
+        "mutex, held = ctypes.create_string_buffer(64), ctypes.PyDLL(None)\n"
+        "if not prefork.host.process.process.is_trial:\n"
+        "    held.pthread_mutex_lock(mutex), held.pthread_mutex_lock(mutex)\n"
+    )
+    program.signal(signal.SIGHUP)
+    assert program.wait() == -signal.SIGALRM
+    program.wait_silent(ceiling=2)
+
+
+def test_new_code_that_hangs_before_it_imports_prefork_ends(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """New code that hangs before its import of prefork is ended by the kernel, and its workers leave."""
+    program = start(
+        "import os, time\n"
+        "if os.path.exists('hang') and 'PREFORK_TRIAL' not in os.environ: time.sleep(1000)\n"
+        + SOONER
+        + serving(workers=2, boot_timeout=2.0)
+    )
+    program.address()
+    (tmp_path / "hang").touch()
+    program.signal(signal.SIGHUP)
+    assert program.wait() == -signal.SIGALRM
+    program.wait_silent(ceiling=2)
+
+
+TIMERS = "; ".join(
+    [
+        "signal.signal(signal.SIGALRM, signal.SIG_IGN)",
+        *(f"signal.setitimer(signal.ITIMER_{which}, 0.2)" for which in ("REAL", "VIRTUAL", "PROF")),
+    ]
+)
+"""Timers whose signals would end the new code, because an exec resets the handlers."""
+
+
+def test_timers_of_the_old_code_do_not_reach_the_new(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """Timers that the old code has set, and signals that it ignored, neither end the new code nor outlive it."""
+    server = reloadable()
+    program = server.program
+    look = "signal.getsignal(signal.SIGALRM) is signal.SIG_DFL"
+    server.write(
+        hook=TIMERS,
+        first="if not prefork.host.process.process.is_trial:\n"
+        "    end = time.process_time() + 0.5\n"
+        "    while time.process_time() < end: pass\n"
+        f"    tell('alarm', {look})\n",
+        version="2",
+    )
+    with board_of(program.pid) as board:
+        server.reload(board)
+    assert program.told("alarm") is True
+    assert server.version() == ("2", 1)

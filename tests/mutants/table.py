@@ -726,6 +726,27 @@ RELOAD = (
         "tests/live/test_reload_commands.py -k metrics_address",
     ),
     Mutant(
+        "new code that hangs after the exec loses the process",
+        "prefork/reloading/load_limit.py",
+        "            self._timer.set(self._time)\n\n    def lift",
+        "            self._timer.set(0.0)\n\n    def lift",
+        "tests/live/test_after_the_exec.py -k 'hangs_is_run_again and sleeps'",
+    ),
+    Mutant(
+        "new code that no handler can interrupt is ended by the kernel",
+        "workers/system.py",
+        "signal.ITIMER_REAL: (limit, LIMIT_INTERVAL),",
+        "signal.ITIMER_REAL: (0.0, 0.0),",
+        "tests/live/test_after_the_exec.py -k before_it_imports",
+    ),
+    Mutant(
+        "time in which the process was stopped is not that of new code",
+        "prefork/reloading/load_limit.py",
+        "if now > self._due + LATE:",
+        "if now > self._due + 1000 * LATE:",
+        "tests/live/test_after_the_exec.py -k is_not_the_codes",
+    ),
+    Mutant(
         "control signals are blocked over the exec",
         "workers/system.py",
         "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",

@@ -55,10 +55,11 @@ class Reloadable:
         *,
         base: str = "PreForkingTCPServer",
         address: object = ("127.0.0.1", 0),
+        first: str = "",
         **settings: object,
     ) -> None:
         self.folder = folder
-        self.write(version="1", first="", init="", hook="", settings=repr(settings))
+        self.write(version="1", first=first, init="", hook="", settings=repr(settings))
         self.program = start(SERVER.replace("BASE", base).replace("ADDRESS", repr(address)))
         self.address = self.program.address()
 
