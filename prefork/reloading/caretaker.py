@@ -132,6 +132,10 @@ class Caretaker:
         self._clock = Clock(state.lost_time)
         self._failed_at = self._clock.now()
         self._board: Scoreboard | None = None
+        self._unpublished = ""
+        """The reason of a failure that is not on the scoreboard yet."""
+        self._is_uncounted = False
+        """Whether an attempt that was ordered has failed, and is not counted yet."""
         self._poke_at = 0.0
         # The notifier of a master that failed has taken these.
         for name in (SOCKET, WATCHDOG, WATCHDOG_PID):
@@ -237,17 +241,21 @@ class Caretaker:
             self._notifier.ready(STATUS)
 
     def _publish_failure(self, reason: str) -> None:
-        """Write the outcome of an attempt to the scoreboard.
+        """Write the outcome of an attempt to the scoreboard, as soon as it is mapped.
 
         The counter is the last of the words: `prefork reload --wait` waits for it. What nobody has
         ordered is not counted as a reload.
         """
+        self._unpublished = reason
+        self._is_uncounted |= self._state.attempt.is_ordered
         if (board := self._board) is None:
             return
+        self._unpublished = ""
         board.reload_report.write(reason)
         board.set_pool(PoolField.GENERATION, self._state.pool.generation)
         board.set_pool(PoolField.RELOAD_STATE, ReloadState.FAILED)
-        if self._state.attempt.is_ordered:
+        if self._is_uncounted:
+            self._is_uncounted = False
             board.count_pool(PoolField.RELOADS_FAILED)
 
     def _give_up(self) -> None:
@@ -268,6 +276,8 @@ class Caretaker:
             pool = self._state.pool
             with contextlib.suppress(OSError):
                 self._board = Scoreboard.adopt(pool.board, pool.slots, pool.layout)
+                if self._unpublished:
+                    self._publish_failure(self._unpublished)
         if self._board is not None:
             self._board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
 

@@ -29,6 +29,7 @@ new master obeys it. Without that, a storm of TERM ended 15 of 15 reloads halfwa
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import msgspec
 
@@ -37,6 +38,8 @@ from prefork.host.process import process
 from prefork.host.stopping import CONTROL_SIGNALS
 from prefork.workers import system
 
+SPARE_DESCRIPTORS: Final = 16
+"""Descriptors that have to be free before an exec: an interpreter that finds none cannot start."""
 
 HARD_EXTRA: Final = 60.0
 """Seconds beyond ``load_timeout`` after which SIGALRM ends new code that nothing else could end."""
@@ -52,6 +55,7 @@ def hand_over(state: MasterState) -> None:
         state = msgspec.structs.replace(state, watcher=process.watcher)
     memory = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
     try:
+        _prove_spare_descriptors(memory)
         environment = {**process.program.environment, STATE_VARIABLE: state.write(memory)}
         system.become(
             process.program.command,
@@ -63,3 +67,14 @@ def hand_over(state: MasterState) -> None:
         )
     finally:
         os.close(memory)
+
+
+def _prove_spare_descriptors(fd: int) -> None:
+    """Raise OSError if few descriptors are left. After an exec that would end the process."""
+    spare = []
+    try:
+        for _ in range(SPARE_DESCRIPTORS):
+            spare.append(os.dup(fd))  # noqa: PERF401 - those that were made have to be closed
+    finally:
+        for one in spare:
+            os.close(one)

@@ -1,7 +1,7 @@
 """The bound on the time that new code takes after the exec, until it serves (next image).
 
 Code that was loaded in its trial can hang when it is run for good: it waits for a database or for
-a lock of a file. The orders to the master are blocked until it serves, so no TERM could end it, and
+a lock of a file. The orders to the master are only noted until it serves, so no TERM could end it, and
 the workers would have no master for as long as it hangs. Two timers bound that time.
 
 1. After ``load_timeout``, which is the time that the trial had, a signal has the caretaker take

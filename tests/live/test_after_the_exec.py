@@ -41,7 +41,7 @@ def fail_after_the_exec(server: Reloadable, code: str = FAILS) -> None:
 def test_good_code_comes_up_when_a_shortage_is_over(
     reloadable: Callable[..., Reloadable],
 ) -> None:
-    """A want of descriptors that fails good code after the exec is over: the code takes over by itself, and no request is lost."""
+    """When no descriptor is left after the exec, good code fails; when there are some again it takes over by itself, and no request is lost."""
     server = reloadable()
     program = server.program
     workers = program.wait_workers(3)
@@ -50,15 +50,17 @@ def test_good_code_comes_up_when_a_shortage_is_over(
         "import resource\n"
         "if not prefork.host.process.process.is_trial and not os.path.exists('scarce'):\n"
         "    open('scarce', 'w').close()\n"
-        "    used = max(map(int, os.listdir('/proc/self/fd')))\n"
         "    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, hard))\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))\n"
     )
     with board_of(program.pid) as board, Load(server.address, clients=2) as load:
         fail_after_the_exec(server, scarce)
         program.wait_logged("the new code ended|cannot be executed again", times=4)
         assert program.workers() == workers
         _, hard = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+        scarcely = len(fds_of(program.pid)) + 8
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (scarcely, hard))
+        program.wait_logged("cannot be executed again", times=5)  # an interpreter could not start
         resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (hard, hard))
         wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
         assert board.pool(PoolField.RELOADS_FAILED) == 1

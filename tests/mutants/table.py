@@ -747,6 +747,13 @@ RELOAD = (
         "tests/live/test_after_the_exec.py -k is_not_the_codes",
     ),
     Mutant(
+        "there is no exec without the descriptors that an interpreter needs to start",
+        "prefork/reloading/exec.py",
+        "        _prove_spare_descriptors(memory)\n",
+        "",
+        "tests/live/test_after_the_exec.py -k shortage",
+    ),
+    Mutant(
         "control signals are blocked over the exec",
         "workers/system.py",
         "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",

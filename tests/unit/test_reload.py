@@ -29,7 +29,7 @@ def end_of(board: Scoreboard, method: Callable[..., None], *arguments: str) -> N
 def failing(board: Scoreboard, **attempt: bool) -> Caretaker:
     """Return a caretaker that has nothing but a scoreboard and an attempt that has failed."""
     caretaker: Any = object.__new__(Caretaker)
-    caretaker._board = board
+    caretaker._board, caretaker._is_uncounted = board, False
     caretaker._state = SimpleNamespace(
         attempt=Attempt(**attempt), pool=SimpleNamespace(generation=7)
     )
