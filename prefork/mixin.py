@@ -64,7 +64,8 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     workers: int | Literal["auto"] = "auto"
     """How many workers to keep; 0 serves in the master itself, for debuggers."""
     max_children: int = 40
-    """The largest number of workers that may exist at any moment."""
+    """The largest number of workers that may exist at any moment; the default rises with workers.
+    """
     min_spare: int | None = None
     """Keep at least this many workers idle, adding workers up to max_children when load rises."""
     max_spare: int | None = None

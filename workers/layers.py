@@ -21,6 +21,7 @@ from prefork.workers.settings import (
     Settings,
     no_such_setting,
     refuse_contradictions,
+    room_for,
 )
 
 DEFAULT: Final = "default"
@@ -69,13 +70,15 @@ def merge(layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
 def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus) -> Resolved:
     """Make settings of layers, given from the weakest to the strongest.
 
-    AUTO as the number of workers becomes one for each usable CPU, at most ``max_children``. Raises
-    SettingsError as ``merge()`` does, and for values that are impossible together. cpus: counts the
+    AUTO as the number of workers becomes one for each usable CPU, at most ``max_children``. Where no layer
+    gives ``max_children``, it is large enough for the workers that were asked for. Raises SettingsError as ``merge()`` does, and for values that are impossible together. cpus: counts the
     usable CPUs.
     """
     values, origins = merge(layers)
-    most = values.get("max_children", ROWS["max_children"].default)
     counted = cpus() if values.get("workers", AUTO) == AUTO else None
+    wanted = values["workers"] if counted is None else counted.count
+    room = room_for(wanted, follows_load=values.get("min_spare") is not None)
+    most = values.setdefault("max_children", room)
     if counted is not None:
         values["workers"] = min(counted.count, most)
     refuse_contradictions(

@@ -37,6 +37,9 @@ from prefork.workers.units import (
 # No annotations as text (from __future__ …): here they are the data of the table, and evaluating
 # them from text would take some milliseconds of each start.
 
+USUAL_CHILDREN: Final = 40
+"""``max_children`` by default. Where more workers are asked for, it is ``room_for()`` them."""
+
 AUTO: Final = "auto"
 """The word for as many workers as there are usable CPUs, at most ``max_children``."""
 
@@ -94,6 +97,14 @@ _Account = Annotated[str, Meta(min_length=1)] | _Id
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
 
 
+def room_for(workers: int, *, follows_load: bool) -> int:
+    """Return ``max_children`` where nobody has given it: room for the workers that were asked for.
+
+    follows_load: whether ``min_spare`` is set, so that the pool needs room above its floor as well.
+    """
+    return min(MOST_CHILDREN, max(USUAL_CHILDREN, 2 * workers if follows_load else workers))
+
+
 class _SettingsMeta(msgspec.StructMeta):
     """Makes ``Settings(…)`` answer for a wrong name as it does for a wrong value."""
 
@@ -101,6 +112,12 @@ class _SettingsMeta(msgspec.StructMeta):
         """Make settings; SettingsError for a name that is no setting."""
         for key in values.keys() - ROWS.keys():
             raise SettingsError(key, values[key], f"Settings({key}=…)", no_such_setting(key))
+        workers = values.get("workers", AUTO)
+        if workers == AUTO:
+            workers = usable_cpus().count
+        if isinstance(workers, int):  # what it must be is checked later
+            spare = values.get("min_spare")
+            values.setdefault("max_children", room_for(workers, follows_load=spare is not None))
         return super().__call__(*positional, **values)
 
     @property
@@ -138,12 +155,12 @@ class Settings(
     max_children: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_CHILDREN)],
         About(
-            help="The largest number of workers that may exist at any moment.",
+            help="The largest number of workers that may exist at any moment; the default rises with workers.",
             allowed=f"a number from 1 to {MOST_CHILDREN}",
             metavar="N",
             attribute=SAME,
         ),
-    ] = 40
+    ] = USUAL_CHILDREN
     min_spare: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
         About(

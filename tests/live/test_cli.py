@@ -209,6 +209,13 @@ def test_automatic_workers_are_explained(serving: Callable[..., Program]) -> Non
     assert program.stop() == 0
 
 
+def test_more_workers_than_usual_are_explained(serving: Callable[..., Program]) -> None:
+    """One log line says that max_children is larger than usual, because nobody has given it."""
+    program = serving(ECHO, "-b", "127.0.0.1:0", "-w", "41", "--min-spare", "1")
+    assert program.logged("master max_children rises with workers workers=41 max_children=82")
+    assert program.stop() == 0
+
+
 def test_umask_and_user_of_workers(serving: Callable[..., Program]) -> None:
     """Workers get the umask and become the user, and the master keeps its own."""
     program = serving(RUN, "-b", "127.0.0.1:0", "-w1", "-m", "027", "-u", "65534", "-g", "65534")

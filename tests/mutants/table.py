@@ -636,6 +636,13 @@ SETTINGS = (
         "tests/unit/test_settings.py",
     ),
     Mutant(
+        "max_children without a value has room for the workers that were asked for",
+        "workers/settings.py",
+        "max(USUAL_CHILDREN, 2 * workers if follows_load else workers)",
+        "USUAL_CHILDREN",
+        "tests/unit/test_settings.py",
+    ),
+    Mutant(
         "workers = auto is bounded by max_children",
         "workers/layers.py",
         'values["workers"] = min(counted.count, most)',

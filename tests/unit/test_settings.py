@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from docs import tables
+from prefork.workers import settings as settings_module
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import Layer, attributes_layer, from_attributes, merge, resolve
 from prefork.workers.machine import Usable
@@ -193,6 +194,48 @@ def test_automatic_workers_are_bounded_silently() -> None:
     assert type(resolved.settings.workers) is int
 
 
+@pytest.mark.parametrize(
+    ("values", "room"),
+    [
+        ({"workers": 4}, 40),
+        ({"workers": 40}, 40),
+        ({"workers": 64}, 64),
+        ({"workers": 4, "min_spare": 2}, 40),
+        ({"workers": 64, "min_spare": 2}, 128),
+        ({"workers": 3000, "min_spare": 2}, 4096),
+        ({"workers": "auto"}, 96),
+        ({"workers": "auto", "min_spare": 2}, 192),
+        ({}, 96),
+    ],
+    ids=str,
+)
+def test_max_children_rises_with_the_workers(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], room: int
+) -> None:
+    """Without a value of its own the bound has room for the workers that were asked for, and twice that with spares."""
+    many = Usable(96, "a large machine")
+    monkeypatch.setattr(settings_module, "usable_cpus", lambda: many)
+    resolved = resolve([layer("flag", **values)], cpus=lambda: many)
+    assert resolved.settings.max_children == room
+    wanted = values.get("workers", "auto")
+    assert resolved.settings.workers == (96 if wanted == "auto" else wanted)
+    assert resolved.origins["max_children"] == "default"
+    made = Settings(**values)
+    assert (made.workers, made.max_children) == (resolved.settings.workers, room)
+
+
+def test_given_max_children_is_a_hard_bound() -> None:
+    """A bound that was given lowers ``auto`` and refuses a larger number, also where it is the usual one."""
+    many = Usable(96, "a large machine")
+    resolved = resolve([layer("prefork.toml", max_children=40)], cpus=lambda: many)
+    assert (resolved.settings.workers, resolved.settings.max_children) == (40, 40)
+    for values in ({"workers": 41}, {"workers": 64, "min_spare": 1}):
+        with pytest.raises(SettingsError, match="at most max_children = 40"):
+            resolve([layer("flag", max_children=40, **values)])
+        with pytest.raises(SettingsError, match="at most max_children = 40"):
+            Settings(max_children=40, **values)
+
+
 def test_given_workers_need_no_counting() -> None:
     """CPUs are counted only for ``auto``."""
     resolved = resolve([layer("flag --workers", workers="auto"), layer("x", workers=1)])
@@ -333,7 +376,7 @@ def test_settings_made_by_hand_are_checked() -> None:
     with pytest.raises(SettingsError, match=r"Settings\(workers=…\)"):
         Settings(workers="2")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="max_children = 40"):
-        Settings(workers=41)
+        Settings(workers=41, max_children=40)
     assert Settings(max_children=1).workers == 1
     assert Settings(workers="auto", max_children=1).workers == 1
     assert Settings(request_timeout="2m", max_memory="1G").max_memory == 2**30

@@ -39,6 +39,7 @@ from prefork.mixin import serve
 from prefork.workers.errors import BootError, PreforkError
 from prefork.workers.layers import DEFAULT, Resolved, attributes_layer
 from prefork.workers.log import event, logger
+from prefork.workers.settings import USUAL_CHILDREN
 
 if TYPE_CHECKING:
     from socketserver import BaseServer
@@ -105,11 +106,25 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
         if resolved.cpus is not None:
             reason = resolved.cpus.reason
             event(logging.INFO, "master", "counted cpus", cpus=resolved.cpus.count, reason=reason)
+        _explain_room(resolved)
         if watched is not None:
             log_as = resolved.settings.log_level, resolved.settings.log_format
             cleanup.enter_context(watching(folder_of(target), watched, log_as))
         _set_title(resolved.settings.name, servers)
         return _serve(servers, resolved)
+
+
+def _explain_room(resolved: Resolved) -> None:
+    """Log that ``max_children`` is larger than usual because of the number of workers that were asked for."""
+    settings = resolved.settings
+    if resolved.origins["max_children"] == DEFAULT and settings.max_children > USUAL_CHILDREN:
+        event(
+            logging.INFO,
+            "master",
+            "max_children rises with workers",
+            workers=settings.workers,
+            max_children=settings.max_children,
+        )
 
 
 def _serve(servers: list[Any], resolved: Resolved) -> int:
