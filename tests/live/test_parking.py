@@ -171,6 +171,19 @@ def test_requests_that_were_read_ahead_are_served(
         assert ask_on(client, "f")[1:] == (6, "f")
 
 
+def test_many_requests_that_were_read_ahead_keep_nobody_waiting(
+    start: Callable[..., Program],
+) -> None:
+    """Of two hundred requests that are sent at once none is lost, and the one worker serves others in between."""
+    program = start(program_with(workers=1))
+    with clients_of(program.address(), 2) as (eager, other):
+        eager.sendall(b"sleep 0.005\n" * 200)
+        assert answer_on(eager)[1] == 1
+        assert ask_on(other)[1] == 1
+        eager.settimeout(0.5)
+        assert [answer_on(eager)[1] for _ in range(199)] == [*range(2, 201)]
+
+
 def test_handler_decides_when_a_connection_ends(start: Callable[..., Program]) -> None:
     """close_connection ends a connection, and so does an exception; others go on."""
     program = start(program_with())

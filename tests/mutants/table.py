@@ -918,6 +918,79 @@ PYTHON_PROCESS = (
     ),
 )
 
+PARKING = (
+    Mutant(
+        "no more connections are parked than max_parked",
+        "prefork/parking/lot.py",
+        "        while self.held >= self.most and self._parked:",
+        "        while False:",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "the connection that has been idle for longest is evicted first",
+        "prefork/parking/lot.py",
+        "            oldest = next(iter(self._parked))\n            self._forget(oldest)\n            self._close(oldest, PoolField.PARKED_EVICTED)",
+        "            oldest = list(self._parked)[-1]\n            self._forget(oldest)\n            self._close(oldest, PoolField.PARKED_EVICTED)",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "a parked connection is closed after park_timeout",
+        "prefork/parking/lot.py",
+        "            if now - parked.since_ns < self.timeout_ns:",
+        "            if True:",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "a client that leaves while it is parked troubles no worker",
+        "prefork/parking/lot.py",
+        "        if what & _CLOSED and not has_spoken(fd):",
+        "        if False:",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "a full link loses no connection",
+        "prefork/parking/lot.py",
+        "                if error.errno in SHORTAGES:",
+        "                if False:",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "a stop gives back the parked connections whose clients have spoken",
+        "prefork/parking/lot.py",
+        "            if has_spoken(fd):\n                end.spoken",
+        "            if False:\n                end.spoken",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "descriptors that a worker sends without a connection are closed",
+        "workers/parking.py",
+        "                os.close(int.from_bytes(data[at : at + _INT], sys.byteorder))",
+        "                pass",
+        "tests/unit/test_lot.py",
+    ),
+    Mutant(
+        "what a handler has read ahead goes along with its connection",
+        "prefork/parking/handler.py",
+        "                self._read_ahead = ahead\n",
+        "                pass\n",
+        "tests/live/test_parking.py -k keep_nobody_waiting",
+    ),
+    Mutant(
+        "an idle connection holds no worker",
+        "prefork/parking/handler.py",
+        "            parking.park(request, luggage)",
+        "            pass",
+        "tests/live/test_parking.py -k quiet",
+    ),
+    Mutant(
+        "a reload keeps the lot",
+        "prefork/master/lot_process.py",
+        "        if previous is not None:\n            self._adopt(previous, now)",
+        "        if False:\n            self._adopt(previous, now)",
+        "tests/live/test_parking.py -k reload",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -934,4 +1007,5 @@ MUTANTS = (
     *TRUST,
     *LOG,
     *PYTHON_PROCESS,
+    *PARKING,
 )
