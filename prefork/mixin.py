@@ -215,15 +215,19 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def shutdown(self) -> None:
         """Stop ``serve_forever()`` gracefully, and wait until it has stopped.
 
-        Call this from another thread of the master's process. Before ``serve_forever()`` it waits
-        for that call, which then returns at once. In a worker it asks the master to stop and
-        returns.
+        Before ``serve_forever()`` it waits for that call, which then returns at once. It does not wait
+        where that would be a wait for oneself: in the thread that serves (a hook, ``service_actions()``, a
+        signal handler) and in a worker it asks the master to stop, and returns.
         """
         run = run_of(self)
         if run.side is not None:
             run.side.ask_shutdown()
             return
         run.ask_shutdown()
+        if run.is_served_here:
+            # What BaseServer.shutdown() does before it waits; only workers = 0 needs it.
+            self._BaseServer__shutdown_request = True
+            return
         if run.without_workers:
             super().shutdown()
         run.stopped.wait()

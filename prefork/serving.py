@@ -110,7 +110,8 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # A signal handler of the program may call shutdown() while this very thread holds the lock.
+        self.lock = threading.RLock()
         self.stopped = threading.Event()
         self.shutdown_asked = False
         self.master: Master | None = None
@@ -120,6 +121,11 @@ class Run:
         self.without_workers = False
         self.listener: Listener | None = None
         self.side: WorkerSide | None = None
+
+    @property
+    def is_served_here(self) -> bool:
+        """Whether the calling thread is the one that serves: it must not wait for the end of the serving."""
+        return self.thread == threading.get_ident() and not self.stopped.is_set()
 
     def ask_shutdown(self) -> None:
         """Have the serving end (any thread). A serving that has not begun will end at once."""

@@ -109,6 +109,61 @@ def test_shutdown_in_a_handler_stops_the_pool(start: Callable[..., Program]) -> 
     assert program.told("left") is None
 
 
+@pytest.mark.parametrize(
+    ("place", "workers"),
+    [
+        ("pre_fork", 2),
+        ("when_ready", 2),
+        ("worker_ready", 2),
+        ("service_actions", 2),
+        ("service_actions", 0),
+        ("a signal handler", 2),
+        ("a signal handler", 0),
+    ],
+)
+def test_shutdown_in_the_thread_that_serves(
+    start: Callable[..., Program], place: str, workers: int
+) -> None:
+    """In the serving thread shutdown() asks and returns, wherever it is called; serve_forever() returns then."""
+    program = start(
+        f"""
+        from tests.support.app import *
+        import prefork
+
+        log_to_stderr()
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = {workers}
+
+        def stop(self, *_arguments):
+            if not hasattr(self, "asked"):
+                self.asked = True
+                self.shutdown()
+                tell("returned")
+
+        def service_actions(self):
+            prefork.PreForkingTCPServer.service_actions(self)
+            stop(self)
+
+        server = Server(LOOPBACK, Echo)
+        if "{place}" == "a signal handler":
+            signal.signal(signal.SIGALRM, lambda *_arguments: stop(server))
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        elif "{place}" == "service_actions":
+            Server.service_actions = service_actions
+        else:
+            setattr(Server, "{place}", stop)
+        with server:
+            server.serve_forever()
+        server.shutdown()  # after the end there is nothing to wait for
+        tell("left")
+        """
+    )
+    program.told("returned")
+    program.told("left")
+    assert program.wait() == 0
+
+
 def test_two_pools_in_one_process(start: Callable[..., Program]) -> None:
     """Two pools serve at once in one process; the workers of one hold nothing of the other's."""
     program = start(

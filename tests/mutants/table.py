@@ -528,6 +528,13 @@ METRICS = (
 
 MASTER = (
     Mutant(
+        "shutdown() in the thread that serves does not wait for itself",
+        "prefork/mixin.py",
+        "if run.is_served_here:",
+        "if False:",
+        "tests/live/test_embedding.py -k shutdown_in_the_thread",
+    ),
+    Mutant(
         "a second TERM stops now",
         "prefork/master/lifecycle.py",
         "(never,   kill,     kill,    kill,   skip)",
