@@ -68,6 +68,8 @@ def _is_pid(text: str) -> bool:
 
 def _chosen(survey: Survey, wanted: _Wanted) -> RunningPool:
     found = [pool for pool in survey.pools if wanted.matches(pool)]
+    # Another user may give its pool the name of one's own. That must not be in the way.
+    found = [pool for pool in found if not is_of_another_user(pool.pid)] or found
     if len(found) == 1:
         return found[0]
     if found:

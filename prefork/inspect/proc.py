@@ -53,6 +53,14 @@ def own_pid_of(pid: int) -> int:
     return int(status_word(pid, "NSpid", str(pid)).split()[-1])
 
 
+def effective_user_of(pid: int) -> int:
+    """Return the effective user of a process; OSError where it has ended.
+
+    The owner of ``/proc/PID`` would not do: root owns it where the process may not be dumped.
+    """
+    return int(status_word(pid, "Uid", "-1 -1").split()[1])
+
+
 def status_word(pid: int, key: str, otherwise: str) -> str:
     """Return the value of one line of ``/proc/PID/status``, or ``otherwise`` where it is missing or empty.
 

@@ -4,8 +4,11 @@ A master keeps its scoreboard open, so the scoreboard appears as a descriptor in
 user who may open that descriptor may read everything about the pool, even while the master hangs.
 No file or socket has to be agreed upon.
 
-Any process can create a memfd with the same name. Therefore nothing that is found is trusted: the
-size, the seals, the layout and the pid in the header are checked before the memory is mapped.
+Any process can create a memfd with the same name, write the pid of another process into it, and
+hand the descriptor to that process, which need not know what it is given. A command of root's would
+then signal a daemon of root's that has no pool. So nothing that is found is trusted: the size, the
+seals, the layout and the pid in the header are checked, and the memory must have been made by the
+user whose process has it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from prefork.inspect.proc import own_pid_of, scoreboards_of, title_of
+from prefork.inspect.proc import effective_user_of, own_pid_of, scoreboards_of, title_of
 from prefork.inspect.running_pool import RunningPool, has_ended
 from prefork.workers import system
 from prefork.workers.scoreboard import PoolField, Scoreboard
@@ -93,6 +96,7 @@ def _attached(pid: int, number: int) -> RunningPool | None:
             return None
         undo.callback(board.close)
         is_masters = board.pool(PoolField.MASTER_PID) == own_pid_of(pid)
+        is_masters = is_masters and os.fstat(board.fd).st_uid == effective_user_of(pid)
         if not is_masters or not 1 <= board.slots <= MOST_CHILDREN or has_ended(pidfd):
             return None
         undo.pop_all()

@@ -598,6 +598,13 @@ MASTER = (
         "tests/unit/test_slots.py",
     ),
     Mutant(
+        "a scoreboard that another user has made is no pool of the process that has it",
+        "prefork/inspect/survey.py",
+        "os.fstat(board.fd).st_uid == effective_user_of(pid)",
+        "os.fstat(board.fd).st_uid >= 0 * effective_user_of(pid)",
+        "tests/unit/test_survey.py",
+    ),
+    Mutant(
         "a stop that comes too late for the loop reaches the program",
         "prefork/master/signals.py",
         "system.send_to_self(number)",

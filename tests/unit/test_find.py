@@ -74,6 +74,18 @@ def test_several_pools_have_to_be_told_apart(survey: Callable[..., Survey]) -> N
     assert chosen(several, "4712", "shop").pid == 4712
 
 
+def test_name_of_ones_own_pool_is_ones_own(
+    survey: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool of another user with the same name is not in the way; its pid still chooses it."""
+    monkeypatch.setattr(find, "is_of_another_user", lambda pid: pid == 4711)
+    both = survey(_4711="shop", _4712="shop")
+    assert chosen(both, "shop", None).pid == 4712
+    assert chosen(both, None, "shop").pid == 4712
+    assert chosen(both, "4711", None).pid == 4711
+    assert chosen(survey(_4711="shop"), "shop", None).pid == 4711
+
+
 def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
     """Where no pool runs, the error is one line."""
     with pytest.raises(NoPoolError) as refused:

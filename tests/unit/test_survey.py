@@ -95,6 +95,17 @@ def test_rubbish_of_the_same_name_is_passed_over(
         assert pools == []
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a file of another user")
+def test_scoreboard_of_another_user_is_no_pool_of_this_process() -> None:
+    """A memory that another user has made, and that this process was handed, makes it no master."""
+    with scoreboard() as board:
+        with pools_of(HERE) as pools:
+            assert len(pools) == 1
+        os.fchown(board.fd, 65534, 65534)
+        with pools_of(HERE) as pools:
+            assert pools == []
+
+
 @given(st.lists(WORD, min_size=8, max_size=8), st.integers(0, 2**20))
 def test_random_headers_are_passed_over(words: list[int], size: int) -> None:
     """Random words at the beginning of a memory of any size make a survey neither fail nor find a pool."""

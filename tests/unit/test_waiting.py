@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from prefork.cli.commands.waiting import ProgressLine, bar, seconds_of
+from prefork.cli.commands.waiting import LONGEST_WAIT, ProgressLine, bar, seconds_of
 from prefork.inspect.find import find_pool
 from tests.support.boards import scoreboard
 
@@ -36,6 +36,8 @@ def test_waiting_times_come_from_the_pool() -> None:
         board.description.write('{"settings": {"boot_timeout": "soon", "graceful_timeout": "-"}}')
         assert seconds_of(pool, "boot_timeout") == 60.0
         assert seconds_of(pool, "graceful_timeout") == 25.0
+        board.description.write('{"settings": {"graceful_timeout": "168h"}}')
+        assert seconds_of(pool, "graceful_timeout") == LONGEST_WAIT
 
 
 def shown_on_a_terminal(texts: list[str], **options: float) -> str:

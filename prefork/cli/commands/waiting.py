@@ -31,6 +31,11 @@ TICKS_NEEDED: Final = 2
 before the signal.
 """
 
+LONGEST_WAIT: Final = 3600.0
+"""Seconds of one of the pool's timeouts that a command believes. What a pool says of itself may be
+untrue: its workers can write to the scoreboard. ``--timeout`` waits as long as it says.
+"""
+
 FLICKER_TIME: Final = 0.3
 """Seconds during which no progress is shown. What is done by then would only flicker."""
 
@@ -38,14 +43,17 @@ _BAR: Final = 20
 
 
 def seconds_of(pool: RunningPool, key: str) -> float:
-    """Return the seconds of one of the pool's settings, the default where its description lacks a valid value."""
+    """Return the seconds of one of the pool's settings, at most LONGEST_WAIT.
+
+    The default stands for a setting of which the pool's description has no valid value.
+    """
     row = ROWS[key]
     said = pool.description().settings.get(key)
     try:
         seconds: float = row.converted(said, "scoreboard", text=True)
     except PreforkError:
         seconds = row.converted(row.default, "default")
-    return seconds
+    return min(seconds, LONGEST_WAIT)
 
 
 def wait_until(fact: Callable[[], bool], tell: Callable[[], str], seconds: float) -> bool:
