@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from prefork.workers.scoreboard import SlotField
 from prefork.workers.states import ExitKind, StartReason
 from tests.support.board import board_of
-from tests.support.clients import ask
+from tests.support.clients import ask, datagram_client, read_to_the_end, send
 from tests.support.load import Load, request
 from tests.support.sampling import ChildrenWatch
 from tests.support.server import serving
@@ -105,3 +107,73 @@ def test_worker_that_has_grown_too_large_is_replaced(start: Callable[..., Progra
     wait_until(lambda: recycled(program, "max_memory") == 1, "its exit is logged")
     let_pass(0.2)
     assert first - {fat} <= program.workers()
+
+
+# --- max_requests = 1: one request for each process
+
+
+SINGLE = {
+    "plain": ("Echo", "prefork.PreForkingTCPServer", {}),
+    "threads": ("Echo", "Threads", {}),
+    "no room": ("Echo", "prefork.PreForkingTCPServer", {"max_children": 2}),
+    "spares": ("Echo", "prefork.PreForkingTCPServer", {"min_spare": 2}),
+    "access log": ("Echo", "prefork.PreForkingTCPServer", {"access_log": "text"}),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_one_request_for_each_process(start: Callable[..., Program], kind: str) -> None:
+    """With max_requests = 1 no process serves two requests, also under load, and no request is lost."""
+    handler, base, members = SINGLE[kind]
+    program = start(f"""
+from tests.support.app import *
+import prefork, socketserver
+class Threads(prefork.PreForkingMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
+    pass
+serve({handler}, {base}, workers=2, max_requests=1, **{members!r})
+""")
+    address = program.address()
+    pids: list[str] = []
+
+    def client() -> None:
+        pids.extend(ask(address).split()[0] for _ in range(25))
+
+    with ThreadPoolExecutor(4) as clients:
+        for done in [clients.submit(client) for _ in range(4)]:
+            done.result()
+    assert len(pids) == 100
+    assert len(set(pids)) == 100
+    assert program.logged(" exited cause=(?!max_requests)") == []
+    assert program.stop() == 0
+
+
+def test_one_datagram_for_each_process(start: Callable[..., Program]) -> None:
+    """With max_requests = 1 queued datagrams are not served in rounds, but by one process each."""
+    program = start(serving("EchoDatagram", base="PreForkingUDPServer", workers=2, max_requests=1))
+    address = program.address()
+    with datagram_client(address) as client:
+        for _ in range(20):
+            client.send(b"hello")
+        pids = [client.recv(100).split()[0] for _ in range(20)]
+    assert len(set(pids)) == 20
+
+
+def test_queue_is_drained_by_one_process_for_each_request(start: Callable[..., Program]) -> None:
+    """At a stop, what the kernel has queued is served by one process for each request, too."""
+    program = start(serving("Echo", workers=2, max_requests=1, max_children=2, pause=0.1))
+    address = program.address()
+    with contextlib.ExitStack() as clients:
+        waiting = [clients.enter_context(send(address, "hello")) for _ in range(8)]
+        program.terminate()
+        pids = [read_to_the_end(client).split()[0] for client in waiting]
+    assert len(set(pids)) == 8
+    assert program.wait() == 0
+
+
+def test_graceful_timeout_is_no_deadline_of_the_only_request(start: Callable[..., Program]) -> None:
+    """A worker that serves its only request is asked to leave when the request is over, not before."""
+    program = start(serving("Echo", workers=1, max_requests=1, graceful_timeout=0.1, pause=1.0))
+    address = program.address()
+    assert ask(address).endswith("hello")
+    program.wait_logged("exited cause=max_requests")
+    assert not program.logged("killed")

@@ -870,6 +870,30 @@ TRUST = (
     ),
 )
 
+SINGLE = (
+    Mutant(
+        "with max_requests = 1 a process serves one request",
+        "workers/worker/recycling.py",
+        "        self._turn.is_last = True\n",
+        "",
+        "tests/live/test_recycling.py -k one_request_for_each",
+    ),
+    Mutant(
+        "with max_requests = 1 a queue is drained by one process for each request",
+        "workers/worker/loop.py",
+        "            for check in self._checks:\n                check()\n            self._look_around()\n",
+        "            self._look_around()\n",
+        "tests/live/test_recycling.py -k queue_is_drained",
+    ),
+    Mutant(
+        "graceful_timeout is no deadline of an only request",
+        "workers/pool/policy.py",
+        "for one in view.spent if one.busy_since is None]",
+        "for one in view.spent]",
+        "tests/unit/test_policy.py tests/live/test_recycling.py",
+    ),
+)
+
 LOG = (
     Mutant(
         "logging that raises reaches no caller",
@@ -1019,6 +1043,7 @@ MUTANTS = (
     *TOTALS,
     *RELOAD,
     *TRUST,
+    *SINGLE,
     *LOG,
     *PYTHON_PROCESS,
     *PARKING,

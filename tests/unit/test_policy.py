@@ -244,6 +244,23 @@ def test_worker_that_leaves_by_its_word_is_asked() -> None:
     assert plan(Phase.SERVING, begun, away, worker(2)).poke == (0,)
 
 
+def test_worker_with_its_only_request_is_replaced_at_once_and_asked_when_it_is_over() -> None:
+    """With max_requests = 1 the successor comes when the request begins, the order to leave when it has ended."""
+    others = [worker(slot) for slot in range(3)]
+    serving = worker(3, is_spent=True, idle=False, busy_since=NOW - 99)
+    over = worker(3, is_spent=True)
+    order = Retirement(3, ExitCause(ExitKind.MAX_REQUESTS), NOW + SETTINGS.graceful_timeout)
+
+    begun = plan(Phase.SERVING, *others, serving)
+    assert (begun.starts, begun.retire) == ((StartReason.RECYCLED,), ())
+    ended = plan(Phase.SERVING, *others, over, worker(4))
+    assert (ended.starts, ended.retire) == ((), (order,))
+    many = [worker(slot, is_spent=True, idle=False, busy_since=NOW) for slot in range(6)]
+    assert plan(Phase.SERVING, *many).spawn == 2, "never more than max_children"
+    stopping = plan(Phase.LEAVING, *others, serving, stop_by=NOW + 5)
+    assert [one.slot for one in stopping.retire] == [0, 1, 2, 3]
+
+
 def test_first_start_goes_in_batches() -> None:
     """One tick forks SPAWN_BATCH workers at most, so that the master stays awake to signals."""
     big = Settings(workers=100, max_children=100)

@@ -171,8 +171,13 @@ class Handle(msgspec.Struct):
 
     # --- what the policy sees
 
-    def view(self, board: Scoreboard, now: float, now_ns: int) -> WorkerView:
-        """Return what the policy sees of the worker. now_ns: on the monotonic clock."""
+    def view(
+        self, board: Scoreboard, now: float, now_ns: int, *, serves_once: bool = False
+    ) -> WorkerView:
+        """Return what the policy sees of the worker.
+
+        now_ns: on the monotonic clock. serves_once: whether a worker takes one request and no other.
+        """
         slot = self.slot
         self.note_leaving(board, now)
         self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
@@ -195,6 +200,7 @@ class Handle(msgspec.Struct):
             slow_noted=self.slow_noted,
             killed=self.killed_for is not None,
             leaving_since=self.leaving_since,
+            is_spent=serves_once and self.is_ready and recycle_request is ExitKind.MAX_REQUESTS,
             is_away=self.is_away(now),
         )
 

@@ -160,6 +160,7 @@ def _missing(outlook: _Outlook) -> list[StartReason]:
     replaced = StartReason.RELOADED if ExitKind.RELOADED in kinds else StartReason.RECYCLED
     reasons = [
         *[StartReason.RESPAWNED] * (view.lost + view.away),
+        *[StartReason.RECYCLED] * len(view.spent),
         *[StartReason.GREW] * (size - view.floor),
         *[StartReason.STARTED] * size,
     ]
@@ -184,13 +185,18 @@ def _retirements(outlook: _Outlook) -> tuple[Retirement, ...]:
         case Phase.STOPPING_NOW:
             return ()
     leave_by = outlook.now + outlook.settings.graceful_timeout
-    leaving = _replaced(outlook) or _surplus(outlook)
+    leaving = [*_finished(outlook.view), *(_replaced(outlook) or _surplus(outlook))]
     return tuple(Retirement(one.slot, ExitCause(kind), leave_by) for one, kind in leaving)
+
+
+def _finished(view: PoolView) -> list[tuple[WorkerView, ExitKind]]:
+    """Return those whose only request is over; graceful_timeout is no deadline of requests."""
+    return [(one, ExitKind.MAX_REQUESTS) for one in view.spent if one.busy_since is None]
 
 
 def _retire_all(outlook: _Outlook, order: Order) -> tuple[Retirement, ...]:
     retired, stop_by = ExitCause(ExitKind.RETIRED), outlook.view.stop_by
-    return tuple(Retirement(one.slot, retired, stop_by, order) for one in outlook.staying)
+    return tuple(Retirement(one.slot, retired, stop_by, order) for one in outlook.view.unasked)
 
 
 def _replaced(outlook: _Outlook) -> list[tuple[WorkerView, ExitKind]]:

@@ -109,7 +109,10 @@ class Pool:
     def views(self, now: float) -> tuple[WorkerView, ...]:
         """Return the workers as the policy sees them."""
         now_ns = time.monotonic_ns()
-        return tuple(handle.view(self.board, now, now_ns) for handle in self.table)
+        serves_once = self.spec.settings.max_requests == 1
+        return tuple(
+            handle.view(self.board, now, now_ns, serves_once=serves_once) for handle in self.table
+        )
 
     def call_hook(self, name: str, *arguments: object) -> None:
         """Call a hook of the first server; one that raises is logged and counted."""

@@ -41,6 +41,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     killed: bool = False
     leaving_since: float | None = None
     """When the master saw that it leaves without having been asked."""
+    is_spent: bool = False
+    """Whether it has taken its only request (``max_requests = 1``) and will take no other."""
     is_away: bool = False
     """Whether it has been leaving for so long that it is replaced before its process has ended."""
 
@@ -77,12 +79,22 @@ class PoolView(msgspec.Struct, frozen=True):
 
     @property
     def staying(self) -> list[WorkerView]:
-        """The workers that have not been asked to leave and serve, or will."""
+        """The workers that have not been asked to leave and take requests, or will."""
+        return [one for one in self.unasked if not one.is_spent]
+
+    @property
+    def unasked(self) -> list[WorkerView]:
+        """The workers that have not been asked to leave, those included that take no more requests."""
         return [
             one
             for one in self.workers
             if one.leave_by is None and not one.killed and not one.is_away
         ]
+
+    @property
+    def spent(self) -> list[WorkerView]:
+        """The workers that have taken their only request and have not been asked to leave."""
+        return [one for one in self.unasked if one.is_spent]
 
     @property
     def away(self) -> int:

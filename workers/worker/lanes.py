@@ -57,10 +57,12 @@ class Common:
     identity = ""
     epoll: select.epoll
 
-    def __init__(self, writer: SlotWriter, account: Account | None = None) -> None:
+    def __init__(
+        self, writer: SlotWriter, account: Account | None = None, turn: Turn | None = None
+    ) -> None:
         self.writer = writer
         self.account = account
-        self.turn = Turn()
+        self.turn = turn or Turn()
         self.takes = Takes(writer)
 
     def begin(self, identity: str, epoll: select.epoll, pause: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import logging
 import operator
 import os
@@ -124,6 +125,9 @@ def _make_loop(prepared: PreparedWorker, info: ThisWorker, control: Control) -> 
     lanes = prepared.lanes or prepared.make_lanes()
     checks = limits_for(prepared.spec.settings, prepared.writer, prepared.call_master)
     loop = Loop(lanes, common, str(info), control, checks)
+    if prepared.spec.settings.max_requests == 1:
+        # The master asks the worker to leave when it sees that the request is over.
+        checks.append(functools.partial(loop.rest_if_spent, prepared.call_master))
     if isinstance(common.account, Overlapping):
         for listener in prepared.spec.listeners:
             common.account.watch(listener.server)

@@ -162,6 +162,16 @@ class Loop:
             self._reason = reason
         self._common.turn.end()
 
+    def rest_if_spent(self, call_master: Callable[[], None]) -> None:
+        """After its only request, take nothing more and wait for the order to leave; called after each turn."""
+        if not (self._common.turn.is_last and self._lanes):
+            return
+        if not self._epoll.closed:  # it is while the pool drains
+            for lane in self._lanes.values():
+                lane.source.leave_wait_queue(self._epoll)
+        self._lanes.clear()
+        call_master()
+
     def wait_finished(self) -> None:
         """Wait for requests that threads still have in hand; the master bounds the wait."""
         if self._common.account is not None:
@@ -209,7 +219,7 @@ class Loop:
         # when all were found empty one after the other.
         left = [one for one in self._lanes.values() if not one.source.listener.is_inherited]
         empty = not left
-        while not empty and self._reason is None:
+        while not empty and self._lanes and self._reason is None:
             empty = True
             for lane in left:
                 empty &= self._serve_queued(lane)
@@ -218,9 +228,11 @@ class Loop:
         """Serve one source while something is queued and can be taken; return whether nothing is left."""
         takes = self._common.takes
         takes.draining, takes.dry = True, False
-        while not takes.dry and self._reason is None:
+        while not takes.dry and self._lanes and self._reason is None:
             now = monotonic_ns()
             lane.serve(now, now)
+            for check in self._checks:
+                check()
             self._look_around()
             if takes.is_stalled(lane.source):
                 break

@@ -17,7 +17,9 @@ from prefork.workers.worker.accounting import Account, account_for, busy_call
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.parking import MOST_IN_A_ROW, Parking
+from prefork.workers.worker.recycling import OnlyRequest
 from prefork.workers.worker.source import Source
+from prefork.workers.worker.turn import Turn
 
 
 class PreparedWorker:
@@ -39,7 +41,8 @@ class PreparedWorker:
         self.writer = SlotWriter(link.board, slot)
         # Not a method: the account keeps it, and a circle would keep the scoreboard in the master.
         self.call_master = functools.partial(_call_master, spec.wake)
-        self.common = Common(self.writer, self._make_account())
+        turn = Turn()
+        self.common = Common(self.writer, self._make_account(turn), turn)
         self.lanes: dict[int, Lane] = {}
         # Where a server's own code raises, the worker will meet the same error and report it.
         with contextlib.suppress(Exception):
@@ -72,12 +75,15 @@ class PreparedWorker:
             sources.append(make(ResumeQueue(listener, link), parking=parking))
         return lanes_for(sources, self.common)
 
-    def _make_account(self) -> Account | None:
+    def _make_account(self, turn: Turn) -> Account | None:
         settings = self.spec.settings
+        became_busy = busy_call(settings, self.link.board, self.call_master)
+        if settings.max_requests == 1:
+            became_busy = OnlyRequest(self.writer, turn, self.call_master).begin
         return account_for(
             [listener.server for listener in self.spec.listeners],
             self.writer,
-            busy_call(settings, self.link.board, self.call_master),
+            became_busy,
             access_log_for(settings, self.slot, self.generation, self.writer),
             parks=bool(self.spec.links),
         )

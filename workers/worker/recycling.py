@@ -4,6 +4,12 @@ A worker asks through a word of its slot and goes on serving, because the master
 before it has this one leave. So nothing is gained by stopping at the very request. The limits are
 checked between two requests, or at the end of a burst (50 ms at most), where the check costs the hot
 path nothing. A worker serves more requests while the master prepares its replacement than a burst adds.
+
+``max_requests = 1`` is another promise: each process serves one request, so that nothing that a request
+leaves in its process meets another client. There the limit is reached when the request is taken. The worker
+asks at that moment, so that its successor is forked while the request runs, takes nothing afterwards, and
+waits for the order to leave (``OnlyRequest``). The master asks it to leave once the request is over
+(``WorkerView.is_spent``).
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from prefork.workers.scoreboard import BUCKETS, SlotField
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitKind, index_of
+from prefork.workers.worker.turn import Turn
 
 MEMORY_INTERVAL = 1.0
 """The least number of seconds between two looks at the memory."""
@@ -96,6 +103,22 @@ class MemoryLimit(msgspec.Struct):
         ended = self.clock()
         self._next_look = ended + max(MEMORY_INTERVAL, (ended - began) / MEMORY_SHARE)
         return private is not None and private > self.most
+
+
+class OnlyRequest:
+    """The one request of a worker whose ``max_requests`` is 1."""
+
+    def __init__(self, writer: SlotWriter, turn: Turn, ask: Callable[[], object]) -> None:
+        self._writer = writer
+        self._turn = turn
+        self._ask = ask
+
+    def begin(self) -> None:
+        """Have the turn end after this request, and the next worker be forked; called when it was taken."""
+        self._turn.is_last = True
+        self._turn.end()
+        self._writer.words[SlotField.RECYCLE_REQUEST] = 1 + index_of(ExitKind.MAX_REQUESTS)
+        self._ask()
 
 
 class RecycleRequest:

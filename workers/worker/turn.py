@@ -12,13 +12,15 @@ class Turn:
     that a handler has forked, or a deadline was extended.
     """
 
-    __slots__ = ("round_until", "until")
+    __slots__ = ("is_last", "round_until", "until")
 
     def __init__(self) -> None:
         self.until = 0
         """The lane returns after the first request that ends at this instant or later; 0 after ``end()``."""
         self.round_until = 0
         """The first datagram that ends after this instant is the last of its round."""
+        self.is_last = False
+        """Whether the worker takes nothing more once this turn is over (``max_requests = 1``)."""
 
     def end(self) -> None:
         """Have the lane return after the request in hand (any thread, signal handlers)."""
