@@ -16,6 +16,7 @@ from typing import Final, Self
 import msgspec
 
 from prefork.host.named_socket import SocketName
+from prefork.workers.credentials import Credentials
 from prefork.workers.errors import PreforkError
 from prefork.workers.files import Identity
 from prefork.workers.parking import Link
@@ -37,17 +38,36 @@ MEMFD_NAME: Final = "prefork-handover"
 class MetricsState(msgspec.Struct, frozen=True):
     """The metrics process, which the next image replaces, and the socket that both answer on.
 
-    child: the process; None where there is none at this moment.
+    child: the process; None where there is none at this moment. title, metrics_dir, umask,
+    credentials: what a metrics process is made from, as in MetricsSpec and WorkerSpec.
     """
 
     address: str
     fd: int
     child: Child | None
+    title: str
+    metrics_dir: str | None
+    umask: int | None
+    credentials: Credentials | None
 
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to survive the exec."""
         return [self.fd] if self.child is None else [self.fd, self.child.pidfd]
+
+
+class MetricsOrders(msgspec.Struct, frozen=True):
+    """What the caretaker gives a metrics process that it starts as a program of its own.
+
+    board: the descriptor of the scoreboard, which has this many slots. life: the read end of the
+    life pipe.
+    """
+
+    metrics: MetricsState
+    board: int
+    slots: int
+    life: int
+    master_pid: int
 
 
 class Attempt(msgspec.Struct, frozen=True):

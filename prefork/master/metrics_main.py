@@ -14,12 +14,15 @@ import operator
 import os
 import signal
 import socket
+import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
 import setproctitle
 
+from prefork.host.handover import MetricsOrders
 from prefork.workers import forks, log, system
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
@@ -96,12 +99,57 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
         socket.socket(fileno=spec.listener),
         exporter.Routes(board, worker_spec.metrics_dir, complain),
         complain=complain,
-        heed={
-            link.life: lambda: True,  # readable only at the master's end
-            wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
-        },
+        heed=_heed(link.life, wakeup_read),
         beat=lambda: _beat(spec.beat, link.master_pid),
     )
+
+
+def run_as_program() -> NoReturn:
+    """Live the same life in an interpreter of its own, which the caretaker has started.
+
+    The caretaker cannot fork: its interpreter is ending, and Python refuses that from 3.12 on. It
+    does not wait for signs of life either.
+    """
+    name = f"metrics pid={os.getpid()}"
+    try:
+        _serve_as_program(msgspec.json.decode(sys.argv[1], type=MetricsOrders), name)
+    except BaseException as error:  # noqa: BLE001 - as in live()
+        log.failure(logging.ERROR, name, "ended by an exception", error)
+        system.exit_now(1)
+    system.exit_now(0)
+
+
+def _serve_as_program(orders: MetricsOrders, name: str) -> None:
+    from prefork.metrics import exporter  # noqa: PLC0415 - as in _prepare_and_serve()
+
+    metrics = orders.metrics
+    wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    system.set_handlers(dict.fromkeys(_NOTED, operator.is_))
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    system.set_mask(set())
+    board = _read_only(Scoreboard(orders.board, orders.slots))
+    if metrics.umask is not None:
+        os.umask(metrics.umask)
+    if metrics.credentials is not None:
+        metrics.credentials.assume()
+    with contextlib.suppress(Exception):
+        setproctitle.setproctitle(metrics.title)
+    complain = _Complaints(name)
+    exporter.run(
+        socket.socket(fileno=metrics.fd),
+        exporter.Routes(board, metrics.metrics_dir, complain),
+        complain=complain,
+        heed=_heed(orders.life, wakeup_read),
+        beat=lambda: os.getppid() != orders.master_pid,
+    )
+
+
+def _heed(life: int, wakeup_read: int) -> dict[int, Callable[[], bool]]:
+    """Return what ends the answering, by the descriptor that becomes readable then."""
+    return {
+        life: lambda: True,  # readable only at the master's end
+        wakeup_read: lambda: LEAVE in os.read(wakeup_read, 4096),
+    }
 
 
 def _beat(beat: int, master_pid: int) -> bool:

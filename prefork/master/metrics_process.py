@@ -144,7 +144,15 @@ class MetricsProcess:
         """Return what the next image of the master needs to go on answering."""
         if self._endpoint is None:
             return None
-        return MetricsState(self._endpoint.address, self._endpoint.fd, self._child)
+        return MetricsState(
+            self._endpoint.address,
+            self._endpoint.fd,
+            self._child,
+            title=_title(self._spec, self._endpoint),
+            metrics_dir=self._spec.metrics_dir,
+            umask=self._spec.settings.umask,
+            credentials=self._spec.credentials,
+        )
 
     @property
     def address(self) -> str | None:
@@ -220,13 +228,12 @@ class MetricsProcess:
     def _start(self, endpoint: Endpoint, pool: Pool, now: float) -> None:
         self._record = self._record.started(now)
         self._drain_beat()  # signs of life of the previous process
-        name = f"[{self._spec.settings.name}] " if self._spec.settings.name else ""
         spec = MetricsSpec(
             worker_spec=self._spec,
             link=pool.link,
             listener=endpoint.fd,
             beat=self._beat,
-            title=f"prefork: metrics {name}{endpoint.address}",
+            title=_title(self._spec, endpoint),
         )
         (self._child,), error = self._fork(spec)
         if self._child is None:
@@ -260,6 +267,11 @@ class MetricsProcess:
 
     def __str__(self) -> str:
         return "metrics" if self._child is None else f"metrics pid={self._child.pid}"
+
+
+def _title(spec: WorkerSpec, endpoint: Endpoint) -> str:
+    name = f"[{spec.settings.name}] " if spec.settings.name else ""
+    return f"prefork: metrics {name}{endpoint.address}"
 
 
 def _cause(status: ExitStatus) -> ExitCause:

@@ -24,8 +24,8 @@ in a loop in place of ending, and the loop is left in one of two ways only:
 Meanwhile the caretaker does for the workers what needs no code of the program. It collects those
 that have ended, and says so on the scoreboard: ``/readyz`` answers 503 when too few are left. It
 wakes idle workers if a client waits, because the kernel's wake-up can be lost. By USR1 the workers
-write their stacks. It forks no worker, since there is no code to fork one with, and enforces no
-deadline of a request.
+write their stacks. It starts a metrics process in place of one that has ended. It forks no worker,
+since there is no code to fork one with, and enforces no deadline of a request.
 
 A shortage may be the reason why all this runs, so the loop is written to need no descriptor: it
 waits in ``poll()``, and looks for signals. The control signals are blocked, and pending until the
@@ -60,6 +60,7 @@ from prefork.host.stopping import CONTROL_SIGNALS, STOPS, unattended
 from prefork.reloading.attempts import Act, decide, following, pause
 from prefork.reloading.exec import hand_over
 from prefork.reloading.load_limit import LoadLimit
+from prefork.reloading.metrics_program import start_metrics
 from prefork.reloading.sockets import remove_paths
 from prefork.workers import log, reports, system
 from prefork.workers.pool.handle import Handle
@@ -71,6 +72,9 @@ LOOK_INTERVAL: Final = 0.1
 
 POKE_INTERVAL: Final = 0.4
 """Seconds between two looks at the listeners, as in the master."""
+
+METRICS_PAUSE: Final = 5.0
+"""Seconds between two starts of a metrics process, at least: each is an interpreter."""
 
 END_BOUND: Final = 1.0
 """Seconds that killed workers have for ending."""
@@ -136,7 +140,7 @@ class Caretaker:
         """The reason of a failure that is not on the scoreboard yet."""
         self._is_uncounted = False
         """Whether an attempt that was ordered has failed, and is not counted yet."""
-        self._poke_at = 0.0
+        self._poke_at = self._metrics_at = 0.0
         # The notifier of a master that failed has taken these.
         for name in (SOCKET, WATCHDOG, WATCHDOG_PID):
             if name in process.program.environment:
@@ -161,6 +165,7 @@ class Caretaker:
                 self._ask_dumps()
             self._look_at_board()
             self._collect_ended()
+            self._keep_metrics()
             self._poke()
             match self._next_act(is_ordered=order in RELOADS):
                 case Act.RUN_AGAIN:
@@ -303,6 +308,26 @@ class Caretaker:
         pool = msgspec.structs.replace(pool, workers=alive, lost=lost)
         self._state = msgspec.structs.replace(self._state, pool=pool)
         log.event(logging.ERROR, str(handle), "exited", cause=cause, workers=len(alive))
+
+    def _keep_metrics(self) -> None:
+        """Collect a metrics process that has ended, and start another one in its place."""
+        metrics, board = self._state.metrics, self._board
+        if metrics is None or board is None:
+            return
+        child = metrics.child
+        if child is not None:
+            if system.collect(child) is None:
+                return
+            log.event(logging.ERROR, f"metrics pid={child.pid}", "exited")
+            os.close(child.pidfd)
+            child = None
+        if self._clock.now() >= self._metrics_at:
+            self._metrics_at = self._clock.now() + METRICS_PAUSE
+            child = start_metrics(self._state)
+            board.count_pool(PoolField.METRICS_STARTS, int(child is not None))
+        board.set_pool(PoolField.METRICS_PID, 0 if child is None else child.pid)
+        metrics = msgspec.structs.replace(metrics, child=child)
+        self._state = msgspec.structs.replace(self._state, metrics=metrics)
 
     def _poke(self) -> None:
         """Wake the workers if a client waits, as the master does for idle ones."""

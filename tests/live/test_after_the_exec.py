@@ -14,10 +14,11 @@ from prefork.workers.states import ReloadState
 from tests.support.board import board_of
 from tests.support.clients import ask
 from tests.support.load import Load
-from tests.support.processes import fds_of, zombies_of
+from tests.support.processes import fds_of, title_of, zombies_of
 from tests.support.reloadable import Reloadable
 from tests.support.server import Program, serving
 from tests.support.waiting import let_pass, stays, wait_until
+from tests.support.web import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,6 +173,33 @@ def test_attempts_leave_no_descriptor_behind(reloadable: Callable[..., Reloadabl
     before = sorted(fds_of(program.pid))
     program.wait_logged(ENDED, times=5)
     wait_until(lambda: sorted(fds_of(program.pid)) == before, lambda: f"{fds_of(program.pid)}")
+
+
+def test_metrics_process_is_replaced(reloadable: Callable[..., Reloadable], tmp_path: Path) -> None:
+    """A metrics process that dies while the new code fails is collected and replaced, and tells the truth about the pool."""
+    path = str(tmp_path / "metrics")
+    server = reloadable(metrics_address=f"unix:{path}")
+    program = server.program
+    with board_of(program.pid) as board:
+
+        def metrics_pid() -> int:
+            return board.pool(PoolField.METRICS_PID)
+
+        first = wait_until(metrics_pid, "a metrics process")
+        fail_after_the_exec(server)
+        assert metrics_pid() == first
+        os.kill(first, signal.SIGKILL)
+        second = wait_until(lambda: metrics_pid() not in (0, first) and metrics_pid(), "another")
+        assert fetch(path, "/livez").text == "live\n"
+        assert fetch(path, "/readyz").status == 200
+        assert title_of(second).startswith(f"prefork: metrics unix:{path}")
+        assert zombies_of(program.pid) == set()
+        server.write(first="", version="2")
+        wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+        wait_until(lambda: metrics_pid() not in (0, second), "that of the new code")
+    assert fetch(path, "/livez").text == "live\n"
+    assert program.stop() == 0
+    assert not os.path.exists(path)
 
 
 HANGS = {

@@ -775,6 +775,13 @@ RELOAD = (
         "tests/live/test_after_the_exec.py -k shortage",
     ),
     Mutant(
+        "a metrics process that dies while new code fails is replaced",
+        "prefork/reloading/caretaker.py",
+        "            self._keep_metrics()\n",
+        "",
+        "tests/live/test_after_the_exec.py -k metrics_process_is_replaced",
+    ),
+    Mutant(
         "control signals are blocked over the exec",
         "workers/system.py",
         "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",
