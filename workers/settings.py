@@ -432,6 +432,14 @@ class Settings(
             read=lower,
         ),
     ] = "text"
+    log_config: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
+        About(
+            help="Configure logging from this file, as logging.config does, instead of log_level and log_format.",
+            allowed="the path of a .json or .toml file for dictConfig(), or of any other file for fileConfig()",
+            metavar="PATH",
+        ),
+    ] = None
     pidfile: Annotated[
         Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
         About(
@@ -480,6 +488,7 @@ class Settings(
             backlog: int | None = None,
             log_level: Literal["debug", "info", "warning", "error", "critical"] = "info",
             log_format: Literal["text", "json"] = "text",
+            log_config: str | None = None,
             pidfile: str | None = None,
         ) -> None: ...
 
@@ -538,6 +547,12 @@ class Row(msgspec.Struct, frozen=True):
     def attribute(self) -> str | None:
         """The class attribute; None for a setting that only the command line has."""
         return self.key if self.about.attribute == SAME else self.about.attribute
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that the setting can be; () for one that is not chosen from words."""
+        kinds = _alternatives(self.type)
+        return get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
 
     @property
     def raw_type(self) -> str:

@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from prefork._version import __version__
-from prefork.cli import messages
-from prefork.cli.commands import check, config, dump, reload, run, scale, status, stop, top
+from prefork.cli import habits, messages
+from prefork.cli.commands import (
+    check,
+    completion,
+    config,
+    dump,
+    reload,
+    run,
+    scale,
+    status,
+    stop,
+    top,
+)
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.host import stopping
 from prefork.host.stopping import StoppedEarly, unattended
@@ -81,7 +92,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "prefork"
-        messages.error(f"{error.format_message()}\nTry '{path} --help'.")
+        messages.error(f"{_said(error)}\nTry '{path} --help'.")
         return ExitCode.USAGE
     except PreforkError as error:
         _say_error(error)
@@ -93,6 +104,14 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return ExitCode.INTERRUPTED
     return int(code or ExitCode.OK) if arguments else ExitCode.USAGE
+
+
+def _said(error: click.ClickException) -> str:
+    """Return the message of a usage error. A word of another server is answered with ours."""
+    said = error.format_message()
+    if isinstance(error, click.NoSuchOption) and (ours := habits.instead_of(error.option_name)):
+        return f"No such option '{error.option_name}'; prefork has {ours}."
+    return said
 
 
 def _say_error(error: PreforkError) -> None:
@@ -120,6 +139,7 @@ SECTIONS: Final = {
     "Serve": (run.command, check.command, config.command),
     "Look at a running pool": (status.command, top.command, dump.command),
     "Change a running pool": (scale.command, reload.command, reload.upgrade, stop.command),
+    "Set up": (completion.command,),
 }
 """All commands, by the sections of the help."""
 
@@ -158,7 +178,17 @@ class Commands(click.Group):
             return False
         if args[0].startswith("-") or ":" in args[0]:
             return True
+        if args[0] in habits.COMMANDS:
+            return False
         return nearest(args[0], list(self.commands)) is None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. A word of another program is answered with ours."""
+        if args[0] not in self.commands and (ours := habits.instead_of(args[0])):
+            ctx.fail(f"No such command '{args[0]}'; prefork has {ours}.")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Return the names of the commands in the order of the help."""

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
+import tomllib
+from pathlib import Path
 
 from prefork.cli.log_lines import FORMATTERS, LineFormatter, TextFormatter
 from prefork.cli.sinks import ATOMIC, sink_for
+from prefork.workers.errors import SettingsError
 
 
 class NonBlockingHandler(logging.Handler):
@@ -118,6 +122,34 @@ class NonBlockingHandler(logging.Handler):
     def _forget_the_parents_rest(self) -> None:
         if self._pid != os.getpid():
             self._pid, self._rest, self.lost = os.getpid(), b"", 0
+
+
+def set_up_from(path: str, source: str) -> None:
+    """Configure logging as the file says: dictConfig() for .json and .toml, fileConfig() for the rest.
+
+    Loggers that exist already, such as prefork's own, stay enabled, unless the file says otherwise.
+    source: where the path came from. SettingsError: the file cannot be read, or is no such
+    configuration.
+    """
+    import logging.config  # noqa: PLC0415 - a few milliseconds, for this setting only
+
+    try:
+        if path.endswith((".json", ".toml")):
+            text = Path(path).read_text(encoding="utf-8")
+            read = json.loads if path.endswith(".json") else tomllib.loads
+            logging.config.dictConfig(
+                {"version": 1, "disable_existing_loggers": False} | read(text)
+            )
+        else:
+            logging.config.fileConfig(path, disable_existing_loggers=False)
+    except OSError as error:
+        reason = f"the file cannot be read ({error.strerror}); check its path and permissions"
+    except Exception as error:  # noqa: BLE001 - the configuration names classes of any kind
+        cause = error.__cause__ or error
+        reason = f"the file does not configure logging: {cause}"
+    else:
+        return
+    raise SettingsError("log_config", path, source, reason)
 
 
 def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:

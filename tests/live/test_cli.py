@@ -625,6 +625,10 @@ REFUSED = {
     "a factory that takes arguments": ["app.py:factory", "--factory"],
     "a mix-in in second place": ["order.py:S"],
     "a misspelt attribute": ["misspelt.py:S"],
+    "a folder that is missing": ["app.py:Echo", "--chdir", "nowhere"],
+    "a file of variables that is missing": ["app.py:Echo", "--env-file", "nowhere"],
+    "a configuration of logging that is missing": ["app.py:Echo", "--log-config", "nowhere.json"],
+    "a configuration of logging that is none": ["app.py:Echo", "--log-config", "app.py"],
 }
 """What ``run`` refuses before it binds anything: the arguments of both commands."""
 
@@ -716,6 +720,61 @@ def test_check_of_an_application_that_hangs(
     assert program.stop() == 130
     program.wait_silent()
     assert not is_alive(child)
+
+
+# --- where a command works, and with what
+
+
+def test_folder_and_variables(command: Callable[..., Program], tmp_path: Path) -> None:
+    """--chdir and --env-file count before settings and application are read, and over a reload."""
+    (tmp_path / "there").mkdir()
+    write(
+        tmp_path / "there",
+        "tell('imported', [os.getcwd(), os.environ['WORD'], os.environ['KEPT']])",
+    )
+    (tmp_path / "there" / "prefork.toml").write_text("workers = 1\n")
+    (tmp_path / "there" / "env").write_text(
+        "# a comment\nWORD='one two'\nexport KEPT=no\nPREFORK_NAME=shop\n"
+    )
+    flags = ["app:Echo", "-b", "127.0.0.1:0", "--chdir", "there", "--env-file", "env"]
+    program = command(*flags, environ={"KEPT": "yes"})
+    wait_until(lambda: re.search(r"master pid=\d+ ready workers=1", program.log), "a pool")
+    told = [str(tmp_path / "there"), "one two", "yes"]
+    assert program.told("imported") == told
+    assert "[shop]" in title_of(program.pid)
+
+    (tmp_path / "there" / "env").write_text("WORD=three\n")
+    program.signal(signal.SIGHUP)
+    wait_until(lambda: "master reloaded generation=1" in program.log, lambda: program.log)
+    assert program.all_told("imported")[-1] == [told[0], "three", "yes"]
+    assert program.stop() == 0
+
+
+@pytest.mark.parametrize("form", ["json", "toml", "ini"])
+def test_log_config(command: Callable[..., Program], tmp_path: Path, form: str) -> None:
+    """--log-config replaces the log of the command line, and prefork's logger stays enabled."""
+    (tmp_path / "log.json").write_text(
+        json.dumps(
+            {
+                "handlers": {"file": {"class": "logging.FileHandler", "filename": "log"}},
+                "root": {"level": "INFO", "handlers": ["file"]},
+            }
+        )
+    )
+    (tmp_path / "log.toml").write_text(
+        "[handlers.file]\nclass = 'logging.FileHandler'\nfilename = 'log'\n"
+        "[root]\nlevel = 'INFO'\nhandlers = ['file']\n"
+    )
+    (tmp_path / "log.ini").write_text(
+        "[loggers]\nkeys=root\n[handlers]\nkeys=file\n[formatters]\nkeys=\n"
+        "[logger_root]\nlevel=INFO\nhandlers=file\n"
+        "[handler_file]\nclass=FileHandler\nargs=('log',)\n"
+    )
+    program = command(ECHO, "-b", "127.0.0.1:0", "--log-config", f"log.{form}")
+    log = tmp_path / "log"
+    wait_until(lambda: log.exists() and "ready workers=" in log.read_text(), lambda: program.log)
+    assert program.stop() == 0
+    assert "started" not in program.log
 
 
 # --- without /proc

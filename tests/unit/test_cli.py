@@ -275,6 +275,23 @@ def test_exit_codes(
 # --- config
 
 
+def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
+    """``prefork config --example`` has each setting with its sentence, and is TOML once it is uncommented."""
+    status, out, _ = run("config", "--example")
+
+    assert (status, tomllib.loads(out)) == (0, {})
+    chosen = "\n".join(line[1:] for line in out.splitlines() if re.match(r"#\w+ = ", line))
+    read = tomllib.loads(chosen)
+    assert (read["max_children"], read["crash_loop"], read["bind"]) == (
+        40,
+        "retry",
+        ["127.0.0.1:8000"],
+    )
+    assert list(read) == [key for keys in SECTIONS.values() for key in keys]
+    for row in ROWS.values():
+        assert row.about.help in out.replace("\n# ", " ")
+
+
 def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> None:
     """The output of ``prefork config`` is a prefork.toml with the same settings."""
     flags = ["-w", "2", "-m", "027", "--drain-delay", "500ms", "-b", "[::1]:0", "-b", "unix:/a b"]
@@ -316,6 +333,7 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "backlog": None,
         "log_level": "info",
         "log_format": "text",
+        "log_config": None,
         "pidfile": None,
     }
 

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from prefork.cli import check_child, messages
+from prefork.cli import check_child, logs, messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     load_and_plan,
@@ -56,6 +56,8 @@ def command(
         for text in misspelt_variables():
             messages.warning(text)
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
+    if (path := given.value("log_config")) is not None:
+        logs.set_up_from(path, given.origins["log_config"])
     spare_the_metrics_directory()
     resolved, planned = load_and_plan(target, given.layers, factory=factory)
     refuse_before_binding(resolved, watch=watch)

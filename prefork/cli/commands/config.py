@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import textwrap
 
 import click
 
@@ -17,7 +18,7 @@ from prefork.cli.commands.loading import (
     resolved_with,
     spare_the_metrics_directory,
 )
-from prefork.cli.commands.options import SAME_FLAGS, factory_option, setting_options
+from prefork.cli.commands.options import SAME_FLAGS, SECTIONS, factory_option, setting_options
 from prefork.workers.layers import Resolved
 from prefork.workers.settings import AUTO, ROWS, Row
 
@@ -27,16 +28,26 @@ from prefork.workers.settings import AUTO, ROWS, Row
 )
 @click.argument("target", required=False)
 @factory_option
+@click.option("--example", is_flag=True, help="Print a prefork.toml with every setting, commented.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 @setting_options(hidden=True)
 def command(
-    target: str | None, config: str | None, *, factory: bool, as_json: bool, **flags: object
+    target: str | None,
+    config: str | None,
+    *,
+    factory: bool,
+    as_json: bool,
+    example: bool,
+    **flags: object,
 ) -> int:
     """Print every setting as TOML, with a comment that says where its value comes from.
 
     With TARGET the application is imported, and its own class attributes count, too. The output can
     be saved as prefork.toml.
     """
+    if example:
+        click.echo(_example())
+        return ExitCode.OK
     given = read_settings(flags, config)
     for text in misspelt_variables():
         messages.warning(text)
@@ -48,6 +59,19 @@ def command(
             resolved, _ = load_and_plan(target, given.layers, factory=factory)
     click.echo(_as_json(resolved) if as_json else _as_toml(resolved))
     return ExitCode.OK
+
+
+def _example() -> str:
+    """Return a file in which each setting stands as a comment, with its sentence and its default."""
+    lines = ["# prefork.toml: remove the first # of a line to set something.", ""]
+    for title, keys in SECTIONS.items():
+        lines += [f"# --- {title}", ""]
+        for row in (ROWS[key] for key in keys):
+            lines += [f"# {line}" for line in textwrap.wrap(f"{row.about.help}", 98)]
+            lines += [f"# Allowed: {line}" for line in [row.about.allowed]]
+            shown = '""' if row.default is None else _toml_value(row, row.default)
+            lines += [f"#{row.key} = {shown}", ""]
+    return "\n".join(lines)
 
 
 def _as_toml(resolved: Resolved) -> str:

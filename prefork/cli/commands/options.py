@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from prefork.workers.settings import ROWS
+from prefork.cli import environment
+from prefork.workers.settings import ROWS, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from click.shell_completion import CompletionItem
 
 SECTIONS: Final = {
     "Where to listen": ("bind", "backlog"),
@@ -22,7 +25,10 @@ SECTIONS: Final = {
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "Starting workers": ("boot_timeout", "crash_loop", "fork_check"),
-    "Logs and metrics": ("log_level", "log_format", "access_log", "metrics", "metrics_dir"),
+    "Logs and metrics": (
+        *("log_level", "log_format", "log_config", "access_log"),
+        *("metrics", "metrics_dir"),
+    ),
     "Processes": ("name", "user", "group", "umask", "pidfile"),
 }
 """The sections of the help, with the keys of the settings in their order. Each setting stands in
@@ -60,6 +66,7 @@ def setting_options(*, hidden: bool = False) -> Callable[[Callable[..., int]], C
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         for key in reversed([key for keys in SECTIONS.values() for key in keys]):
             command = _setting_option(key, hidden=hidden)(command)
+        command = surroundings(command)
         return click.option(
             "-c",
             "--config",
@@ -71,19 +78,49 @@ def setting_options(*, hidden: bool = False) -> Callable[[Callable[..., int]], C
     return decorate
 
 
+def surroundings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command ``--chdir`` and ``--env-file``, which take effect before anything is read."""
+    command = click.option(
+        "--env-file",
+        metavar="FILE",
+        multiple=True,
+        is_eager=True,
+        expose_value=False,
+        callback=lambda _context, _parameter, given: environment.load_all(given),
+        help="Read environment variables from this file; those that are set already stay.",
+    )(command)
+    return click.option(
+        "--chdir",
+        metavar="PATH",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda _context, _parameter, given: environment.change_folder(given),
+        help="Change to this directory first.",
+    )(command)
+
+
 def _setting_option(
     key: str, *, hidden: bool
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     row = ROWS[key]
-    default = "" if row.default is None else f"  [default: {row.shown(row.default)}]"
+    words = f"{'|'.join(row.choices)}; " if row.choices else ""
+    default = "" if row.default is None else f"  [{words}default: {row.shown(row.default)}]"
     return click.option(
         *([row.flag] if row.about.short is None else [row.about.short, row.flag]),
         row.key,
         metavar=row.about.metavar,
         multiple=row.key == "bind",
         hidden=hidden,
+        shell_complete=_complete(row) if row.choices else None,
         help=f"{row.about.help}{default}",
     )
+
+
+def _complete(row: Row) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def words(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+        return [word for word in row.choices if word.startswith(begun)]
+
+    return words
 
 
 SAME_FLAGS: Final = "The flags of settings that 'prefork run --help' lists are accepted, too."
@@ -105,9 +142,36 @@ def which_pool(command: Callable[..., int]) -> Callable[..., int]:
     Where only one pool runs, neither is needed.
     """
     command = click.option(
-        "-n", "--name", metavar="NAME", help="Name of the pool, for a name that looks like a pid."
+        "-n",
+        "--name",
+        metavar="NAME",
+        shell_complete=running_pools,
+        help="Name of the pool, for a name that looks like a pid.",
     )(command)
-    return click.argument("pool", required=False, metavar="[NAME|PID]")(command)
+    return click.argument(
+        "pool", required=False, metavar="[NAME|PID]", shell_complete=running_pools
+    )(command)
+
+
+def running_pools(
+    _context: click.Context, _parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Return the names and pids of the running pools that begin so, for completion by a shell."""
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 - for shells only
+
+    from prefork.inspect.survey import look_around  # noqa: PLC0415
+
+    survey = look_around()
+    try:
+        found = [
+            CompletionItem(word, help=pool.where)
+            for pool in survey.pools
+            for word in ((pool.name,) if pool.name else ()) + (str(pool.pid),)
+            if word.startswith(begun)
+        ]
+    finally:
+        survey.close()
+    return found
 
 
 _TIMEOUT: Final = msgspec.structs.replace(ROWS["graceful_timeout"], key="timeout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import setproctitle
@@ -45,7 +45,23 @@ if TYPE_CHECKING:
     from socketserver import BaseServer
 
 
-@click.command("run", cls=CommandWithSettings, short_help="Serve TARGET until TERM or Ctrl-C.")
+EXAMPLES: Final = """\
+\b
+Examples:
+  prefork run app:Handler -b :9000 -w 4 -t 30s
+  prefork run app.py:Server --min-spare 2 --metrics 127.0.0.1:9100
+
+The exit status is 0 after a clean stop, 2 for wrong usage, 3 if the application cannot boot, 4 if an
+address cannot be bound, 5 for a crash loop, and 1 for any other failure.
+"""
+
+
+@click.command(
+    "run",
+    cls=CommandWithSettings,
+    short_help="Serve TARGET until TERM or Ctrl-C.",
+    epilog=EXAMPLES,
+)
 @click.argument("target")
 @factory_option
 @watch_option
@@ -65,6 +81,8 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
     """
     given = read_settings(flags, config)
     log = logs.set_up(given.value("log_level"), given.value("log_format"))
+    if (path := given.value("log_config")) is not None:
+        logs.set_up_from(path, given.origins["log_config"])
     try:
         with stops_unwind():
             watched = sources.files(config, os.environ) if watch else None
