@@ -28,6 +28,7 @@ from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import Order
+from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.accounting import OneAtATime, Overlapping
 from prefork.workers.worker.datagrams import ROUND
 from prefork.workers.worker.lanes import Accounted, Common, Lane, OneByOne
@@ -82,7 +83,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     the first request has reset its connection before anybody takes it.
     counts: the word that the scoreboard counts the request under; None where no request was taken.
     leaves: what ends the worker: an exception; "request", "round": after the one in hand.
-    instead: the calls that we make, where the standard server would end.
+    instead: the calls that we make, where the standard server would end or make fewer.
     """
 
     effects: dict[str, list[Any]] = {}
@@ -98,12 +99,29 @@ SCENARIOS = {
     "verify_request refuses": Scenario(
         effects={"verify_request": [False]}, overrides=True, counts="rejected"
     ),
-    # The standard server calls it outside of its try. One client must not end a worker.
+    # The standard server calls both outside of its try. One client must not end a worker.
+    "verify_request refuses, and shutdown_request raises": Scenario(
+        effects={"verify_request": [False], "shutdown_request": [OSError("on purpose")]},
+        overrides=True,
+        counts="error",
+        instead=["get_request", "verify_request", "shutdown_request", "handle_error", *ENDED],
+    ),
     "verify_request raises": Scenario(
         effects={"verify_request": [RuntimeError("on purpose")]},
         overrides=True,
         counts="error",
         instead=["get_request", "verify_request", "handle_error", *ENDED],
+    ),
+    # The standard server would leave the request open.
+    "verify_request raises SystemExit": Scenario(
+        effects={"verify_request": [SystemExit(7)]},
+        overrides=True,
+        counts="error",
+        leaves=SystemExit,
+        instead=["get_request", "verify_request", *ENDED],
+    ),
+    "process_request raises": Scenario(
+        effects={"process_request": [RuntimeError("on purpose")]}, overrides=True, counts="error"
     ),
     "handler raises Exception": Scenario(effects={"handle": [RuntimeError()]}, counts="error"),
     "handler raises SystemExit": Scenario(
@@ -111,6 +129,12 @@ SCENARIOS = {
     ),
     "handler raises KeyboardInterrupt": Scenario(
         effects={"handle": [KeyboardInterrupt()]}, counts="error", leaves=KeyboardInterrupt
+    ),
+    "handler raises SystemExit, and shutdown_request raises": Scenario(
+        effects={"handle": [SystemExit(7)], "shutdown_request": [OSError("on purpose")]},
+        overrides=True,
+        counts="error",
+        leaves=OSError,
     ),
     # The standard server would leave the request open besides.
     "handle_error raises": Scenario(
@@ -132,6 +156,15 @@ SCENARIOS = {
         overrides=True,
         counts="error",
         instead=[*TAKEN, "· shutdown_request", "handle_error", "shutdown_request"],
+    ),
+    "shutdown_request raises SystemExit": Scenario(
+        effects={"shutdown_request": [SystemExit(7)]},
+        overrides=True,
+        counts="error",
+        leaves=SystemExit,
+    ),
+    "close_request raises": Scenario(
+        effects={"close_request": [OSError("on purpose")]}, overrides=True, counts="error"
     ),
     "client was aborted in the queue": Scenario(
         effects={"get_request": [ConnectionAbortedError(errno.ECONNABORTED, "on purpose")]},
@@ -286,7 +319,7 @@ class Worker:
         self.common = Common(self.writer, kind.account(server, self.writer))
         self.common.begin("worker", self.epoll, bool)
         self.turn, self.takes = self.common.turn, self.common.takes
-        self.source = Source(listener, self.writer)
+        self.source = Source(listener, self.writer, **kind.options)
         self.source.enter_wait_queue(self.epoll)
         self.lane = kind.make(self)
 
@@ -322,13 +355,14 @@ class Kind(msgspec.Struct, frozen=True):
     """A lane, and a server class of which it serves an instance.
 
     plain: whether the server has the standard library's steps and no others, so that the lane may
-    leave out those that come to nothing.
+    leave out those that come to nothing. options: how its source takes.
     """
 
     base: Any
     account: Callable[[Any, SlotWriter], Any]
     make: Callable[[Worker], Lane]
     plain: bool = False
+    options: dict[str, Any] = {}
 
     @property
     def queued(self) -> int:
@@ -341,13 +375,19 @@ class Kind(msgspec.Struct, frozen=True):
             return False  # a worker would have chosen another lane
         if scenario.has_left and issubclass(self.base, UDP):
             return False  # a datagram has no connection
-        in_thread = {"handle_error", "shutdown_request"} & scenario.effects.keys()
+        ends = {"handle_error", "shutdown_request", "close_request"}
+        in_thread = ends & scenario.effects.keys()
         return self.queued > 1 or not (scenario.leaves or in_thread)
 
     def returns_early(self, scenario: Scenario) -> bool:
         """Return whether the lane returns after the first request, an exception aside."""
-        in_a_round = self.make is rounds and len(ROUND) >= self.queued
+        in_a_round = self.first_round >= self.queued
         return scenario.leaves == "request" or (scenario.leaves == "round" and not in_a_round)
+
+    @property
+    def first_round(self) -> int:
+        """How many requests the lane serves at least before it looks for an order: one that is measured goes alone."""
+        return len(ROUND) if self.make is rounds and "sample_every" not in self.options else 1
 
     def makes(self, call: str) -> bool:
         """Return whether the lane makes a call of the standard server, and in a way that is noted."""
@@ -364,6 +404,12 @@ class Kind(msgspec.Struct, frozen=True):
 
 class ThreadingTCPServer(socketserver.ThreadingMixIn, TCP):
     """The standard library's own."""
+
+
+class QuietUDPServer(UDP):
+    """Runs its handlers as ``PreForkingUDPServer`` does."""
+
+    finish_request = no_empty_reply.finish_request
 
 
 def no_account(_server: Any, _writer: SlotWriter) -> None:
@@ -407,7 +453,22 @@ KINDS = {
     "Accounted, datagrams": Kind(UDP, one_at_a_time, accounted),
     "Accounted, overlapping": Kind(TCP, overlapping, accounted),
     "Accounted, in threads": Kind(ThreadingTCPServer, overlapping, accounted),
+    "Accounted, in threads, measured": Kind(
+        ThreadingTCPServer, overlapping, accounted, options={"sample_every": 1}
+    ),
+    "OneByOne, measured": Kind(TCP, no_account, one_by_one, options={"sample_every": 2}),
+    "OneByOne, with client_timeout": Kind(
+        TCP, no_account, one_by_one, plain=True, options={"client_timeout": CEILING}
+    ),
+    "OneByOne, quiet datagrams": Kind(QuietUDPServer, no_account, one_by_one, plain=True),
+    "OneByOne, measured datagrams": Kind(
+        UDP, no_account, one_by_one, plain=True, options={"sample_every": 2}
+    ),
     "Rounds": Kind(UDP, no_account, rounds, plain=True),
+    "Rounds, quiet datagrams": Kind(QuietUDPServer, no_account, rounds, plain=True),
+    "Rounds, measured datagrams": Kind(
+        UDP, no_account, rounds, plain=True, options={"sample_every": 2}
+    ),
 }
 
 PLAYED = [
@@ -480,6 +541,8 @@ def test_lane_does_what_the_standard_server_does(
         used_up = len(calls) // kind.queued if scenario.counts is not None else 0
         calls = [*scenario.instead, *calls[used_up:]]
         answers = our_answers[:1] + answers[1:]
+        if isinstance(scenario.leaves, type):  # the others stay in the queue, for other workers
+            calls, answers = scenario.instead, our_answers
     assert kind.noted(our_calls) == kind.noted([call for call in calls if kind.makes(call)])
     assert our_answers == answers
 
@@ -502,7 +565,7 @@ def test_order_that_came_before_is_obeyed_after_one_request(kind: Kind) -> None:
         order_retire(stage)
         now = time.monotonic_ns()
         assert stage.worker.lane.serve(now, now + 10**10) > now
-        assert len(stage.in_hand) == (3 if kind.make is rounds else 1)
+        assert len(stage.in_hand) == min(kind.first_round, kind.queued)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -516,11 +579,8 @@ def test_nothing_queued_costs_nothing(kind: Kind) -> None:
         assert stage.worker.takes.dry
 
 
-@pytest.mark.parametrize(
-    ("kind", "served"),
-    [(kind, 3 if kind.make is rounds else 1) for kind in KINDS.values() if kind.queued == 3],
-)
-def test_turn_without_a_burst_is_one_request(kind: Kind, served: int) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.queued == 3])
+def test_turn_without_a_burst_is_one_request(kind: Kind) -> None:
     """Without time beyond now a lane serves one request, or one round, and leaves the rest of the queue."""
     stage = Stage(kind.base, Scenario(), notes_in_class=not kind.plain)
     stage.worker = Worker(kind, stage.server)
@@ -528,4 +588,4 @@ def test_turn_without_a_burst_is_one_request(kind: Kind, served: int) -> None:
         queue_up(stage, kind, Scenario())
         now = time.monotonic_ns()
         assert stage.worker.lane.serve(now, now) > now
-        assert len(stage.in_hand) == served
+        assert len(stage.in_hand) == min(kind.first_round, kind.queued)

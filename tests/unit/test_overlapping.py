@@ -319,7 +319,7 @@ def test_strangers_are_not_counted(worker: Worker) -> None:
 
 
 def test_close_that_fails_still_ends_the_request() -> None:
-    """A close_request() that raises says so to its caller, and the request is over all the same."""
+    """A close_request() that raises says so to its caller, and the request is over all the same, as a failed one."""
 
     class Failing(Threading):
         def close_request(self, request: Any) -> None:
@@ -331,7 +331,7 @@ def test_close_that_fails_still_ends_the_request() -> None:
         with pytest.raises(OSError, match="cannot close"):
             worker.server.close_request(request)
 
-        assert (worker.slot.in_progress, worker.counts) == (0, (1, 0, 0))
+        assert (worker.slot.in_progress, worker.counts) == (0, (0, 1, 0))
 
 
 def test_overrides_are_called_through() -> None:

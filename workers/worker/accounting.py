@@ -218,10 +218,10 @@ class Overlapping:
         """Follow the requests of this server, on the worker's own copy of the object."""
         finish, close = server.finish_request, server.close_request
         server.finish_request = self._watched_finish(finish)  # type: ignore[method-assign]
-        server.close_request = self._watched_close(close)  # type: ignore[method-assign]
+        server.close_request = self._watched_end(close)  # type: ignore[method-assign]
         in_thread = getattr(server, "process_request_thread", None)  # ThreadingMixIn's
         if in_thread is not None:
-            server.process_request_thread = self._watched_thread(in_thread)  # type: ignore[attr-defined]
+            server.process_request_thread = self._watched_end(in_thread)  # type: ignore[attr-defined]
 
     def _watched_finish(self, finish: Callable[..., None]) -> Callable[..., None]:
         def finish_request(request: Any, client_address: Any) -> None:
@@ -235,23 +235,19 @@ class Overlapping:
 
         return finish_request
 
-    def _watched_thread(self, run: Callable[..., None]) -> Callable[..., None]:
-        def process_request_thread(request: Any, client_address: Any) -> None:
+    def _watched_end(self, end: Callable[..., None]) -> Callable[..., None]:
+        """Return a call that ends a request. If the call raises, the request is no good one."""
+
+        def watched_end(request: Any, *address: Any) -> None:
+            outcome = Outcome.ERROR
             try:
-                run(request, client_address)
+                end(request, *address)
+                outcome = self._outcomes.get(id(request), Outcome.OK)
             finally:
-                self._over(request, self._outcomes.pop(id(request), Outcome.OK))
+                self._outcomes.pop(id(request), None)
+                self._over(request, outcome)
 
-        return process_request_thread
-
-    def _watched_close(self, close: Callable[..., None]) -> Callable[..., None]:
-        def close_request(request: Any) -> None:
-            try:
-                close(request)
-            finally:
-                self._over(request, self._outcomes.pop(id(request), Outcome.OK))
-
-        return close_request
+        return watched_end
 
     def enter_fork(self) -> None:
         """Have a lock that is free (a child that a request's thread has forked).
