@@ -415,6 +415,86 @@ WORKER = (
     ),
 )
 
+STRUCTURE = (
+    Mutant(
+        "the life of a pool changes in one method, which logs it",
+        "prefork/master/master.py",
+        "            self._change_life(life, why=type(failure).__name__)",
+        "            self._life = life",
+        "tests/unit/test_architecture.py -k setter",
+    ),
+    Mutant(
+        "a module that decides cannot read a clock",
+        "prefork/master/lifecycle.py",
+        "from prefork.workers.states import Phase\n",
+        "from prefork.master.clock import Clock\nfrom prefork.workers.states import Phase\n",
+        "tests/unit/test_architecture.py -k pure",
+    ),
+    Mutant(
+        "what master and workers share imports neither side",
+        "workers/text.py",
+        "from __future__ import annotations\n",
+        "from __future__ import annotations\n\nfrom prefork.workers.pool import oom\n",
+        "tests/unit/test_architecture.py -k meet_only",
+    ),
+    Mutant(
+        "a reload is given up when the pool stops",
+        "prefork/master/master.py",
+        "        if self._life.phase is Phase.SERVING:\n            self._reload.step(now)",
+        "        if self._life.phase is not None:\n            self._reload.step(now)",
+        "tests/unit/test_master.py -k reload",
+    ),
+    Mutant(
+        "a worker whose report cannot be made leaves no pipe open",
+        "workers/pool/descriptors.py",
+        "            os.close(wake_write)\n            raise",
+        "            raise",
+        "tests/unit/test_pool.py -k without_a_report",
+    ),
+)
+
+LANES = (
+    Mutant(
+        "a worker spins only briefly on a descriptor that brings nothing",
+        "workers/worker/takes.py",
+        "FRUITLESS_TRY = 64",
+        "FRUITLESS_TRY = 1",
+        "tests/unit/test_takes.py",
+    ),
+    Mutant(
+        "a request that ends its worker is counted before it is shut down",
+        "workers/worker/lanes.py",
+        "        self._writer.account(Outcome.ERROR, monotonic_ns() - since)\n"
+        "        self._server.shutdown_request(request)",
+        "        self._server.shutdown_request(request)\n"
+        "        self._writer.account(Outcome.ERROR, monotonic_ns() - since)",
+        "tests/unit/test_lanes.py",
+    ),
+    Mutant(
+        "so is one that an account counts",
+        "workers/worker/lanes.py",
+        "        self._account.returned(request, Outcome.ERROR)\n"
+        "        self._server.shutdown_request(request)",
+        "        self._server.shutdown_request(request)\n"
+        "        self._account.returned(request, Outcome.ERROR)",
+        "tests/unit/test_lanes.py",
+    ),
+    Mutant(
+        "a request whose handler was good and whose end was not is no good one",
+        "workers/worker/lanes.py",
+        "        self._account.judge(request, Outcome.ERROR)\n        self._account.returned(",
+        "        self._account.returned(",
+        "tests/unit/test_lanes.py",
+    ),
+    Mutant(
+        "a request that cannot be closed is no good one",
+        "workers/worker/accounting.py",
+        "            outcome = Outcome.ERROR\n            try:\n                end(",
+        "            outcome = Outcome.OK\n            try:\n                end(",
+        "tests/unit/test_lanes.py",
+    ),
+)
+
 LISTENERS = (
     Mutant(
         "a listener that a worker has shut down listens again",
@@ -1043,6 +1123,8 @@ MUTANTS = (
     *SCOREBOARD,
     *DEATHS,
     *WORKER,
+    *STRUCTURE,
+    *LANES,
     *LISTENERS,
     *METRICS,
     *MASTER,

@@ -325,6 +325,28 @@ def test_impure_imports_are_found(name: str, is_impure: bool) -> None:
     assert bool(impure_names("prefork.workers.pool.policy", {name})) is is_impure
 
 
+def life_setters(tree: ast.Module) -> set[str]:
+    """Return the names of the functions that assign to ``_life`` of an object, or delete it."""
+    return {
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute) and node.attr == "_life"
+        if not isinstance(node.ctx, ast.Load)
+    }
+
+
+def test_phase_has_one_setter() -> None:
+    """The life of a pool is changed by the one method that logs the change, wherever it comes from."""
+    setters = {name: life_setters(tree) for name, tree in SOURCES.items()}
+
+    assert {name: found for name, found in setters.items() if found} == {
+        "prefork.master.master": {"__init__", "_change_life"}
+    }
+    assert life_setters(ast.parse("def f():\n a, b._life = 1, 2")) == {"f"}
+
+
 # --- processes
 
 

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.master.master import BOOT_TRIES
+from prefork.reloading.reload import Reload
 from prefork.workers.errors import BootError, CrashLoopError
 from prefork.workers.pool.deadlines import DUMP_TIME
 from prefork.workers.pool.failures import CRASH_LOOP, PROVEN
 from prefork.workers.scoreboard import SlotField
-from prefork.workers.states import StartReason
+from prefork.workers.states import Phase, StartReason
 from tests.support.staged import BEGIN, TICK, StagedMaster, become_ready, pen
 
 if TYPE_CHECKING:
@@ -117,6 +118,21 @@ def test_error_of_service_actions_leaves_after_the_workers(staged: Stager) -> No
         stage.run(play())
     assert nothing_is_left(stage)
     assert causes(stage) == ["retired"] * 2
+
+
+def test_reload_goes_on_only_while_the_pool_serves(
+    staged: Stager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first tick of a stop on, a reload is given up and no step of it is made."""
+    stage = staged(workers=1)
+    steps, ends = [], []
+    monkeypatch.setattr(Reload, "step", lambda *_: steps.append(stage.master._life.phase))
+    monkeypatch.setattr(Reload, "cancel", lambda *_: ends.append(stage.master._life.phase))
+
+    stage.run(stage.boot())
+
+    assert set(steps) == {Phase.SERVING}
+    assert set(ends) == {Phase.LEAVING}
 
 
 def test_signals_move_the_floor(staged: Stager) -> None:

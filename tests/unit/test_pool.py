@@ -173,6 +173,22 @@ def test_without_descriptors_for_pipes_none_is_forked(
     assert stage.pool.failures.forks == 1
 
 
+def test_worker_without_a_report_leaves_no_pipe(
+    stage: StagedPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the last of a worker's descriptors cannot be made, those made before are closed."""
+
+    def create(_name: str) -> int:
+        raise NO_DESCRIPTOR
+
+    monkeypatch.setattr(descriptors.reports, "create", create)
+    before = set(os.listdir("/proc/self/fd"))
+    stage.spawn(1)
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert stage.system.batches == []
+    assert stage.pool.failures.forks == 1
+
+
 # --- ready
 
 

@@ -96,6 +96,11 @@ def test_endless_vain_takes_pause(bench: Bench, source: Any, caplog: Any) -> Non
     assert logged(caplog) == []
 
 
+def test_some_takes_in_vain_are_enough_to_pause(bench: Bench, source: Any) -> None:
+    """A worker spins only briefly on a descriptor that brings nothing: it pauses before the twentieth take."""
+    assert bench.fail(source, NOTHING, 20) > 0
+
+
 def test_success_clears_the_points(bench: Bench, source: Any) -> None:
     """Takes in vain that are interrupted by one that succeeds never add up to a pause."""
     for _ in range(FRUITLESS_BOUND):
