@@ -23,7 +23,8 @@ one store of 8 aligned bytes, of which 14 million concurrent reads saw none torn
 byte. The master therefore takes no pid, no size and no index from here. What it does read of a
 worker, a state, an instant or a wish, is bounded first: ``state()`` returns a state whatever stands
 there, and ``_add()`` stays within the range of a word. A worker that scribbles over everything
-spoils numbers, and nothing else. The memory is sealed against resizing, because a process that
+spoils numbers, and nothing else. The numbers of a slot are right again when the slot gets its next
+worker (workers/ledger.py). The memory is sealed against resizing, because a process that
 reads beyond the end of its mapping is killed (SIGBUS).
 
 Counters belong to the slot and go on with its next worker, so they never decrease.
@@ -40,6 +41,7 @@ from enum import IntEnum
 
 import msgspec
 
+from prefork.workers.ledger import Growth, Ledger
 from prefork.workers.states import (
     ExitKind,
     Order,
@@ -221,6 +223,25 @@ class SlotField(IntEnum):
 SLOT_WORDS = 64  # eight cache lines, which no other slot's worker writes to; some words are spare
 
 
+_COUNT = Growth(per_second=10**7, burst=MOST_IN_PROGRESS)
+_TIME = Growth(per_second=10**9 * 10_000, burst=2**50)
+_WAIT = Growth(per_second=10**15, burst=2**56)
+
+GROWTH: dict[int, Growth] = {
+    **dict.fromkeys(range(SlotField.ERRORS, SlotField.BUSY_NS), _COUNT),
+    **dict.fromkeys(range(SlotField.DURATIONS, SlotField.DURATIONS + BUCKETS), _COUNT),
+    **dict.fromkeys(range(SlotField.QUEUE_WAITS, SlotField.QUEUE_WAITS + BUCKETS), _COUNT),
+    **dict.fromkeys(range(SlotField.TIMEOUTS, SlotField.LAST_EXIT), _COUNT),
+    **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
+    **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES), _COUNT),
+    **dict.fromkeys((SlotField.CPU_USER_NS, SlotField.CPU_SYSTEM_NS, SlotField.BUSY_NS), _TIME),
+    SlotField.QUEUE_WAIT_NS: _WAIT,
+}
+"""How fast the counters of a slot can grow: ten million events a second, ten thousand threads at a
+time, and a queue of some thousand clients that have waited for an hour.
+"""
+
+
 class SlotSnapshot(msgspec.Struct, frozen=True):
     """One slot as it was read. A worker wrote most of the words, so they are for showing only."""
 
@@ -296,13 +317,17 @@ LAYOUT = (VERSION, SLOT_WORDS, _SLOTS_AT, TEXT_BYTES)
 class Scoreboard:
     """The mapped memory, in the master, in a worker or in a reader."""
 
-    def __init__(self, fd: int, slots: int, *, writable: bool = True) -> None:
+    def __init__(
+        self, fd: int, slots: int, *, writable: bool = True, counters: bytes = b""
+    ) -> None:
         self.fd = fd
         self.slots = slots
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._map = mmap.mmap(fd, _size(slots), access=access)
         self._bytes = memoryview(self._map)
         self.words = self._bytes.cast("q")
+        self.ledger = Ledger(GROWTH, slots if writable else 0, SLOT_WORDS, counters)
+        """What is believed of the slots' counters (master)."""
         self.description = Text(self._map, _TEXTS_AT)
         """What the pool is, as ``metrics.description`` writes it."""
         self.reload_report = Text(self._map, _TEXTS_AT + TEXT_BYTES)
@@ -326,10 +351,12 @@ class Scoreboard:
         return board
 
     @classmethod
-    def adopt(cls, fd: int, slots: int, layout: tuple[int, ...]) -> Scoreboard:
+    def adopt(
+        cls, fd: int, slots: int, layout: tuple[int, ...], counters: bytes = b""
+    ) -> Scoreboard:
         """Map the memory that an earlier image of this master has made (next image).
 
-        slots, layout: what that image has handed over. The memory is not asked: any worker may have
+        slots, layout, counters: what that image has handed over. The memory is not asked: any worker may have
         written to it. Only its size is as trustworthy as the state, because it is sealed. The
         header is written anew, so that readers from outside find it whole. Raises ValueError for
         another layout than LAYOUT, and for a memory that does not have this many slots.
@@ -340,7 +367,7 @@ class Scoreboard:
             raise ValueError(
                 f"scoreboard of {found} bytes, where {slots} slots take {_size(slots)}"
             )
-        board = cls(fd, slots)
+        board = cls(fd, slots, counters=counters)
         board.write_header()
         return board
 
@@ -427,6 +454,7 @@ class Scoreboard:
             (SlotField.SPAWNED_NS, now_ns),
         ):
             self.words[base + field] = value
+        self.ledger.settle(slot, self.words[base : base + SLOT_WORDS], now_ns)
 
     def occupy_slot(self, slot: int, pid: int, reason: StartReason) -> None:
         """Publish which worker is in a slot now, and count its start (master)."""
@@ -459,6 +487,7 @@ class Scoreboard:
         self.words[base + SlotField.LAST_EXIT] = index + 1
         self.words[base + SlotField.LAST_EXIT_NS] = now_ns
         self.words[base + SlotField.PID] = 0
+        self.ledger.settle(slot, self.words[base : base + SLOT_WORDS], now_ns)
         self.count_pool(PoolField.EXITS + index)
 
     def carry_over(self, slot: int, usage: Usage) -> None:

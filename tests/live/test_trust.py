@@ -106,10 +106,10 @@ def test_full_pipes_keep_no_order_from_the_master(
     program = start(attacked(max_children=8))
     address = program.address()
     victim = min(program.wait_workers(WORKERS))
-    ask(address, f"fill_pipes(self, HARMLESS, blocking={blocking})")
+    ask(address, f"fill_pipes(self, bytes([1, 3, 21]) * 1000, blocking={blocking})")
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: len(program.workers() - {victim}) == WORKERS, "another worker")
-    ask(address, f"fill_pipes(self, HARMLESS, blocking={blocking})")
+    ask(address, f"fill_pipes(self, bytes([1, 3, 21]) * 1000, blocking={blocking})")
     program.signal(signal.SIGTTIN)
     program.wait_workers(WORKERS + 1)
     reload(program, 1)
@@ -152,6 +152,29 @@ def test_words_about_siblings_end_none(
         assert ask(address, "1 + 1").endswith(" 2")
     assert program.workers() == workers
     assert program.logged(" exited ") == []
+
+
+@pytest.mark.parametrize("value", [FULL, 0, -1])
+def test_totals_are_right_again_after_a_reload(start: Callable[..., Program], value: int) -> None:
+    """Counters that a worker has written over have their former values when their slots have other workers."""
+    program = start(attacked())
+    address = program.address()
+    program.wait_workers(WORKERS)
+    for _ in range(20):
+        ask(address, "1 + 1")
+    reload(program, 1)
+    with board_of(program.pid) as board:
+
+        def finished() -> int:
+            return sum(sum(one.histogram(SlotField.DURATIONS)) for one in board.snapshot().slots)
+
+        before, busy = finished(), board.total(SlotField.BUSY_NS)
+        assert before >= 20
+        ask(address, f"scribble_slots({COUNTERS}, {value}, {WORKERS})")
+        for times in (2, 3):
+            reload(program, times)
+            wait_until(lambda: before <= finished() <= before + 20, "the requests are back")
+            assert busy <= board.total(SlotField.BUSY_NS) <= busy + 60 * 10**9
 
 
 def test_worker_that_scribbles_on_is_survived(start: Callable[..., Program]) -> None:

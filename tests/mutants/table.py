@@ -886,6 +886,20 @@ RELOAD = (
 
 TRUST = (
     Mutant(
+        "a total that a worker has written over is set back",
+        "workers/ledger.py",
+        "                found[field] = own[field]\n",
+        "                own[field] = found[field]\n",
+        "tests/unit/test_ledger.py tests/live/test_trust.py -k 'totals or set_back'",
+    ),
+    Mutant(
+        "totals that a worker has written over are set back after a reload, too",
+        "workers/pool/descriptors.py",
+        "previous.board, previous.slots, previous.layout, previous.counters\n",
+        "previous.board, previous.slots, previous.layout\n",
+        "tests/live/test_trust.py -k totals",
+    ),
+    Mutant(
         "an order that another worker has written into a slot is not obeyed",
         "workers/worker/loop.py",
         "            self._writer.words[ORDER] = Order.SERVE\n",

@@ -62,7 +62,9 @@ class Descriptors:
                 self.board = Scoreboard.create(slots)
                 self.life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             else:
-                self.board = Scoreboard.adopt(previous.board, previous.slots, previous.layout)
+                self.board = Scoreboard.adopt(
+                    previous.board, previous.slots, previous.layout, previous.counters
+                )
                 self.life_read, self._life_write = previous.life
             self.exits = select.epoll()
             """Readable when a worker has ended."""

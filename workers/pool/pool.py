@@ -91,6 +91,7 @@ class Pool:
             generation=self.generation,
             lost=self.table.lost,
             workers=tuple(self.table),
+            counters=self.board.ledger.content(),
         )
 
     def counts(self) -> dict[str, int]:

@@ -112,7 +112,8 @@ class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scoreboard. Instants are on the master's clock, which goes on as well.
 
     board, life: descriptors of the scoreboard and of both ends of the life pipe. slots, layout: of
-    the scoreboard, whose own words are not believed. generation: of the youngest workers. lost,
+    the scoreboard, whose own words are not believed. counters: what is believed of the slots'
+    counters (workers/ledger.py). generation: of the youngest workers. lost,
     workers: the process table.
     """
 
@@ -123,6 +124,7 @@ class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     generation: int
     lost: int
     workers: tuple[Handle, ...]
+    counters: bytes = b""
 
     @property
     def fds(self) -> list[int]:
