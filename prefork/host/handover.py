@@ -107,7 +107,8 @@ class MasterState(msgspec.Struct, frozen=True):
     kept: descriptors of sockets that the program knows by their number (``fd://N``, systemd).
     wakeup: the descriptors of the two pipes that wake the master.
     lost_time: seconds that the master's clock stood still so far.
-    floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers``.
+    floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers`` that it
+    comes from, 0 if it comes from load.
     size: workers wanted now, with those that load has added.
     settings: as a user would write them, to log which have changed.
     load_timeout, graceful_timeout: how long the new code may take until it serves, and the workers

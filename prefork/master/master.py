@@ -148,7 +148,7 @@ class Master:
             now=self._now(),
             system=system,
         )
-        self._size = PoolSize(self.pool, *first_size(settings, previous))
+        self._size = PoolSize(self.pool, first_size(settings, previous))
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
             spec,
@@ -382,10 +382,12 @@ class Master:
     # --- reload
 
     def _step_reload(self, now: float) -> None:
-        if self._life.phase is Phase.SERVING:
-            self._reload.step(now)
-        else:
+        if self._life.phase is not Phase.SERVING:
             self._reload.cancel()
+            return
+        if self._reload.new_code_serves:
+            self._size.follow_settings()
+        self._reload.step(now)
 
     def _state_to_hand_over(self) -> MasterState:
         """Return what the next image of this master needs to go on."""
@@ -399,7 +401,7 @@ class Master:
             wakeup=self._wakeup.fds,
             lost_time=self._clock.lost,
             floor=self._size.floor,
-            floor_set=self._settings.workers,
+            floor_set=self._size.floor_set,
             size=self._size.spares.size,
             settings=shown(self._settings),
             load_timeout=self._settings.boot_timeout,
@@ -420,7 +422,7 @@ class Master:
             workers=pool.views(now),
             spares=self._size.spares,
             oom_killed=pool.deaths.oom_killed,
-            generation=pool.generation if self._reload.may_roll(now) else 0,
+            oldest_generation=self._reload.oldest_generation(now),
             lost=pool.table.lost,
             lost_after_serving=pool.table.lost_after_serving,
             fork_at=pool.failures.fork_at,

@@ -29,26 +29,40 @@ Under load every request would wake the master otherwise. A pool that grows can 
 """
 
 
-def first_size(settings: Settings, previous: MasterState | None) -> tuple[int, int]:
-    """Return the floor and the size at which a master begins, in workers (pure).
+class FirstSize(msgspec.Struct, frozen=True):
+    """The numbers at which a master begins, in workers.
 
-    previous: what an earlier image has left. What TTIN and TTOU have made of the floor stays, unless
-    the setting ``workers`` has changed.
+    floor_set: the setting ``workers`` from which the floor comes; 0 if the floor comes from load.
+    """
+
+    floor: int
+    floor_set: int
+    size: int
+
+
+def first_size(settings: Settings, previous: MasterState | None) -> FirstSize:
+    """Return the numbers at which a master begins (pure).
+
+    previous: what an earlier image has left. The pool keeps the size that it had, whatever the new
+    settings say, because the workers that serve are those of the previous code. The new settings
+    count when the new code has proved that it can start a worker (``PoolSize.follow_settings()``).
     """
     if previous is None:
-        return settings.workers, settings.workers
-    floor = settings.workers
-    if settings.workers == previous.floor_set:
-        floor = min(previous.floor, settings.max_children)
-    return floor, max(floor, previous.size)
+        return FirstSize(settings.workers, settings.workers, settings.workers)
+    if settings.min_spare is None and previous.size > previous.floor:
+        # Load made the pool larger, and the new settings do not follow load.
+        return FirstSize(previous.size, 0, previous.size)
+    return FirstSize(previous.floor, previous.floor_set, previous.size)
 
 
 class PoolSize:
-    """The floor and the size of one pool. floor, size: where they begin, in workers."""
+    """The floor and the size of one pool. first: where they begin."""
 
-    def __init__(self, pool: Pool, floor: int, size: int) -> None:
-        self.floor = floor
-        self.spares = Spares(size)
+    def __init__(self, pool: Pool, first: FirstSize) -> None:
+        self.floor = first.floor
+        self.floor_set = first.floor_set
+        """The setting ``workers`` from which the floor comes; 0 if the floor comes from load."""
+        self.spares = Spares(first.size)
         self._settings = pool.spec.settings
         self._pool = pool
         self._memory = Memory()
@@ -74,6 +88,19 @@ class PoolSize:
         by_signal = PoolField.SCALED_UP_BY_SIGNAL if change > 0 else PoolField.SCALED_DOWN_BY_SIGNAL
         self._pool.board.count_pool(by_signal, abs(floor - old))
         self._announce(old, floor, why)
+
+    def follow_settings(self) -> None:
+        """Take over the setting ``workers`` of new code, whose first worker is ready.
+
+        If the setting is as before, the floor stays what TTIN and TTOU have made of it.
+        """
+        if self.floor_set == self._settings.workers:
+            return
+        old, self.floor = self.floor, self._settings.workers
+        self.floor_set = self._settings.workers
+        self.spares = msgspec.structs.replace(self.spares, size=max(self.floor, self.spares.size))
+        if self.floor != old:
+            self._announce(old, self.floor, "reload")
 
     def follow(self, spares: Spares) -> None:
         """Take over what the policy has decided about the load."""

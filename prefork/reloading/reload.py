@@ -16,12 +16,13 @@ that are on disk now, and lose no request. A reload takes two images of the mast
 
 Until the exec, a failure costs nothing: the old master goes on with all it had. After the exec the
 old code is gone, but its workers still serve. If the new code cannot start a worker, these stay,
-and the next reload replaces them.
+and the next reload replaces them. The master has no other code than the new one by then. So a worker
+that ends after such a failure is replaced with the new code, and has the generation of the new code.
 
 No step waits. ``step()`` is called in every tick of a master that serves, and looks whether the
 trial has ended, or whether the old workers are gone. How workers are replaced is no business of
 this module: the policy replaces those of an older generation (workers/pool/policy.py), a few at a
-time. ``may_roll()`` tells it whether it may begin.
+time. ``oldest_generation()`` says which ones.
 """
 
 from __future__ import annotations
@@ -202,27 +203,45 @@ class Reload:
             listener.close_intake()
         self._roll_by = now + settings.graceful_timeout
 
-    def may_roll(self, now: float) -> bool:
-        """Return whether workers of the old code may be replaced.
+    @property
+    def new_code_serves(self) -> bool:
+        """Whether a roll is under way in which a worker of the new code is ready."""
+        return self.rolling and self._pool.table.count_ready(self._pool.generation) > 0
+
+    def oldest_generation(self, now: float) -> int:
+        """Return the oldest generation whose workers stay; the policy replaces the others.
+
+        0, so that all workers stay, except in a roll: after a roll that has failed, the workers of
+        the previous code serve on.
+        """
+        return self._pool.generation if self.rolling and self._may_replace(now) else 0
+
+    def _may_replace(self, now: float) -> bool:
+        """Return whether the roll may replace workers of the old code.
 
         Only they can serve what is queued on a socket that no new server has claimed. So the roll
         waits until nothing is queued there, at most for ``graceful_timeout``.
         """
-        if not self._abandoned or not self.rolling:
-            return True
         waiting = any(listener.needs_draining() for listener in self._abandoned)
         return not waiting or now >= self._roll_by
 
     def _roll(self, now: float) -> None:
         pool = self._pool
-        fresh = pool.table.count_ready(pool.generation)
-        if not fresh and pool.failures.boots:
-            # With the old generation as the current one again, the policy has nothing to replace.
-            pool.generation -= 1
-            self._fail("the first new worker did not start", pool.failures.last_report)
-        elif fresh and not pool.table.has_older(pool.generation) and self.may_roll(now):
+        if not self.new_code_serves:
+            if pool.failures.boots:
+                self._fail("the first new worker did not start", pool.failures.last_report)
+                self._warn_of_mixed_code()
+        elif not pool.table.has_older(pool.generation) and self._may_replace(now):
             self._succeed()
             self._close_abandoned()
+
+    def _warn_of_mixed_code(self) -> None:
+        log.event(
+            logging.WARNING,
+            "master",
+            "has only the new code: a worker that ends is replaced with it until the next reload",
+            generation=self._pool.generation,
+        )
 
     def _close_abandoned(self) -> None:
         for listener in self._abandoned:

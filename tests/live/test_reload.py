@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -242,8 +243,66 @@ def test_new_code_whose_workers_do_not_boot_leaves_the_old_ones(
         server.write(init="")
         server.reload(board)
     assert load.lost == {}
-    assert server.version() == ("2", 1)
+    assert server.version() == ("2", 2)
     assert not workers & program.workers()
+
+
+def test_worker_that_ends_after_a_failed_roll_is_replaced_under_the_new_generation(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """After a roll that failed, the old workers keep their generation, and a replacement has that of its code."""
+    server = reloadable(workers=1)
+    program = server.program
+    (worker,) = program.wait_workers(1)
+    with board_of(program.pid) as board:
+        server.write(version="2", init="import os\nif not os.path.exists('mended'): 1 / 0")
+        server.reload(board, fails=True)
+        assert server.version() == ("1", 0)
+        program.wait_logged("has only the new code.* generation=1")
+        server.write(mended="")
+        os.kill(worker, signal.SIGKILL)
+        program.wait_logged(r"worker slot=\d gen=1 pid=\d+ ready")
+        assert server.version() == ("2", 1)
+        server.reload(board)
+        assert server.version() == ("2", 2)
+
+
+def test_failed_roll_leaves_the_size_of_the_pool(reloadable: Callable[..., Reloadable]) -> None:
+    """New code whose workers do not start changes no number of workers, whatever its settings say."""
+    server = reloadable(workers=4, max_children=9)
+    program = server.program
+    workers = program.wait_workers(4)
+    with board_of(program.pid) as board:
+        server.write(settings=repr({"workers": 2, "max_children": 9}), init="1 / 0")
+        server.reload(board, fails=True)
+        stays(lambda: program.workers() >= workers, "the old workers", span=0.3)
+        assert board.pool(PoolField.FLOOR) == 4
+        assert "resized" not in program.log
+        server.write(init="")
+        server.reload(board)
+        program.wait_workers(2)
+        assert board.pool(PoolField.FLOOR) == 2
+
+
+def test_smaller_size_of_new_code_counts_when_its_first_worker_is_ready(
+    reloadable: Callable[..., Reloadable],
+) -> None:
+    """A reload that also lowers ``workers`` retires no worker before one of the new code is ready."""
+    server = reloadable(workers=4, max_children=9)
+    program = server.program
+    program.wait_workers(4)
+    with board_of(program.pid) as board:
+        server.write(settings=repr({"workers": 2, "max_children": 9}))
+        server.reload(board)
+    program.wait_workers(2)
+    log = program.log
+    first_ready = re.search(r"worker slot=\d gen=1 pid=\d+ ready", log)
+    first_exit = re.search(r"worker slot=\d gen=0 pid=\d+ exited", log)
+    resized = re.search(r"master resized old=4 new=2 why=reload", log)
+    assert first_ready is not None
+    assert first_exit is not None
+    assert resized is not None
+    assert first_ready.start() < resized.start() < first_exit.start()
 
 
 def test_reload_asked_for_during_a_reload_is_one_more(

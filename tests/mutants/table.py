@@ -778,6 +778,20 @@ RELOAD = (
         "tests/live/test_reload.py tests/live/test_reload_commands.py",
     ),
     Mutant(
+        "a reload takes the new number of workers only when new code serves",
+        "prefork/master/master.py",
+        "if self._reload.new_code_serves:",
+        "if self._reload.rolling:",
+        "tests/live/test_reload.py -k size",
+    ),
+    Mutant(
+        "a worker of the new code never has the generation of the previous code",
+        "workers/pool/pool.py",
+        "self.generation = previous.generation + 1",
+        "self.generation = previous.generation",
+        "tests/live/test_reload.py -k under_the_new_generation",
+    ),
+    Mutant(
         "a reload that was asked for during a reload follows",
         "prefork/reloading/reload.py",
         '        self.wanted_by = "" if previous is None else previous.again',

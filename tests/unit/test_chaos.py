@@ -268,15 +268,15 @@ def test_total_that_falls_is_a_breach() -> None:
     assert scraped({"a": 2.0}, {"a": 1.0}) == []
 
 
-def test_old_tick_and_a_third_generation_are_breaches() -> None:
-    """The master looks around every half second, and two generations live at most."""
+def test_old_tick_and_a_fourth_generation_are_breaches() -> None:
+    """The master looks around every half second, and three generations live at most."""
     tick = "prefork_last_tick_timestamp_seconds"
     worker = 'prefork_worker_info{{slot="{0}",pid="1",generation="{0}"}}'
 
     assert scraped({tick: 99.5}) == []
     assert scraped({tick: 97.0}) == [Invariant.I12]
-    assert scraped({worker.format(n): 1.0 for n in range(2)}) == []
-    assert scraped({worker.format(n): 1.0 for n in range(3)}) == [Invariant.I14]
+    assert scraped({worker.format(n): 1.0 for n in range(3)}) == []
+    assert scraped({worker.format(n): 1.0 for n in range(4)}) == [Invariant.I14]
 
 
 def test_metrics_that_do_not_answer_are_a_breach() -> None:

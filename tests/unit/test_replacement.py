@@ -116,9 +116,9 @@ def test_older_generation_is_replaced_first_and_as_reloaded() -> None:
         worker(1, generation=1, recycle_request=ExitKind.MAX_REQUESTS),
     )
 
-    assert plan(old, tired, floor=2, generation=1).starts == (StartReason.RELOADED,)
+    assert plan(old, tired, floor=2, oldest_generation=1).starts == (StartReason.RELOADED,)
     ready = worker(2, generation=1)
-    assert left(plan(old, tired, ready, floor=2, generation=1)) == [(0, ExitKind.RELOADED)]
+    assert left(plan(old, tired, ready, floor=2, oldest_generation=1)) == [(0, ExitKind.RELOADED)]
 
 
 def test_idle_worker_is_replaced_before_a_busy_one() -> None:

@@ -91,15 +91,15 @@ def _outdated_workers(
     found = [
         (worker, kind)
         for worker in view.staying
-        if worker.ready and (kind := _outdated(worker, view.generation, settings, now)) is not None
+        if worker.ready and (kind := _outdated(worker, view, settings, now)) is not None
     ]
     return sorted(found, key=lambda one: (one[0].generation, not one[0].idle, one[0].spawned_at))
 
 
 def _outdated(
-    worker: WorkerView, generation: int, settings: Settings, now: float
+    worker: WorkerView, view: PoolView, settings: Settings, now: float
 ) -> ExitKind | None:
-    if worker.generation < generation:
+    if worker.generation < view.oldest_generation:
         return ExitKind.RELOADED
     if _may_ask(worker.recycle_request, settings):
         return worker.recycle_request

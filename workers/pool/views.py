@@ -53,7 +53,7 @@ class PoolView(msgspec.Struct, frozen=True):
     floor: the number of workers to keep, whatever the load. spares: what was decided of the load
     before. affordable: how many workers more the memory can bear, None when nobody looked.
     oom_killed: workers that the kernel has killed because of low memory since the last decision.
-    generation: of the code that is to serve. lost: workers that died unexpectedly and have not
+    oldest_generation: the policy replaces workers of an older one; 0 for none. lost: workers that died unexpectedly and have not
     been replaced yet. lost_after_serving: those of them that had served, so that their deaths say
     nothing against the next worker. fork_at, try_at, probing, respawns_left: what ``Failures`` says of
     new workers. stop_by: end of the graceful stop. dump_first: stopping now, but
@@ -66,7 +66,7 @@ class PoolView(msgspec.Struct, frozen=True):
     spares: Spares | None = None
     affordable: int | None = None
     oom_killed: int = 0
-    generation: int = 0
+    oldest_generation: int = 0
     lost: int = 0
     lost_after_serving: int = 0
     fork_at: float = 0.0
