@@ -13,6 +13,7 @@ import mmap
 import os
 import select
 import signal
+import struct
 import sys
 import threading
 import time
@@ -28,6 +29,9 @@ from prefork.workers.states import ExitStatus, MainThread, Usage
 _PR_GET_CHILD_SUBREAPER = 37
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+
+_SIGACTION_ROOM = 512
+"""More bytes than a ``struct sigaction`` has anywhere. The address of the handler comes first."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -347,6 +351,32 @@ def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> Non
     # which costs each worker some 250 KiB of copied pages.
     for number, handler in handlers.items():
         _signal.signal(number, handler if callable(handler) else int(handler))
+
+
+def disposition_of(number: int) -> bytes:
+    """Return what the kernel does at a signal: a ``struct sigaction`` for ``put_back()``."""
+    found = ctypes.create_string_buffer(_SIGACTION_ROOM)
+    _libc.sigaction(number, None, found)
+    return found.raw
+
+
+def is_of_c(disposition: bytes, number: int) -> bool:
+    """Return whether a disposition is a handler that C code has installed, such as ``faulthandler``.
+
+    Call this while a handler of Python stands: all of them are one function in C, and this one is another.
+    """
+    of_python = _handler_in(disposition_of(number))
+    return _handler_in(disposition) not in (int(signal.SIG_DFL), int(signal.SIG_IGN), of_python)
+
+
+def put_back(disposition: bytes, number: int) -> None:
+    """Have the kernel do at a signal what it did when ``disposition_of()`` was called (any thread)."""
+    _libc.sigaction(number, disposition, None)
+
+
+def _handler_in(disposition: bytes) -> int:
+    handler: int = struct.unpack_from("@P", disposition)[0]
+    return handler
 
 
 def set_mask(mask: set[int]) -> None:

@@ -62,6 +62,8 @@ class SignalCounts:
         self._arrived: dict[int, object] = {}
         self._early: list[int] = []
         self._before: dict[signal.Signals, Any] = {}
+        self._before_in_c: dict[signal.Signals, bytes] = {}
+        """The dispositions among them that C code has installed: Python neither knows them nor restores them."""
         self._was_stopped = False
         self._pipe_bytes = 0
 
@@ -117,12 +119,25 @@ class SignalCounts:
             if number is signal.SIGWINCH or signal.getsignal(number) is signal.SIG_IGN:
                 continue
             undo.callback(self._restore, number)
+            disposition = system.disposition_of(number)
             self._before[number] = signal.signal(number, note)
+            if system.is_of_c(disposition, number):
+                self._before_in_c[number] = disposition
 
     def _restore(self, number: signal.Signals) -> None:
-        if number in self._before:
-            handler = unattended.after_serving(number, self._before[number])
+        if number not in self._before:
+            return
+        before = self._before[number]
+        handler = unattended.after_serving(number, before)
+        in_c = self._before_in_c.get(number) if handler is before else None
+        # Without the mask, the signal could meet Python's default between the two steps.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        try:
             signal.signal(number, default_for_none(handler))
+            if in_c is not None:
+                system.put_back(in_c, number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _restore_in_child(self) -> None:
         """Give a child that the program forks the handlers that it would have without a pool."""
@@ -132,7 +147,10 @@ class SignalCounts:
         }
         with contextlib.suppress(ValueError):  # raised in a child that a thread has forked (3.13.0)
             system.set_handlers(handlers)
+        for number, disposition in self._before_in_c.items():
+            system.put_back(disposition, number)
         self._before.clear()
+        self._before_in_c.clear()
 
     def _hand_on(self, wakeup: Wakeup) -> None:
         if not self._before or self._was_stopped:

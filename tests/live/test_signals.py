@@ -200,3 +200,44 @@ def test_deadlines_stand_still_while_the_master_is_stopped(start: Callable[..., 
         program.signal(signal.SIGCONT)
         assert read_to_the_end(client) == f"{busy} None"
     assert program.wait() == 0
+
+
+def test_handlers_that_c_code_has_installed_are_put_back(start: Callable[..., Program]) -> None:
+    """A handler of ``faulthandler`` works again after serve_forever(), and in a child that a hook forks."""
+    program = start(
+        """
+        from tests.support.app import *
+        import faulthandler, prefork
+
+        reports = {who: open(who, "w") for who in ("child", "after")}
+        faulthandler.register(signal.SIGUSR1, file=reports["after"])
+
+        def when_ready(server):
+            if os.fork() == 0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                reports["child"].write("alive")
+                reports["child"].close()
+                os._exit(0)
+            announce(server)
+
+        class Server(prefork.PreForkingTCPServer):
+            workers = 1
+
+        Server.when_ready = when_ready
+        log_to_stderr()
+        with Server(LOOPBACK, Echo) as server:
+            server.serve_forever()
+        tell("handler", signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL)
+        before = os.path.getsize("after")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        tell("dumped", os.path.getsize("after") > before)
+        """
+    )
+    program.address()
+    folder = program.stderr_path.parent
+    wait_until(lambda: (folder / "child").read_text() == "alive", "the child outlives its USR1")
+    assert "most recent call first" in (folder / "after").read_text()
+    program.signal(signal.SIGTERM)
+    assert program.told("handler") is True
+    assert program.told("dumped") is True
+    assert program.wait() == 0

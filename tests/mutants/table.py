@@ -608,6 +608,13 @@ METRICS = (
 
 MASTER = (
     Mutant(
+        "a handler of C code is put back after serving",
+        "prefork/master/signals.py",
+        "                system.put_back(in_c, number)",
+        "                pass",
+        "tests/live/test_signals.py -k c_code",
+    ),
+    Mutant(
         "shutdown() in the thread that serves does not wait for itself",
         "prefork/mixin.py",
         "if run.is_served_here:",
