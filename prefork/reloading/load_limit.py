@@ -66,9 +66,8 @@ class LoadLimit:
         """Let the program take any time from now on."""
         system.lift_limit()
         if self._is_handled:
-            self._is_handled = False
+            # The handler stays: the master may run in another thread, where none can be removed.
             self._timer.set(0.0)
-            signal.signal(SIGNAL, signal.SIG_DFL)
 
     def _is_over(self, _number: int, frame: FrameType | None) -> None:
         if process.handover is None:

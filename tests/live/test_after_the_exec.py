@@ -303,6 +303,36 @@ def test_new_code_that_hangs_before_it_imports_prefork_ends(
     program.wait_silent(ceiling=2)
 
 
+IN_A_THREAD = """
+    from tests.support.app import *
+    import prefork
+
+    def run():
+        serve(Echo, prefork.PreForkingTCPServer, workers=2)
+
+    if os.path.exists("thread"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+"""
+
+
+def test_new_code_that_serves_in_a_thread(start: Callable[..., Program], tmp_path: Path) -> None:
+    """New code that serves in another thread than the main one adopts the workers as any other."""
+    program = start(IN_A_THREAD)
+    address = program.address()
+    (tmp_path / "thread").touch()
+    with board_of(program.pid) as board:
+        program.signal(signal.SIGHUP)
+        wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+    assert ask(address, "x")
+    program.signal(signal.SIGKILL)  # no signal reaches a master in a thread
+    program.wait()
+    program.wait_silent(ceiling=2)
+
+
 TIMERS = "; ".join(
     [
         "signal.signal(signal.SIGALRM, signal.SIG_IGN)",
