@@ -508,3 +508,18 @@ def test_handler_knows_its_worker(start: Callable[..., Program], base: str) -> N
         program.terminate()
         assert program.told("at the end") == [worker, True]
     assert program.wait() == 0
+
+
+def test_numpy_is_reseeded_in_each_worker(start: Callable[..., Program]) -> None:
+    """Where numpy.random is loaded, its global generator is reseeded in each worker before worker_init()."""
+    program = start("""
+        from tests.support.app import *
+        import prefork, types
+
+        numbers = types.ModuleType("numpy.random")
+        numbers.seed = lambda: tell("reseeded", os.getpid())
+        sys.modules["numpy.random"] = numbers
+        serve(Echo, workers=2)
+    """)
+    workers = program.wait_workers(2)
+    assert {program.told("reseeded"), program.told("reseeded", nth=1)} == workers

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Final, NamedTuple
 
 from prefork.workers.errors import BootError
 from prefork.workers.settings import Settings
@@ -66,7 +67,53 @@ def other_threads() -> list[str]:
         if thread not in expected
     ]
     native = _count_tasks() - len(threads)
-    return [*named, f"{native} of native code"] if native > 0 else named
+    loaded = _thread_pools_loaded() if native > 0 else []
+    if native <= _most_harmless(loaded):
+        return named
+    remedies = [f"{one.variable}=1 starts none for {one.name}" for one in loaded]
+    return [*named, "; ".join([f"{native} of native code", *remedies])]
+
+
+class _ThreadPool(NamedTuple):
+    """A library that starts threads of its own for computing.
+
+    part: of the name of its file. variable: in the environment, limits the threads. survives: whether
+    the library is made for a fork: it ends its threads before, and starts new ones where it needs them.
+    """
+
+    name: str
+    part: str
+    variable: str
+    survives: bool = False
+
+
+_THREAD_POOLS: Final = (
+    _ThreadPool("OpenBLAS", "openblas", "OPENBLAS_NUM_THREADS", survives=True),
+    _ThreadPool("OpenMP of GCC", "libgomp", "OMP_NUM_THREADS"),
+    _ThreadPool("OpenMP of LLVM or Intel", "libomp", "OMP_NUM_THREADS"),
+    _ThreadPool("OpenMP of LLVM or Intel", "libiomp5", "OMP_NUM_THREADS"),
+    _ThreadPool("MKL", "libmkl", "MKL_NUM_THREADS"),
+)
+
+
+def _thread_pools_loaded() -> list[_ThreadPool]:
+    """Return the libraries with threads that this process has loaded."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            files = {line.rpartition("/")[2] for line in maps if "/" in line}
+    except OSError:
+        return []
+    return [one for one in _THREAD_POOLS if any(one.part in file for file in files)]
+
+
+def _most_harmless(loaded: list[_ThreadPool]) -> int:
+    """Return how many native threads a fork leaves without harm.
+
+    They are those of OpenBLAS, one for each further CPU of the machine. It has handlers for a fork. With
+    any other such library loaded it is unknown whose the threads are.
+    """
+    known = loaded and all(one.survives for one in loaded)
+    return len(loaded) * ((os.cpu_count() or 1) - 1) if known else 0
 
 
 def _origin(frame: FrameType | None) -> str:

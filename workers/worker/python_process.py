@@ -77,7 +77,13 @@ def begin(number: int, master_pid: int, life: int) -> None:
     _began.append(True)
     atexit.register(_end_logging, _handlers())
     _hold_term_during_forks()
-    for step in (_forget_finalizers, _forget_executors, _forget_buffered_records, _renew_thread_id):
+    for step in (
+        _forget_finalizers,
+        _forget_executors,
+        _forget_buffered_records,
+        _renew_thread_id,
+        _reseed_numpy,
+    ):
         with contextlib.suppress(AttributeError):
             step()
     process = sys.modules.get("multiprocessing.process")
@@ -119,6 +125,15 @@ def _forget_buffered_records() -> None:
 
 def _renew_thread_id() -> None:
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]
+
+
+def _reseed_numpy() -> None:
+    # Python reseeds ``random`` in a child. numpy has a generator of its own behind ``numpy.random.rand()``
+    # and the like, and would draw the same numbers in every worker. A generator that the program has
+    # made cannot be found here.
+    numbers: Any = sys.modules.get("numpy.random")
+    if numbers is not None:
+        numbers.seed()
 
 
 def _become_child(process: Any, number: int, master_pid: int, life: int) -> None:
