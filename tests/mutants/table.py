@@ -440,8 +440,8 @@ STRUCTURE = (
     Mutant(
         "a reload is given up when the pool stops",
         "prefork/master/master.py",
-        "        if self._life.phase is Phase.SERVING:\n            self._reload.step(now)",
-        "        if self._life.phase is not None:\n            self._reload.step(now)",
+        "        if self._life.phase is not Phase.SERVING:\n            self._reload.cancel()",
+        "        if self._life.phase is None:\n            self._reload.cancel()",
         "tests/unit/test_master.py -k reload",
     ),
     Mutant(
