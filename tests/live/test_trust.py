@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from tests.support.waiting import stays, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tests.support.clients import Address
     from tests.support.server import Program
 
 pytestmark = pytest.mark.skipif(
@@ -193,3 +196,59 @@ def test_worker_that_scribbles_on_is_survived(start: Callable[..., Program]) -> 
     program.wait_workers(WORKERS + 1)
     assert program.logged(" exited ") == []
     assert program.stop() == 0
+
+
+# --- everything, at any time
+
+ORDERS = bytes((signal.SIGHUP, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "each(self, os.close)",
+        "overwrite(self)",
+        "each(self, lambda fd: os.ftruncate(fd, 0))",
+        "each(self, lambda fd: os.ftruncate(fd, 1 << 40))",
+        "each(self, lambda fd: os.set_blocking(fd, True))",
+        "each(self, lambda fd: fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096))",
+        f"fill_pipes(self, {ORDERS!r} * 800, blocking=True)",
+        f"flood_pipes(self, {ORDERS!r})",
+        "scribble(os.urandom(1 << 17))",
+        "scribble_all(255)",
+    ],
+)
+def test_whatever_a_worker_does_to_all_it_has(start: Callable[..., Program], attack: str) -> None:
+    """Before, during and after a reload: the master serves on, reloads, and obeys no order but those of its signals."""
+    program = start(attacked(max_children=8, request_timeout=2.0, graceful_timeout=2.0))
+    address = program.address()
+    program.wait_workers(WORKERS)
+    over = threading.Event()
+
+    def attack_on() -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError):  # the worker may have closed the connection
+                ask(address, attack)
+            over.wait(0.02)
+
+    ask_in_vain(address, attack)
+    attacker = threading.Thread(target=attack_on)
+    attacker.start()
+    try:
+        reload(program, 1)
+    finally:
+        over.set()
+        attacker.join()
+    ask_in_vain(address, attack)
+    reload(program, 2)
+    program.wait_workers(WORKERS)
+    assert ask(address, "1 + 1").endswith(" 2")
+    assert len(program.logged("reload requested")) == 2
+    assert program.logged("phase changed|resized|order has no effect|master status") == []
+    assert program.stop() == 0
+
+
+def ask_in_vain(address: Address, line: str) -> None:
+    """Send a line to which there may be no answer."""
+    with contextlib.suppress(OSError):
+        ask(address, line)

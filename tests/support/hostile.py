@@ -60,6 +60,12 @@ def is_pipe(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
+def overwrite(handler: Any) -> tuple[int, int]:
+    """Put a descriptor of /dev/null in the place of each descriptor."""
+    null = os.open(os.devnull, os.O_RDWR)
+    return each(handler, lambda fd: os.dup2(null, fd) if fd != null else None)
+
+
 # --- pipes
 
 
@@ -80,6 +86,26 @@ def fill_pipes(handler: Any, content: bytes, *, blocking: bool) -> tuple[int, in
             os.set_blocking(fd, blocking)
 
     return each(handler, fill)
+
+
+_floods: list[bool] = []
+
+
+def flood_pipes(handler: Any, content: bytes) -> None:
+    """Write to every pipe without end, in a thread, as long as this worker lives; once for each worker."""
+    if _floods:
+        return
+    _floods.append(True)
+    pipes = [fd for fd in descriptors(handler) if is_pipe(fd)]
+
+    def write() -> None:
+        while True:
+            for fd in pipes:
+                with contextlib.suppress(OSError):
+                    os.write(fd, content)
+            time.sleep(0.0001)
+
+    threading.Thread(target=write, daemon=True).start()
 
 
 HARMLESS = bytes(byte for byte in range(256) if bytes([byte]) != SHUTDOWN) * 16
