@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pwd
 import signal
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +54,55 @@ def test_workers_drop_uid_gid_and_groups(
     assert set(supplementary_groups) <= set(map(int, status_of(program.pid)["Groups"].split()))
     assert hangs_up(address, "os.setuid(0)") == ""
     program.wait_logged("PermissionError")
+
+
+@pytest.fixture(name="folder")
+def _folder() -> Iterator[Path]:
+    """Give a folder that other users can reach: pytest closes its own again and again."""
+    with tempfile.TemporaryDirectory(prefix="prefork-temporary-") as path:
+        yield Path(path)
+
+
+SURROUNDINGS = (
+    "{k: os.environ.get(k) for k in ('HOME', 'USER', 'LOGNAME', 'TMPDIR')}, "
+    "__import__('tempfile').mkdtemp()"
+)
+
+
+@needs_root
+@pytest.mark.parametrize("is_private", [True, False])
+def test_surroundings_of_the_user(
+    start: Callable[..., Program], folder: Path, *, is_private: bool
+) -> None:
+    """Workers of another user have the HOME, USER and LOGNAME of that user, and a folder for temporary files that it may write to."""
+    nobody = pwd.getpwnam("nobody")
+    folder.chmod(0o700 if is_private else 0o1777)
+    program = start(
+        "import tempfile\ntempfile.gettempdir()\n"
+        + serving("Run", workers=1, run_as_user="nobody"),
+        environ={"HOME": "/root", "USER": "root", "LOGNAME": "root", "TMPDIR": str(folder)},
+    )
+    answer = ask(program.address(), SURROUNDINGS)
+    (environ, made) = ast.literal_eval(answer.partition(" ")[2])
+    assert environ["HOME"] == nobody.pw_dir
+    assert environ["USER"] == environ["LOGNAME"] == "nobody"
+    assert environ["TMPDIR"] == (None if is_private else str(folder))
+    assert (Path(made).parent == folder) is not is_private
+    Path(made).rmdir()
+
+
+@needs_root
+@pytest.mark.parametrize("user", ["root", None])
+def test_surroundings_stay_without_another_user(
+    start: Callable[..., Program], user: str | None
+) -> None:
+    """Where the user stays the same, so does the environment."""
+    program = start(
+        serving("Run", workers=1, run_as_user=user, run_as_group="nogroup"),
+        environ={"HOME": "/elsewhere", "USER": "somebody"},
+    )
+    answer = ask(program.address(), "os.environ['HOME'], os.environ['USER']")
+    assert answer.endswith(" ('/elsewhere', 'somebody')")
 
 
 @needs_root

@@ -344,6 +344,13 @@ DEATHS = (
 
 WORKER = (
     Mutant(
+        "a worker of another user has the environment of that user",
+        "workers/credentials.py",
+        "            _move_in(self.account)",
+        "            pass",
+        "tests/live/test_privileges.py -k surroundings",
+    ),
+    Mutant(
         "a worker leaves when its master is gone",
         "workers/worker/loop.py",
         "        if self._reason is None:\n            self._reason = reason",
