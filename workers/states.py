@@ -190,7 +190,10 @@ def cause_of_exit(
     was_ready: bool,
     out_of_memory: bool = False,
 ) -> ExitCause:
-    """Return why a worker ended: what the master wanted decides first, the wait status second.
+    """Return why a worker ended.
+
+    The first that fits decides: a kill by the master, a signal from elsewhere, what the master had
+    asked the worker for (if its exit status is 0 or unknown), the exit status.
 
     asked: why the master asked the worker to leave, None where it did not. killed_for: why the
     master killed it, None where it did not. was_ready: whether it had become ready. out_of_memory:

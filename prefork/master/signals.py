@@ -102,6 +102,7 @@ class SignalCounts:
             before = signal.set_wakeup_fd(wakeup.write_fd, warn_on_full_buffer=False)
             undo.callback(self._hand_on, wakeup)
             undo.callback(signal.set_wakeup_fd, before)
+            _log_ignored()
             self._handle(undo)
             self._early = _orders_before_serving()
             on_list = forks.add(self._restore_in_child)
@@ -115,7 +116,7 @@ class SignalCounts:
         note = self._arrived.setdefault
         for number in TABLE:
             # WINCH has no effect by default. A signal that was ignored when the program started
-            # stays ignored: INT of a job in the background, HUP under nohup.
+            # stays ignored: INT and QUIT of a job in the background of a script, HUP under nohup.
             if number is signal.SIGWINCH or signal.getsignal(number) is signal.SIG_IGN:
                 continue
             undo.callback(self._restore, number)
@@ -159,6 +160,15 @@ class SignalCounts:
         for number in STOPS:
             if number in late:
                 system.send_to_self(number)
+
+
+def _log_ignored() -> None:
+    """Log the control signals that were ignored before the master took them, and so have no effect."""
+    ignored = [number for number in TABLE if signal.getsignal(number) is signal.SIG_IGN]
+    names = " ".join(number.name for number in ignored if number is not signal.SIGWINCH)
+    if names:
+        what = "ignores signals, as it did at its start"
+        log.event(logging.INFO, "master", what, signals=names)
 
 
 def _orders_before_serving() -> list[int]:

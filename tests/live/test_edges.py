@@ -119,6 +119,7 @@ def test_ignored_hup_stays_ignored(run: Callable[..., Program], tmp_path: Path) 
     program.signal(signal.SIGHUP)
     program.settle()
     assert program.logged("reload requested") == []
+    assert program.logged("ignores signals.*SIGHUP")
     assert program.stop() == 0
 
 

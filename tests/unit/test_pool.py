@@ -438,14 +438,19 @@ def test_last_facts_are_of_the_worker_that_ended(
 
 
 def test_expected_end_is_no_error(stage: StagedPool, log: pytest.LogCaptureFixture) -> None:
-    """A worker that leaves as it was asked to is logged as information, any other end as an error."""
-    stage.ready(2)
+    """A worker that leaves as it was asked to is logged as information, a clean end that was not asked for as a warning, any other as an error."""
+    stage.ready(3)
     stage.apply(retire=tuple(Retirement(slot, SCALED_DOWN, stage.now) for slot in (0, 1)))
     stage.end(0, 0)
     stage.end(1, 7)
+    stage.end(2, 0)
     stage.reap()
     levels = {r.facts["cause"]: r.levelno for r in log.records if r.facts["event"] == "exited"}
-    assert levels == {SCALED_DOWN: logging.INFO, ExitCause(ExitKind.EXITED, 7): logging.ERROR}
+    assert levels == {
+        SCALED_DOWN: logging.INFO,
+        ExitCause(ExitKind.EXITED, 7): logging.ERROR,
+        ExitCause(ExitKind.EXITED, 0): logging.WARNING,
+    }
 
 
 @pytest.mark.parametrize("ready", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -245,8 +246,9 @@ def test_handlers_are_put_back(wakeup: Wakeup) -> None:
     assert found_fd == writer
 
 
-def test_what_was_ignored_stays_ignored(wakeup: Wakeup) -> None:
-    """HUP under nohup, and INT of a job in the background, do nothing to the master, and the others do."""
+def test_what_was_ignored_stays_ignored(wakeup: Wakeup, caplog: pytest.LogCaptureFixture) -> None:
+    """HUP under nohup, and INT of a job in the background, do nothing to the master, which logs them; the others do."""
+    caplog.set_level(logging.INFO, logger="prefork")
     ignored = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.SIG_IGN}
     counts = SignalCounts()
     with dispositions(dict.fromkeys(HANDLED, signal.SIG_DFL) | ignored):
@@ -257,6 +259,8 @@ def test_what_was_ignored_stays_ignored(wakeup: Wakeup) -> None:
 
     assert taken == Counter({signal.SIGTERM: 1})
     assert left == ignored
+    (line,) = [one.getMessage() for one in caplog.records if "ignores signals" in one.getMessage()]
+    assert line.endswith('signals="SIGINT SIGHUP"')
 
 
 def test_other_threads_cannot_open(wakeup: Wakeup) -> None:

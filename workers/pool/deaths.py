@@ -105,7 +105,7 @@ class Deaths:
         has_served = handle.has_served(self._board)
         facts = self._last_facts(death, now)
         self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns())
-        level = logging.INFO if expected and cause == handle.asked_for else logging.ERROR
+        level = _level_of(cause, handle)
         if report and self._failures.is_repetition(report, now):
             level = logging.DEBUG
         log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
@@ -142,3 +142,14 @@ class Deaths:
             self._failures.died_early(words, now, forked_at=forked_at)
         else:
             self._table.lost_after_serving += 1
+
+
+def _level_of(cause: ExitCause, handle: Handle) -> int:
+    """Return the level at which a death is logged.
+
+    A worker that ends with status 0 without having been asked is no error: TERM from outside ends it
+    so. But ``sys.exit()`` in the application's code does the same, which is worth a warning.
+    """
+    if cause == handle.asked_for:
+        return logging.INFO
+    return logging.WARNING if cause == ExitCause(ExitKind.EXITED, 0) else logging.ERROR
