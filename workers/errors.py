@@ -5,6 +5,8 @@ The library raises them and never exits. The command line turns them into exit c
 
 from __future__ import annotations
 
+from prefork.workers.text import printable
+
 
 class PreforkError(Exception):
     """The base of all exceptions that prefork raises. Its text is one line, made for a person."""
@@ -19,7 +21,7 @@ class SettingsError(PreforkError, ValueError):
     """
 
     def __init__(self, key: str, value: object, source: str, allowed: str) -> None:
-        super().__init__(f"{key} = {value!r} (from {source}) is refused: {allowed}")
+        super().__init__(printable(f"{key} = {value!r} (from {source}) is refused: {allowed}"))
         self.key = key
         self.value = value
         self.source = source
@@ -34,7 +36,7 @@ class TargetError(PreforkError):
     """The target of a command does not exist, or is nothing that can serve."""
 
     def __init__(self, target: str, reason: str) -> None:
-        super().__init__(f"target {target!r}: {reason}")
+        super().__init__(printable(f"target {target!r}: {reason}"))
         self.target = target
         self.reason = reason
 
@@ -43,7 +45,7 @@ class BindError(PreforkError):
     """An address cannot be bound, or an inherited descriptor cannot be used as a listener."""
 
     def __init__(self, address: str, reason: str) -> None:
-        super().__init__(f"cannot listen on {address}: {reason}")
+        super().__init__(printable(f"cannot listen on {address}: {reason}"))
         self.address = address
         self.reason = reason
 

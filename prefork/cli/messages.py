@@ -7,6 +7,7 @@ import select
 import time
 
 from prefork.cli.sinks import ATOMIC, sink_for
+from prefork.workers.text import printable
 
 
 def error(text: str) -> None:
@@ -20,12 +21,13 @@ def warning(text: str) -> None:
 
 
 def say(text: str, fd: int = 2, *, patience: float = 1.0) -> None:
-    """Write a text and a newline. This function never raises.
+    """Write a text and a newline, so that it cannot steer a terminal. This function never raises.
 
     patience: seconds to wait for a reader in all. What was not written by then is dropped, because
     a command must not hang at its exit behind a full pipe.
     """
-    sink, data = sink_for(fd), f"{text}\n".encode("utf-8", "backslashreplace")
+    shown = "\n".join(map(printable, text.split("\n")))
+    sink, data = sink_for(fd), f"{shown}\n".encode("utf-8", "backslashreplace")
     by = time.monotonic() + patience
     with contextlib.suppress(OSError):
         while sink is not None and data:

@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.clients import ask, hangs_up, read_to_the_end, send
 from tests.support.load import Load, percentile
 from tests.support.processes import zombies_of
@@ -129,6 +131,36 @@ def test_hook_that_raises_in_the_master_stops_nothing(start: Callable[..., Progr
     wait_until(lambda: program.workers() - {victim}, "another worker")
     assert ask(address)
     program.wait_logged("ZeroDivisionError: of the hook")
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt"])
+def test_hooks_that_leave_stop_nothing(start: Callable[..., Program], kind: str) -> None:
+    """sys.exit() and KeyboardInterrupt in any hook of the master are logged, and the pool goes on to its stop."""
+    program = start(f"""
+        from tests.support.app import *
+
+        def leaving(name):
+            def hook(self, *_):
+                raise {kind}(name)
+            return hook
+
+        names = ("when_ready", "pre_fork", "worker_ready", "worker_died", "pool_resized", "on_reload", "on_exit")
+        serve(Echo, workers=1, **{{name: leaving(name) for name in names}})
+        tell("left")
+    """)
+    program.wait_logged(f"{kind}: when_ready")
+    os.kill(program.worker(), signal.SIGKILL)
+    program.wait_logged(f"{kind}: worker_died")
+    program.signal(signal.SIGTTIN)
+    program.wait_logged(f"{kind}: pool_resized")
+    program.wait_workers(2)
+    program.signal(signal.SIGHUP)
+    program.wait_logged(f"{kind}: on_reload")
+    program.wait_logged("master reloaded")
+    assert program.stop() == 0
+    program.told("left")
+    for name in ("pre_fork", "worker_ready", "on_exit"):
+        program.wait_logged(f"{kind}: {name}")
 
 
 def test_children_of_the_embedding_program_keep_their_status(start: Callable[..., Program]) -> None:

@@ -699,6 +699,20 @@ MASTER = (
         "tests/unit/test_survey.py",
     ),
     Mutant(
+        "sys.exit() in a hook of the master stops nothing",
+        "workers/pool/pool.py",
+        "        except BaseException as error:\n            if not self.link.is_in_master:",
+        "        except Exception as error:\n            if not self.link.is_in_master:",
+        "tests/live/test_death.py -k hook",
+    ),
+    Mutant(
+        "a message of a command steers no terminal",
+        "prefork/cli/messages.py",
+        '"\\n".join(map(printable, text.split("\\n")))',
+        "text",
+        "tests/unit/test_messages.py",
+    ),
+    Mutant(
         "a stop that comes too late for the loop reaches the program",
         "prefork/master/signals.py",
         "system.send_to_self(number)",

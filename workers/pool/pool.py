@@ -116,10 +116,17 @@ class Pool:
         )
 
     def call_hook(self, name: str, *arguments: object) -> None:
-        """Call a hook of the first server; one that raises is logged and counted."""
+        """Call a hook of the first server; one that raises is logged and counted.
+
+        That holds for ``sys.exit()`` and KeyboardInterrupt, too: nothing that a hook raises stops
+        the supervision. Ctrl-C itself raises nothing in a hook, because its signal is handled by the
+        master's loop. A child that the hook has forked ends by its exception, as any child does.
+        """
         try:
             self.spec.hooks(name, *arguments)
-        except Exception as error:  # noqa: BLE001 - a hook never stops supervision
+        except BaseException as error:
+            if not self.link.is_in_master:
+                raise
             self.board.count_pool(PoolField.HOOK_FAILURES)
             log.failure(logging.ERROR, "master", f"{name}() raised", error)
 
