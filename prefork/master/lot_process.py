@@ -9,6 +9,7 @@ send to the same link, and what they have sent meanwhile waits in it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from prefork.host.handover import LotState
+from prefork.host.process import process
 from prefork.master.metrics_process import END_BOUND, Act, Record, decide
 from prefork.parking.lot_main import (
     LEAVE,
@@ -145,7 +147,6 @@ class LotProcess:
         poll: select.epoll,
         *,
         previous: LotState | None = None,
-        now: float = 0.0,
         system: System = system,
     ) -> None:
         self._spec = spec
@@ -158,25 +159,38 @@ class LotProcess:
         self._control: socket.socket | None = None
         self._give_up_at: float | None = None
         self._on_list = forks.add(self._let_go_in_child)
+        self._known: set[str] | None = None
+        """The listeners whose links the lot of an earlier image has; None where there is none."""
         if previous is not None:
-            self._adopt(previous, now)
+            self._hold(previous)
 
-    def _adopt(self, previous: LotState, now: float) -> None:
-        """Go on with the lot of an earlier image: tell it the limits, and the links that are new."""
+    def _hold(self, previous: LotState) -> None:
+        """Hold the lot of an earlier image, and leave to the next attempt what it would need."""
         self._child = Child(previous.pid, previous.pidfd)
-        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, previous.control)
-        self._record = Record(running=True, started_at=now, heard_at=now)
+        # A duplicate, which may be closed together with this object if this image fails.
+        control = fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control)
+        process.close_after_handover(functools.partial(os.close, previous.control))
+        self._known = {one.listener for one in previous.links}
         self._poll.register(self._child.pidfd, select.EPOLLIN)
+
+    def adopt(self, now: float) -> None:
+        """Go on with the lot of an earlier image, once this image has adopted all that it left.
+
+        Tells the lot the limits and the links that are new, or to leave if no server parks any more.
+        """
+        if self._known is None or self._child is None or self._control is None:
+            return
+        self._record = Record(running=True, started_at=now, heard_at=now)
         for link in self._links.unclaimed:
             ResumeQueue.of_unclaimed(link).close_intake()
         if self._limits is None:
             self._system.send(self._child, LEAVE)
             return
-        known = {one.listener for one in previous.links}
         try:
             self._control.send(msgspec.msgpack.encode(self._limits), socket.MSG_DONTWAIT)
             for link in self._links.all:
-                if link.listener not in known:
+                if link.listener not in self._known:
                     socket.send_fds(self._control, [b"L"], [link.lots_end], socket.MSG_DONTWAIT)
         except OSError as error:
             log.event(

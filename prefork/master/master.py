@@ -145,7 +145,6 @@ class Master:
             links,
             self._poll,
             previous=None if previous is None else previous.lot,
-            now=self._now(),
             system=system,
         )
         self._size = PoolSize(self.pool, first_size(settings, previous))
@@ -181,6 +180,7 @@ class Master:
             self._check_threads()
             self._reload.adopt(self._now())
             self.metrics.replace_previous(self._now())
+            self.lot.adopt(self._now())
             self._announce_start()
             try:
                 for listener in self._listeners:

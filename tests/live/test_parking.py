@@ -289,6 +289,30 @@ def test_reload_keeps_parked_connections(
     assert program.stop() == 0
 
 
+def test_parked_connections_outlive_new_code_that_fails_after_the_exec(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard], tmp_path: Path
+) -> None:
+    """New code that fails when it holds the lot already, again and again, leaves the lot and its connections to good code."""
+    fails = (
+        "    if prefork.host.process.process.handover and os.path.exists('fails'):\n"
+        "        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
+        "    serve("
+    )
+    program = start(program_with(fork_check="error").replace("    serve(", fails))
+    scores = board_of(program)
+    lot = lot_of(scores)
+    with clients_of(program.address(), 5) as clients:
+        assert [ask_on(client)[1] for client in clients] == [1] * 5
+        (tmp_path / "fails").touch()
+        program.signal(signal.SIGHUP)
+        program.wait_logged("the new code ended before it served", times=3)
+        (tmp_path / "fails").unlink()
+        wait_until(lambda: scores.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+        assert [ask_on(client)[1] for client in clients] == [2] * 5
+    assert lot_of(scores) == lot
+    assert program.stop() == 0
+
+
 def test_stop_closes_the_idle_and_serves_those_who_have_spoken(
     start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
 ) -> None:

@@ -904,6 +904,13 @@ RELOAD = (
         "tests/live/test_after_the_exec.py -k metrics_process_is_replaced",
     ),
     Mutant(
+        "new code that fails after the exec leaves the lot to the next attempt",
+        "prefork/master/lot_process.py",
+        "fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)",
+        "previous.control",
+        "tests/live/test_parking.py -k fails_after_the_exec",
+    ),
+    Mutant(
         "control signals are blocked over the exec",
         "workers/system.py",
         "mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)",
@@ -1166,8 +1173,8 @@ PARKING = (
     Mutant(
         "a reload keeps the lot",
         "prefork/master/lot_process.py",
-        "        if previous is not None:\n            self._adopt(previous, now)",
-        "        if False:\n            self._adopt(previous, now)",
+        "        if previous is not None:\n            self._hold(previous)",
+        "        if False:\n            self._hold(previous)",
         "tests/live/test_parking.py -k reload",
     ),
 )
