@@ -260,6 +260,17 @@ class Settings(
             read=lower,
         ),
     ] = "retry"
+    restore_process: Annotated[
+        bool,
+        About(
+            help="Put timers, signal mask, working directory and umask back after each request, which costs 3 µs.",
+            allowed="on or off",
+            metavar="WORD",
+            attribute=SAME,
+            read=switch,
+            show=shown_switch,
+        ),
+    ] = False
     fork_check: Annotated[
         Literal["warn", "error", "off"],
         About(
@@ -469,6 +480,7 @@ class Settings(
             client_timeout: float | str | None = None,
             defer_accept: float | str | None = None,
             crash_loop: Literal["retry", "exit"] = "retry",
+            restore_process: bool | str = False,
             fork_check: Literal["warn", "error", "off"] = "warn",
             boot_timeout: float | str = 60.0,
             graceful_timeout: float | str = 25.0,

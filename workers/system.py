@@ -390,6 +390,26 @@ def block(numbers: Collection[int]) -> set[int]:
     return previous
 
 
+def mask() -> set[int]:
+    """Return the signal mask of this thread."""
+    blocked: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+    return blocked
+
+
+_TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
+
+
+def idle_timers() -> list[int]:
+    """Return the interval timers of this process that do not run; ``alarm()`` is one of them."""
+    return [timer for timer in _TIMERS if not _signal.getitimer(timer)[0]]
+
+
+def stop_timers(timers: Sequence[int]) -> None:
+    """Stop interval timers."""
+    for timer in timers:
+        _signal.setitimer(timer, 0)
+
+
 class _SignalStack(ctypes.Structure):
     _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 

@@ -1044,6 +1044,23 @@ SINGLE = (
     ),
 )
 
+SURROUNDINGS = (
+    Mutant(
+        "with restore_process a request leaves no working directory behind",
+        "workers/worker/surroundings.py",
+        "            os.fchdir(self._folder)\n",
+        "            pass\n",
+        "tests/live/test_surroundings.py",
+    ),
+    Mutant(
+        "with restore_process a request leaves no timer behind",
+        "workers/worker/surroundings.py",
+        "        system.stop_timers(self._timers)\n",
+        "",
+        "tests/live/test_surroundings.py",
+    ),
+)
+
 LOG = (
     Mutant(
         "logging that raises reaches no caller",
@@ -1196,6 +1213,7 @@ MUTANTS = (
     *RELOAD,
     *TRUST,
     *SINGLE,
+    *SURROUNDINGS,
     *LOG,
     *PYTHON_PROCESS,
     *PARKING,

@@ -314,6 +314,7 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "client_timeout": 30.0,
         "defer_accept": None,
         "crash_loop": "retry",
+        "restore_process": False,
         "fork_check": "warn",
         "boot_timeout": 60.0,
         "graceful_timeout": 25.0,

@@ -38,6 +38,7 @@ from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
 from prefork.workers.worker.source import Source, Take
+from prefork.workers.worker.surroundings import Surroundings
 from prefork.workers.worker.takes import Takes
 from prefork.workers.worker.turn import Turn
 
@@ -56,6 +57,8 @@ class Common:
 
     identity = ""
     epoll: select.epoll
+    surroundings: Surroundings | None = None
+    """What is put back after each request; None where the setting is off."""
 
     def __init__(
         self, writer: SlotWriter, account: Account | None = None, turn: Turn | None = None
@@ -96,6 +99,8 @@ class Lane:
         self._take = source.take
         self._verify = source.verify
         self._process = source.process
+        if common.surroundings is not None:
+            self._process = common.surroundings.restored_after(source.process)
         self._common = common
         self._writer = common.writer
         self._turn = common.turn

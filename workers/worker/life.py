@@ -53,6 +53,7 @@ from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
 from prefork.workers.worker.side import ThisWorker, WorkerSide
+from prefork.workers.worker.surroundings import Surroundings
 
 BOOT_FAILED = 3
 """Exit status of a worker that could not boot."""
@@ -115,8 +116,12 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     _set_title(f"{spec.title[0]}{prepared.slot}{spec.title[1]}")
     spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
     _mark_forks(loop, prepared.writer)
-    if spec.hooks("worker_init", info):
-        loop.settle_steps()  # the hook may have changed the server
+    may_have_changed = spec.hooks("worker_init", info)
+    if spec.settings.restore_process and not isinstance(prepared.common.account, Overlapping):
+        prepared.common.surroundings = Surroundings()
+        may_have_changed = True
+    if may_have_changed:
+        loop.settle_steps()
     return loop
 
 

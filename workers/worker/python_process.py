@@ -52,8 +52,8 @@ from typing import Any
 
 from prefork.workers import log, system
 
-DUMP_BEFORE_END = 0.25
-"""Seconds between the stack dump of a worker that hangs at its end and its kill; as DUMP_TIME of the master."""
+DUMP_BEFORE_END = 1.0
+"""Seconds between the stack dump of an orphan that hangs at its end and its end by the kernel."""
 
 LATER_THAN_MASTER = 5.0
 """Seconds by which the kernel's timer is later than the deadline that the master keeps for a worker."""
