@@ -206,7 +206,8 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
         In the main thread this method handles the signals of docs/SIGNALS.md, and restores the
         program's handlers before it returns. After TERM it returns, and after INT it raises
-        KeyboardInterrupt; in both cases the stop is graceful. In any other thread it handles no
+        KeyboardInterrupt; in both cases the stop is graceful. A handler of the program's own for the
+        signal that has ended the serving is called then, for INT in place of the exception. In any other thread it handles no
         signal.
 
         poll_interval: the most seconds between two calls of ``service_actions()``. SettingsError: a

@@ -122,16 +122,17 @@ class Unattended:
 
     def before(self, number: int, handler: Any) -> Any:
         """Return the disposition that was there before ours, and any other handler as it is."""
-        return self._before[number] if self._is_ours(handler) else handler
+        return self._before[number] if self.is_ours(handler) else handler
 
-    def _is_ours(self, handler: Any) -> bool:
+    def is_ours(self, handler: Any) -> bool:
+        """Return whether a handler is one of those that prefork installs while no master serves."""
         return handler == self._note or getattr(handler, "__module__", "") == __name__
 
     def _put_back_in_child(self) -> None:
         """Put back the dispositions of the program (any child)."""
         self._noted.clear()
         # In a worker none of ours stands: its master serves.
-        ours = [n for n in self._before if self._is_ours(system.handler_of(n))]
+        ours = [n for n in self._before if self.is_ours(system.handler_of(n))]
         with contextlib.suppress(ValueError):  # raised in a child that a thread has forked (3.13.0)
             system.set_handlers({n: default_for_none(self._before[n]) for n in ours})
 

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -196,7 +197,7 @@ class Master:
                     self.lot.stop()
                     log.event(logging.INFO, "master", "stopped", pid=os.getpid())
                     self.pool.call_hook("on_exit")
-        if self._life.interrupted:
+        if self._life.interrupted and not self._signals.is_programs_own(signal.SIGINT):
             raise KeyboardInterrupt
 
     def close(self) -> None:

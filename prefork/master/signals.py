@@ -64,7 +64,7 @@ class SignalCounts:
         self._before: dict[signal.Signals, Any] = {}
         self._before_in_c: dict[signal.Signals, bytes] = {}
         """The dispositions among them that C code has installed: Python neither knows them nor restores them."""
-        self._was_stopped = False
+        self._stopped_by: list[signal.Signals] = []
         self._pipe_bytes = 0
 
     def take(self, wakeup_bytes: bytes) -> Counter[signal.Signals]:
@@ -80,7 +80,8 @@ class SignalCounts:
         for number in self._before:
             if number in noted and not counts[number]:
                 counts[number] = 1
-        self._was_stopped = self._was_stopped or any(counts[number] for number in STOPS)
+        if not self._stopped_by:
+            self._stopped_by = [number for number in STOPS if counts[number]]
         return +counts
 
     @contextlib.contextmanager
@@ -93,7 +94,8 @@ class SignalCounts:
         No signal falls between two dispositions. At the beginning the wake-up descriptor is set
         before the first handler, so that each signal which a handler notes also wakes the master.
         At the end TERM, INT and QUIT that came too late for the loop are sent once more, now to the
-        program's own handler, unless such a signal has ended the serving.
+        program's own handler. The signal that has ended the serving is sent once more, too, if the program
+        has a handler of its own for it: that handler may clean up, and choose the exit status.
         """
         self._pipe_bytes = wakeup.capacity
         system.enlarge_signal_stack()
@@ -154,12 +156,21 @@ class SignalCounts:
         self._before_in_c.clear()
 
     def _hand_on(self, wakeup: Wakeup) -> None:
-        if not self._before or self._was_stopped:
-            return  # this is a child, or the stop was obeyed
-        late = {*self._arrived, *self._early, *wakeup.drain()}
-        for number in STOPS:
-            if number in late:
-                system.send_to_self(number)
+        if not self._before:
+            return  # this is a child
+        if self._stopped_by:
+            sent = [number for number in self._stopped_by if self.is_programs_own(number)]
+        else:
+            late = {*self._arrived, *self._early, *wakeup.drain()}
+            sent = [number for number in STOPS if number in late]
+        for number in sent:
+            system.send_to_self(number)
+
+    def is_programs_own(self, number: signal.Signals) -> bool:
+        """Return whether the program had a handler of its own for this signal when it began to serve."""
+        handler = self._before.get(number)
+        is_default = handler is signal.default_int_handler or unattended.is_ours(handler)
+        return callable(handler) and not is_default and not isinstance(handler, signal.Handlers)
 
 
 def _log_ignored() -> None:

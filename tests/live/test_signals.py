@@ -6,6 +6,8 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from prefork.inspect.find import find_pool
 from prefork.workers.reports import REPORT_BYTES
 from tests.support.clients import ask, read_to_the_end, send, server_of
@@ -241,3 +243,35 @@ def test_handlers_that_c_code_has_installed_are_put_back(start: Callable[..., Pr
     assert program.told("handler") is True
     assert program.told("dumped") is True
     assert program.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(7)", 7), ("server.shutdown()", 0)])
+def test_handler_of_the_program_has_its_turn_after_the_stop(
+    start: Callable[..., Program], number: signal.Signals, end: str, status: int
+) -> None:
+    """The program's own TERM or INT handler runs after the graceful stop: it cleans up, and may choose the exit status."""
+    program = start(
+        f"""
+        from tests.support.app import *
+        import prefork
+
+        def clean_up(number, frame):
+            tell("cleaned up", [number, server.active_children is not None and len(server.active_children)])
+            {end}
+
+        signal.signal(signal.SIGTERM, clean_up)
+        signal.signal(signal.SIGINT, clean_up)
+        log_to_stderr()
+        Server = type("Server", (prefork.PreForkingTCPServer,), {{"workers": 2, "when_ready": announce}})
+        with Server(LOOPBACK, TellingRun) as server:
+            server.serve_forever()
+        """
+    )
+    with send(program.address(), "time.sleep(0.5) or 7") as client:
+        program.told("busy")
+        program.signal(number)
+        assert read_to_the_end(client).endswith(" 7")
+    assert program.told("cleaned up") == [number, 0]
+    assert program.wait() == status
+    assert "Traceback" not in program.log

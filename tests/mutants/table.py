@@ -615,6 +615,13 @@ METRICS = (
 
 MASTER = (
     Mutant(
+        "the program's own handler is called after the stop",
+        "prefork/master/signals.py",
+        "sent = [number for number in self._stopped_by if self.is_programs_own(number)]",
+        "sent = []",
+        "tests/unit/test_signals.py",
+    ),
+    Mutant(
         "a handler of C code is put back after serving",
         "prefork/master/signals.py",
         "                system.put_back(in_c, number)",

@@ -294,8 +294,8 @@ def test_late_stop_is_given_to_the_program(wakeup: Wakeup) -> None:
         assert came == [signal.SIGTERM]
 
 
-def test_stop_that_was_obeyed_is_not_repeated(wakeup: Wakeup) -> None:
-    """After a TERM has ended the serving, another one that comes late does not reach the program."""
+def test_stop_that_was_obeyed_reaches_the_program_once(wakeup: Wakeup) -> None:
+    """A TERM that has ended the serving reaches the program's own handler afterwards, and a late one adds nothing."""
     came: list[int] = []
     counts = SignalCounts()
     with dispositions(dict.fromkeys(HANDLED, lambda number, _: came.append(number))):
@@ -303,7 +303,17 @@ def test_stop_that_was_obeyed_is_not_repeated(wakeup: Wakeup) -> None:
             receive(signal.SIGTERM)
             counts.take(wakeup.drain())
             receive(signal.SIGTERM)
-        assert came == []
+        assert came == [signal.SIGTERM]
+
+
+def test_stop_is_not_repeated_without_a_handler_of_the_program(wakeup: Wakeup) -> None:
+    """Where the default stands, a stop that was obeyed is over: it would end the program."""
+    counts = SignalCounts()
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    with dispositions(defaults), counts.open(wakeup):
+        assert not any(map(counts.is_programs_own, HANDLED))
+        receive(signal.SIGTERM, signal.SIGINT)
+        counts.take(wakeup.drain())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
