@@ -242,6 +242,15 @@ def test_idle_workers_are_poked(stage: StagedPool) -> None:
     assert os.read(stage.handle(0).pipes.wake_read, 1 << 16) == WAKE + bytes((Order.DRAIN,))
 
 
+@pytest.mark.parametrize("word", [0, -1, 2**62])
+def test_pid_that_was_written_over_is_published_again(stage: StagedPool, word: int) -> None:
+    """A worker whose pid another one has written over is idle at the next look, and not gone."""
+    stage.ready(2)
+    stage.pool.board.words[stage.pool.board.slot_at(1) + SlotField.PID] = word
+    assert [view.idle for view in stage.pool.views(stage.now)] == [True, True]
+    assert stage.pool.board.word(1, SlotField.PID) == stage.handle(1).info.pid
+
+
 # --- deaths
 
 

@@ -111,6 +111,9 @@ class Pool:
         """Return the workers as the policy sees them."""
         now_ns = time.monotonic_ns()
         serves_once = self.spec.settings.max_requests == 1
+        for handle in self.table:
+            # A slot without a pid counts as free. Another worker may have written over the word.
+            self.board.words[self.board.slot_at(handle.slot) + SlotField.PID] = handle.info.pid
         return tuple(
             handle.view(self.board, now, now_ns, serves_once=serves_once) for handle in self.table
         )
