@@ -69,6 +69,9 @@ SO_BINDTOIFINDEX = 62  # in Linux since 5.1
 _NO_SUCH_INTERFACE = 0x7FFFFFFF
 
 
+STANDARD_BACKLOG = 5
+"""``TCPServer.request_queue_size`` as the standard library has it."""
+
 WAITING_ROOM = 1024
 """Connections that may wait in the accept queue of a class that has not said how many."""
 
@@ -306,8 +309,11 @@ class Listener:
 
 
 def has_standard_backlog(server: BaseServer) -> bool:
-    """Return whether ``request_queue_size`` of a server is the standard library's own value."""
-    if "request_queue_size" in vars(server):
+    """Return whether ``request_queue_size`` of a server is the standard library's own value.
+
+    It is not if the program has set it on the object, on a class, or on ``TCPServer`` itself.
+    """
+    if "request_queue_size" in vars(server) or TCPServer.request_queue_size != STANDARD_BACKLOG:
         return False
     owners = (cls for cls in type(server).__mro__ if "request_queue_size" in vars(cls))
     return next(owners, None) is TCPServer

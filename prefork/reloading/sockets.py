@@ -36,12 +36,11 @@ import fcntl
 import functools
 import socket
 from collections.abc import Iterable
-from socketserver import TCPServer
 from typing import Any
 
 from prefork.host.named_socket import SocketName
 from prefork.host.process import process
-from prefork.workers.listener import WAITING_ROOM, Listener
+from prefork.workers.listener import STANDARD_BACKLOG, WAITING_ROOM, Listener
 
 
 class _AdoptedSocket(socket.socket):
@@ -60,8 +59,7 @@ class _AdoptedSocket(socket.socket):
 
         The socket has clients of the pool, and the queue would be short until ``Listener.prepare()``.
         """
-        standard = TCPServer.request_queue_size
-        super().listen(WAITING_ROOM if backlog == standard else backlog)
+        super().listen(WAITING_ROOM if backlog == STANDARD_BACKLOG else backlog)
 
 
 class _StandIn(socket.socket):

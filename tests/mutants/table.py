@@ -494,6 +494,27 @@ LANES = (
         "tests/unit/test_lanes.py",
     ),
     Mutant(
+        "a step that a patch has replaced for all servers is called",
+        "workers/worker/standard.py",
+        "is_standard(method.__func__, owner, name)",
+        "method.__func__ is vars(owner)[name]",
+        "tests/unit/test_source.py -k standard_class",
+    ),
+    Mutant(
+        "another module's class of the same name is not taken for the standard library's",
+        "workers/worker/standard.py",
+        "type(function) is not FunctionType or function.__globals__ is not namespace",
+        "type(function) is not FunctionType",
+        "tests/unit/test_source.py -k standard_steps",
+    ),
+    Mutant(
+        "a handler's method that a patch has replaced for all handlers is called in rounds",
+        "workers/worker/rounds.py",
+        'and is_standard(handler_class.__init__, BaseRequestHandler, "__init__")',
+        "and handler_class.__init__ is BaseRequestHandler.__init__",
+        "tests/unit/test_rounds.py -k patched",
+    ),
+    Mutant(
         "a request that cannot be closed is no good one",
         "workers/worker/accounting.py",
         "            outcome = Outcome.ERROR\n            try:\n                end(",

@@ -69,6 +69,15 @@ def takes_a_client(listener: Listener) -> bool:
             return False
 
 
+def test_backlog_that_a_program_sets_for_all_servers_is_kept(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may set the attribute of TCPServer itself, and then has said how many clients may wait."""
+    monkeypatch.setattr(socketserver.TCPServer, "request_queue_size", 37)
+    with make(socketserver.TCPServer, ("127.0.0.1", 0)).as_socket() as sock:
+        assert intakes.backlog_of(sock) == 37
+
+
 @pytest.mark.parametrize("chosen", [True, False], ids=["port of the kernel", "own port"])
 def test_tcp_listener_that_was_shut_down_listens_again(
     make: Make, log: pytest.LogCaptureFixture, *, chosen: bool

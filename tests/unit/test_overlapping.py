@@ -144,6 +144,20 @@ def test_plain_servers_are_left_alone() -> None:
     board.close()
 
 
+def test_server_class_that_was_patched_to_overlap_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a program has put in the place of BaseServer.process_request() may start threads."""
+    in_thread = socketserver.ThreadingMixIn.process_request
+    monkeypatch.setattr(socketserver.BaseServer, "process_request", in_thread)
+    board = Scoreboard.create(1)
+    writer = SlotWriter(board, 0)
+    with Plain(("127.0.0.1", 0), Handler) as server:
+        assert isinstance(account_for([server], writer), Overlapping)
+    writer.words.release()
+    board.close()
+
+
 @pytest.mark.parametrize("also_plain", [False, True])
 def test_one_threading_server_is_enough(also_plain: bool) -> None:
     """As soon as one server of a worker overlaps, the requests of all of them are in the account."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -343,6 +344,24 @@ def test_setup_that_the_class_gets_is_called_from_the_next_round_on(
     expected = [*sent[number + 1 :], b"last"]
     assert calls == expected[len(expected) - len(calls) :]
     assert len(calls) >= len(expected) - len(ROUND)
+
+
+@pytest.mark.parametrize("name", ["__init__", "setup"])
+def test_patched_base_of_handlers_is_called(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program has put in the place of a method of BaseRequestHandler is called, in rounds as ever."""
+    standard = getattr(socketserver.BaseRequestHandler, name)
+    calls: list[str] = []
+
+    @functools.wraps(standard)
+    def replaced(*arguments: Any) -> None:
+        calls.append(name)
+        standard(*arguments)
+
+    monkeypatch.setattr(socketserver.BaseRequestHandler, name, replaced)
+    bench.serve(*numbered(20))
+    assert len(calls) >= 20
 
 
 def is_in_epoll(bench: Bench) -> bool:

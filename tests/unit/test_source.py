@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import socket
 import socketserver
 from contextlib import contextmanager, suppress
@@ -15,6 +17,7 @@ from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import SO_TIMESTAMPNS
 from prefork.workers.worker.source import Source
+from prefork.workers.worker.standard import is_standard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,6 +134,47 @@ def test_step_replaced_on_the_object_is_called(base: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("base", [*STANDARD, *OURS])
+@pytest.mark.parametrize("name", CALLS)
+def test_step_replaced_on_the_standard_class_is_called(
+    base: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracer or a security patch may replace a step of all servers, also before prefork is imported."""
+    owner = next(cls for cls in base.__mro__ if name in vars(cls))
+    standard = vars(owner)[name]
+
+    @functools.wraps(standard)
+    def replaced(self: Any, *arguments: Any) -> Any:
+        self.called.append(name)
+        return standard(self, *arguments)
+
+    monkeypatch.setattr(owner, name, replaced)
+    with source_of(base(("127.0.0.1", 0), Handler)) as source:
+        called = serve_one(source)
+    assert sorted(called) == sorted([name, "handle"])
+
+
+def test_standard_steps_are_known_as_such() -> None:
+    """What nobody has replaced is left out: the server's steps cost a worker no call."""
+    for base in STANDARD:
+        with source_of(base(("127.0.0.1", 0), Handler)) as source:
+            assert source.verify is None
+            assert not source.may_hang
+            assert (source.datagrams is None) == (base is STANDARD[0])
+
+
+def test_standard_steps_are_those_of_the_one_module() -> None:
+    """A second copy of the module, as green-thread libraries make one with changes, is somebody else's code."""
+    spec = importlib.util.spec_from_file_location("copy_of_socketserver", socketserver.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    owner = socketserver.BaseServer
+    assert is_standard(owner.verify_request, owner, "verify_request")
+    assert not is_standard(copy.BaseServer.verify_request, owner, "verify_request")
+
+
+@pytest.mark.parametrize("base", [*STANDARD, *OURS])
 def test_handler_class_may_be_changed_at_any_time(base: Any) -> None:
     """RequestHandlerClass is read for each request."""
 
@@ -239,6 +283,44 @@ def test_accept_of_another_kind_of_socket_is_called(late: bool) -> None:
         request, _ = source.take()
         with request:
             assert request.gettimeout() == 3
+
+
+def test_accept_replaced_for_all_sockets_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program has put in the place of socket.accept() makes the connections."""
+    accept = socket.socket.accept
+
+    @functools.wraps(accept)
+    def replaced(self: socket.socket) -> Any:
+        request, address = accept(self)
+        request.settimeout(3)
+        return request, address
+
+    monkeypatch.setattr(socket.socket, "accept", replaced)
+    server = socketserver.TCPServer(("127.0.0.1", 0), Handler)
+    with source_of(server) as source, request_to(server):
+        request, _ = source.take()
+        with request:
+            assert request.gettimeout() == 3
+
+
+class Unwrapping(socket.socket):
+    """A socket that takes something off its datagrams, as that of DTLS does."""
+
+    def recvfrom(self, size: int) -> Any:  # type: ignore[override]
+        """Receive, and take the first byte off."""
+        data, address = super().recvfrom(size)
+        return data[1:], address
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_recvfrom_of_another_kind_of_socket_is_called(every: int) -> None:
+    """A socket that receives in its own way does so, with and without metrics."""
+    server = socketserver.UDPServer(("127.0.0.1", 0), Handler)
+    server.socket = Unwrapping(fileno=server.socket.detach())
+    with source_of(server, sample_every=every) as source, request_to(server):
+        assert source.datagrams is None
+        (data, _), _ = source.take()
+        assert data == b"equest"
 
 
 # --- what is set on a connection

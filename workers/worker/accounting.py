@@ -22,6 +22,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.access import LogRequest
 from prefork.workers.worker.source import Source, Take
+from prefork.workers.worker.standard import is_standard
 
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
@@ -83,7 +84,7 @@ def account_for(
 
 
 def _may_overlap(server: BaseServer) -> bool:
-    return type(server).process_request is not BaseServer.process_request
+    return not is_standard(type(server).process_request, BaseServer, "process_request")
 
 
 def busy_call(

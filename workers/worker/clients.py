@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 from prefork.workers import log
+from prefork.workers.worker.standard import is_standard_step
 
 INTERVAL = 1.0
 """The least number of seconds between two lines of one worker."""
@@ -81,7 +82,7 @@ def log_timeouts(server: BaseServer, subject: str) -> None:
     own copy of the server object. A class that has a ``handle_error()`` of its own keeps it.
     """
     inherited = server.handle_error
-    if getattr(inherited, "__func__", None) is not BaseServer.handle_error:
+    if not is_standard_step(server, "handle_error", BaseServer):
         return
 
     def handle_error(request: Any, client_address: Any) -> None:

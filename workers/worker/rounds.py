@@ -11,6 +11,7 @@ from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.worker.lanes import GOOD, Common, Lane
 from prefork.workers.worker.source import Source
+from prefork.workers.worker.standard import is_standard
 
 
 class Rounds(Lane):
@@ -134,6 +135,6 @@ def is_made_plainly(handler_class: Any) -> bool:
         and issubclass(handler_class, BaseRequestHandler)
         and type(handler_class).__call__ is type.__call__
         and handler_class.__new__ is object.__new__
-        and handler_class.__init__ is BaseRequestHandler.__init__
-        and handler_class.setup is BaseRequestHandler.setup
+        and is_standard(handler_class.__init__, BaseRequestHandler, "__init__")
+        and is_standard(handler_class.setup, BaseRequestHandler, "setup")
     )

@@ -19,6 +19,11 @@ from prefork.workers.waits import QueueWaits, wait_of_connection
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.datagrams import Datagrams, MeasuredDatagrams
 from prefork.workers.worker.parking import Parking
+from prefork.workers.worker.standard import (
+    accepts_plainly,
+    is_standard_step,
+    receives_plainly,
+)
 
 Take = Callable[[], tuple[Any, Any]]
 Verify = Callable[[Any, Any], bool]
@@ -84,7 +89,7 @@ class Source:
         datagrams = self._datagrams_of(server)
         self.may_hang = datagrams is None and not self._accepts_plainly()
         self.take = datagrams.take if datagrams is not None else self._stream_or_other_take()
-        everybody = _has(server, "verify_request", BaseServer)
+        everybody = is_standard_step(server, "verify_request", BaseServer)
         self.verify = None if everybody else self._verify_of(server)
         self._is_quiet = _is_quiet(server)
         one_call = _one_call_for(server)
@@ -143,8 +148,8 @@ class Source:
         return MeasuredDatagrams(server, self._writer, self.waits, self._sample_every)
 
     def _accepts_plainly(self) -> bool:
-        stream = self.listener.kind is Kind.STREAM and type(self._socket) is socket.socket
-        return stream and _has(self.server, "get_request", TCPServer)
+        stream = self.listener.kind is Kind.STREAM and accepts_plainly(self._socket)
+        return stream and is_standard_step(self.server, "get_request", TCPServer)
 
     def _stream_or_other_take(self) -> Take:
         if self.listener.kind is Kind.RESUMED and self.parking is not None:
@@ -260,10 +265,10 @@ def _one_call_for(server: BaseServer) -> Process | None:
     nothing. One call in place of four saves 0.3 of 5 µs. For connections the same was tried, and the
     gain was below the noise.
     """
-    plain = _has(server, "process_request", BaseServer) and all(
-        _has(server, name, UDPServer) for name in ("shutdown_request", "close_request")
+    plain = is_standard_step(server, "process_request", BaseServer) and all(
+        is_standard_step(server, name, UDPServer) for name in ("shutdown_request", "close_request")
     )
-    if plain and _has(server, "finish_request", BaseServer):
+    if plain and is_standard_step(server, "finish_request", BaseServer):
         return _run(server)
     if plain and _is_quiet(server):
         return _run_quietly(server)
@@ -291,13 +296,9 @@ def _run_quietly(server: BaseServer) -> Process:
 
 
 def _receives_plainly(server: BaseServer) -> TypeGuard[UDPServer]:
-    return _has(server, "get_request", UDPServer)
+    is_standard = is_standard_step(server, "get_request", UDPServer)
+    return is_standard and receives_plainly(getattr(server, "socket", None))
 
 
 def _is_quiet(server: BaseServer) -> bool:
     return getattr(server.finish_request, "__func__", None) is no_empty_reply.finish_request
-
-
-def _has(server: BaseServer, name: str, owner: type) -> bool:
-    """Return whether a method is that of the class ``owner``: neither overridden nor replaced on the object."""
-    return getattr(getattr(server, name, None), "__func__", None) is vars(owner)[name]
