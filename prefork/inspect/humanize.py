@@ -31,7 +31,20 @@ def condition(status: Mapping[str, Any]) -> str:
     words = [phase, "ready" if status["ready"] else "not ready"]
     if status["reload_state"] in ("trying", "rolling"):
         words.append("reloading")
+    if waiting := clients_in_vain(status):
+        words.append(f"saturated ({waiting} waiting)")
     return ", ".join(words)
+
+
+def clients_in_vain(status: Mapping[str, Any]) -> int:
+    """Return how many clients wait while every worker is busy; 0 where a worker is free.
+
+    The number is of this moment. The log of the pool has a line when this lasts.
+    """
+    workers = status["workers"]
+    if workers["idle"] or not workers["busy"]:
+        return 0
+    return sum(one["depth"] or 0 for one in status["listeners"] if one["kind"] == "stream")
 
 
 def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:

@@ -41,6 +41,7 @@ from prefork.master.lot_process import Links, LotProcess
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize, first_size
+from prefork.master.saturation import Saturation
 from prefork.master.signals import SignalCounts, orders_of
 from prefork.master.wakeup import Wakeup
 from prefork.reloading.reload import Reload
@@ -120,6 +121,7 @@ class Master:
         self._life = Life(since=self._now())
         self._orphans = Orphans(system)
         self._intakes = Intakes(())
+        self._saturation = Saturation(self._listeners)
         self._thread = threading.get_ident()
         # Not a poll(): that fails where more descriptors are waited for than RLIMIT_NOFILE allows, and
         # the limit can be lowered from outside at any time.
@@ -290,6 +292,8 @@ class Master:
         self.pool.dumps.insist(now)
         self._change_life(advance(self._life, now), why="drain_delay")
         view = self._size.look_at_memory(self._view(now))
+        if self._life.phase.keeps_size:
+            self._saturation.look(view, self.pool.table.pids, now)
         plan = decide(view, self._settings, now)
         self._size.follow(plan.spares)
         self.pool.apply(plan, now)

@@ -171,3 +171,38 @@ def test_pool_does_not_grow_beyond_its_memory(start: Callable[..., Program]) -> 
         program.stop()
     assert program.logged("does not grow because of low memory")
     assert program.logged("oom_killed") == []
+
+
+# --- a pool that cannot keep up
+
+
+@pytest.mark.parametrize(
+    ("request_text", "remedy"),
+    [
+        ("self.rfile.readline()", "the workers wait, and connections that stay open hold a worker"),
+        (
+            "sum(range(10**12))",
+            "the workers compute: raise workers",
+        ),
+    ],
+    ids=["connections that stay open", "computing"],
+)
+def test_pool_that_cannot_keep_up_says_so(
+    start: Callable[..., Program], request_text: str, remedy: str
+) -> None:
+    """A saturated pool logs how many wait and the remedy that fits, and one line when it is over."""
+    program = start(
+        "import prefork.master.saturation as saturation\n"
+        "saturation.PATIENCE, saturation.GAP = 1.0, 0.5\n" + serving("Run", workers=1)
+    )
+    with ExitStack() as clients:
+        for _ in range(4):
+            send_line(clients.enter_context(connect(program.address())), request_text)
+        (line,) = program.wait_logged("saturated: all workers are busy and clients wait")
+        assert " WARNING master saturated: " in line
+        assert "workers=1 waiting=3 oldest_request=" in line
+        assert f'remedy="{remedy}' in line
+    if "rfile" in request_text:
+        program.wait_logged("master no longer saturated seconds=")
+    program.signal(signal.SIGQUIT)
+    program.wait()

@@ -136,6 +136,14 @@ def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
     assert all(len(line) <= width or "  " not in line for line in lines)
 
 
+QUEUED = [
+    {"kind": "stream", "depth": 3},
+    {"kind": "stream", "depth": None},
+    {"kind": "datagram", "depth": 9},
+]
+"""Listeners as a status has them: three clients wait in the first."""
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -146,11 +154,17 @@ def test_wrapped_words_are_all_there(parts: list[str], width: int) -> None:
         ({"last_tick": 12.0}, "HUNG for 12s (serving)"),
         ({"reload_state": "rolling"}, "serving, ready, reloading"),
         ({"reload_state": "failed"}, "serving, ready"),
+        (
+            {"workers": {"busy": 2, "idle": 0}, "listeners": QUEUED},
+            "serving, ready, saturated (3 waiting)",
+        ),
+        ({"workers": {"busy": 1, "idle": 1}, "listeners": QUEUED}, "serving, ready"),
     ],
 )
 def test_condition(changes: dict[str, Any], text: str) -> None:
     """The condition names the phase and the readiness, and a hung master before all else."""
     status = {"phase": "serving", "ready": True, "last_tick": 0.4, "reload_state": "none"}
+    status |= {"workers": {"busy": 1, "idle": 0}, "listeners": []}
     status |= changes
     assert humanize.condition(status) == text
 

@@ -1,0 +1,133 @@
+"""A pool that cannot keep up says so: when, how often, and which of the two causes it names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork.master import saturation
+from prefork.master.saturation import GAP, PATIENCE, Saturation, cpu_of, share_of_cpu
+from prefork.workers.pool.spares import Spares
+from prefork.workers.pool.views import PoolView, WorkerView
+from prefork.workers.states import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def view(*, busy: int = 2, idle: int = 0, waiting: bool = True, now: float = 0.0) -> PoolView:
+    """Return a pool with this many workers."""
+    workers = [
+        WorkerView(
+            slot=slot,
+            ready=True,
+            idle=slot >= busy,
+            generation=0,
+            spawned_at=0.0,
+            busy_since=None if slot >= busy else now - 4.5,
+        )
+        for slot in range(busy + idle)
+    ]
+    return PoolView(
+        phase=Phase.SERVING,
+        floor=2,
+        workers=tuple(workers),
+        spares=Spares(2),
+        work_waiting=waiting,
+    )
+
+
+class Watched:
+    """A pool whose saturation is looked at. share: how much of their time the workers compute."""
+
+    def __init__(self, lines: list[tuple[str, dict[str, Any]]], share: float) -> None:
+        self.lines = lines
+        self.now = 100.0
+        self._saturation = Saturation(
+            [], lambda _pids: {7: self.now * share, 8: self.now * share}, lambda _listeners: 16
+        )
+
+    def look(self, seconds: float, **pool: Any) -> None:
+        """Let time go by in steps of 0.4 s, with the pool in this state."""
+        end = self.now + seconds
+        while self.now < end:
+            self._saturation.look(view(now=self.now, **pool), {7, 8}, self.now)
+            self.now += 0.4
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
+    """``watched(share=0.0)`` returns a pool; its ``lines`` are the events that were logged."""
+    lines: list[tuple[str, dict[str, Any]]] = []
+
+    def note(_level: int, _subject: str, what: str, **facts: Any) -> None:
+        lines.append((what, facts))
+
+    monkeypatch.setattr(saturation.log, "event", note)
+    return lambda share=0.0: Watched(lines, share)
+
+
+def test_one_line_after_ten_seconds_and_one_when_it_is_over(
+    watched: Callable[..., Watched],
+) -> None:
+    """A saturated pool says so once, with how many wait and how old the oldest request is; then that it is over."""
+    pool = watched()
+    pool.look(PATIENCE - 1)
+    assert pool.lines == []
+    pool.look(60)
+    ((what, facts),) = pool.lines
+    assert what == "saturated: all workers are busy and clients wait"
+    assert (facts["workers"], facts["waiting"], facts["oldest_request"]) == (2, 16, 4.5)
+    pool.look(GAP + 1, idle=1)
+    assert pool.lines[1][0] == "no longer saturated"
+    assert pool.lines[1][1]["seconds"] == pytest.approx(PATIENCE - 1 + 60, abs=1)
+    pool.look(PATIENCE + 1)
+    assert len(pool.lines) == 3
+
+
+@pytest.mark.parametrize("calm", [{"idle": 1}, {"waiting": False}, {"busy": 0}])
+def test_short_rush_and_busy_pool_say_nothing(
+    watched: Callable[..., Watched], calm: dict[str, Any]
+) -> None:
+    """A rush that ends within ten seconds is no line, and neither are busy workers without waiting clients."""
+    pool = watched()
+    for _ in range(5):
+        pool.look(PATIENCE - 2)
+        pool.look(GAP + 1, **calm)
+    pool.look(100, **calm)
+    assert pool.lines == []
+
+
+def test_moment_between_two_requests_ends_nothing(watched: Callable[..., Watched]) -> None:
+    """A look that finds a worker between two short requests does not end an episode."""
+    pool = watched()
+    for _ in range(10):
+        pool.look(1)
+        pool.look(0.4, idle=1)
+    assert len(pool.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "remedy"), [(0.02, saturation.REMEDY_WAITING), (0.9, saturation.REMEDY_COMPUTING)]
+)
+def test_remedy_fits_the_cause(watched: Callable[..., Watched], share: float, remedy: str) -> None:
+    """Workers that compute need more workers; workers that wait have connections that stay open."""
+    pool = watched(share=share)
+    pool.look(PATIENCE + 1)
+    assert pool.lines[0][1]["remedy"] == remedy
+    assert pool.lines[0][1]["cpu"] == f"{share:.0%}"
+
+
+def test_share_counts_workers_that_lived_all_the_while() -> None:
+    """A worker that was replaced meanwhile counts for neither side; without any the share is 0."""
+    assert share_of_cpu({7: 1.0, 8: 5.0}, {7: 6.0, 9: 50.0}, 10) == 0.5
+    assert share_of_cpu({7: 1.0}, {8: 6.0}, 10) == 0.0
+
+
+def test_cpu_of_processes() -> None:
+    """The time of a live process is that of its own clock; a process that does not exist is left out."""
+    used = cpu_of({os.getpid(), 2**22 + 7})
+    assert set(used) == {os.getpid()}
+    assert used[os.getpid()] > 0
