@@ -38,11 +38,12 @@ from prefork.servers import server_for
 from prefork.workers.errors import TargetError
 from prefork.workers.settings import ROWS
 
-WHAT_CAN_BE_SERVED: Final = (
+_SERVABLE: Final = (
     "a handler class (of socketserver.BaseRequestHandler), a server class (of "
-    "socketserver.BaseServer), a server instance with PreForkingMixIn, or with --factory a "
-    "callable that returns one"
+    "socketserver.BaseServer), a server instance with PreForkingMixIn"
 )
+
+WHAT_CAN_BE_SERVED: Final = f"{_SERVABLE}, or with --factory a callable that returns one"
 
 _DATAGRAM_SCHEMES = ("udp", "unixgram")
 
@@ -246,7 +247,7 @@ def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan
                 return _plan_instances(target, servers, requested).build()
         if len(several) == 1 and isinstance(several[0], type):
             return plan(target, several[0], requested).build()
-        reason = f"the factory {name}() returned {_kind_of(made)}, not {WHAT_CAN_BE_SERVED}"
+        reason = f"the factory {name}() returned {_kind_of(made)}, not {_SERVABLE}, or a list of such instances"
         raise TargetError(target, reason)
 
     return ServePlan(f"what the factory {name}() returns", build)

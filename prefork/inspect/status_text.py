@@ -104,7 +104,7 @@ def _history(status: dict[str, Any], width: int) -> list[str]:
         "reloads": status["reloads"],
         "reloads failed": status["reloads_failed"],
     }
-    events = [f"{n} {what}" for what, n in happened.items() if n]
+    events = [f"{what}: {n}" for what, n in happened.items() if n]
     return [*_wrapped("exits", exits, width), *_wrapped("events", events, width)]
 
 

@@ -272,7 +272,7 @@ def test_scale_up_and_down(pool: Callable[..., Program]) -> None:
     for size, count in (("5", 5), ("+1", 6), ("-4", 2), ("2", 2), ("-1", 1)):
         done = prefork("scale", size, program.pid)
         assert (done.code, done.err) == (0, ""), done
-        assert done.out.startswith(f"the pool keeps {count} workers now ")
+        assert done.out.startswith(f"workers to keep: {count} ")
         assert len(program.workers()) == count
     assert status_of(program)["workers"]["floor"] == 1
 

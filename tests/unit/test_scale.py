@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from prefork.cli.commands.scale import is_settled, progress, wanted_size
+from prefork.cli.commands.scale import command, is_settled, progress, wanted_size
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import Order
 from tests.support.boards import SECOND, occupy, scoreboard
@@ -26,6 +27,19 @@ def test_size_beyond_the_bounds(size: str) -> None:
     """The error for a number out of bounds names the present number and the bounds."""
     with pytest.raises(click.BadParameter, match=r"the pool keeps 3 now, and can keep 1 to 10 "):
         wanted_size(size, 3, 10)
+
+
+def test_size_beyond_the_bounds_is_named_as_it_was_typed() -> None:
+    """The error names what was typed and what it means."""
+    with pytest.raises(click.BadParameter, match=r"^-3 means 0 workers, which is out of bounds"):
+        wanted_size(" -3", 3, 10)
+
+
+def test_number_after_the_pool_is_a_slip() -> None:
+    """Where the pool and the number have changed places, the error gives the right command."""
+    result = CliRunner().invoke(command, ["4711", "+2"])
+    assert result.exit_code == 2
+    assert "the number of workers comes first: prefork scale +2 4711" in result.output
 
 
 @pytest.mark.parametrize("size", ["", "x", "1.5", "+", "--1", "1..4", "٣", "9" * 5000])

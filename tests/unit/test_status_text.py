@@ -50,7 +50,7 @@ def test_status_as_text() -> None:
         "latency    p50 3.8ms  p99 5.0ms  mean 9.9ms  since the start",
         "queue      -  tcp://127.0.0.1:9000",
         "exits      1 max_requests",
-        "events     2 ceiling reached",
+        "events     ceiling reached: 2",
         "",
         "slot   pid  gen  state      age  requests  errors   busy  spawns  last exit",
         "   0  4711    0  idle       10s        99       0  297ms       1  -",

@@ -58,6 +58,9 @@ def command(size: str, pool: str | None, name: str | None, timeout: float | None
     The command waits until the new workers are ready or the surplus ones are gone. The exit code is
     0 then, and 1 if that takes longer than the timeout.
     """
+    if pool is not None and re.fullmatch(r"[+-]\d+", pool.strip()):
+        hint = f"the number of workers comes first: prefork scale {pool.strip()} {size.strip()}"
+        raise click.UsageError(hint)
     with find_pool(pool, name) as found:
         if _is_stopping(found.snapshot()):
             messages.error(f"the pool {found} is stopping and cannot be scaled")
@@ -81,7 +84,8 @@ def wanted_size(size: str, floor: int, most: int) -> int:
     wanted = {"": number, "+": floor + number, "-": floor - number}[match[1]]
     if not 1 <= wanted <= most:
         raise click.BadParameter(
-            f"{wanted} are out of bounds: the pool keeps {floor} now, and can keep 1 to {most} (max_children)",
+            f"{size.strip()} means {wanted} workers, which is out of bounds: the pool keeps {floor} now, "
+            f"and can keep 1 to {most} (max_children)",
             param_hint="the number of workers",
         )
     return wanted
@@ -121,7 +125,7 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
         )
         return ExitCode.FAILED
     click.echo(
-        f"the pool keeps {wanted} workers now (before: {before}); {after.count(*READY)} are ready"
+        f"workers to keep: {wanted} (before: {before}); workers ready: {after.count(*READY)}"
     )
     return ExitCode.OK
 
