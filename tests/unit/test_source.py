@@ -133,6 +133,36 @@ def test_step_replaced_on_the_object_is_called(base: Any, name: str) -> None:
     assert sorted(called) == sorted([name, "handle"])
 
 
+@pytest.mark.parametrize("base", STANDARD)
+@pytest.mark.parametrize("name", ["get_request", *CALLS])
+def test_step_that_a_handler_replaces(base: Any, name: str) -> None:
+    """A change of the server object after worker_init() is noticed where docs/DESIGN.md says so, and nowhere else."""
+    noticed = ("finish_request", "shutdown_request", "close_request")
+    server = base(("127.0.0.1", 0), Handler)
+    with source_of(server) as source:
+        standard = getattr(server, name)
+
+        def replaced(*arguments: Any) -> Any:
+            server.called.append(name)
+            return standard(*arguments)
+
+        setattr(server, name, replaced)
+        called = serve_one(source)
+    is_noticed = base is socketserver.TCPServer and name in noticed
+    assert sorted(called) == sorted([*[name] * is_noticed, "handle"])
+
+
+def test_longest_datagram_is_settled_early() -> None:
+    """A handler that changes max_packet_size changes nothing; worker_init() may change it."""
+    server = socketserver.UDPServer(("127.0.0.1", 0), Handler)
+    with source_of(server) as source, request_to(server) as client:
+        server.max_packet_size = 3
+        assert source.take()[0][0] == b"request"
+        source.settle_steps()
+        client.send(b"request")
+        assert source.take()[0][0] == b"req"
+
+
 @pytest.mark.parametrize("base", [*STANDARD, *OURS])
 @pytest.mark.parametrize("name", CALLS)
 def test_step_replaced_on_the_standard_class_is_called(
