@@ -217,6 +217,7 @@ def test_orphan_whose_end_hangs_is_ended_by_its_own_bound(start: Callable[..., P
     program = start(
         f"{HANGS}\nserve(Uses, workers=1, worker_init=worker_init, graceful_timeout=0.5)\n"
     )
+    program.address()  # the worker has booted
     worker = program.wait_workers(1).pop()
     program.signal(signal.SIGKILL)
     wait_until(lambda: not is_alive(worker), "the end of the orphan")
