@@ -5,11 +5,25 @@ The library raises them and never exits. The command line turns them into exit c
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefork.workers.text import printable
 
 
 class PreforkError(Exception):
-    """The base of all exceptions that prefork raises. Its text is one line, made for a person."""
+    """The base of all exceptions that prefork raises. Its text is one line, made for a person.
+
+    The exceptions can be pickled and copied, for example by a program that starts its servers in processes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise made again by calling its class with its text, which is not
+        # what these classes take.
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[PreforkError], args: tuple[Any, ...]) -> PreforkError:
+    return kind.__new__(kind, *args)
 
 
 class SettingsError(PreforkError, ValueError):
