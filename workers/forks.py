@@ -109,12 +109,19 @@ def close(fds: Iterable[int]) -> None:
 
 
 def _let_go_in_child() -> None:
+    failure: Exception | None = None
     try:
         for entry in _entries:
             if entry.every_time or not entry.is_inherited:
                 entry.is_inherited = True
-                with contextlib.suppress(OSError):
+                try:
                     entry.let_go()
+                except OSError:
+                    pass
+                except Exception as error:  # noqa: BLE001 - the others have to let go all the same
+                    failure = failure or error
+        if failure is not None:
+            raise failure  # CPython reports it and goes on
     finally:
         lock.release()  # taken by the thread that forks, which is the one thread here
 

@@ -124,3 +124,18 @@ def test_lock_is_free_in_the_child_of_a_thread(calls: list[str]) -> None:
     thread.join()
 
     assert said == ["(True, 'True')"]
+
+
+def test_thing_that_fails_keeps_no_other(calls: list[str]) -> None:
+    """Whatever a child cannot let go of, it lets go of all the rest."""
+
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    forks._entries.clear()  # the fixture puts back what others have added
+    forks.add(fail)
+    forks.add(lambda: calls.append("after it"))
+    forks.lock.acquire()  # as before a fork
+    with pytest.raises(RuntimeError, match="on purpose"):
+        forks._let_go_in_child()
+    assert calls == ["after it"]
