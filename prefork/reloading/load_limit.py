@@ -66,8 +66,11 @@ class LoadLimit:
         """Let the program take any time from now on."""
         system.lift_limit()
         if self._is_handled:
-            # The handler stays: the master may run in another thread, where none can be removed.
             self._timer.set(0.0)
+            # A master may run in another thread, where no handler can be removed. There it stays,
+            # and does nothing once all is adopted.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(SIGNAL, signal.SIG_DFL)
 
     def _is_over(self, _number: int, frame: FrameType | None) -> None:
         if process.handover is None:
