@@ -282,7 +282,11 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     # --- hooks: each one does nothing here, and may be overridden
 
     def when_ready(self) -> None:
-        """Run when the first workers are ready (master)."""
+        """Run when the first workers are ready (master).
+
+        After a reload, the hook of the new program runs when as many of its own workers are ready as
+        the pool keeps.
+        """
 
     def pre_fork(self, worker: WorkerInfo) -> None:
         """Run before a worker is forked; ``worker.pid`` is still 0 (master)."""

@@ -460,12 +460,14 @@ class Master:
             )
 
     def _announce_ready(self) -> None:
-        floor = self._size.floor
-        if not self._ready_announced and self.pool.table.count_ready() >= floor:
+        # Only workers of this image's code count, so that after a reload the hook of the new program
+        # is called when its own workers are ready.
+        floor, ready = self._size.floor, self.pool.table.count_ready(self.pool.generation)
+        if not self._ready_announced and ready >= floor:
             self._ready_announced = True
             log.event(logging.INFO, f"master pid={os.getpid()}", "ready", workers=floor)
-            # In a reload, the service manager waits for its end instead.
-            if not self._reload.rolling:
+            # The service manager hears of a reload when the roll ends (reload.py).
+            if not self._is_successor:
                 self._notifier.ready(f"{floor} workers ready")
             self.pool.call_hook("when_ready")
 
@@ -476,7 +478,7 @@ class Master:
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
         board.set_pool(PoolField.PHASE, self._life.phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
-        self._size.publish(were_ready=self._ready_announced)
+        self._size.publish(were_ready=self._ready_announced or self._is_successor)
         self._caller.publish_pids(self.pool.table.pids)
 
     def _status_line(self, view: PoolView) -> str:

@@ -268,7 +268,7 @@ def test_worker_that_ends_after_a_failed_roll_is_replaced_under_the_new_generati
 
 
 def test_failed_roll_leaves_the_size_of_the_pool(reloadable: Callable[..., Reloadable]) -> None:
-    """New code whose workers do not start changes no number of workers, whatever its settings say."""
+    """New code whose workers do not start changes no number of workers, and is not said to be ready."""
     server = reloadable(workers=4, max_children=9)
     program = server.program
     workers = program.wait_workers(4)
@@ -278,10 +278,14 @@ def test_failed_roll_leaves_the_size_of_the_pool(reloadable: Callable[..., Reloa
         stays(lambda: program.workers() >= workers, "the old workers", span=0.3)
         assert board.pool(PoolField.FLOOR) == 4
         assert "resized" not in program.log
+        assert (
+            len(program.logged(r"master pid=\d+ ready")) == 1
+        )  # no hook when_ready() of such code
         server.write(init="")
         server.reload(board)
         program.wait_workers(2)
         assert board.pool(PoolField.FLOOR) == 2
+        program.wait_logged(r"master pid=\d+ ready", times=2)
 
 
 def test_smaller_size_of_new_code_counts_when_its_first_worker_is_ready(
