@@ -91,6 +91,68 @@ def test_worker_without_descriptors_waits_and_recovers(start: Callable[..., Prog
     assert len(warnings_in(program)) <= 4, "more than one line per transition"
 
 
+def test_worker_without_threads_waits_and_recovers(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """ThreadingMixIn at the limit of processes: one line, no spinning, and no client is dropped."""
+    # A stack larger than the address space is refused by the kernel as a thread too many is.
+    program = start("""
+        from tests.support.app import *
+        import prefork, socketserver, threading
+
+        class Threads(prefork.PreForkingMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
+            def process_request(self, request, address):
+                threading.stack_size(1 << 47 if os.path.exists("short") else 0)
+                super().process_request(request, address)
+
+        serve(Echo, Threads, workers=1)
+    """)
+    address = program.address()
+    worker = program.worker()
+    assert ask(address, "before").endswith("before")
+    for shortage in (1, 2):
+        (tmp_path / "short").touch()
+        with send(address, "first") as first, send(address, "second") as second:
+            program.wait_logged("cannot take requests, retrying", times=shortage)
+            assert cpu_share(worker, 0.6) < SPINNING
+            assert len(program.logged("cannot take requests, retrying")) == shortage
+            (tmp_path / "short").unlink()
+            assert read_to_the_end(first) == f"{worker} first"
+            assert read_to_the_end(second) == f"{worker} second"
+            program.wait_logged("takes requests again", times=shortage)
+    assert program.stop() == 0
+
+
+def test_worker_without_processes_for_requests_waits(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """ForkingMixIn behind the pool, at the limit of processes: the client waits, and is served afterwards."""
+    program = start("""
+        from tests.support.app import *
+        import functools, prefork, socketserver
+
+        class Forks(prefork.PreForkingMixIn, socketserver.ForkingMixIn, socketserver.TCPServer):
+            pass
+
+        # What a refused fork raises, EAGAIN, an empty pipe raises as well. Both are functions of C.
+        refused = functools.partial(os.read, os.pipe2(os.O_NONBLOCK)[0], 1)
+
+        class Limited:
+            def __getattr__(self, name):
+                return refused if name == "fork" and os.path.exists("short") else getattr(os, name)
+
+        socketserver.os = Limited()
+        serve(Echo, Forks, workers=1)
+    """)
+    address = program.address()
+    (tmp_path / "short").touch()
+    with send(address, "patient") as client:
+        program.wait_logged("cannot take requests, retrying")
+        (tmp_path / "short").unlink()
+        assert read_to_the_end(client).endswith("patient")
+    assert program.stop() == 0
+
+
 def test_master_waits_for_more_descriptors_than_it_may_have(start: Callable[..., Program]) -> None:
     """With RLIMIT_NOFILE at 1 the master goes on, and the pool is whole again after the limit was raised."""
     program = start(serving(workers=2, metrics_address="127.0.0.1:0"))

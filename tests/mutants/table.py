@@ -741,6 +741,20 @@ MASTER = (
         "tests/unit/test_messages.py",
     ),
     Mutant(
+        "a worker that can start no thread drops no client",
+        "workers/worker/takes.py",
+        "return codes[-2:] == [_THREADED, _START]",
+        "return False",
+        "tests/live/test_scarcity.py -k without_threads",
+    ),
+    Mutant(
+        "a worker that can start no thread pauses",
+        "workers/worker/takes.py",
+        "        self._stall(source, error)\n        self._pause()\n",
+        "        self._stall(source, error)\n",
+        "tests/unit/test_takes.py",
+    ),
+    Mutant(
         "a stop that comes too late for the loop reaches the program",
         "prefork/master/signals.py",
         "system.send_to_self(number)",

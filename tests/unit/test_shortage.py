@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import socket
+import socketserver
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from prefork.workers.worker.shortage import MEANINGS, Meaning, meaning
+from prefork.workers.worker.takes import has_no_process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SHORT = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 NETWORK = [
@@ -154,3 +158,32 @@ def test_kernel_lost_listener(listener: socket.socket) -> None:
         os.dup2(other.fileno(), listener.fileno())
     assert meaning(closed, draining=False, empty=False) is Meaning.BROKEN
     assert meaning(error_of(listener), draining=False, empty=False) is Meaning.BROKEN
+
+
+def failure_of(call: Callable[[], object]) -> Exception:
+    """Return the error of a thread that cannot be started."""
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    return caught.value
+
+
+def test_thread_of_the_server_is_told_from_one_of_the_handler() -> None:
+    """Only where the server itself could start no thread has nothing of the request run."""
+
+    class Server(socketserver.ThreadingMixIn):
+        daemon_threads = block_on_close = False
+
+    class Inline(Server):
+        def process_request(self, *_: object) -> None:
+            threading.Thread(target=print).start()
+
+    before = threading.stack_size(1 << 47)
+    try:
+        ours = failure_of(functools.partial(Server().process_request, None, None))
+        theirs = failure_of(functools.partial(Inline().process_request, None, None))
+    finally:
+        threading.stack_size(before)
+    assert has_no_process(ours)
+    assert not has_no_process(theirs)
+    assert not has_no_process(RuntimeError("can't start new thread"))
+    assert not has_no_process(OSError(errno.EAGAIN, "of a handler"))

@@ -195,3 +195,19 @@ def test_drained_queue_is_no_failure(bench: Bench, source: Any, caplog: Any) -> 
     source.empty = True
     assert bench.fail(source, SHORT) == 0
     assert (logged(caplog), bench.accept_failures) == ([], 0)
+
+
+def test_each_try_for_a_thread_pauses(
+    bench: Bench, source: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that gets no thread makes one pause for each try, and one line at the beginning and the end."""
+    for _ in range(3):
+        bench.takes.wait_for_process(source, RuntimeError("can't start new thread"))
+    assert bench.pauses == 3
+    assert bench.accept_failures == 3
+    assert bench.takes.fruitless
+    bench.takes.succeeded(source)
+    assert [record.getMessage().splitlines()[0] for record in caplog.records] == [
+        "worker cannot take requests, retrying listener=tcp://here:1",
+        "worker takes requests again listener=tcp://here:1",
+    ]

@@ -30,6 +30,7 @@ import functools
 import logging
 import select
 from collections.abc import Callable
+from socketserver import ForkingMixIn, ThreadingMixIn
 from time import monotonic_ns
 from typing import Any
 
@@ -39,8 +40,11 @@ from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.surroundings import Surroundings
-from prefork.workers.worker.takes import Takes
+from prefork.workers.worker.takes import Takes, has_no_process
 from prefork.workers.worker.turn import Turn
+
+PATIENCE_NS = 10_000_000_000
+"""Nanoseconds for which a request waits for a thread or a process of its own; then its client is dropped."""
 
 GOOD = Outcome.OK  # an enum's look-up costs as much as a frame
 
@@ -195,6 +199,35 @@ class Accounted(Lane):
     def __init__(self, source: Source, common: Common, account: Account) -> None:
         self._account = account
         super().__init__(source, common)
+        if isinstance(source.server, ThreadingMixIn | ForkingMixIn):
+            self._process = self._patient(source.process)
+
+    def _patient(self, process: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        """Return a ``process_request()`` that waits where the system has no thread or process for it.
+
+        At the limit of processes each call fails at once. Without a pause this worker, which seems to
+        be free all the time, would take most clients and drop every one of them. So it keeps the
+        request in hand, as a worker without a descriptor leaves it in the queue, and tries again for
+        PATIENCE seconds. Threads of this worker may end meanwhile.
+        """
+
+        def patient(request: Any, address: Any) -> None:
+            give_up_at = 0
+            while True:
+                try:
+                    process(request, address)
+                except Exception as error:
+                    now = monotonic_ns()
+                    give_up_at = give_up_at or now + PATIENCE_NS
+                    if not has_no_process(error) or now >= give_up_at:
+                        raise
+                    self._takes.wait_for_process(self.source, error)
+                else:
+                    if self._takes.fruitless:
+                        self._takes.succeeded(self.source)
+                    return
+
+        return patient
 
     def _watched(self, take: Take) -> Take:
         return self._account.watched(take)

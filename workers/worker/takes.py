@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import threading
 from collections.abc import Callable
+from socketserver import ForkingMixIn, ThreadingMixIn
+from types import CodeType, TracebackType
 
 from prefork.workers import log
 from prefork.workers.scoreboard import SlotField
@@ -80,6 +84,12 @@ class Takes:
         elif source in self._stalled:
             self._pause()
 
+    def wait_for_process(self, source: Source, error: Exception) -> None:
+        """Pause before another try to give a request in hand to a thread or a process of its own."""
+        self.fruitless += 1
+        self._stall(source, error)
+        self._pause()
+
     def succeeded(self, source: Source) -> None:
         """Forget the points after a take that brought a request; needed only while there are any."""
         if source in self._stalled:
@@ -103,3 +113,29 @@ class Takes:
             log.event(logging.ERROR, self._identity, what, listener=source.listener, error=error)
         else:
             log.failure(logging.ERROR, self._identity, what, error, listener=source.listener)
+
+
+_THREADED = ThreadingMixIn.process_request.__code__
+_FORKED = ForkingMixIn.process_request.__code__
+_START = threading.Thread.start.__code__
+
+
+def has_no_process(error: Exception) -> bool:
+    """Return whether ``process_request()`` failed because the system had no thread or process for it.
+
+    The frames of the error decide, not its type: a handler may raise the same error when it starts a
+    thread itself. Here nothing of the request has run yet, so the call can be made again.
+    """
+    codes = _codes_of(error.__traceback__)
+    if isinstance(error, RuntimeError):  # "can't start new thread"
+        return codes[-2:] == [_THREADED, _START]
+    is_short = isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM)
+    return is_short and codes[-1:] == [_FORKED]
+
+
+def _codes_of(trace: TracebackType | None) -> list[CodeType]:
+    codes = []
+    while trace is not None:
+        codes.append(trace.tb_frame.f_code)
+        trace = trace.tb_next
+    return codes
