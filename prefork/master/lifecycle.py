@@ -51,7 +51,7 @@ SAME_ORDER = 0.05
 
 
 class MasterOrder(enum.StrEnum):
-    """An order to the master. Its value is its name in the log."""
+    """An order to the master. Its value is its name in the log, except for AGAIN, which is never logged."""
 
     TERM = "SIGTERM"
     INT = "SIGINT"

@@ -73,7 +73,7 @@ TRIAL_LOOK = 0.05
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """What the master does in its loop for the servers, besides keeping the pool.
+    """The calls that the master makes in its loop for the servers.
 
     service_actions: called in every tick. publish_pids: called in every tick with the pids of the
     live workers. poll_interval: most seconds between two ticks.

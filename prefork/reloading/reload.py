@@ -50,7 +50,7 @@ from prefork.workers.states import ReloadState
 
 
 class Reload:
-    """The reloads of one master, also the one that has made it.
+    """The reloads of one master: the one that ends in this image, and those that begin in it.
 
     previous: what an earlier image has left; None in the first one. metrics: the address of the
     metrics process. state_to_hand_over: returns what this image leaves; called just before the

@@ -16,7 +16,7 @@ from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind, Order, Phase, StartReason
 
 SPAWN_BATCH = 32
-"""Most forks in one tick: some 30 ms here, so that the master stays awake to signals."""
+"""Most forks in one tick. They take some 30 ms, after which the master looks at its signals again."""
 
 _NEVER = float("inf")
 
@@ -65,7 +65,7 @@ def _follow_load(view: PoolView, settings: Settings, now: float) -> Spares:
 
 
 def load_of(view: PoolView) -> Load:
-    """Return what a view tells of the load; also for the master, which looks at the memory only then."""
+    """Return the load that a view shows. The master uses this, too, to read the memory only when load asks for growth."""
     staying = view.staying
     missing = 0 if view.spares is None else max(0, view.spares.size - len(staying))
     return Load(
@@ -245,7 +245,7 @@ def _next_instant(
     retire: tuple[Retirement, ...],
     dump: tuple[int, ...],
 ) -> float | None:
-    """Return the first instant at which there is something to decide, what the plan begins included."""
+    """Return the next instant at which there is something to decide, also about what this plan begins."""
     view, settings, now = outlook.view, outlook.settings, outlook.now
     coming = [view.fork_at, view.try_at, *(retirement.leave_by for retirement in retire)]
     if dump:
