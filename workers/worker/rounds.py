@@ -11,7 +11,11 @@ from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.worker.lanes import GOOD, Common, Lane
 from prefork.workers.worker.source import Source
-from prefork.workers.worker.standard import is_standard
+from prefork.workers.worker.standard import as_defined
+
+_INIT = as_defined(BaseRequestHandler, "__init__")
+_SETUP = as_defined(BaseRequestHandler, "setup")
+"""The standard library's own; None where a patch has replaced them already. A later patch is another function."""
 
 
 class Rounds(Lane):
@@ -135,6 +139,6 @@ def is_made_plainly(handler_class: Any) -> bool:
         and issubclass(handler_class, BaseRequestHandler)
         and type(handler_class).__call__ is type.__call__
         and handler_class.__new__ is object.__new__
-        and is_standard(handler_class.__init__, BaseRequestHandler, "__init__")
-        and is_standard(handler_class.setup, BaseRequestHandler, "setup")
+        and handler_class.__init__ is _INIT
+        and handler_class.setup is _SETUP
     )

@@ -32,6 +32,12 @@ def is_standard(function: Any, owner: type, name: str) -> bool:
     return _is_of(function, vars(socketserver), owner, name)
 
 
+def as_defined(owner: type, name: str) -> Any:
+    """Return the method ``name`` of socketserver's class ``owner``, or None if it has been replaced."""
+    function = getattr(owner, name)
+    return function if is_standard(function, owner, name) else None
+
+
 def accepts_plainly(sock: Any) -> bool:
     """Return whether ``accept()`` of a socket is that of ``socket.socket``, and makes sockets of that class."""
     is_plain = type(sock) is socket.socket
