@@ -87,7 +87,7 @@ def load(address: Address, program: Program) -> None:
 
 
 def be_client(address: Address, number: int, began: float) -> None:
-    """Ask again and again while there are so many clients."""
+    """Ask again and again while there are this many clients."""
     for turn in itertools.count(number):
         passed = time.monotonic() - began
         if passed >= SPAN:
@@ -100,7 +100,7 @@ def be_client(address: Address, number: int, began: float) -> None:
 
 
 def wanted(passed: float) -> float:
-    """Return how many clients there are after so many seconds."""
+    """Return how many clients there are after this many seconds."""
     wave = (1 - math.cos(2 * math.pi * passed / 55)) / 2
     return 2 + (CLIENTS - 3) * wave + math.sin(passed)
 

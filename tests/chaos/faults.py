@@ -339,7 +339,7 @@ class Faults:
     def _reloads_awaited(
         self, count: int, until: Callable[[], bool] | None = None
     ) -> Iterator[None]:
-        """Wait afterwards until so many reloads have ended, so that nobody writes other code between trial and exec."""
+        """Wait afterwards until this many reloads have ended, so that nobody writes other code between trial and exec."""
         before = self._reloads()
         yield
         end = time.monotonic() + RELOADED_IN

@@ -249,7 +249,7 @@ class Pool:
     # Its end
 
     def wait(self, seconds: float) -> int | None:
-        """Return the exit status, None if the master runs on after so many seconds."""
+        """Return the exit status, None if the master runs on after this many seconds."""
         try:
             return self._popen.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,7 @@ HOSTILE = (
 
 
 def lines(program: Program, count: int) -> list[str]:
-    """Return the access lines without what the log's format puts before them, once there are so many."""
+    """Return the access lines without what the log's format puts before them, once there are this many."""
     found = wait_until(
         lambda: seen if len(seen := program.logged(r"INFO (request client=|\{)")) >= count else [],
         lambda: f"{count} lines of the access log",
@@ -40,7 +40,7 @@ def lines(program: Program, count: int) -> list[str]:
 
 
 def facts(program: Program, count: int) -> list[dict[str, Any]]:
-    """Return the facts of JSON lines, once there are so many."""
+    """Return the facts of JSON lines, once there are this many."""
     return [json.loads(line) for line in lines(program, count)]
 
 

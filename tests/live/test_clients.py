@@ -49,7 +49,7 @@ def address_for(kind: str, tmp_path: Path) -> dict[str, object]:
 
 
 def silent_clients(stack: contextlib.ExitStack, address: Address, count: int) -> None:
-    """Connect so many clients that say nothing until the end of the stack."""
+    """Connect this many clients that say nothing until the end of the stack."""
     for _ in range(count):
         stack.enter_context(connect(address))
 

@@ -98,7 +98,7 @@ def test_program_started_by_the_master_inherits_nothing(start: Callable[..., Pro
 
 
 def test_descriptors_do_not_grow_with_respawns(start: Callable[..., Program]) -> None:
-    """After two hundred respawns the master has the descriptors of before, and a new worker those of the first."""
+    """After two hundred respawns the master has as many descriptors as before, and a new worker as many as the first one."""
     program = start(serving(workers=8))
     program.address()
     ready = r"worker slot=\d+ gen=\d+ pid=\d+ ready"
@@ -118,7 +118,7 @@ def test_descriptors_do_not_grow_with_respawns(start: Callable[..., Program]) ->
 
 
 def test_descriptors_do_not_grow_with_requests(start: Callable[..., Program]) -> None:
-    """After two thousand requests, good and bad ones, workers have the descriptors of before."""
+    """After two thousand requests, good and bad ones, workers have as many descriptors as before."""
     program = start("""
         from tests.support.app import *
 

@@ -271,7 +271,9 @@ def test_noise_ends_in_answers_and_errors(served: Observed) -> None:
             assert answer == b"" or re.match(rb"HTTP/1\.1 (200|400|404|405|431) ", answer)
     assert fetch(served.address, "/livez").status == 200
     assert is_alive(served.pid)
-    wait_until(lambda: fds_of(served.pid).keys() == before.keys(), "the descriptors of before")
+    wait_until(
+        lambda: fds_of(served.pid).keys() == before.keys(), "the descriptors that it had before"
+    )
 
 
 # --- it answers whatever happens

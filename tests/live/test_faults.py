@@ -161,7 +161,7 @@ def test_status_that_the_kernel_has_thrown_away_is_unknown(start: Callable[..., 
 
 
 def test_master_is_as_it_was_after_five_hundred_respawns(start: Callable[..., Program]) -> None:
-    """Five hundred dead workers leave the master the descriptors of before, and less than 2 MiB more memory."""
+    """Five hundred dead workers leave the master as many descriptors as before, and less than 2 MiB more memory."""
     program = start("""
         from tests.support.app import *
         import logging

@@ -69,7 +69,7 @@ def listening(family: str, kind: int, address: object, backlog: int = 0) -> Iter
 
 @contextlib.contextmanager
 def clients_of(listener: socket.socket, count: int) -> Iterator[list[socket.socket]]:
-    """Connect so many clients that nobody accepts."""
+    """Connect this many clients that nobody accepts."""
     with contextlib.ExitStack() as stack:
         clients = []
         for _ in range(count):

@@ -108,7 +108,7 @@ class Site:
         return writer
 
     def tick(self, ago: int = 0) -> None:
-        """Let the master have looked around so many seconds ago."""
+        """Let the master have looked around this many seconds ago."""
         self.board.set_pool(PoolField.TICK_NS, time.monotonic_ns() - ago * SECOND)
 
     def close(self) -> None:

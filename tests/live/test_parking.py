@@ -104,7 +104,7 @@ def clients_of(address: Address, count: int) -> Iterator[list[socket.socket]]:
 
 
 def wait_parked(board: Scoreboard, count: int) -> None:
-    """Wait until the lot holds so many connections."""
+    """Wait until the lot holds this many connections."""
     wait_until(
         lambda: board.pool(PoolField.PARKED) == count,
         lambda: f"{count} parked connections; there are {board.pool(PoolField.PARKED)}",

@@ -384,7 +384,7 @@ def test_storm_of_signals_during_reloads(reloadable: Callable[..., Reloadable]) 
 def test_reloads_leave_descriptors_memory_and_children_as_they_were(
     reloadable: Callable[..., Reloadable],
 ) -> None:
-    """After ten reloads the master has the descriptors of before and about the memory, and as many workers."""
+    """After ten reloads the master has as many descriptors and workers as before, and about as much memory."""
     server = reloadable()
     program = server.program
     with board_of(program.pid) as board:

@@ -32,7 +32,7 @@ HOLD = "Run"
 
 
 def hold(clients: ExitStack, address: Address, count: int) -> None:
-    """Have so many clients hold a worker each, until the stack is closed."""
+    """Have this many clients hold a worker each, until the stack is closed."""
     for _ in range(count):
         client = clients.enter_context(connect(address))
         send_line(client, "self.rfile.readline()")

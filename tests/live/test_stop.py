@@ -406,7 +406,7 @@ def test_stop_at_any_moment_of_the_start(start: Callable[..., Program]) -> None:
 
 
 def test_nothing_is_left_in_the_program_either(start: Callable[..., Program]) -> None:
-    """After serve_forever() and server_close() the program has the descriptors and signal handlers of before."""
+    """After serve_forever() and server_close() the program has the descriptors and signal handlers that it had before."""
     program = start("""
         from tests.support.app import *
 

@@ -34,7 +34,7 @@ CHANGES = {
 def test_state_of_the_process_is_put_back(
     start: Callable[..., Program], change: str, log: str
 ) -> None:
-    """The next request of the same process finds the state of before, also after one that failed."""
+    """The next request of the same process finds the same state as the previous one, also after one that failed."""
     program = start(serving("Run", workers=1, restore_process=True, access_log=log))
     address = program.address()
     ask(address, "os.umask(0o22)")

@@ -259,7 +259,7 @@ def test_new_code_that_ends_after_its_trial(
 
 
 def signs_after(manager: Manager, instant: float, count: int) -> list[float]:
-    """Return the instants of so many signs of life after one."""
+    """Return the instants of this many signs of life after one."""
 
     def signs() -> list[float]:
         manager.listen(0.05)

@@ -144,7 +144,7 @@ class Program:
         return [line for line in self.log.splitlines() if re.search(pattern, line)]
 
     def wait_logged(self, pattern: str, ceiling: float = CEILING, times: int = 1) -> list[str]:
-        """Return the log lines in which the pattern is found, once there are so many."""
+        """Return the log lines in which the pattern is found, once there are this many."""
         return wait_until(
             lambda: found if len(found := self.logged(pattern)) >= times else [],
             lambda: f"{times} times {pattern!r} in the log of {self.name}",
@@ -203,7 +203,7 @@ class Program:
         return live_children_of(self.pid)
 
     def wait_workers(self, count: int, ceiling: float = CEILING) -> set[int]:
-        """Return the pids of its live children, once there are so many."""
+        """Return the pids of its live children, once there are this many."""
         return wait_until(
             lambda: found if len(found := self.workers()) == count else set(),
             lambda: f"{count} workers of {self.name}, which has {self.workers()}",

@@ -79,7 +79,7 @@ def poisson(
 
 
 def burst(dice: random.Random, count: int, service: Length, at: float) -> list[Arrival]:
-    """Let so many clients come within BURST_END."""
+    """Let this many clients come within BURST_END."""
     instants = sorted(at + dice.random() * BURST_END for _ in range(count))
     return [Arrival(instant, service(dice)) for instant in instants]
 

@@ -43,7 +43,7 @@ def worker(slot: int, **facts: object) -> WorkerView:
 
 
 def workers(count: int, **facts: object) -> tuple[WorkerView, ...]:
-    """Invent so many workers that are alike."""
+    """Invent this many workers that are alike."""
     return tuple(worker(slot, **facts) for slot in range(count))
 
 

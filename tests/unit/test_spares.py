@@ -35,7 +35,7 @@ def follow(spares: Spares, now: float = NOW, **load: int) -> Spares:
 
 
 def calm(spares: Spares, idle: int, seconds: float, now: float = NOW) -> Spares:
-    """Let so many seconds pass in which so many workers are idle, beside what leaves."""
+    """Let this many seconds pass in which this many workers are idle, beside what leaves."""
     size = spares.size
     for tick in range(int(seconds * 4)):
         spares = follow(spares, now + tick / 4, idle=idle - (size - spares.size))
