@@ -88,6 +88,7 @@ class Unattended:
             atexit.register(_ignore_at_end)
         found: dict[int, Any] = {number: _handle(number, self._note) for number in CONTROL_SIGNALS}
         self._before = {**found, **self._before}
+        system.enlarge_signal_stack()  # all of them may arrive together now
         system.unblock(CONTROL_SIGNALS)
 
     def end(self, status: int) -> None:
