@@ -618,7 +618,7 @@ REFUSED = {
     "a pid file that is a link": ["app.py:Echo", "-p", "link"],
     "a uid without a group": ["app.py:Echo", "-u", "12345678"],
     "a user that is unknown": ["app.py:Echo", "-u", "nobody-of-this-name"],
-    "more workers than there may be": ["app.py:Echo", "-w", "41"],
+    "more workers than there may be": ["app.py:Echo", "-w", "41", "--max-children", "40"],
     "several addresses without workers": ["app.py:Echo", "-w0", "-b", ":0", "-b", ":0"],
     "watching without workers": ["app.py:Echo", "-w0", "--watch"],
     "threads that are refused": ["app.py:Threaded", "--fork-check", "error"],

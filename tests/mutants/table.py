@@ -1238,6 +1238,37 @@ PARKING = (
     ),
 )
 
+NEWCOMERS = (
+    Mutant(
+        "a pool has a waiting room where its class has not asked for one",
+        "workers/listener.py",
+        "self._listen(WAITING_ROOM)",
+        "pass",
+        "tests/live/test_listeners.py -k waiting_room",
+    ),
+    Mutant(
+        "a misspelt setting of a class is refused",
+        "prefork/misuse.py",
+        "LIKE: Final = 0.88",
+        "LIKE: Final = 1.0",
+        "tests/unit/test_misuse.py",
+    ),
+    Mutant(
+        "a pool that cannot keep up says so",
+        "prefork/master/saturation.py",
+        "now - episode.since >= PATIENCE",
+        "now - episode.since >= 99 * PATIENCE",
+        "tests/unit/test_saturation.py",
+    ),
+    Mutant(
+        "check refuses what run refuses",
+        "prefork/cli/commands/check.py",
+        "    refuse_before_binding(resolved, watch=watch)",
+        "    pass",
+        "tests/live/test_cli.py -k refuse_the_same",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -1253,6 +1284,7 @@ MUTANTS = (
     *SETTINGS,
     *TOTALS,
     *RELOAD,
+    *NEWCOMERS,
     *TRUST,
     *SINGLE,
     *SURROUNDINGS,
