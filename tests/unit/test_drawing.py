@@ -166,13 +166,14 @@ def test_words_of_a_worker_do_not_steer_the_terminal() -> None:
 def test_last_exits_have_room() -> None:
     """The longest name of an exit fits into 80 columns together with the largest pid."""
     with scoreboard(1, at=NOW) as board:
+        for _ in range(10):  # two digits, as most pools have
+            occupy(board, 0, 2**22, at=NOW)
         for kind in ExitKind:
-            occupy(board, 0, 2**22, at=NOW)
             board.vacate_slot(0, kind, NOW)
-            board.words[board.slot_at(0) + SlotField.SPAWNS] = 98
             occupy(board, 0, 2**22, at=NOW)
+            spawns = board.words[board.slot_at(0) + SlotField.SPAWNS]
             assert any(
-                line.rstrip().endswith(f"99 {kind.value}") for line in lines_of(board, 80, 24)
+                line.rstrip().endswith(f"{spawns} {kind.value}") for line in lines_of(board, 80, 24)
             )
 
 

@@ -38,7 +38,7 @@ from prefork.workers import log
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
-from prefork.workers.worker.source import Source, Take
+from prefork.workers.worker.source import Process, Source, Take
 from prefork.workers.worker.surroundings import Surroundings
 from prefork.workers.worker.takes import Takes, has_no_process
 from prefork.workers.worker.turn import Turn
@@ -200,34 +200,7 @@ class Accounted(Lane):
         self._account = account
         super().__init__(source, common)
         if isinstance(source.server, ThreadingMixIn | ForkingMixIn):
-            self._process = self._patient(source.process)
-
-    def _patient(self, process: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        """Return a ``process_request()`` that waits where the system has no thread or process for it.
-
-        At the limit of processes each call fails at once. Without a pause this worker, which seems to
-        be free all the time, would take most clients and drop every one of them. So it keeps the
-        request in hand, as a worker without a descriptor leaves it in the queue, and tries again for
-        PATIENCE seconds. Threads of this worker may end meanwhile.
-        """
-
-        def patient(request: Any, address: Any) -> None:
-            give_up_at = 0
-            while True:
-                try:
-                    process(request, address)
-                except Exception as error:
-                    now = monotonic_ns()
-                    give_up_at = give_up_at or now + PATIENCE_NS
-                    if not has_no_process(error) or now >= give_up_at:
-                        raise
-                    self._takes.wait_for_process(self.source, error)
-                else:
-                    if self._takes.fruitless:
-                        self._takes.succeeded(self.source)
-                    return
-
-        return patient
+            self._process = _patient(source, common.takes)
 
     def _watched(self, take: Take) -> Take:
         return self._account.watched(take)
@@ -272,3 +245,33 @@ class Accounted(Lane):
         self._account.judge(request, Outcome.ERROR)
         self._account.returned(request, Outcome.ERROR)
         self._server.shutdown_request(request)
+
+
+def _patient(source: Source, takes: Takes) -> Process:
+    """Return a ``process_request()`` that waits where the system has no thread or process for it.
+
+    At the limit of processes each call fails at once. Without a pause this worker, which seems to be
+    free all the time, would take most clients and drop every one of them. So it keeps the request in
+    hand, as a worker without a descriptor leaves it in the queue, and tries again for PATIENCE_NS.
+    Threads of this worker may end meanwhile.
+    """
+    # Not a method of the lane, which keeps the function: a circle would keep the lane in the master.
+    process = source.process
+
+    def patient(request: Any, address: Any) -> None:
+        give_up_at = 0
+        while True:
+            try:
+                process(request, address)
+            except Exception as error:
+                now = monotonic_ns()
+                give_up_at = give_up_at or now + PATIENCE_NS
+                if not has_no_process(error) or now >= give_up_at:
+                    raise
+                takes.wait_for_process(source, error)
+            else:
+                if takes.fruitless:
+                    takes.succeeded(source)
+                return
+
+    return patient
