@@ -127,21 +127,25 @@ class Master:
         # the limit can be lowered from outside at any time.
         self._poll = select.epoll()
         self._on_list = forks.add(self._poll.close)
-        self.metrics = MetricsProcess(
-            spec,
-            self._poll,
-            previous=None if previous is None else previous.metrics,
-            system=system,
-        )
         try:
-            self.pool = Pool(
+            self.metrics = MetricsProcess(
                 spec,
-                previous=None if previous is None else previous.pool,
+                self._poll,
+                previous=None if previous is None else previous.metrics,
                 system=system,
             )
+            try:
+                self.pool = Pool(
+                    spec,
+                    previous=None if previous is None else previous.pool,
+                    system=system,
+                )
+            except BaseException:
+                if previous is None:  # or the next attempt needs its socket
+                    self.metrics.close()
+                raise
         except BaseException:
-            if previous is None:  # or the next attempt needs its socket
-                self.metrics.close()
+            self._close_poll()
             raise
         self.lot = LotProcess(
             spec,
@@ -208,6 +212,9 @@ class Master:
         self.metrics.close()
         self.lot.close()
         self.pool.close()
+        self._close_poll()
+
+    def _close_poll(self) -> None:
         with forks.lock:
             forks.remove(self._on_list)
             self._poll.close()

@@ -178,13 +178,15 @@ def test_master_is_as_it_was_after_five_hundred_respawns(start: Callable[..., Pr
         serve(Echo, workers=20, worker_ready=worker_ready)
     """)
     victims = program.told("all")
-    held = fds_of(program.pid).keys()
+    held = len(fds_of(program.pid))
     memory = private_bytes(program.pid)
     for round_ in range(1, 26):
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         victims = program.told("all", round_)
-    wait_until(lambda: fds_of(program.pid).keys() == held, "the same descriptors")
+    # As many, and not the same numbers: the pipe at which newborn workers wait takes some of them for
+    # a moment.
+    wait_until(lambda: len(fds_of(program.pid)) == held, "as many descriptors")
     assert private_bytes(program.pid) - memory < 2 << 20
     assert zombies_of(program.pid) == set()
 
