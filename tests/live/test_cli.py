@@ -368,7 +368,11 @@ def test_service_actions_that_raise_end_with_failure(
 @pytest.mark.parametrize(
     ("status", "message", "arguments"),
     [
-        (2, "workers = 41 (from flag --workers) is refused: at most", [ECHO, "-w", "41"]),
+        (
+            2,
+            "workers = 41 (from flag --workers) is refused: at most",
+            [ECHO, "-w", "41", "--max-children", "40"],
+        ),
         (2, "there is no such setting; did you mean workers?", [ECHO, "-c", "wrong.toml"]),
         (2, "target 'nowhere:Echo': there is no module nowhere", ["nowhere:Echo"]),
         (2, "target 'tests.support.app:LOOPBACK': an instance", ["tests.support.app:LOOPBACK"]),
