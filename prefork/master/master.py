@@ -145,7 +145,7 @@ class Master:
                     self.metrics.close()
                 raise
         except BaseException:
-            self._close_poll()
+            _close(self._poll, self._on_list)
             raise
         self.lot = LotProcess(
             spec,
@@ -212,12 +212,7 @@ class Master:
         self.metrics.close()
         self.lot.close()
         self.pool.close()
-        self._close_poll()
-
-    def _close_poll(self) -> None:
-        with forks.lock:
-            forks.remove(self._on_list)
-            self._poll.close()
+        _close(self._poll, self._on_list)
 
     def _announce_start(self) -> None:
         board = self.pool.board
@@ -499,3 +494,9 @@ class Master:
 
 def _earliest(*instants: float | None) -> float | None:
     return min((instant for instant in instants if instant is not None), default=None)
+
+
+def _close(epoll: select.epoll, on_list: forks.Entry) -> None:
+    with forks.lock:
+        forks.remove(on_list)
+        epoll.close()
