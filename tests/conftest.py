@@ -38,6 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "once: the interpreter makes no difference to it; the CI runs it on one of them"
     )
     config.addinivalue_line("markers", "processes: the test starts processes without ``start``")
+    config.addinivalue_line(
+        "markers",
+        "simulated_hours: the test simulates hours of a pool, which takes too long to be quick",
+    )
     config.addinivalue_line("markers", f"{MARKER}: the test starts no process (computed)")
     config.pluginmanager.register(Quickness())
     _set_up_hypothesis(QUICK_EXAMPLES if config.option.markexpr == MARKER else EXAMPLES)

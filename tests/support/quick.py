@@ -1,8 +1,8 @@
 """Quick tests: those that start no process. They run in seconds, for the loop of an editor.
 
 A test is quick when it is in tests/unit or tests/compat, does not use the fixture ``start``, and is
-not marked ``processes``. Of a test with several values of a parameter ``seed`` only the first one is
-quick: the others repeat a simulation with other random numbers.
+not marked ``processes`` or ``simulated_hours``. Of a test with several values of a parameter ``seed``
+only the first one is quick: the others repeat a simulation with other random numbers.
 
 While a quick test and its fixtures run, an audit hook of the interpreter makes every attempt to start
 a process a failure of the test. The hook sees the call itself, so no import can hide it.
@@ -78,11 +78,12 @@ class Quickness:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Return whether a test starts no process, as far as its place, fixtures and markers say."""
+    """Return whether a test starts no process and simulates no hours, as its place, fixtures and markers say."""
     return (
         item.path.parent.name in _FOLDERS
         and "start" not in getattr(item, "fixturenames", ())
         and item.get_closest_marker("processes") is None
+        and item.get_closest_marker("simulated_hours") is None
     )
 
 

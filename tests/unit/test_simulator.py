@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
     from tests.support.simulator import Record
 
-pytestmark = pytest.mark.once  # arithmetic in virtual time
+pytestmark = [
+    pytest.mark.once,  # arithmetic in virtual time
+    pytest.mark.simulated_hours,
+]
 
 SEEDS = (1, 2)
 FIXED = Settings(workers=8, max_children=8)
