@@ -23,7 +23,7 @@ import msgspec
 
 from prefork.host.handover import LotState
 from prefork.host.process import process
-from prefork.master.metrics_process import END_BOUND, Act, Record, decide
+from prefork.master.metrics_process import END_BOUND, Act, Record, cause_of, decide
 from prefork.parking.lot_main import (
     LEAVE,
     RESERVE,
@@ -40,7 +40,6 @@ from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.states import ExitCause, ExitKind, ExitStatus
 from prefork.workers.system import Child, System
 
 MOST_PARKED: Final = 10_000
@@ -278,7 +277,9 @@ class LotProcess:
         lost = max(0, pool.board.pool(PoolField.PARKED))
         pool.board.set_pool(PoolField.PARKED, 0)
         if self._record.failures <= 1:  # one line for a row of failures
-            log.event(logging.ERROR, subject, "exited", cause=_cause(status), connections_lost=lost)
+            log.event(
+                logging.ERROR, subject, "exited", cause=cause_of(status), connections_lost=lost
+            )
 
     def _start(self, pool: Pool, limits: Limits, now: float) -> None:
         self._record = self._record.started(now)
@@ -332,9 +333,3 @@ class LotProcess:
 
     def __str__(self) -> str:
         return "lot" if self._child is None else f"lot pid={self._child.pid}"
-
-
-def _cause(status: ExitStatus) -> ExitCause:
-    if status.signal is not None:
-        return ExitCause(ExitKind.KILLED, status.signal)
-    return ExitCause(ExitKind.EXITED, status.code)

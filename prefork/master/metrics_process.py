@@ -223,7 +223,7 @@ class MetricsProcess:
         pool.board.set_pool(PoolField.METRICS_PID, 0)
         replaced, self._replacing = self._replacing, False
         if self._record.failures <= 1 and not replaced:  # one line for a row of failures
-            log.event(logging.ERROR, subject, "exited", cause=_cause(status))
+            log.event(logging.ERROR, subject, "exited", cause=cause_of(status))
 
     def _start(self, endpoint: Endpoint, pool: Pool, now: float) -> None:
         self._record = self._record.started(now)
@@ -274,7 +274,8 @@ def _title(spec: WorkerSpec, endpoint: Endpoint) -> str:
     return f"prefork: metrics {name}{endpoint.address}"
 
 
-def _cause(status: ExitStatus) -> ExitCause:
+def cause_of(status: ExitStatus) -> ExitCause:
+    """Return the cause that the log names for a process that is no worker."""
     if status.signal is not None:
         return ExitCause(ExitKind.KILLED, status.signal)
     return ExitCause(ExitKind.EXITED, status.code)

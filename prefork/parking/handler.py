@@ -70,6 +70,9 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
 
     def _handle_all(self, handle: Callable[[], None], parking: Any) -> None:
         """Serve one request, and those that follow at once on the same connection."""
+        del self.__dict__[
+            "handle"
+        ]  # which knows this object: only a garbage collection would free both
         as_new = self.__dict__.copy()
         in_a_row = 0
         while True:

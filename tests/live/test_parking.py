@@ -445,6 +445,18 @@ def test_http_connections_are_kept(start: Callable[..., Program]) -> None:
     assert hangs_up(program.address(), "GET / HTTP/1.0\r\n\r\n").endswith("/")
 
 
+def test_handlers_leave_no_work_for_the_garbage_collector(start: Callable[..., Program]) -> None:
+    """The handler object of a parked connection is freed as soon as its request is over."""
+    counting = program_with(workers=1).replace(
+        'if line.startswith(b"sleep"):',
+        'gc.disable()\n            line = b"%d\\n" % sum(isinstance(o, Counting) for o in gc.get_objects())\n'
+        '            if line.startswith(b"sleep"):',
+    )
+    program = start("    import gc\n" + counting.lstrip("\n"))
+    with clients_of(program.address(), 5) as clients:
+        assert [ask_on(client)[2] for client in clients * 3] == ["1"] * 15
+
+
 def test_descriptors_do_not_grow(
     start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
 ) -> None:
