@@ -70,9 +70,8 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
 
     def _handle_all(self, handle: Callable[[], None], parking: Any) -> None:
         """Serve one request, and those that follow at once on the same connection."""
-        del self.__dict__[
-            "handle"
-        ]  # which knows this object: only a garbage collection would free both
+        # The object and this function know each other: only a garbage collection would free both.
+        del self.__dict__["handle"]
         as_new = self.__dict__.copy()
         in_a_row = 0
         while True:
