@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,15 +14,11 @@ from prefork.misuse import refuse_misspelt, refuse_wrong_order
 from prefork.serving import Served, run_of
 from prefork.signature import SignatureOfInit
 from prefork.usable import refuse_unusable
+from prefork.workers.identity import WorkerInfo
 from prefork.workers.layers import from_attributes
 from prefork.workers.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from prefork.workers.identity import WorkerInfo
-    from prefork.workers.states import ExitCause
-    from prefork.workers.worker.side import ThisWorker
+from prefork.workers.states import ExitCause
+from prefork.workers.worker.side import ThisWorker
 
 
 class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]

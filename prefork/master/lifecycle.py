@@ -183,6 +183,11 @@ def advance(life: Life, now: float) -> Life:
     return life
 
 
+def reason_to_advance(life: Life) -> str:
+    """Return why ``advance()`` leaves NOT_READY, for the log: a pool may have no delay to wait for."""
+    return "drain_delay" if life.drain_at > life.since else "no_drain_delay"
+
+
 def next_instant(life: Life) -> float | None:
     """Return when ``advance()`` will change the life; None if only an order can."""
     return life.drain_at if life.phase is Phase.NOT_READY else None

@@ -36,6 +36,7 @@ from prefork.master.lifecycle import (
     has_stopped,
     next_instant,
     obey,
+    reason_to_advance,
 )
 from prefork.master.lot_process import Links, LotProcess
 from prefork.master.metrics_process import MetricsProcess
@@ -292,7 +293,7 @@ class Master:
         self._step_reload(now)
         self.pool.wakeups.look(now)
         self.pool.dumps.insist(now)
-        self._change_life(advance(self._life, now), why="drain_delay")
+        self._change_life(advance(self._life, now), why=reason_to_advance(self._life))
         view = self._size.look_at_memory(self._view(now))
         if self._life.phase.keeps_size:
             self._saturation.look(view, self.pool.table.pids, now)

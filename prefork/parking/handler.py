@@ -7,14 +7,12 @@ import functools
 import io
 import select
 import socket
+from collections.abc import Callable
 from socketserver import BaseRequestHandler
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.workers.parking import MOST_READ_AHEAD, MOST_STATE, Luggage
 from prefork.workers.worker.parking import ATTRIBUTE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _NOTHING: Final = Luggage("")
 

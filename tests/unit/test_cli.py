@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,6 +70,12 @@ def run(
 
 
 # --- usage
+
+
+@pytest.mark.parametrize("package", ["prefork", "prefork.cli"])
+def test_packages_run_as_programs(package: str) -> None:
+    """``python -m`` finds the command line under the name of either package."""
+    assert find_spec(f"{package}.__main__") is not None
 
 
 def test_version_and_help(run: Callable[..., Any]) -> None:

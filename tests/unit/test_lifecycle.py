@@ -22,6 +22,7 @@ from prefork.master.lifecycle import (
     has_stopped,
     next_instant,
     obey,
+    reason_to_advance,
 )
 from prefork.workers.settings import Settings
 from prefork.workers.states import Phase
@@ -204,6 +205,13 @@ def test_time_moves_a_life_at_the_instant_it_names(ticks: list[Tick]) -> None:
             assert at > now
             assert advance(life, math.nextafter(at, 0)) is life
             assert advance(life, at).phase > life.phase
+
+
+@pytest.mark.parametrize(("delay", "why"), [(0.0, "no_drain_delay"), (2.0, "drain_delay")])
+def test_reason_names_a_delay_only_where_there_is_one(delay: float, why: str) -> None:
+    """The log says ``drain_delay`` for the end of NOT_READY only where the pool had a delay to wait for."""
+    settings = Settings(drain_delay=delay)
+    assert reason_to_advance(obey(Life(), MasterOrder.TERM, settings, 7.0)) == why
 
 
 @any_life

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import inspect
 import socketserver
+import typing
 from typing import Any
 
 import pytest
@@ -56,3 +57,16 @@ def test_instance_has_no_signature() -> None:
     """A server object has no attribute ``__signature__``, like any other object."""
     with Behind(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler, False) as server:
         assert not hasattr(server, "__signature__")
+
+
+CLASSES = [one for one in map(vars(prefork).get, prefork.__all__) if inspect.isclass(one)]
+
+
+@pytest.mark.parametrize("public", CLASSES, ids=lambda one: one.__name__)
+def test_annotations_of_our_classes_can_be_evaluated(public: type) -> None:
+    """``typing.get_type_hints()``, which tools of injection and documentation call, knows every name of ours."""
+    ours = [one for one in public.__mro__ if one.__module__.startswith("prefork")]
+    for one in ours:
+        typing.get_type_hints(one)
+        for member in filter(inspect.isfunction, vars(one).values()):
+            typing.get_type_hints(member)
