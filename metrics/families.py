@@ -74,8 +74,9 @@ class Columns:
 
     def good(self) -> int:
         """Return how many requests of all slots went well."""
-        rows = zip(self.finished(), self[SlotField.ERRORS], self[SlotField.REJECTED], strict=True)
-        return sum(max(0, finished - errors - rejected) for finished, errors, rejected in rows)
+        others = (SlotField.ERRORS, SlotField.REJECTED, SlotField.CLIENT_TIMEOUTS)
+        rows = zip(self.finished(), *(self[field] for field in others), strict=True)
+        return sum(max(0, finished - sum(not_good)) for finished, *not_good in rows)
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,6 +252,7 @@ def _requests(reading: Reading) -> Found:
         "ok": reading.good,
         "error": sum(words[SlotField.ERRORS]),
         "rejected": sum(words[SlotField.REJECTED]),
+        "client_timeout": sum(words[SlotField.CLIENT_TIMEOUTS]),
         "timeout": sum(words[SlotField.TIMEOUTS]),
         "aborted": sum(words[SlotField.ABORTED]),
     }

@@ -168,8 +168,9 @@ _ABOUT_LISTENERS = (
 _ABOUT_REQUESTS = (
     _counter(
         "prefork_requests_total",
-        "Requests by outcome: ok, error (it raised), rejected (by verify_request()), timeout (request_timeout "
-        "ended its worker), aborted (its worker died of something else).",
+        "Requests by outcome: ok, error (it raised), rejected (by verify_request()), client_timeout (the client kept "
+        "the handler waiting for longer than client_timeout), timeout (request_timeout ended its worker), "
+        "aborted (its worker died of something else).",
         "outcome",
     ),
     _histogram(

@@ -105,6 +105,7 @@ def _requests(snapshot: Snapshot) -> dict[str, Any]:
         "ok": sum(_count(one.ok) for one in slots),
         "error": _total(slots, SlotField.ERRORS),
         "rejected": _total(slots, SlotField.REJECTED),
+        "client_timeout": _total(slots, SlotField.CLIENT_TIMEOUTS),
         "timeout": _total(slots, SlotField.TIMEOUTS),
         "aborted": _total(slots, SlotField.ABORTED),
     }
@@ -157,6 +158,7 @@ def _word(state: WorkerState) -> str:
 def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
     lives = one.state is not WorkerState.GONE
     errors, rejected = _count(one[SlotField.ERRORS]), _count(one[SlotField.REJECTED])
+    client_timeouts = _count(one[SlotField.CLIENT_TIMEOUTS])
     timeouts, aborted = _count(one[SlotField.TIMEOUTS]), _count(one[SlotField.ABORTED])
     return {
         "slot": one.slot,
@@ -165,9 +167,10 @@ def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
         "state": _word(one.state),
         "age": _ago(now_ns, one[SlotField.SPAWNED_NS]) if lives else None,
         "request_age": _ago(now_ns, one[SlotField.REQUEST_NS]) if lives else None,
-        "requests": _count(one.ok) + errors + rejected + timeouts + aborted,
+        "requests": _count(one.ok) + errors + rejected + client_timeouts + timeouts + aborted,
         "errors": errors,
         "rejected": rejected,
+        "client_timeouts": client_timeouts,
         "timeouts": timeouts,
         "aborted": aborted,
         "busy": _count(one[SlotField.BUSY_NS]) / 1e9,

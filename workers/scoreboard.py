@@ -214,6 +214,8 @@ class SlotField(IntEnum):
     """The sum of the queue waits that were measured; most are not (workers/waits.py)."""
     PARK_FAILURES = 28
     """Connections that the worker closed because it could not park them."""
+    CLIENT_TIMEOUTS = 29
+    """Requests that ended because the client kept the handler waiting for longer than its timeout."""
     DURATIONS = 32
     """The histogram of durations. Its sum is the number of finished requests, good and bad."""
     QUEUE_WAITS = 48
@@ -233,7 +235,7 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(range(SlotField.QUEUE_WAITS, SlotField.QUEUE_WAITS + BUCKETS), _COUNT),
     **dict.fromkeys(range(SlotField.TIMEOUTS, SlotField.LAST_EXIT), _COUNT),
     **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
-    **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES), _COUNT),
+    **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES, SlotField.CLIENT_TIMEOUTS), _COUNT),
     **dict.fromkeys((SlotField.CPU_USER_NS, SlotField.CPU_SYSTEM_NS, SlotField.BUSY_NS), _TIME),
     SlotField.QUEUE_WAIT_NS: _WAIT,
 }
@@ -260,8 +262,8 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> int:
         """Requests that went well; negative for a moment, or after a stray write."""
-        errors, rejected = self[SlotField.ERRORS], self[SlotField.REJECTED]
-        return sum(self.histogram(SlotField.DURATIONS)) - errors - rejected
+        others = self[SlotField.ERRORS] + self[SlotField.REJECTED] + self[SlotField.CLIENT_TIMEOUTS]
+        return sum(self.histogram(SlotField.DURATIONS)) - others
 
     @property
     def in_progress(self) -> int:

@@ -41,6 +41,7 @@ class Outcome(IntEnum):
     OK = 0
     ERROR = SlotField.ERRORS
     REJECTED = SlotField.REJECTED
+    CLIENT_TIMEOUT = SlotField.CLIENT_TIMEOUTS
 
 
 class SlotWriter:

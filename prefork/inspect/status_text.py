@@ -57,8 +57,8 @@ def _requests(status: dict[str, Any], width: int) -> list[str]:
     requests, histogram = status["requests"], status["durations"]
     said = [f"{requests['ok']} ok"]
     said += [
-        f"{requests[key]} {key}"
-        for key in ("error", "rejected", "timeout", "aborted")
+        f"{requests[key]} {key.replace('_', ' ')}"
+        for key in ("error", "rejected", "client_timeout", "timeout", "aborted")
         if requests[key]
     ]
     said.append(f"{requests['in_progress']} in progress")
@@ -135,7 +135,9 @@ def _slots(status: dict[str, Any]) -> list[str]:
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     since = f" {humanize.duration(one['request_age'])}" if one["request_age"] is not None else ""
-    failed = one["errors"] + one["rejected"] + one["timeouts"] + one["aborted"]
+    failed = sum(
+        one[key] for key in ("errors", "rejected", "client_timeouts", "timeouts", "aborted")
+    )
     return (
         str(one["slot"]),
         str(one["pid"] or humanize.NONE),

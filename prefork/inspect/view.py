@@ -107,7 +107,10 @@ def view(before: Look | None, now: Look) -> View:
         listeners=status["listeners"],
         rows=rows,
         failed=humanize.nonzero(
-            {key: status["requests"][key] for key in ("error", "rejected", "timeout", "aborted")}
+            {
+                key.replace("_", " "): status["requests"][key]
+                for key in ("error", "rejected", "client_timeout", "timeout", "aborted")
+            }
             | {"slow": status["slow_requests"]}
         ),
         exits=humanize.nonzero(status["exits"]),

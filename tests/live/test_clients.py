@@ -54,10 +54,15 @@ def silent_clients(stack: contextlib.ExitStack, address: Address, count: int) ->
         stack.enter_context(connect(address))
 
 
+def total_of(program: Program, field: SlotField) -> int:
+    """Read a total of all slots."""
+    with board_of(program.pid) as board:
+        return board.total(field)
+
+
 def errors_of(program: Program) -> int:
     """Read how many requests went wrong."""
-    with board_of(program.pid) as board:
-        return board.total(SlotField.ERRORS)
+    return total_of(program, SlotField.ERRORS)
 
 
 # --- client_timeout
@@ -77,7 +82,9 @@ def test_silent_clients_hold_no_worker(
         pid = int(ask(address).split()[0])
         assert watch.seconds < 0.5 + MARGIN
         assert pid in workers
-        wait_until(lambda: errors_of(program) == 2, "both silent clients counted as errors")
+        timed_out = SlotField.CLIENT_TIMEOUTS
+        wait_until(lambda: total_of(program, timed_out) == 2, "both silent clients counted")
+    assert errors_of(program) == 0
     assert program.workers() == workers
     (line, *_) = program.wait_logged("client timed out")
     assert "WARNING worker slot=" in line
@@ -131,6 +138,7 @@ def test_client_that_times_out_costs_one_line_behind_the_mix_in(
     program = start(at_info(source))
     with connect(program.address()):
         wait_until(lambda: "client timed out client=127.0.0.1:" in program.log, "a line")
+    wait_until(lambda: total_of(program, SlotField.CLIENT_TIMEOUTS) == 1, "the outcome is counted")
     assert ask(program.address())
     program.stop()
     assert "Traceback" not in program.log

@@ -1267,6 +1267,13 @@ NEWCOMERS = (
         "    pass",
         "tests/live/test_cli.py -k refuse_the_same",
     ),
+    Mutant(
+        "a client that is silent for too long is no error of the server",
+        "workers/worker/clients.py",
+        "    return bool(request.gettimeout())",
+        "    return False",
+        "tests/unit/test_lost_clients.py",
+    ),
 )
 
 MUTANTS = (

@@ -134,7 +134,9 @@ def test_master_that_is_just_ending(
 STEPS = st.lists(
     st.tuples(
         st.integers(0, SLOTS - 1),
-        st.sampled_from(["ok", "error", "rejected", "dies", "hangs", "spawns", "begins"]),
+        st.sampled_from(
+            ["ok", "error", "rejected", "client_timeout", "dies", "hangs", "spawns", "begins"]
+        ),
     ),
     max_size=30,
 )
@@ -150,11 +152,11 @@ def test_requests_are_the_sum_of_their_outcomes(steps: list[tuple[int, str]]) ->
             _take_step(board, slot, step)
         found = samples(PoolCollector(board).collect())
 
-    outcomes = ("ok", "error", "rejected", "timeout", "aborted")
+    outcomes = ("ok", "error", "rejected", "client_timeout", "timeout", "aborted")
     by_outcome = {word: value(found, "prefork_requests_total", outcome=word) for word in outcomes}
     words = [step for _, step in steps]
-    assert [by_outcome[word] for word in ("ok", "error", "rejected")] == [
-        words.count(word) for word in ("ok", "error", "rejected")
+    assert [by_outcome[word] for word in outcomes[:4]] == [
+        words.count(word) for word in outcomes[:4]
     ]
     total = sum(by_outcome.values())
     by_slot = [
@@ -168,7 +170,7 @@ def test_requests_are_the_sum_of_their_outcomes(steps: list[tuple[int, str]]) ->
 def _take_step(board: Scoreboard, slot: int, step: str) -> None:
     with pen(board, slot) as writer:
         match step:
-            case "ok" | "error" | "rejected":
+            case "ok" | "error" | "rejected" | "client_timeout":
                 writer.account(Outcome[step.upper()], 5)
             case "begins":
                 writer.words[SlotField.REQUEST_NS] = 1

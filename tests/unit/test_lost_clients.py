@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.worker.clients import LostClients, is_clients_doing, place_of
+from prefork.workers.slot_writer import Outcome
+from prefork.workers.worker.clients import LostClients, is_clients_doing, outcome_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,29 @@ def test_place_is_in_the_handlers_code(raising: Callable[[], None]) -> None:
     assert file == __file__
     text = Path(__file__).read_text().splitlines()[int(line) - 1]
     assert "readline" in text or "sendall" in text
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "outcome"),
+    [
+        (0.5, TimeoutError("timed out"), Outcome.CLIENT_TIMEOUT),
+        (None, TimeoutError("timed out"), Outcome.ERROR),
+        (0.5, ConnectionResetError(104, "reset"), Outcome.ERROR),
+        (0.5, ValueError("bug"), Outcome.ERROR),
+    ],
+)
+def test_outcome_of_a_request_that_raised(
+    timeout: float | None, error: BaseException, outcome: Outcome
+) -> None:
+    """A TimeoutError is the client's where its connection has a timeout; every other end is an error."""
+    with socket.socket() as request:
+        request.settimeout(timeout)
+        assert outcome_of(request, error) is outcome
+
+
+def test_datagram_has_no_client_timeout() -> None:
+    """A datagram has no connection to wait on, so a TimeoutError is the handler's own."""
+    assert outcome_of((b"datagram", None), TimeoutError()) is Outcome.ERROR
 
 
 def test_place_of_what_was_never_raised() -> None:

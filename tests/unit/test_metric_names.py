@@ -66,7 +66,10 @@ def test_help_is_a_sentence(metric: Metric) -> None:
         ),
         ("prefork_worker_exits_total", [kind.value for kind in ExitKind]),
         ("prefork_worker_starts_total", [reason.value for reason in StartReason]),
-        ("prefork_requests_total", ["ok", "error", "rejected", "timeout", "aborted"]),
+        (
+            "prefork_requests_total",
+            ["ok", "error", "rejected", "client_timeout", "timeout", "aborted"],
+        ),
     ],
 )
 def test_help_lists_the_words(name: str, words: list[str]) -> None:

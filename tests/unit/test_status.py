@@ -33,7 +33,7 @@ SECOND = 1_000_000_000
 NOW = 1000 * SECOND
 WORD = st.integers(-(2**63), 2**63 - 1)
 NOTHING_SAID = PoolDescription()
-TOTALS = ("ok", "error", "rejected", "timeout", "aborted")
+TOTALS = ("ok", "error", "rejected", "client_timeout", "timeout", "aborted")
 
 
 @contextlib.contextmanager
@@ -115,6 +115,7 @@ def test_requests_are_counted_by_outcome(board: Scoreboard) -> None:
     first.account(Outcome.ERROR, SECOND)
     second.account(Outcome.OK, SECOND)
     second.account(Outcome.REJECTED, 0)
+    second.account(Outcome.CLIENT_TIMEOUT, SECOND)
     worker(board, 2, WorkerState.BUSY)
     board.vacate_slot(2, ExitKind.REQUEST_TIMEOUT, NOW)
     worker(board, 3, WorkerState.BUSY)
@@ -127,12 +128,13 @@ def test_requests_are_counted_by_outcome(board: Scoreboard) -> None:
         "ok": 2,
         "error": 1,
         "rejected": 1,
+        "client_timeout": 1,
         "timeout": 1,
         "aborted": 1,
-        "total": 6,
+        "total": 7,
         "in_progress": 1,
     }
-    assert [one["requests"] for one in found["slots"]] == [2, 2, 1, 1, 0]
+    assert [one["requests"] for one in found["slots"]] == [2, 3, 1, 1, 0]
     assert found["slots"][0]["busy"] == 2.0
     assert (found["exits"]["request_timeout"], found["exits"]["killed"]) == (1, 1)
     assert found["slots"][3]["last_exit"] == "killed"

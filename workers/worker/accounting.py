@@ -21,6 +21,7 @@ from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.worker.access import LogRequest
+from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.standard import is_standard
 
@@ -229,8 +230,8 @@ class Overlapping:
             self._finished_in[id(request)] = threading.get_ident()
             try:
                 finish(request, client_address)
-            except BaseException:
-                self._outcomes[id(request)] = Outcome.ERROR
+            except BaseException as error:
+                self._outcomes[id(request)] = outcome_of(request, error)
                 raise
             self._outcomes[id(request)] = Outcome.OK
 

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 from prefork.workers import log
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.worker.standard import is_standard_step
 
 INTERVAL = 1.0
@@ -40,6 +41,23 @@ def is_clients_doing(error: BaseException) -> bool:
     """
     gone = isinstance(error, (TimeoutError, ConnectionError))
     return gone and not isinstance(error, ConnectionRefusedError)
+
+
+def is_client_timeout(request: Any, error: BaseException) -> bool:
+    """Return whether a request ended because its client kept the handler waiting for too long.
+
+    request: what ``get_request()`` returned. The connection has a timeout then, from ``client_timeout`` or
+    from the handler class (``timeout``). A handler that waits for another server, and lets the TimeoutError of
+    that connection pass, looks the same.
+    """
+    if not isinstance(error, TimeoutError) or not isinstance(request, socket.socket):
+        return False
+    return bool(request.gettimeout())
+
+
+def outcome_of(request: Any, error: BaseException) -> Outcome:
+    """Return how a request counts whose handler raised this."""
+    return Outcome.CLIENT_TIMEOUT if is_client_timeout(request, error) else Outcome.ERROR
 
 
 class LostClients:
@@ -87,8 +105,7 @@ def log_timeouts(server: BaseServer, subject: str) -> None:
 
     def handle_error(request: Any, client_address: Any) -> None:
         error = sys.exception()
-        has_timeout = isinstance(request, socket.socket) and request.gettimeout()
-        if has_timeout and isinstance(error, TimeoutError):
+        if error is not None and is_client_timeout(request, error):
             lost_clients.note(subject, error, client_name(client_address) or "-")
         else:
             inherited(request, client_address)

@@ -38,6 +38,7 @@ from prefork.workers import log
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
+from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Process, Source, Take
 from prefork.workers.worker.surroundings import Surroundings
 from prefork.workers.worker.takes import Takes, has_no_process
@@ -181,8 +182,8 @@ class OneByOne(Lane):
                 else:
                     outcome = Outcome.REJECTED
                     self._server.shutdown_request(request)
-            except Exception:  # noqa: BLE001 - handle_error() is where the server class says what to do
-                outcome = Outcome.ERROR
+            except Exception as error:  # noqa: BLE001 - handle_error() is where the server class says what to do
+                outcome = outcome_of(request, error)
                 self._settle(request, address)
             except BaseException:
                 self._abandon(request, now)
@@ -230,8 +231,8 @@ class Accounted(Lane):
                     outcome = Outcome.REJECTED
                     account.judge(request, outcome)
                     self._server.shutdown_request(request)
-            except Exception:  # noqa: BLE001 - as in OneByOne
-                outcome = Outcome.ERROR
+            except Exception as error:  # noqa: BLE001 - as in OneByOne
+                outcome = outcome_of(request, error)
                 account.judge(request, outcome)
                 self._settle(request, address)
             except BaseException:
