@@ -47,9 +47,12 @@ class Processes:
     While a worker lives, its share of the totals is found with its process. When it has ended, the
     master collects it, which removes the process, and adds its share to the slot's words; then the
     slot has no pid any more. Between the two steps lie some microseconds in which the share is found
-    nowhere. A slot whose process is gone is therefore read again until its pid has changed. The
-    master may be stopped just then, and a worker can write any pid into its slot, so there is an end
-    to that: PATIENCE for each scrape. After it the highest totals that were found so far hold.
+    nowhere. A slot whose process is gone is therefore read again until its pid has changed: once in
+    any case, because the snapshot can be older than the end of the worker. The master may be stopped
+    just then, and a worker can write any pid into its slot, so there is an end to that: PATIENCE for
+    each scrape. After it the highest totals that were found so far hold. A metrics process that has
+    just started has found none yet, for example after a reload, when all workers end. It leaves the
+    slot out of this scrape, because a total without the share would fall.
     """
 
     def __init__(self, board: Scoreboard) -> None:
@@ -57,34 +60,32 @@ class Processes:
         self._highest: dict[int, tuple[float, float, int, int]] = {}
 
     def facts(self, snapshot: Snapshot) -> dict[int, Facts]:
-        """Return the facts of every slot that has had a worker.
+        """Return the facts of every slot that has had a worker and of which they are known.
 
         The snapshot must be older than the call. Otherwise a worker that has ended could count
         twice: in the slot's words, and as a process.
         """
         master = snapshot[PoolField.MASTER_PID]
         until = time.monotonic() + PATIENCE
-        return {
-            one.slot: self._not_below(one.slot, self._facts(one, master, until))
-            for one in snapshot.slots
-            if was_used(one)
+        found = {
+            one.slot: self._facts(one, master, until) for one in snapshot.slots if was_used(one)
         }
+        return {slot: facts for slot, facts in found.items() if facts is not None}
 
-    def _facts(self, one: SlotSnapshot, master: int, until: float) -> Facts:
+    def _facts(self, one: SlotSnapshot, master: int, until: float) -> Facts | None:
         live = _live(one[SlotField.PID], master)
-        while live is None and time.monotonic() < until:
-            time.sleep(LOOK_INTERVAL)
+        is_last = False
+        while live is None and not is_last:
+            is_last = time.monotonic() >= until
             one = self._board.slot_snapshot(one.slot)
             live = _live(one[SlotField.PID], master)
-        live = live or _NO_PROCESS
-        return Facts(
-            max(0, one[SlotField.CPU_USER_NS]) / 1e9 + live.user,
-            max(0, one[SlotField.CPU_SYSTEM_NS]) / 1e9 + live.system,
-            max(0, one[SlotField.VOLUNTARY_SWITCHES]) + live.voluntary,
-            max(0, one[SlotField.INVOLUNTARY_SWITCHES]) + live.involuntary,
-            live.resident,
-            live.fds,
-        )
+            if live is None and not is_last:
+                time.sleep(LOOK_INTERVAL)
+        if live is None:
+            if one.slot not in self._highest:
+                return None
+            live = _NO_PROCESS
+        return self._not_below(one.slot, _with_the_dead(one, live))
 
     def _not_below(self, slot: int, found: Facts) -> Facts:
         """Return the facts, with no total below the highest one of this slot so far."""
@@ -98,6 +99,18 @@ class Processes:
         )
         self._highest[slot] = highest
         return Facts(user, system, voluntary, involuntary, found.resident, found.fds)
+
+
+def _with_the_dead(one: SlotSnapshot, live: Facts) -> Facts:
+    """Return the facts of a slot: its live worker's and the totals of those that have ended."""
+    return Facts(
+        max(0, one[SlotField.CPU_USER_NS]) / 1e9 + live.user,
+        max(0, one[SlotField.CPU_SYSTEM_NS]) / 1e9 + live.system,
+        max(0, one[SlotField.VOLUNTARY_SWITCHES]) + live.voluntary,
+        max(0, one[SlotField.INVOLUNTARY_SWITCHES]) + live.involuntary,
+        live.resident,
+        live.fds,
+    )
 
 
 def was_used(one: SlotSnapshot) -> bool:
@@ -126,18 +139,19 @@ _NO_PROCESS = Facts(0.0, 0.0, 0, 0)
 
 
 def _live(pid: int, master: int) -> Facts | None:
-    """Return the facts of a process; None where it is gone, zeros where it is not the master's child.
+    """Return the facts of a process; None where it is gone or cannot be read, zeros for a stranger.
 
     The pid comes from memory that workers can write, and the pid of a collected worker may belong
-    to any process by now. So the parent is compared.
+    to any process by now. So the parent is compared. A process that is collected at this moment has
+    none (0).
     """
     if pid <= 0:
         return _NO_PROCESS
     try:
         state = _read(f"/proc/{pid}/stat")
         fields = state[state.rindex(b")") + 2 :].split()
-        if int(fields[1]) != master:
-            return _NO_PROCESS
+        if (parent := int(fields[1])) != master:
+            return _NO_PROCESS if parent else None
         voluntary, involuntary = _switches(_read(f"/proc/{pid}/status"))
         return Facts(
             user=int(fields[11]) / _TICKS,
@@ -147,10 +161,8 @@ def _live(pid: int, master: int) -> Facts | None:
             resident=int(fields[21]) * mmap.PAGESIZE,
             fds=_count_fds(pid),
         )
-    except (FileNotFoundError, ProcessLookupError):
-        return None
     except (OSError, ValueError, IndexError):
-        return _NO_PROCESS
+        return None
 
 
 def _switches(status: bytes) -> tuple[int, int]:

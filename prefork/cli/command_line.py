@@ -6,6 +6,7 @@ codes.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -28,6 +29,7 @@ from prefork.cli.commands import (
 )
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.host import stopping
+from prefork.host.process import process
 from prefork.host.stopping import StoppedEarly, unattended
 from prefork.inspect.find import SeveralPoolsError
 from prefork.inspect.running_pool import NoPoolError
@@ -40,6 +42,7 @@ from prefork.workers.errors import (
     SettingsError,
     TargetError,
 )
+from prefork.workers.log import event
 from prefork.workers.text import nearest
 
 if TYPE_CHECKING:
@@ -115,7 +118,15 @@ def _said(error: click.ClickException) -> str:
 
 
 def _say_error(error: PreforkError) -> None:
+    """Report why the command ends: to the user on standard error, or in the log of a running pool.
+
+    After the exec of a reload there is a running pool: the previous workers serve on, the
+    caretaker runs the program again, and what reads the log expects lines of a log.
+    """
     report = error.report.rstrip() if isinstance(error, BootError) else ""
+    if process.handover is not None:
+        event(logging.ERROR, "master", "the program has failed", error=error, report=report)
+        return
     messages.say("\n".join(part for part in (f"prefork: error: {error}", report) if part))
 
 

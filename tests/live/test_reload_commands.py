@@ -328,6 +328,10 @@ def test_code_that_fails_only_after_the_exec_takes_over_once_it_is_corrected(
     assert server.version() == "1 0"
     server.code(version="2")
     wait_until(lambda: server.version() == "2 1", "the corrected code")
+    # What the program has raised stands in the log, below a line that has a time.
+    assert re.search(r"Z ERROR +master the program has failed error=.*app.py", server.program.log)
+    assert re.search(r"^    AssertionError", server.program.log, re.MULTILINE)
+    assert not re.search(r"^Traceback|^prefork:", server.program.log, re.MULTILINE)
 
 
 def test_pid_file_is_kept_by_new_code_that_fails_only_after_the_exec(

@@ -86,6 +86,12 @@ def board_with(pid: int, master: int) -> Iterator[Scoreboard]:
         board.close()
 
 
+def usage_of(pid: int) -> Usage:
+    """Collect a child that was killed; return what it has used, as the kernel reports it."""
+    used = os.wait4(pid, 0)[2]
+    return Usage(int(used.ru_utime * 1e9), int(used.ru_stime * 1e9), used.ru_nvcsw)
+
+
 def test_facts_are_those_of_proc() -> None:
     """CPU time, memory, descriptors and switches of a worker are what psutil finds."""
     work = "held = [os.open('/dev/null', 0) for _ in range(40)]\nbig = bytearray(50 << 20)\nsum(range(10**7))"
@@ -152,9 +158,7 @@ def test_totals_on_their_way_are_waited_for() -> None:
         snapshot = board.snapshot()
         before = Processes(board).facts(snapshot)[0]
         os.kill(pid, signal.SIGKILL)
-        used = os.wait4(pid, 0)[2]
-        usage = Usage(int(used.ru_utime * 1e9), int(used.ru_stime * 1e9), used.ru_nvcsw)
-        carrying = threading.Timer(PATIENCE / 5, board.carry_over, (0, usage))
+        carrying = threading.Timer(PATIENCE / 5, board.carry_over, (0, usage_of(pid)))
         carrying.start()
         after = Processes(board).facts(snapshot)[0]  # one that has no memory of earlier scrapes
         carrying.join()
@@ -164,6 +168,32 @@ def test_totals_on_their_way_are_waited_for() -> None:
         assert after.voluntary >= before.voluntary
 
 
+def test_end_of_a_worker_is_seen_when_no_time_is_left() -> None:
+    """A worker that has ended after the snapshot takes no total with it, although another slot has used up the time."""
+    with child("sum(range(10**7))") as pid, board_with(2**30, os.getpid()) as board:
+        board.occupy_slot(1, pid, StartReason.STARTED)
+        snapshot = board.snapshot()
+        before = Processes(board).facts(snapshot)[1]
+        os.kill(pid, signal.SIGKILL)
+        board.carry_over(1, usage_of(pid))
+        after = Processes(board).facts(snapshot)[1]  # one that has no memory of earlier scrapes
+
+        assert after.user >= before.user > 0
+        assert after.voluntary >= before.voluntary
+
+
+def test_slot_whose_total_is_not_known_has_none() -> None:
+    """A metrics process that has just started shows no total of a slot while a part of it is found nowhere."""
+    with child("sum(range(10**7))") as pid, board_with(pid, os.getpid()) as board:
+        processes = Processes(board)
+        os.kill(pid, signal.SIGKILL)
+        usage = usage_of(pid)
+        assert processes.facts(board.snapshot()) == {}
+
+        board.carry_over(0, usage)
+        assert processes.facts(board.snapshot())[0].user == usage.user_ns / 1e9 > 0
+
+
 def test_pids_that_are_no_process_hold_up_no_scrape() -> None:
     """However many slots name a process that is gone, one scrape waits PATIENCE and a moment for all of them."""
     board = Scoreboard.create(200)
@@ -171,7 +201,7 @@ def test_pids_that_are_no_process_hold_up_no_scrape() -> None:
         for slot in range(200):
             board.occupy_slot(slot, 2**30 + slot, StartReason.STARTED)
         watch = Stopwatch()
-        assert len(Processes(board).facts(board.snapshot())) == 200
+        assert Processes(board).facts(board.snapshot()) == {}
         assert watch.seconds < PATIENCE + 0.5
     finally:
         board.close()

@@ -833,9 +833,23 @@ TOTALS = (
     Mutant(
         "a scrape waits for totals that are on their way",
         "metrics/processes.py",
-        "while live is None and",
-        "while not live and False and",
+        "is_last = time.monotonic() >= until",
+        "is_last = True",
         "tests/live/test_worker_processes.py -k on_their_way",
+    ),
+    Mutant(
+        "a worker that ended after the snapshot takes no total with it",
+        "metrics/processes.py",
+        "while live is None and not is_last:",
+        "while live is None and not is_last and time.monotonic() < until:",
+        "tests/live/test_worker_processes.py -k no_time_is_left",
+    ),
+    Mutant(
+        "a total of which a part is not known is not shown",
+        "metrics/processes.py",
+        "if one.slot not in self._highest:",
+        "if one.slot == -1:",
+        "tests/live/test_worker_processes.py -k not_known",
     ),
 )
 
@@ -881,6 +895,13 @@ RELOAD = (
         "system.exit_now(1)",
         "return Process(os.environ)",
         "tests/unit/test_process.py",
+    ),
+    Mutant(
+        "why new code has failed after the exec stands in the log",
+        "prefork/cli/command_line.py",
+        "if process.handover is not None:",
+        "if process.is_trial:",
+        "tests/live/test_reload_commands.py -k takes_over_once",
     ),
     Mutant(
         "a program that fails after the exec is run again",
