@@ -27,6 +27,7 @@ from prefork.workers import forks
 from prefork.workers.states import ExitStatus, MainThread, Usage
 
 _PR_GET_CHILD_SUBREAPER = 37
+_PF_FORKNOEXEC = 0x40
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 
@@ -438,6 +439,21 @@ def is_init() -> bool:
     return _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0) == 0 and bool(
         flag.value
     )
+
+
+def is_fork() -> bool:
+    """Return whether this process is a fork that runs on without an exec of its own.
+
+    The kernel marks a process so at the fork, and removes the mark at an exec. Where it does not
+    show its marks (without ``/proc``, in some sandboxes), the answer is False.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as status:
+            # The name of the process is in parentheses, and may have any bytes in it.
+            flags = int(status.read().rpartition(b")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    return bool(flags & _PF_FORKNOEXEC)
 
 
 def punch_hole(fd: int, length: int) -> bool:

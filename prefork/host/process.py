@@ -101,6 +101,7 @@ class Process:
         """The descriptor that holds the lock on this process's pid file."""
         self.watcher: int | None = None
         """The pid of the child that watches the source files."""
+        self._pid: Final = os.getpid()
         self._adoptable = _adoptable_sockets(self.handover, self.trial)
         self._duplicates = _duplicates_of_kept(self.handover)
         self._at_end: list[Callable[[], None]] = [self._close_duplicates]
@@ -115,6 +116,30 @@ class Process:
     def inventory(self) -> Inventory | None:
         """What the master of this trial has; None in a process that is no trial."""
         return None if self.trial is None else self.trial.inventory
+
+    @property
+    def is_child_of_program(self) -> bool:
+        """Whether this process is a child that the program has made of itself.
+
+        A daemon that forks twice is one, and so is each process of ``multiprocessing``. To run the
+        program again in such a process would run all of it, from its beginning: the parent's part,
+        with a further child that serves.
+        """
+        started = sys.modules.get("multiprocessing.process")
+        return (
+            self._pid != os.getpid()
+            or system.is_fork()  # also where prefork was imported after the fork
+            or getattr(started, "_parent_process", None) is not None
+        )
+
+    def why_not_again(self) -> str:
+        """Return why the program cannot be run again in this process; "" when it can."""
+        if self.is_child_of_program:
+            return (
+                "the pool serves in a child of the program that was started, and to run the "
+                "program again would not lead here; restart the program"
+            )
+        return self.program.why_not_again()
 
     # --- sockets that wait for a server
 

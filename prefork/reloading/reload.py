@@ -125,7 +125,7 @@ class Reload:
     def _begin(self, now: float) -> None:
         self.wanted_by = ""
         self._notifier.reloading()
-        if reason := process.program.why_not_again():
+        if reason := process.why_not_again():
             raise TrialError(reason)
         timeout = self._spec.settings.boot_timeout
         self._trial = Trial(process.program, self._inventory(), now, timeout)

@@ -56,6 +56,8 @@ class Report(msgspec.Struct, frozen=True):
     scoreboard: tuple[int, ...]
     version: str
     settings: dict[str, str]
+    is_of_child: bool = False
+    """Whether the pool would serve in a child of the program, where no reload could reach it."""
 
 
 class TrialError(PreforkError):
@@ -101,7 +103,7 @@ class Trial:
         status = self.end()
         if status.code in (0, None) and status.signal is None and report:
             with contextlib.suppress(msgspec.MsgspecError):
-                return msgspec.json.decode(report, type=Report)
+                return _of_program(msgspec.json.decode(report, type=Report))
         raise TrialError(_reason(status), output.decode("utf-8", "replace"))
 
     def end(self) -> ExitStatus:
@@ -115,9 +117,18 @@ def end_of_trial(settings: Settings) -> None:
     """Report that the program has reached serving, and end. Do nothing outside a trial."""
     if process.trial is None:
         return
-    report = Report(FORMAT, LAYOUT, __version__, shown(settings))
+    report = Report(FORMAT, LAYOUT, __version__, shown(settings), process.is_child_of_program)
     os.write(process.trial.report_to, msgspec.json.encode(report))
     system.exit_now(0)
+
+
+def _of_program(report: Report) -> Report:
+    if report.is_of_child:
+        raise TrialError(
+            "the new code serves in a child that it makes of itself, so the pool could not stay in "
+            "this process; restart the program to change over to it"
+        )
+    return report
 
 
 def _reason(status: ExitStatus) -> str:

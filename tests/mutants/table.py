@@ -1259,6 +1259,30 @@ PARKING = (
     ),
 )
 
+RELOAD_PLACES = (
+    Mutant(
+        "a daemon that has forked itself is not reloaded",
+        "workers/system.py",
+        "return bool(flags & _PF_FORKNOEXEC)",
+        "return False",
+        "tests/live/test_reload_of_children.py -k imported_in_it",
+    ),
+    Mutant(
+        "a spawned process of multiprocessing is not reloaded",
+        "prefork/host/process.py",
+        'getattr(started, "_parent_process", None) is not None',
+        "False",
+        "tests/live/test_reload_of_children.py -k spawned",
+    ),
+    Mutant(
+        "new code that would serve in a child is refused",
+        "prefork/reloading/trial.py",
+        "if report.is_of_child:",
+        "if False:",
+        "tests/live/test_reload_of_children.py -k new_code",
+    ),
+)
+
 NEWCOMERS = (
     Mutant(
         "a pool has a waiting room where its class has not asked for one",
@@ -1312,6 +1336,7 @@ MUTANTS = (
     *SETTINGS,
     *TOTALS,
     *RELOAD,
+    *RELOAD_PLACES,
     *NEWCOMERS,
     *TRUST,
     *SINGLE,
