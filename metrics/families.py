@@ -24,6 +24,7 @@ from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, PARKED, Metric, Type
 from prefork.metrics.processes import Facts, was_used
+from prefork.metrics.saturation import REASONS
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
@@ -184,6 +185,9 @@ def _workers(pool: Snapshot) -> Found:
         "prefork_workers_min": _one(_count(pool[PoolField.FLOOR])),
         "prefork_workers_max": _one(len(pool.slots)),
         "prefork_pool_utilization_ratio": _one(busy / taking if taking else 0),
+        "prefork_pool_saturated": [
+            (cause.name.lower(), int(pool.saturation is cause)) for cause in REASONS
+        ],
     }
 
 

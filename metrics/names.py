@@ -97,6 +97,12 @@ _ABOUT_THE_POOL = (
         "The share of ready workers that are busy, 0 to 1; 0 while no worker is ready.",
         unit="ratio",
     ),
+    _gauge(
+        "prefork_pool_saturated",
+        "1 while every worker is busy and clients wait, for ten seconds or more, by cause: workers_compute (there "
+        "are too few), workers_wait (mostly for connections that stay open).",
+        "cause",
+    ),
     _counter(
         "prefork_max_workers_reached_total",
         "How often the pool wanted to grow and already had max_children workers.",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
+from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     MOST_IN_PROGRESS,
@@ -20,7 +21,7 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     Snapshot,
 )
-from prefork.workers.states import READY, Phase, ReloadState, WorkerState
+from prefork.workers.states import READY, Phase, ReloadState, SaturationCause, WorkerState
 
 LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
 """One letter for each state of a slot: a pool fits into a line of text."""
@@ -55,6 +56,7 @@ def status(
         **_workers(snapshot),
         **_requests(snapshot),
         **_events(snapshot),
+        "saturation": _saturation(snapshot),
         "parked": _parked(snapshot),
         "listeners": [_listener(one, queues or {}) for one in description.listeners],
         "slots": [_slot(one, now_ns) for one in snapshot.slots],
@@ -132,6 +134,19 @@ def _events(snapshot: Snapshot) -> dict[str, Any]:
         "reloads": _count(snapshot[PoolField.RELOADS]),
         "reloads_failed": _count(snapshot[PoolField.RELOADS_FAILED]),
         "reload_state": _reload_state(snapshot[PoolField.RELOAD_STATE]).name.lower(),
+    }
+
+
+def _saturation(snapshot: Snapshot) -> dict[str, Any] | None:
+    """Return for how long the pool has not kept up, why, and what to do; None while it keeps up."""
+    cause = snapshot.saturation
+    if cause is SaturationCause.NONE:
+        return None
+    return {
+        "cause": cause.name.lower(),
+        "seconds": _count(snapshot[PoolField.SATURATED_NS]) / 1e9,
+        "reason": REASONS[cause],
+        "remedy": REMEDIES[cause],
     }
 
 

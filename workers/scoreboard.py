@@ -46,6 +46,7 @@ from prefork.workers.states import (
     ExitKind,
     Order,
     Phase,
+    SaturationCause,
     StartReason,
     Usage,
     WorkerState,
@@ -137,6 +138,10 @@ class PoolField(IntEnum):
     """The sum of all times from fork to ready."""
     LISTENERS_CLOSED = 25
     """Listeners that let no client in although the pool serves: a worker has closed them for all."""
+    SATURATION = 26
+    """A SaturationCause."""
+    SATURATED_NS = 27
+    """For how long every worker has been busy while clients waited; 0 with the cause NONE."""
     BOOTS = 32
     """The histogram of the times from fork to ready."""
     STARTS = 48
@@ -291,6 +296,13 @@ class Snapshot(msgspec.Struct, frozen=True):
         """What the pool is doing; serving where the word makes no sense."""
         written = self[PoolField.PHASE]
         return Phase(written) if written in Phase._value2member_map_ else Phase.SERVING
+
+    @property
+    def saturation(self) -> SaturationCause:
+        """Why the pool cannot keep up; NONE where the word makes no sense."""
+        written = self[PoolField.SATURATION]
+        known = written in SaturationCause._value2member_map_
+        return SaturationCause(written) if known else SaturationCause.NONE
 
     @property
     def boots(self) -> tuple[int, ...]:

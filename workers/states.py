@@ -126,6 +126,15 @@ class ReloadState(enum.IntEnum):
     FAILED = 4
 
 
+class SaturationCause(enum.IntEnum):
+    """Why a pool cannot keep up: what its workers do while clients wait."""
+
+    NONE = 0
+    """The pool keeps up, or has not failed to do so for long."""
+    WORKERS_COMPUTE = 1
+    WORKERS_WAIT = 2
+
+
 class ExitCause(msgspec.Struct, frozen=True):
     """Why one worker ended. ``str()`` returns the word of the log, such as ``killed(SIGKILL)``.
 

@@ -57,6 +57,7 @@ def drawing(
     """
     above = [
         _title(view, width),
+        *_saturation(view, width),
         _traffic(view, rates, width, ascii_only=ascii_only),
         _utilization(view, width, ascii_only=ascii_only),
         *_queues(view, width),
@@ -92,6 +93,14 @@ def _title(view: View, width: int) -> Text:
     )
     right = f"pid {view.pid}  up {humanize.duration(view.uptime)}  gen {view.generation}"
     return _spread(left, Text(right), width)
+
+
+def _saturation(view: View, width: int) -> list[Text]:
+    if view.saturation is None:
+        return []
+    line = Text.assemble(_label("full"), (view.saturation, "bold red"))
+    line.truncate(width, overflow="ellipsis")
+    return [line]
 
 
 def _traffic(view: View, rates: Sequence[float], width: int, *, ascii_only: bool) -> Text:

@@ -13,6 +13,7 @@ def as_lines(status: dict[str, Any], width: int) -> list[str]:
     """Return a status in lines. width: the most characters of a line, except in the table of slots."""
     return [
         *_head(status),
+        *_saturation(status, width),
         *_workers(status, width),
         *_requests(status, width),
         *_listeners(status),
@@ -36,6 +37,14 @@ def _head(status: dict[str, Any]) -> list[str]:
         f"{title}: {humanize.condition(status)}",
         _INDENT + ", ".join(part for part in parts if part),
     ]
+
+
+def _saturation(status: dict[str, Any], width: int) -> list[str]:
+    found = status["saturation"]
+    if found is None:
+        return []
+    text = f"for {humanize.duration(found['seconds'])}; {found['reason']}: {found['remedy']}"
+    return _wrapped("saturated", text.split(), width, ends="")
 
 
 def _workers(status: dict[str, Any], width: int) -> list[str]:
@@ -108,9 +117,10 @@ def _history(status: dict[str, Any], width: int) -> list[str]:
     return [*_wrapped("exits", exits, width), *_wrapped("events", events, width)]
 
 
-def _wrapped(name: str, parts: list[str], width: int) -> list[str]:
+def _wrapped(name: str, parts: list[str], width: int, ends: str = ",") -> list[str]:
+    """Return parts laid out behind a name. ends: what stands behind each part but the last."""
     rows = humanize.wrapped(
-        [f"{part}," for part in parts[:-1]] + parts[-1:], width - len(_INDENT), gap=" "
+        [f"{part}{ends}" for part in parts[:-1]] + parts[-1:], width - len(_INDENT), gap=" "
     )
     return [_line("" if number else name, row) for number, row in enumerate(rows)]
 

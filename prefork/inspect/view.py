@@ -71,6 +71,7 @@ class View(msgspec.Struct, frozen=True):
     generation: int
     condition: str
     is_well: bool
+    saturation: str | None
     rate: float | None
     p50: str
     p99: str
@@ -97,6 +98,7 @@ def view(before: Look | None, now: Look) -> View:
         generation=status["generation"],
         condition=humanize.condition(status),
         is_well=bool(status["ready"]) and not humanize.is_hung(status),
+        saturation=_saturation(status),
         rate=_rate(before, now, _total(before), _total(now)),
         **_latencies(before, now),
         in_progress=status["requests"]["in_progress"],
@@ -124,6 +126,14 @@ def view(before: Look | None, now: Look) -> View:
             }
         ),
     )
+
+
+def _saturation(status: Mapping[str, Any]) -> str | None:
+    """Return why the pool cannot keep up and what to do; None while it keeps up."""
+    found = status["saturation"]
+    if found is None:
+        return None
+    return f"for {humanize.duration(found['seconds'])}, {found['reason']}: {found['remedy']}"
 
 
 def _rows(before: Look | None, now: Look) -> list[SlotRow]:

@@ -42,7 +42,7 @@ from prefork.master.lot_process import Links, LotProcess
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize, first_size
-from prefork.master.saturation import Saturation
+from prefork.master.saturation import Saturation, publish_saturation
 from prefork.master.signals import SignalCounts, orders_of
 from prefork.master.wakeup import Wakeup
 from prefork.reloading.reload import Reload
@@ -122,7 +122,6 @@ class Master:
         self._life = Life(since=self._now())
         self._orphans = Orphans(system)
         self._intakes = Intakes(())
-        self._saturation = Saturation(self._listeners)
         self._thread = threading.get_ident()
         # Not a poll(): that fails where more descriptors are waited for than RLIMIT_NOFILE allows, and
         # the limit can be lowered from outside at any time.
@@ -156,6 +155,9 @@ class Master:
             system=system,
         )
         self._size = PoolSize(self.pool, first_size(settings, previous))
+        self._saturation = Saturation(
+            self._listeners, functools.partial(publish_saturation, self.pool.board)
+        )
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(
             spec,
@@ -295,8 +297,7 @@ class Master:
         self.pool.dumps.insist(now)
         self._change_life(advance(self._life, now), why=reason_to_advance(self._life))
         view = self._size.look_at_memory(self._view(now))
-        if self._life.phase.keeps_size:
-            self._saturation.look(view, self.pool.table.pids, now)
+        self._saturation.look(view, self.pool.table.pids, now)
         plan = decide(view, self._settings, now)
         self._size.follow(plan.spares)
         self.pool.apply(plan, now)

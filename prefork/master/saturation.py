@@ -9,6 +9,9 @@ Two opposite causes look the same from outside, and the time that the workers co
 - They wait, usually for clients: a connection that stays open between requests occupies a worker. More
   workers help little, because a few more clients occupy those, too.
 
+The cause is judged anew every ``PATIENCE`` seconds, because a long episode can change its nature. While an
+episode lasts, its length and its cause are on the scoreboard, for the metrics, the status and the page.
+
 The episode goes on over short gaps. With short requests a look now and then finds a worker between two
 of them, although the pool is as full as before.
 """
@@ -24,9 +27,12 @@ import msgspec
 
 from prefork.host.description import describe_listener
 from prefork.metrics.kernel import queues
+from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers import log
 from prefork.workers.listener import Listener
 from prefork.workers.pool.views import PoolView
+from prefork.workers.scoreboard import PoolField, Scoreboard
+from prefork.workers.states import SaturationCause
 
 PATIENCE = 10.0
 """Seconds of saturation before the log says so."""
@@ -37,26 +43,19 @@ GAP = 2.0
 COMPUTES = 0.5
 """The share of the workers' time on a CPU from which on they are said to compute."""
 
-REMEDY_COMPUTING = (
-    "the workers compute: raise workers, or max_children with min_spare, up to the number of CPUs"
-)
-REMEDY_WAITING = (
-    "the workers wait, and connections that stay open hold a worker: set client_timeout or min_spare, "
-    "put ThreadingMixIn behind the mix-in, or park idle connections (ParkingMixIn)"
-)
-
 
 class Episode(msgspec.Struct, frozen=True):
     """A time of saturation. since, last: the first and the last look that found it.
 
-    cpu: what ``cpu_of()`` returned at the beginning. said: whether the log has a
-    line about it.
+    cause: NONE until the episode has lasted for ``PATIENCE`` seconds. judged, cpu: when the CPU time of the
+    workers was read last, and what ``cpu_of()`` returned.
     """
 
     since: float
     last: float
+    judged: float
     cpu: Mapping[int, float]
-    said: bool = False
+    cause: SaturationCause = SaturationCause.NONE
 
 
 def is_saturated(view: PoolView) -> bool:
@@ -76,6 +75,12 @@ def share_of_cpu(before: Mapping[int, float], after: Mapping[int, float], second
     """Return which share of their time the workers that lived all the while computed, or wanted to."""
     spent = [after[pid] - before[pid] for pid in before if pid in after]
     return sum(spent) / (len(spent) * seconds) if spent and seconds > 0 else 0.0
+
+
+def cause_of(share: float) -> SaturationCause:
+    """Return the cause for a share of time on a CPU, as ``share_of_cpu()`` returns it."""
+    computes = share >= COMPUTES
+    return SaturationCause.WORKERS_COMPUTE if computes else SaturationCause.WORKERS_WAIT
 
 
 def cpu_of(pids: set[int]) -> dict[int, float]:
@@ -109,46 +114,69 @@ def clients_waiting(listeners: Sequence[Listener]) -> int | None:
     return sum(depths) if depths else None
 
 
+def publish_saturation(board: Scoreboard, cause: SaturationCause, seconds: float) -> None:
+    """Write on the scoreboard why the pool does not keep up, and for how many seconds; NONE and 0 if it does."""
+    board.set_pool(PoolField.SATURATION, cause)
+    board.set_pool(PoolField.SATURATED_NS, int(seconds * 1e9))
+
+
 class Saturation:
     """The saturation of one pool.
 
-    cpu, waiting: return what ``cpu_of()`` and ``clients_waiting()`` return; tests pass other ones.
+    publish: called in every tick, with the cause and the seconds of the present episode. cpu, waiting: return
+    what ``cpu_of()`` and ``clients_waiting()`` return; tests pass other ones.
     """
 
     def __init__(
         self,
         listeners: Sequence[Listener],
+        publish: Callable[[SaturationCause, float], None],
         cpu: Callable[[set[int]], dict[int, float]] = cpu_of,
         waiting: Callable[[Sequence[Listener]], int | None] = clients_waiting,
     ) -> None:
         self._listeners = listeners
+        self._publish = publish
         self._cpu = cpu
         self._waiting = waiting
         self._episode: Episode | None = None
 
     def look(self, view: PoolView, pids: set[int], now: float) -> None:
-        """Look at the pool once, and log what has changed (in every tick while the pool serves).
+        """Look at the pool once, publish what is so, and log what has changed (in every tick).
 
-        pids: of the live workers.
+        pids: of the live workers. A pool that stops is not saturated: its queue is meant to be served to the end.
         """
+        if not view.phase.keeps_size:
+            self._episode = None
+        elif is_saturated(view):
+            self._go_on(view, pids, now)
+        elif self._episode is not None and now - self._episode.last >= GAP:
+            self._end(self._episode)
         episode = self._episode
-        if is_saturated(view):
-            if episode is None:
-                episode = Episode(now, now, self._cpu(pids))
-            episode = msgspec.structs.replace(episode, last=now)
-            if not episode.said and now - episode.since >= PATIENCE:
-                self._say(episode, view, pids, now)
-                episode = msgspec.structs.replace(episode, said=True)
-        elif episode is not None and now - episode.last >= GAP:
-            if episode.said:
-                seconds = episode.last - episode.since
-                log.event(logging.INFO, "master", "no longer saturated", seconds=seconds)
-            episode = None
-        self._episode = episode
+        if episode is None or episode.cause is SaturationCause.NONE:
+            self._publish(SaturationCause.NONE, 0.0)
+        else:
+            self._publish(episode.cause, episode.last - episode.since)
 
-    def _say(self, episode: Episode, view: PoolView, pids: set[int], now: float) -> None:
+    def _go_on(self, view: PoolView, pids: set[int], now: float) -> None:
+        before = self._episode or Episode(now, now, now, self._cpu(pids))
+        self._episode = episode = msgspec.structs.replace(before, last=now)
+        if now - episode.judged < PATIENCE:
+            return
+        cpu = self._cpu(pids)
+        share = share_of_cpu(episode.cpu, cpu, now - episode.judged)
+        cause = cause_of(share)
+        self._episode = msgspec.structs.replace(episode, judged=now, cpu=cpu, cause=cause)
+        if episode.cause is SaturationCause.NONE:
+            self._log(view, cause, share, now)
+
+    def _end(self, episode: Episode) -> None:
+        self._episode = None
+        if episode.cause is not SaturationCause.NONE:
+            seconds = episode.last - episode.since
+            log.event(logging.INFO, "master", "no longer saturated", seconds=seconds)
+
+    def _log(self, view: PoolView, cause: SaturationCause, share: float, now: float) -> None:
         waiting = self._waiting(self._listeners)
-        share = share_of_cpu(episode.cpu, self._cpu(pids), now - episode.since)
         log.event(
             logging.WARNING,
             "master",
@@ -157,5 +185,5 @@ class Saturation:
             waiting="unknown" if waiting is None else waiting,
             oldest_request=oldest_request(view, now),
             cpu=f"{share:.0%}",
-            remedy=REMEDY_COMPUTING if share >= COMPUTES else REMEDY_WAITING,
+            remedy=f"{REASONS[cause]}: {REMEDIES[cause]}",
         )

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.master.saturation import publish_saturation
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.page import page
 from prefork.metrics.status import status
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import SlotWriter
-from prefork.workers.states import ExitKind, Order, Phase, StartReason, WorkerState
+from prefork.workers.states import ExitKind, Order, Phase, SaturationCause, StartReason, WorkerState
 from tests.support.browser import SLOW, Browser, wait_text, why_no_browser
 from tests.support.load import Load
 from tests.support.server import serving
@@ -246,6 +247,11 @@ def test_what_is_wrong_is_said(site: Site, browser: Browser) -> None:
     site.board.set_pool(PoolField.NEEDED, 1)
     wait_text(browser, "#phase", "Ready")
     wait_until(lambda: browser.text("#alerts") == "", "all is well", SLOW, poll=0.1)
+
+    publish_saturation(site.board, SaturationCause.WORKERS_COMPUTE, 44.0)
+    wait_text(browser, "#alerts", "clients wait, for 44 s; the workers compute: raise workers")
+    publish_saturation(site.board, SaturationCause.NONE, 0.0)
+    wait_until(lambda: browser.text("#alerts") == "", "it keeps up again", SLOW, poll=0.1)
 
     site.tick(ago=30)
     wait_text(browser, "#alerts", "The master hangs: it has not ticked for 3")

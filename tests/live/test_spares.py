@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.metrics.saturation import REASONS
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.states import StartReason, WorkerState
 from tests.support.board import board_of
@@ -202,6 +203,9 @@ def test_pool_that_cannot_keep_up_says_so(
         assert " WARNING master saturated: " in line
         assert "workers=1 waiting=3 oldest_request=" in line
         assert f'remedy="{remedy}' in line
+        with board_of(program.pid) as board:
+            cause = board.snapshot().saturation
+        assert remedy.startswith(REASONS[cause])
     if "rfile" in request_text:
         program.wait_logged("master no longer saturated seconds=")
     program.signal(signal.SIGQUIT)

@@ -1301,8 +1301,15 @@ NEWCOMERS = (
     Mutant(
         "a pool that cannot keep up says so",
         "prefork/master/saturation.py",
-        "now - episode.since >= PATIENCE",
-        "now - episode.since >= 99 * PATIENCE",
+        "if now - episode.judged < PATIENCE:",
+        "if now - episode.judged < 99 * PATIENCE:",
+        "tests/unit/test_saturation.py",
+    ),
+    Mutant(
+        "the reason of a pool that cannot keep up is published",
+        "prefork/master/saturation.py",
+        "            self._publish(episode.cause, episode.last - episode.since)",
+        "            pass",
         "tests/unit/test_saturation.py",
     ),
     Mutant(

@@ -13,9 +13,10 @@ from rich.console import Console
 from prefork.inspect.columns import SortOrder
 from prefork.inspect.drawing import drawing, fitting, sparkline
 from prefork.inspect.view import view
+from prefork.master.saturation import publish_saturation
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import Outcome
-from prefork.workers.states import ExitKind, Phase, StartReason
+from prefork.workers.states import ExitKind, Phase, SaturationCause, StartReason
 from prefork.workers.states import Order as Asked
 from tests.support.boards import SECOND, look_at, occupy, scoreboard, slot_row, take_request
 
@@ -59,6 +60,19 @@ def busy_board(board: Scoreboard) -> None:
     board.prepare_slot(5, 1, NOW)
     board.occupy_slot(5, 1_000_009, StartReason.RESPAWNED)
     board.set_pool(PoolField.CEILING_REACHED, 3)
+
+
+def test_pool_that_cannot_keep_up_says_why() -> None:
+    """While a pool is saturated, one line below the title has the reason, and the remedy where there is room."""
+    with scoreboard(4, at=NOW) as board:
+        occupy(board, 0, 1_000_000, at=NOW)
+        publish_saturation(board, SaturationCause.WORKERS_WAIT, 44.0)
+        narrow, wide = lines_of(board, 80, 24), lines_of(board, 200, 24)
+    assert narrow[1].startswith(
+        "full   for 44s, the workers wait, and connections that stay open hold"
+    )
+    assert len(narrow[1]) <= 80
+    assert "set client_timeout" in wide[1]
 
 
 def test_screen_of_80_columns() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from docs import tables
 from prefork.metrics.names import METRICS, Metric, Type
+from prefork.metrics.saturation import REASONS
 from prefork.workers.states import ExitKind, StartReason, WorkerState
 from tests.support.server import environment
 
@@ -66,6 +67,7 @@ def test_help_is_a_sentence(metric: Metric) -> None:
         ),
         ("prefork_worker_exits_total", [kind.value for kind in ExitKind]),
         ("prefork_worker_starts_total", [reason.value for reason in StartReason]),
+        ("prefork_pool_saturated", [cause.name.lower() for cause in REASONS]),
         (
             "prefork_requests_total",
             ["ok", "error", "rejected", "client_timeout", "timeout", "aborted"],

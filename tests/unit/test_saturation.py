@@ -9,15 +9,23 @@ import pytest
 
 from prefork.master import saturation
 from prefork.master.saturation import GAP, PATIENCE, Saturation, cpu_of, share_of_cpu
+from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import PoolView, WorkerView
-from prefork.workers.states import Phase
+from prefork.workers.states import Phase, SaturationCause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def view(*, busy: int = 2, idle: int = 0, waiting: bool = True, now: float = 0.0) -> PoolView:
+def view(
+    *,
+    busy: int = 2,
+    idle: int = 0,
+    waiting: bool = True,
+    phase: Phase = Phase.SERVING,
+    now: float = 0.0,
+) -> PoolView:
     """Return a pool with this many workers."""
     workers = [
         WorkerView(
@@ -31,7 +39,7 @@ def view(*, busy: int = 2, idle: int = 0, waiting: bool = True, now: float = 0.0
         for slot in range(busy + idle)
     ]
     return PoolView(
-        phase=Phase.SERVING,
+        phase=phase,
         floor=2,
         workers=tuple(workers),
         spares=Spares(2),
@@ -45,9 +53,15 @@ class Watched:
     def __init__(self, lines: list[tuple[str, dict[str, Any]]], share: float) -> None:
         self.lines = lines
         self.now = 100.0
+        self.cpu = 0.0
+        self.share = share
+        self.published = (SaturationCause.NONE, 0.0)
         self._saturation = Saturation(
-            [], lambda _pids: {7: self.now * share, 8: self.now * share}, lambda _listeners: 16
+            [], self._publish, lambda _pids: {7: self.cpu, 8: self.cpu}, lambda _listeners: 16
         )
+
+    def _publish(self, cause: SaturationCause, seconds: float) -> None:
+        self.published = cause, seconds
 
     def look(self, seconds: float, **pool: Any) -> None:
         """Let time go by in steps of 0.4 s, with the pool in this state."""
@@ -55,6 +69,7 @@ class Watched:
         while self.now < end:
             self._saturation.look(view(now=self.now, **pool), {7, 8}, self.now)
             self.now += 0.4
+            self.cpu += 0.4 * self.share
 
 
 @pytest.fixture
@@ -110,14 +125,42 @@ def test_moment_between_two_requests_ends_nothing(watched: Callable[..., Watched
 
 
 @pytest.mark.parametrize(
-    ("share", "remedy"), [(0.02, saturation.REMEDY_WAITING), (0.9, saturation.REMEDY_COMPUTING)]
+    ("share", "cause"),
+    [(0.02, SaturationCause.WORKERS_WAIT), (0.9, SaturationCause.WORKERS_COMPUTE)],
 )
-def test_remedy_fits_the_cause(watched: Callable[..., Watched], share: float, remedy: str) -> None:
+def test_remedy_fits_the_cause(
+    watched: Callable[..., Watched], share: float, cause: SaturationCause
+) -> None:
     """Workers that compute need more workers; workers that wait have connections that stay open."""
     pool = watched(share=share)
     pool.look(PATIENCE + 1)
-    assert pool.lines[0][1]["remedy"] == remedy
+    assert pool.lines[0][1]["remedy"] == f"{REASONS[cause]}: {REMEDIES[cause]}"
     assert pool.lines[0][1]["cpu"] == f"{share:.0%}"
+
+
+def test_length_and_cause_are_published_while_it_lasts(watched: Callable[..., Watched]) -> None:
+    """The scoreboard has the cause and the length of an episode, follows a change of the cause, and is clear after it."""
+    pool = watched(share=0.0)
+    pool.look(PATIENCE - 1)
+    assert pool.published == (SaturationCause.NONE, 0.0)
+    pool.look(3)
+    cause, seconds = pool.published
+    assert cause is SaturationCause.WORKERS_WAIT
+    assert seconds == pytest.approx(PATIENCE + 2, abs=1)
+    pool.share = 1.0
+    pool.look(2 * PATIENCE)
+    assert pool.published[0] is SaturationCause.WORKERS_COMPUTE
+    pool.look(GAP + 1, idle=1)
+    assert pool.published == (SaturationCause.NONE, 0.0)
+    assert len(pool.lines) == 2
+
+
+def test_pool_that_stops_is_not_saturated(watched: Callable[..., Watched]) -> None:
+    """A pool that drains serves its queue with all workers, and that is no shortage."""
+    pool = watched()
+    pool.look(PATIENCE + 1)
+    pool.look(0.4, phase=Phase.DRAINING)
+    assert pool.published == (SaturationCause.NONE, 0.0)
 
 
 def test_share_counts_workers_that_lived_all_the_while() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.master.saturation import publish_saturation
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.status import is_ready, last_tick, status
@@ -22,7 +23,15 @@ from prefork.workers.scoreboard import (
     SlotField,
 )
 from prefork.workers.slot_writer import Outcome, SlotWriter
-from prefork.workers.states import ExitKind, Order, Phase, ReloadState, StartReason, WorkerState
+from prefork.workers.states import (
+    ExitKind,
+    Order,
+    Phase,
+    ReloadState,
+    SaturationCause,
+    StartReason,
+    WorkerState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,3 +267,15 @@ def _numbers(value: object) -> Iterator[float]:
             yield from _numbers(one)
     elif isinstance(value, (int, float)):
         yield value
+
+
+def test_saturation_is_told_with_reason_and_remedy(board: Scoreboard) -> None:
+    """A pool that cannot keep up says for how long, why, and what to do; a word that makes no sense says nothing."""
+    assert seen(board)["saturation"] is None
+    publish_saturation(board, SaturationCause.WORKERS_WAIT, 12.5)
+    found = seen(board)["saturation"]
+    assert (found["cause"], found["seconds"]) == ("workers_wait", 12.5)
+    assert "stay open" in found["reason"]
+    assert "client_timeout" in found["remedy"]
+    board.set_pool(PoolField.SATURATION, 77)
+    assert seen(board)["saturation"] is None

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.inspect.status_text import as_lines
+from prefork.master.saturation import publish_saturation
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.slot_writer import Outcome
-from prefork.workers.states import ExitKind
+from prefork.workers.states import ExitKind, SaturationCause
 from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, take_request
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ def pool_at_work(board: Scoreboard) -> None:
     occupy(board, 2, 4720, at=NOW)
     board.set_pool(PoolField.SLOW_REQUESTS, 1)
     board.set_pool(PoolField.CEILING_REACHED, 2)
+
+
+def test_pool_that_cannot_keep_up_says_why_and_what_to_do() -> None:
+    """While a pool is saturated, the status has the reason and the remedy below its head."""
+    with scoreboard(2, master=4700, at=NOW) as board:
+        occupy(board, 0, 4711, at=NOW)
+        publish_saturation(board, SaturationCause.WORKERS_COMPUTE, 44.0)
+        lines = as_lines(status_of_board(board, NOW), 80)
+    assert lines[2:4] == [
+        "saturated  for 44s; the workers compute: raise workers, or max_children with",
+        "           min_spare, up to the number of CPUs",
+    ]
 
 
 def test_status_as_text() -> None:

@@ -1,0 +1,24 @@
+"""What is said of a pool that cannot keep up: in its log, its status and on its page (pure)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prefork.workers.states import SaturationCause
+
+REASONS: Final = {
+    SaturationCause.WORKERS_COMPUTE: "the workers compute",
+    SaturationCause.WORKERS_WAIT: "the workers wait, and connections that stay open hold a worker",
+}
+"""What the workers do while clients wait."""
+
+REMEDIES: Final = {
+    SaturationCause.WORKERS_COMPUTE: (
+        "raise workers, or max_children with min_spare, up to the number of CPUs"
+    ),
+    SaturationCause.WORKERS_WAIT: (
+        "set client_timeout or min_spare, put ThreadingMixIn behind the mix-in, or park idle "
+        "connections (ParkingMixIn)"
+    ),
+}
+"""What to do about it."""
