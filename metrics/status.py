@@ -161,6 +161,7 @@ def _parked(snapshot: Snapshot) -> dict[str, int] | None:
         "evicted": _count(snapshot[PoolField.PARKED_EVICTED]),
         "timed_out": _count(snapshot[PoolField.PARKED_TIMED_OUT]),
         "left": _count(snapshot[PoolField.PARKED_LEFT]),
+        "stopped": _count(snapshot[PoolField.PARKED_CLOSED]),
         "lost": _count(snapshot[PoolField.PARKED_LOST]),
         "refused": _total(snapshot.slots, SlotField.PARK_FAILURES),
     }

@@ -61,6 +61,7 @@ def drawing(
         _traffic(view, rates, width, ascii_only=ascii_only),
         _utilization(view, width, ascii_only=ascii_only),
         *_queues(view, width),
+        *_parked(view, width),
         *_slots(view, width),
     ]
     below = [*_history(view, width), _footer(order, width)]
@@ -146,6 +147,21 @@ def _queues(view: View, width: int) -> list[Text]:
     if (more := len(view.listeners) - _MOST_QUEUES) > 0:
         lines.append(Text.assemble(_label(""), (f"and {more} more listeners", "dim")))
     return lines
+
+
+def _parked(view: View, width: int) -> list[Text]:
+    """Return one line about the idle connections; none in a pool that has no lot."""
+    if view.parked is None:
+        return []
+    line = Text.assemble(
+        _label("parked"),
+        (humanize.count(view.parked["now"]), "bold"),
+        f" idle connections, {humanize.rate(view.resumed_rate)} resumed/s",
+    )
+    for reason in humanize.closed_while_parked(view.parked):
+        line.append(f", {reason}", STYLES["busy"])
+    line.truncate(width, overflow="ellipsis")
+    return [line]
 
 
 def _queue_style(listener: Mapping[str, Any]) -> str:

@@ -160,6 +160,15 @@ def queue(listener: Mapping[str, Any]) -> str:
     return ", ".join(parts) or NONE
 
 
+def closed_while_parked(parked: Mapping[str, int]) -> list[str]:
+    """Return why the pool has closed idle connections, with the numbers: ``17 evicted``.
+
+    Clients that left, and the connections that a stop closed, are not among them.
+    """
+    reasons = ("evicted", "timed_out", "lost", "refused")
+    return [f"{count(parked[key])} {key.replace('_', ' ')}" for key in reasons if parked[key]]
+
+
 def nonzero(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the pairs whose number is not 0, the largest number first."""
     return sorted(((key, n) for key, n in numbers.items() if n), key=lambda one: (-one[1], one[0]))

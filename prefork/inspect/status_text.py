@@ -98,9 +98,7 @@ def _parked(status: dict[str, Any], width: int) -> list[str]:
     if parked is None:
         return []
     said = [f"{parked['now']} now", f"{parked['resumed']} resumed"]
-    closed = ("evicted", "timed_out", "lost", "refused")
-    said += [f"{parked[key]} {key.replace('_', ' ')}" for key in closed if parked[key]]
-    return _wrapped("parked", said, width)
+    return _wrapped("parked", [*said, *humanize.closed_while_parked(parked)], width)
 
 
 def _history(status: dict[str, Any], width: int) -> list[str]:

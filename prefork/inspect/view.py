@@ -62,7 +62,8 @@ class View(msgspec.Struct, frozen=True):
 
     Rates, shares and latencies are those of the time between the two looks. At the first look there
     is no such time: rates are None, latencies are those since the start, and ``busy`` is the share
-    of the workers that are busy at this moment.
+    of the workers that are busy at this moment. parked: the counts of the lot; None in a pool that
+    has none.
     """
 
     name: str | None
@@ -81,6 +82,8 @@ class View(msgspec.Struct, frozen=True):
     workers: Mapping[str, int]
     scoreboard: str
     listeners: Sequence[Mapping[str, Any]]
+    parked: Mapping[str, int] | None
+    resumed_rate: float | None
     rows: Sequence[SlotRow]
     failed: Sequence[tuple[str, int]]
     exits: Sequence[tuple[str, int]]
@@ -107,6 +110,8 @@ def view(before: Look | None, now: Look) -> View:
         workers=status["workers"],
         scoreboard=status["scoreboard"],
         listeners=status["listeners"],
+        parked=status["parked"],
+        resumed_rate=_rate(before, now, _resumed(before), _resumed(now)),
         rows=rows,
         failed=humanize.nonzero(
             {
@@ -181,6 +186,11 @@ def _busy_seconds(one: Mapping[str, Any] | None) -> float | None:
 
 def _total(look: Look | None) -> float | None:
     return None if look is None else look.status["requests"]["total"]
+
+
+def _resumed(look: Look | None) -> float | None:
+    parked = None if look is None else look.status["parked"]
+    return None if parked is None else parked["resumed"]
 
 
 def _rate(before: Look | None, now: Look, was: float | None, is_now: float | None) -> float | None:

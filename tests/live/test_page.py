@@ -276,6 +276,25 @@ def test_what_is_wrong_is_said(site: Site, browser: Browser) -> None:
     wait_until(lambda: browser.text("#alerts") == "", "it has come back", SLOW, poll=0.1)
 
 
+def test_idle_connections_are_shown_where_there_is_a_lot(site: Site, browser: Browser) -> None:
+    """A pool that parks shows how many connections are idle and what became of others; no other pool does."""
+    shown = "return [...document.querySelectorAll('.parking')].map((one) => one.checkVisibility())"
+    site.board.set_pool(PoolField.PARKED, 1234)
+    browser.open(site.url)
+    wait_text(browser, "#phase", "Ready")
+    assert browser.run(shown) == [False, False]
+
+    site.board.set_pool(PoolField.LOT_STARTS, 1)
+    wait_until(lambda: browser.run(shown) == [True, True], "the idle connections", SLOW, poll=0.1)
+    wait_text(browser, "#parked", "1,234 parked")
+    site.board.count_pool(PoolField.RESUMED_TOTAL, 500)
+    site.board.count_pool(PoolField.PARKED_EVICTED, 17)
+    wait_text(browser, "#unparked", "17")
+    assert browser.text("#unparked").startswith("the client asked again\t500\t500")
+    assert browser.run("return document.querySelectorAll('#parked-plot .line').length") > 0
+    assert browser.complaints() == []
+
+
 def test_texts_of_the_pool_stay_texts(site: Site, browser: Browser) -> None:
     """HTML in a name, a listener or a setting is shown as it is written, and makes no element."""
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"

@@ -119,6 +119,20 @@ def test_screen_of_80_columns() -> None:
     assert "…" not in screen
 
 
+def test_idle_connections_have_a_line() -> None:
+    """A pool that parks has a line that says how many connections are idle, and which were closed for what."""
+    with scoreboard(4, at=NOW) as board:
+        occupy(board, 0, 1, at=NOW)
+        without = lines_of(board, 80, 24)
+        board.set_pool(PoolField.LOT_STARTS, 1)
+        board.set_pool(PoolField.PARKED, 12_345)
+        board.set_pool(PoolField.PARKED_EVICTED, 3)
+        lines = lines_of(board, 80, 24)
+    assert lines[4] == "parked 12.3k idle connections, - resumed/s, 3 evicted"
+    assert [*lines[:4], *lines[5:7]] == without[:6]
+    assert len(lines) == 24
+
+
 def test_meaning_of_the_letters_gives_way() -> None:
     """Where the slots need the line, the meaning of the letters is left out, and nothing else is."""
     with scoreboard(40, at=NOW) as board:

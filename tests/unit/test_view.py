@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefork.inspect.view import ProcessUsage, view
+from prefork.workers.scoreboard import PoolField
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind
 from tests.support.boards import SECOND, look_at, occupy, scoreboard, take_request
@@ -37,6 +38,21 @@ def test_first_look_has_no_rates() -> None:
     assert (shown.rows[0].rate, shown.rows[0].busy, shown.rows[0].cpu) == (None, None, None)
     assert shown.rows[0].memory == 4096
     assert shown.p50 == "3.8ms"
+
+
+def test_idle_connections_are_those_of_the_lot() -> None:
+    """A view has the counts of the lot with the rate of resumed connections, and none in a pool without a lot."""
+    with scoreboard(1, at=NOW) as board:
+        assert view(None, look_at(board, NOW)).parked is None
+        board.set_pool(PoolField.LOT_STARTS, 1)
+        board.set_pool(PoolField.PARKED, 5)
+        before = look_at(board, NOW)
+        board.count_pool(PoolField.RESUMED_TOTAL, 30)
+        shown = view(before, look_at(board, NOW + 2 * SECOND))
+        first = view(None, before)
+    assert shown.parked is not None
+    assert (shown.parked["now"], shown.resumed_rate) == (5, 15.0)
+    assert first.resumed_rate is None
 
 
 def test_latencies_are_those_between_two_looks() -> None:
