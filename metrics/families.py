@@ -33,7 +33,7 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     Snapshot,
 )
-from prefork.workers.states import ReloadState, WorkerState
+from prefork.workers.states import Rejection, ReloadState, WorkerState
 
 Rows = Sequence[tuple[Any, ...]]
 """The samples of one metric: the labels' values, in the order of the table, and the number."""
@@ -262,6 +262,7 @@ def _requests(reading: Reading) -> Found:
     }
     return {
         "prefork_requests_total": [*outcomes.items()],
+        "prefork_rejected_requests_total": _rejections(words),
         "prefork_request_duration_seconds": _summed(words, SlotField.DURATIONS, SlotField.BUSY_NS),
         "prefork_requests_in_progress": _one(sum(many or since > 0 for many, since in in_hand)),
         "prefork_slow_requests_total": _one(_count(reading.snapshot[PoolField.SLOW_REQUESTS])),
@@ -269,6 +270,17 @@ def _requests(reading: Reading) -> Found:
             words, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS
         ),
     }
+
+
+def _rejections(words: Columns) -> Rows:
+    """Return the rejected requests by reason; what the edge has not counted is verify_request()'s."""
+    counts = {
+        reason: sum(words[SlotField.REJECTIONS + place]) for place, reason in enumerate(Rejection)
+    }
+    counts[Rejection.VERIFY] = 0
+    by_edge = sum(counts.values())
+    counts[Rejection.VERIFY] = max(0, sum(words[SlotField.REJECTED]) - by_edge)
+    return [(reason.value, count) for reason, count in counts.items()]
 
 
 _PARKED_CLOSED = {

@@ -174,10 +174,17 @@ _ABOUT_LISTENERS = (
 _ABOUT_REQUESTS = (
     _counter(
         "prefork_requests_total",
-        "Requests by outcome: ok, error (it raised), rejected (by verify_request()), client_timeout (the client kept "
-        "the handler waiting for longer than client_timeout), timeout (request_timeout ended its worker), "
-        "aborted (its worker died of something else).",
+        "Requests by outcome: ok, error (it raised), rejected (by verify_request() or by the edge), "
+        "client_timeout (the client kept the handler waiting for longer than client_timeout), "
+        "timeout (request_timeout ended its worker), aborted (its worker died of something else).",
         "outcome",
+    ),
+    _counter(
+        "prefork_rejected_requests_total",
+        "Requests that were rejected, by reason: verify (verify_request() returned False), proxy (no PROXY header, "
+        "or a malformed one), address (the rules allow and deny), tls (the handshake failed), authentication, "
+        "throttled (too many failures of this client), timeout (edge_timeout), gone (the client went away).",
+        "reason",
     ),
     _histogram(
         "prefork_request_duration_seconds",

@@ -7,6 +7,7 @@ nothing is raised.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -21,7 +22,14 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     Snapshot,
 )
-from prefork.workers.states import READY, Phase, ReloadState, SaturationCause, WorkerState
+from prefork.workers.states import (
+    READY,
+    Phase,
+    Rejection,
+    ReloadState,
+    SaturationCause,
+    WorkerState,
+)
 
 LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retiring": "R"}
 """One letter for each state of a slot: a pool fits into a line of text."""
@@ -117,10 +125,19 @@ def _requests(snapshot: Snapshot) -> dict[str, Any]:
             "total": sum(requests.values()),
             "in_progress": sum(_in_progress(one) for one in slots),
         },
+        "rejections": _rejections(slots),
         "slow_requests": _count(snapshot[PoolField.SLOW_REQUESTS]),
         "durations": _histogram(slots, SlotField.DURATIONS, SlotField.BUSY_NS),
         "queue_waits": _histogram(slots, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS),
     }
+
+
+def _rejections(slots: Iterable[SlotSnapshot]) -> dict[str, int]:
+    """Return the rejected requests by reason."""
+    sums: Counter[Rejection] = Counter()
+    for one in slots:
+        sums.update(one.rejections)
+    return {reason.value: _count(sums[reason]) for reason in Rejection}
 
 
 def _events(snapshot: Snapshot) -> dict[str, Any]:

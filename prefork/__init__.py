@@ -17,6 +17,10 @@ Servers:
     PreForkingMixIn: put it in front of any other server class
     serve(): serve several servers with one pool
 
+Who may connect (docs/EDGE.md):
+    AuthenticationMixIn: have a server's clients prove who they are
+    ClientAddress: what handlers get as client_address behind an edge
+
 Settings:
     Class attributes of the server. help(prefork.Settings) describes each of them.
     Settings: the same as one value, for serve()
@@ -27,6 +31,7 @@ In a handler or a hook:
     WorkerInfo, ExitCause, ExitKind: what the hooks of the mix-in are given
 
 Errors, all of them a PreforkError:
+    AuthenticationError: what authenticate() raises to refuse a client
     SettingsError, MisuseError, TargetError: wrong before anything was bound or forked
     BindError, BootError, CrashLoopError: what serve_forever() raises
 
@@ -39,6 +44,8 @@ import socketserver
 from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
+from prefork.edge.client import ClientAddress
+from prefork.edge.mixins import AuthenticationMixIn
 from prefork.mixin import PreForkingMixIn, serve
 from prefork.parking.handler import ParkingMixIn
 from prefork.servers import (
@@ -48,6 +55,7 @@ from prefork.servers import (
     PreForkingUnixStreamServer,
 )
 from prefork.workers.errors import (
+    AuthenticationError,
     BindError,
     BootError,
     CrashLoopError,
@@ -63,8 +71,11 @@ from prefork.workers.worker.side import ThisWorker, current_worker, is_stopping
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,
+    "AuthenticationError",
+    "AuthenticationMixIn",
     "BindError",
     "BootError",
+    "ClientAddress",
     "CrashLoopError",
     "ExitCause",
     "ExitKind",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 
 from prefork import serving
+from prefork.edge.setup import prepare
 from prefork.misuse import refuse_misspelt, refuse_wrong_order
 from prefork.serving import Served, run_of
 from prefork.signature import SignatureOfInit
@@ -87,6 +88,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     client_timeout: float | str | None = None
     """How long a handler waits for its client to send or to accept data, 0 for no limit; the command
     line's own default is 30s.
+    """
+    edge_timeout: float | str = 5.0
+    """How long a client has for all that comes before the handler: PROXY header, TLS, authentication.
     """
     defer_accept: float | str | None = None
     """Leave a TCP connection in the kernel until its client has sent data, for about this long at
@@ -170,6 +174,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
             """
             server = super().__new__(cls)
             serving.make_known(server)
+            prepare(server, serves=False)
             return server
 
         __signature__ = SignatureOfInit(__new__)
@@ -331,6 +336,7 @@ def serve(
                 "PreForkingMixIn, as in serve(first, second)"
             )
         refuse_misspelt(type(server), vars(server))
+        prepare(server)
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],

@@ -23,7 +23,7 @@ from prefork.workers import log
 from prefork.workers.errors import BindError
 from prefork.workers.files import Identity, binding_with_mode, identity_of, unlink_if_still
 from prefork.workers.worker import no_empty_reply
-from prefork.workers.worker.clients import client_name, is_clients_doing, lost_clients
+from prefork.workers.worker.clients import client_facts, is_clients_doing, lost_clients
 
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
@@ -46,11 +46,11 @@ class _LoggingServer(PreForkingMixIn, _ServerBase):
         traceback.
         """
         error, subject = sys.exception(), str(self.worker or "master")
-        client = client_name(client_address) or "-"
         if error is not None and is_clients_doing(error):
-            lost_clients.note(subject, error, client)
+            lost_clients.note(subject, error, client_address)
         elif error is not None:
-            log.failure(logging.ERROR, subject, "request failed", error, client=client)
+            facts = client_facts(client_address)
+            log.failure(logging.ERROR, subject, "request failed", error, **facts)
 
 
 class _InternetServer(_LoggingServer):

@@ -55,6 +55,13 @@ class TargetError(PreforkError):
         self.reason = reason
 
 
+class AuthenticationError(PreforkError):
+    """A client has not proved who it is. ``authenticate()`` of a server raises it to refuse the client.
+
+    The text goes to the log, and the client does not see it.
+    """
+
+
 class BindError(PreforkError):
     """An address cannot be bound, or an inherited descriptor cannot be used as a listener."""
 

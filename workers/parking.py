@@ -83,13 +83,15 @@ class Luggage(msgspec.Struct, frozen=True, array_like=True):
 
     address: as ``client_address``, text or a list. state: what the handler wants to find again.
     read_ahead: bytes of the next request that were read with the last one. is_new: the connection
-    was parked before its first request.
+    was parked before its first request. client: what the edge has learned of the client; None without
+    an edge.
     """
 
     address: Any
     state: bytes = b""
     read_ahead: bytes = b""
     is_new: bool = False
+    client: Any = None
 
 
 encode = msgspec.msgpack.Encoder().encode

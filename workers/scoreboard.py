@@ -46,6 +46,7 @@ from prefork.workers.states import (
     ExitKind,
     Order,
     Phase,
+    Rejection,
     SaturationCause,
     StartReason,
     Usage,
@@ -55,7 +56,7 @@ from prefork.workers.states import (
 )
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 3
+VERSION = 4
 
 MEMFD_NAME = "prefork-scoreboard"
 """The name of the memory in /proc."""
@@ -225,9 +226,24 @@ class SlotField(IntEnum):
     """The histogram of durations. Its sum is the number of finished requests, good and bad."""
     QUEUE_WAITS = 48
     """The histogram of the queue waits that were measured."""
+    REJECTIONS = 64
+    """Requests that the edge rejected, one word for each Rejection. VERIFY has what is left of REJECTED."""
+    TLS_HANDSHAKES = 72
+    """Handshakes that succeeded, one word for each HandshakeKind."""
+    TLS_HANDSHAKE_NS = 76
+    """The sum of the times of these handshakes."""
 
 
-SLOT_WORDS = 64  # eight cache lines, which no other slot's worker writes to; some words are spare
+SLOT_WORDS = 80  # ten cache lines, which no other slot's worker writes to; some words are spare
+
+
+class HandshakeKind(IntEnum):
+    """The handshakes that are counted apart; the value is the place of the word after TLS_HANDSHAKES."""
+
+    TLS_1_2 = 0
+    TLS_1_2_RESUMED = 1
+    TLS_1_3 = 2
+    TLS_1_3_RESUMED = 3
 
 
 _COUNT = Growth(per_second=10**7, burst=MOST_IN_PROGRESS)
@@ -239,9 +255,11 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(range(SlotField.DURATIONS, SlotField.DURATIONS + BUCKETS), _COUNT),
     **dict.fromkeys(range(SlotField.QUEUE_WAITS, SlotField.QUEUE_WAITS + BUCKETS), _COUNT),
     **dict.fromkeys(range(SlotField.TIMEOUTS, SlotField.LAST_EXIT), _COUNT),
+    **dict.fromkeys(range(SlotField.REJECTIONS, SlotField.TLS_HANDSHAKE_NS), _COUNT),
     **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
     **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES, SlotField.CLIENT_TIMEOUTS), _COUNT),
     **dict.fromkeys((SlotField.CPU_USER_NS, SlotField.CPU_SYSTEM_NS, SlotField.BUSY_NS), _TIME),
+    SlotField.TLS_HANDSHAKE_NS: _TIME,
     SlotField.QUEUE_WAIT_NS: _WAIT,
 }
 """How fast the counters of a slot can grow: ten million events a second, ten thousand threads at a
@@ -269,6 +287,14 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
         """Requests that went well; negative for a moment, or after a stray write."""
         others = self[SlotField.ERRORS] + self[SlotField.REJECTED] + self[SlotField.CLIENT_TIMEOUTS]
         return sum(self.histogram(SlotField.DURATIONS)) - others
+
+    @property
+    def rejections(self) -> dict[Rejection, int]:
+        """Rejected requests by reason; negative for a moment, or after a stray write."""
+        counts = {one: self.words[SlotField.REJECTIONS + n] for n, one in enumerate(Rejection)}
+        counts[Rejection.VERIFY] = 0
+        by_edge = sum(counts.values())
+        return {**counts, Rejection.VERIFY: self[SlotField.REJECTED] - by_edge}
 
     @property
     def in_progress(self) -> int:

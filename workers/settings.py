@@ -237,6 +237,17 @@ class Settings(
             "the command line's own default is 30s."
         ),
     ] = None
+    edge_timeout: Annotated[
+        Annotated[float, Meta(gt=0, le=3600)],
+        About(
+            help="How long a client has for all that comes before the handler: PROXY header, TLS, authentication.",
+            allowed="a duration of more than 0, at most 1h",
+            metavar="DURATION",
+            attribute=SAME,
+            read=seconds,
+            show=shown_seconds,
+        ),
+    ] = 5.0
     defer_accept: Annotated[
         Annotated[float, Meta(gt=0, le=3600)] | None,
         About(
@@ -478,6 +489,7 @@ class Settings(
             request_timeout: float | str | None = None,
             slow_request: float | str | None = None,
             client_timeout: float | str | None = None,
+            edge_timeout: float | str = 5.0,
             defer_accept: float | str | None = None,
             crash_loop: Literal["retry", "exit"] = "retry",
             restore_process: bool | str = False,
@@ -503,7 +515,6 @@ class Settings(
             log_config: str | None = None,
             pidfile: str | None = None,
         ) -> None: ...
-
         # </constructor>
 
     def __post_init__(self) -> None:

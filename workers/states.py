@@ -60,6 +60,30 @@ class Phase(enum.IntEnum):
         return self <= Phase.NOT_READY
 
 
+class Rejection(enum.StrEnum):
+    """Why a request was rejected: the same word in the log and in the metrics.
+
+    The scoreboard counts by position, so a new reason goes to the end.
+    """
+
+    VERIFY = "verify"
+    """``verify_request()`` returned False."""
+    PROXY = "proxy"
+    """A peer that has to send a PROXY header sent none, or a malformed one."""
+    ADDRESS = "address"
+    """The rules ``allow`` and ``deny`` exclude the client."""
+    TLS = "tls"
+    """The handshake failed."""
+    AUTHENTICATION = "authentication"
+    """The client has not proved who it is."""
+    THROTTLED = "throttled"
+    """The client has failed to authenticate too often within a minute."""
+    TIMEOUT = "timeout"
+    """The client did not finish within ``edge_timeout``."""
+    GONE = "gone"
+    """The client went away before its request could begin."""
+
+
 class ExitKind(enum.StrEnum):
     """Why a worker ended: the same word in the log, the metrics, hooks and commands.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from socketserver import BaseRequestHandler
 from typing import TYPE_CHECKING, Any, Final
 
+from prefork.edge.client import packed
 from prefork.workers.parking import MOST_READ_AHEAD, MOST_STATE, Luggage
 from prefork.workers.worker.parking import ATTRIBUTE
 
@@ -63,7 +64,8 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         self.handle = functools.partial(self._handle_all, self.handle, parking)  # type: ignore[method-assign]
         super().__init__(request, client_address, server, **more)
         if not self.close_connection:
-            luggage = Luggage(client_address, self.state, self._read_ahead)
+            address, client = packed(client_address)
+            luggage = Luggage(address, self.state, self._read_ahead, client=client)
             parking.park(request, luggage)
 
     def _handle_all(self, handle: Callable[[], None], parking: Any) -> None:

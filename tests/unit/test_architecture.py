@@ -29,6 +29,7 @@ LAYERS = (
     ("prefork.reloading",),
     ("prefork.host",),
     ("prefork.parking",),
+    ("prefork.edge",),
     ("prefork.metrics",),
     ("prefork.workers",),
     ("prefork._version",),
@@ -303,7 +304,7 @@ def test_pure_modules_know_no_clock_and_no_system(name: str) -> None:
 def test_modules_that_decide_are_the_pure_ones() -> None:
     """A module of the master and below that says it is pure is held to that, and no other is."""
     floors = tuple(
-        f"prefork.{one}" for one in ("master", "reloading", "host", "parking", "workers")
+        f"prefork.{one}" for one in ("master", "reloading", "host", "parking", "edge", "workers")
     )
 
     assert {name for name in SOURCES if name.startswith(floors) and says_pure(name)} == PURE

@@ -11,7 +11,7 @@ import pytest
 from docs import tables
 from prefork.metrics.names import METRICS, Metric, Type
 from prefork.metrics.saturation import REASONS
-from prefork.workers.states import ExitKind, StartReason, WorkerState
+from prefork.workers.states import ExitKind, Rejection, StartReason, WorkerState
 from tests.support.server import environment
 
 pytestmark = pytest.mark.once  # a table
@@ -72,6 +72,7 @@ def test_help_is_a_sentence(metric: Metric) -> None:
             "prefork_requests_total",
             ["ok", "error", "rejected", "client_timeout", "timeout", "aborted"],
         ),
+        ("prefork_rejected_requests_total", [reason.value for reason in Rejection]),
     ],
 )
 def test_help_lists_the_words(name: str, words: list[str]) -> None:

@@ -17,7 +17,7 @@ from prefork.workers import log
 from prefork.workers.listener import Listener
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import Outcome, SlotWriter
-from prefork.workers.worker.clients import client_name
+from prefork.workers.worker.clients import client_facts, client_name
 
 logger = logging.getLogger("prefork.access")
 
@@ -62,6 +62,7 @@ class AccessLog:
         if not logger.isEnabledFor(logging.INFO) or self._writer.is_detached:
             return
         facts = {
+            **client_facts(client_address),
             "client": client_name(client_address),
             "duration": round(duration_ns / 1e9, 6),
             "queue_wait": None if waited_ns is None else round(waited_ns / 1e9, 6),

@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable
 from socketserver import BaseServer
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from prefork.workers.listener import Listener
-from prefork.workers.scoreboard import PoolField, Scoreboard
+from prefork.workers.scoreboard import HandshakeKind, PoolField, Scoreboard, SlotField
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.states import Rejection
 from prefork.workers.worker.access import LogRequest
 from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Source, Take
@@ -27,6 +28,11 @@ from prefork.workers.worker.standard import is_standard
 
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
+
+EDGE: Final = "_prefork_edge"
+"""The attribute of a server that has an edge (prefork/edge/edge.py)."""
+
+_PLACES: Final = {reason: place for place, reason in enumerate(Rejection)}
 
 _TAKE = -1
 """The key of a take that is under way among the requests in hand; theirs are ids of objects."""
@@ -56,6 +62,15 @@ class Account(Protocol):
     def next_on_connection(self, request: Any, ended: int, since: int) -> None:
         """Note that a good request ended, and that the next one of its connection is in hand."""
 
+    def note_client(self, request: Any, client: Any) -> None:
+        """Note for whom a request is, where the edge has found out. client: a ``ClientAddress``."""
+
+    def reject(self, request: Any, reason: Rejection) -> None:
+        """Note that the edge refuses a request, before ``finish_request()`` returns."""
+
+    def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
+        """Count a TLS handshake that has succeeded."""
+
     def publish(self) -> None:
         """Publish once more what is in hand."""
 
@@ -79,9 +94,16 @@ def account_for(
     """
     if any(_may_overlap(server) for server in servers):
         return Overlapping(writer, became_busy, log_request)
+    if any(has_edge(server) for server in servers):
+        return OneAtTheEdge(writer, became_busy, log_request)
     if became_busy is None and log_request is None and not parks:
         return None
     return OneAtATime(writer, became_busy, log_request)
+
+
+def has_edge(server: BaseServer) -> bool:
+    """Return whether something stands before the handlers of a server, which reports to the account."""
+    return EDGE in vars(server)
 
 
 def _may_overlap(server: BaseServer) -> bool:
@@ -180,12 +202,65 @@ class OneAtATime:
         self._writer.words[REQUEST_NS] = self._since = since
         self._waited = 0
 
+    def note_client(self, request: Any, client: Any) -> None:  # noqa: ARG002 - as Overlapping's
+        """Do as ``Account.note_client()`` says."""
+        self._address = client
+
+    def reject(self, request: Any, reason: Rejection) -> None:  # noqa: ARG002 - as Overlapping's
+        """Do as ``Account.reject()`` says."""
+        count_rejection(self._writer, reason)
+
+    def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
+        """Do as ``Account.note_handshake()`` says."""
+        count_handshake(self._writer, kind, duration_ns)
+
     def publish(self) -> None:
         """Publish that nothing is in hand: between two turns nothing is."""
         self._writer.words[REQUEST_NS] = 0
 
     def wait_finished(self) -> None:
         """Return at once: nothing is left in hand."""
+
+
+class OneAtTheEdge(OneAtATime):
+    """The same behind an edge, which may find another client than the peer, or refuse the request.
+
+    This is a class of its own, so that servers without an edge do not pay for these questions.
+    """
+
+    def __init__(
+        self,
+        writer: SlotWriter,
+        became_busy: BecameBusy | None = None,
+        log_request: LogRequest | None = None,
+    ) -> None:
+        super().__init__(writer, became_busy, log_request)
+        self._judged = Outcome.OK
+
+    def judge(self, request: Any, outcome: Outcome) -> None:  # noqa: ARG002 - as Overlapping's
+        """Do as ``Account.judge()`` says."""
+        self._judged = outcome
+
+    def reject(self, request: Any, reason: Rejection) -> None:
+        """Do as ``Account.reject()`` says."""
+        self._judged = Outcome.REJECTED
+        super().reject(request, reason)
+
+    def returned(self, request: Any, outcome: Outcome) -> int:
+        """Note that the request is over; what was judged before counts."""
+        judged, self._judged = self._judged, Outcome.OK
+        return super().returned(request, judged or outcome)
+
+
+def count_rejection(writer: SlotWriter, reason: Rejection) -> None:
+    """Count a request that the edge refuses."""
+    writer.add(SlotField.REJECTIONS + _PLACES[reason], 1)
+
+
+def count_handshake(writer: SlotWriter, kind: HandshakeKind, duration_ns: int) -> None:
+    """Count a handshake and its time."""
+    writer.add(SlotField.TLS_HANDSHAKES + kind, 1)
+    writer.add(SlotField.TLS_HANDSHAKE_NS, duration_ns)
 
 
 class Overlapping:
@@ -233,7 +308,7 @@ class Overlapping:
             except BaseException as error:
                 self._outcomes[id(request)] = outcome_of(request, error)
                 raise
-            self._outcomes[id(request)] = Outcome.OK
+            self._outcomes.setdefault(id(request), Outcome.OK)  # the edge may have judged
 
         return finish_request
 
@@ -290,6 +365,22 @@ class Overlapping:
     def judge(self, request: Any, outcome: Outcome) -> None:
         """Do as ``Account.judge()`` says."""
         self._outcomes[id(request)] = outcome
+
+    def note_client(self, request: Any, client: Any) -> None:
+        """Do as ``Account.note_client()`` says."""
+        if (seen := self._seen.get(id(request))) is not None:
+            self._seen[id(request)] = seen[0], client, seen[2]
+
+    def reject(self, request: Any, reason: Rejection) -> None:
+        """Do as ``Account.reject()`` says."""
+        self._outcomes[id(request)] = Outcome.REJECTED
+        with self._changed:
+            count_rejection(self._writer, reason)
+
+    def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
+        """Do as ``Account.note_handshake()`` says."""
+        with self._changed:
+            count_handshake(self._writer, kind, duration_ns)
 
     def returned(self, request: Any, outcome: Outcome) -> int:
         """Note that ``process_request()`` has returned; return since when the next request counts.

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from prefork.workers import log
 from prefork.workers.slot_writer import Outcome
+from prefork.workers.text import text_of
 from prefork.workers.worker.standard import is_standard_step
 
 INTERVAL = 1.0
@@ -68,15 +69,15 @@ class LostClients:
         self._quiet_until = 0.0
         self._others = 0
 
-    def note(self, subject: str, error: BaseException, client: str) -> None:
+    def note(self, subject: str, error: BaseException, address: Any) -> None:
         """Log that a request ended this way; at level DEBUG also the traceback.
 
-        client: as ``client_name()`` returns it. The ``others`` of a line are the lost clients since
+        address: of the client. The ``others`` of a line are the lost clients since
         the previous line that had no line.
         """
         what = "client timed out" if isinstance(error, TimeoutError) else "client went away"
         if log.logger.isEnabledFor(logging.DEBUG):
-            log.failure(logging.DEBUG, subject, what, error, client=client)
+            log.failure(logging.DEBUG, subject, what, error, **client_facts(address))
         now = self._clock()
         if now < self._quiet_until:
             self._others += 1
@@ -85,7 +86,13 @@ class LostClients:
         self._quiet_until = now + INTERVAL
         place = place_of(error)
         log.event(
-            logging.WARNING, subject, what, client=client, error=error, place=place, others=others
+            logging.WARNING,
+            subject,
+            what,
+            **client_facts(address),
+            error=error,
+            place=place,
+            others=others,
         )
 
 
@@ -106,7 +113,7 @@ def log_timeouts(server: BaseServer, subject: str) -> None:
     def handle_error(request: Any, client_address: Any) -> None:
         error = sys.exception()
         if error is not None and is_client_timeout(request, error):
-            lost_clients.note(subject, error, client_name(client_address) or "-")
+            lost_clients.note(subject, error, client_address)
         else:
             inherited(request, client_address)
 
@@ -121,6 +128,24 @@ def place_of(error: BaseException) -> str:
     tellings = [place for place in frames if os.path.dirname(place[0]) not in _NOT_THE_PLACE]
     file, line = (tellings or frames or [("unknown", 0)])[-1]
     return f"{file}:{line}"
+
+
+def client_facts(address: Any) -> dict[str, Any]:
+    """Return what a log line says of a client: its name, and behind an edge also peer and identity.
+
+    The peer is left out where it is the client. None stands for a client without a name. An edge
+    gives handlers a ``ClientAddress``, which has the attributes ``peer`` and ``identity``; a plain
+    address has neither.
+    """
+    client = client_name(address)
+    facts: dict[str, Any] = {"client": client or "-"}
+    peer = client_name(getattr(address, "peer", None))
+    if peer is not None and peer != client:
+        facts["peer"] = peer
+    identity = getattr(address, "identity", None)
+    if identity is not None:
+        facts["identity"] = text_of(identity)[:LONGEST_CLIENT]
+    return facts
 
 
 def client_name(address: Any) -> str | None:

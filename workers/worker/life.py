@@ -114,7 +114,8 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     spec.drop_privileges()
     python_process.begin(prepared.slot, link.master_pid, link.life)
     _set_title(f"{spec.title[0]}{prepared.slot}{spec.title[1]}")
-    spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake))
+    account = prepared.common.account
+    spec.enter(WorkerSide(info, loop.is_asked_to_leave, loop.chores, spec.wake, account))
     _mark_forks(loop, prepared.writer)
     may_have_changed = spec.hooks("worker_init", info)
     if spec.settings.restore_process and not isinstance(prepared.common.account, Overlapping):

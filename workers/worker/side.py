@@ -11,6 +11,7 @@ from prefork.workers.identity import SHUTDOWN, WorkerInfo
 from prefork.workers.scoreboard import SlotField
 from prefork.workers.settings import LONGEST
 from prefork.workers.slot_writer import SlotWriter
+from prefork.workers.worker.accounting import Account
 from prefork.workers.worker.turn import Turn
 
 
@@ -66,6 +67,11 @@ def is_stopping() -> bool:
     return bool(_sides) and _sides[-1].stopping
 
 
+def current_account() -> Account | None:
+    """Return what keeps the books of the worker that the calling code runs in, None outside of a pool."""
+    return _sides[-1].account if _sides else None
+
+
 def enter(side: WorkerSide) -> None:
     """Note that this process is a worker from now on (worker, before code of the program runs)."""
     _sides.append(side)
@@ -75,7 +81,8 @@ class WorkerSide:
     """The worker as its server objects know it; ``server.worker`` and ``server.stopping`` ask here.
 
     is_stopping: returns whether the worker has been asked to leave. chores: the list of what the
-    worker does between requests. wake: the descriptor that wakes the master.
+    worker does between requests. wake: the descriptor that wakes the master. account: what keeps the
+    books of the requests; None where the lanes do so alone.
     """
 
     def __init__(
@@ -84,8 +91,10 @@ class WorkerSide:
         is_stopping: Callable[[], bool],
         chores: list[Callable[[], None]],
         wake: int,
+        account: Account | None = None,
     ) -> None:
         self.info = info
+        self.account = account
         self._is_stopping = is_stopping
         self._chores = chores
         self._wake = wake

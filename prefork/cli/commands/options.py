@@ -22,6 +22,7 @@ SECTIONS: Final = {
         *("request_timeout", "slow_request", "client_timeout", "defer_accept"),
         *("graceful_timeout", "drain_delay"),
     ),
+    "Who may connect": ("edge_timeout",),
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "State of a worker": ("restore_process",),

@@ -1,0 +1,1 @@
+"""The edge: what happens to a connection between ``accept()`` and ``handle()`` (worker)."""

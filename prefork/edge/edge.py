@@ -1,0 +1,258 @@
+"""The edge of one server: what a connection goes through before ``handle()`` (worker).
+
+    accept → PROXY header → address rules → TLS → authentication → finish_request() → handle()
+
+Each part is a *step*: a function that takes a ``Passage``, adds to it what it has found out, and
+raises ``Refused`` to end the connection. A server has the steps that its settings ask for. They are
+chosen once, when the server is made ready (setup.py). A server without any step has no edge at all.
+
+The edge runs in ``finish_request()``, for three reasons. All ways of socketserver lead there:
+``serve_forever()``, ``handle_request()``, and the threads of ``ThreadingMixIn``, where a client that
+stalls holds its own thread only. The worker waits there, and neither the master nor another worker. And
+the time spent is part of the request, so that the deadlines of a request hold for the edge, too.
+
+``install()`` gives the server object a ``finish_request()`` of its own, which hides the one of its class
+and calls it afterwards. A server without an edge keeps its method, so it pays nothing.
+
+**Whose request it is.** A server that expects PROXY headers learns its client only in the edge. Then
+``verify_request()`` runs there, with the client's address. The call that socketserver makes earlier
+gets a method that accepts everybody. For the same reason the edge calls ``handle_error()`` itself when
+a handler raises: the call gets the client's address and the socket that the handler had.
+
+**Refusals.** A refused connection is closed. It costs one count, by its reason, and at most one line
+of the log a second. It never reaches ``handle_error()``.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+
+from prefork.edge.client import unpacked
+from prefork.edge.passage import Passage, Refused
+from prefork.workers import log
+from prefork.workers.states import Rejection
+from prefork.workers.worker.accounting import EDGE
+from prefork.workers.worker.clients import client_facts, outcome_of
+from prefork.workers.worker.side import current_account, current_worker
+
+Step = Callable[[Passage], None]
+"""One part of the edge. Raises Refused, OSError of the client's doing, or what code of the program raises."""
+
+End = Callable[[Any, bool], None]
+"""Ends what a step has wrapped around the socket: called with the request, and whether all went well."""
+
+INTERVAL: Final = 1.0
+"""The least number of seconds between two lines about refusals of one server in one process."""
+
+
+class Edge(msgspec.Struct, frozen=True):
+    """What stands before the handlers of one server.
+
+    timeout: seconds for all steps together. steps: in their order. end: ends the request that the
+    handler had; None where the server's own ``shutdown_request()`` is all that is needed. datagram:
+    the step for datagrams, which takes and returns a request and its address; None for streams.
+    verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
+    made_from: the settings, to see whether they have changed.
+    """
+
+    timeout: float
+    steps: Sequence[Step]
+    refusals: Refusals
+    end: End | None = None
+    datagram: Step | None = None
+    verifies: bool = False
+    made_from: Any = None
+
+
+class Refusals:
+    """The refused connections of one server, in one process: counted, and logged once a second at most."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.counts: Counter[Rejection] = Counter()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._quiet_until = 0.0
+        self._others = 0
+
+    def note(self, reason: Rejection, passage: Passage, error: BaseException) -> None:
+        """Count a refusal, and log it unless the previous line is less than a second old.
+
+        The ``others`` of a line are the refusals since the previous line that had no line.
+        """
+        now = self._clock()
+        with self._lock:
+            self.counts[reason] += 1
+            if now < self._quiet_until:
+                self._others += 1
+                return
+            others, self._others = self._others, 0
+            self._quiet_until = now + INTERVAL
+        log.event(
+            logging.WARNING,
+            str(current_worker() or "master"),
+            "refused a client",
+            reason=reason.value,
+            **client_facts(passage.address()),
+            error=error,
+            others=others,
+        )
+
+
+def install(server: Any, edge: Edge) -> None:
+    """Put an edge before the handlers of a server object, in place of an earlier one."""
+    remove(server)
+    own = vars(server)
+    own[EDGE] = edge
+    behind = own.get("finish_request")
+    # A strong reference would be a circle, and the program alone decides how long its object lives.
+    ref = weakref.ref(server)
+
+    def finish_request(request: Any, client_address: Any) -> None:
+        this = ref()
+        finish = behind or _method(this, "finish_request")
+        _finish(this, edge, finish, request, client_address)
+
+    finish_request.behind = behind  # type: ignore[attr-defined]
+    server.finish_request = finish_request
+    if edge.verifies:
+        server.verify_request = _accept_for_now
+
+
+def remove(server: Any) -> None:
+    """Take the edge of a server object away again."""
+    own = vars(server)
+    edge = own.pop(EDGE, None)
+    if edge is None:
+        return
+    finish = own.pop("finish_request", None)
+    if (behind := getattr(finish, "behind", None)) is not None:
+        server.finish_request = behind
+    if own.get("verify_request") is _accept_for_now:
+        del own["verify_request"]
+
+
+def edge_of(server: Any) -> Edge | None:
+    """Return the edge of a server object, None for a server without one."""
+    edge: Edge | None = vars(server).get(EDGE)
+    return edge
+
+
+def _accept_for_now(_request: Any, _client_address: Any) -> bool:
+    """Stand for ``verify_request()`` until the edge knows the client."""
+    return True
+
+
+def _method(server: Any, name: str) -> Callable[..., Any]:
+    """Return a method of the server's class, whatever the object has under that name."""
+    method: Callable[..., Any] = getattr(type(server), name).__get__(server)
+    return method
+
+
+def _finish(
+    server: Any, edge: Edge, finish: Callable[[Any, Any], None], request: Any, address: Any
+) -> None:
+    """Do what ``finish_request()`` does, for a client that the edge admits."""
+    luggage = getattr(request, "luggage", None)
+    if luggage is not None and not luggage.is_new:
+        _handle(server, finish, request, request, _returned(luggage, address))
+        return
+    passage = Passage(request, address, edge.timeout)
+    if not _is_admitted(server, edge, passage):
+        if edge.end is not None:
+            edge.end(passage.request, False)
+        return
+    went_well = False
+    try:
+        went_well = _handle(server, finish, request, passage.request, passage.address())
+    finally:
+        if edge.end is not None:
+            edge.end(passage.request, went_well)
+
+
+def _returned(luggage: Any, address: Any) -> Any:
+    """Return the client of a connection that was parked: the edge has admitted it before."""
+    return address if luggage.client is None else unpacked(address, luggage.client)
+
+
+def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
+    """Take a connection through the steps. Return False for one that is refused, with everything noted."""
+    taken = passage.request
+    try:
+        _take_through(server, edge, passage)
+    except Refused as refusal:
+        _refuse(edge, taken, passage, refusal.reason, refusal)
+    except TimeoutError as error:
+        _refuse(edge, taken, passage, Rejection.TIMEOUT, error)
+    except OSError as error:
+        _refuse(edge, taken, passage, Rejection.GONE, error)
+    except Exception as error:  # noqa: BLE001 - code of the program, such as authenticate()
+        _fail(server, taken, passage.request, passage.address(), error)
+    else:
+        return True
+    return False
+
+
+def _take_through(server: Any, edge: Edge, passage: Passage) -> None:
+    if edge.datagram is not None:
+        edge.datagram(passage)
+        _verify(server, edge, passage)
+        return
+    sock = passage.request
+    before = sock.gettimeout() if isinstance(sock, socket.socket) else None
+    for step in edge.steps:
+        step(passage)
+    _verify(server, edge, passage)
+    if isinstance(passage.request, socket.socket):
+        passage.request.settimeout(before)
+
+
+def _verify(server: Any, edge: Edge, passage: Passage) -> None:
+    if edge.verifies:
+        verify = _method(server, "verify_request")
+        if not verify(passage.request, passage.address()):
+            raise Refused(Rejection.VERIFY, "verify_request() returned False")
+
+
+def _refuse(
+    edge: Edge, taken: Any, passage: Passage, reason: Rejection, error: BaseException
+) -> None:
+    account = current_account()
+    if account is not None:
+        account.note_client(taken, passage.address())
+        account.reject(taken, reason)
+    edge.refusals.note(reason, passage, error)
+
+
+def _handle(
+    server: Any, finish: Callable[[Any, Any], None], taken: Any, request: Any, address: Any
+) -> bool:
+    """Run the handler; return whether it raised nothing.
+
+    taken: the request as the worker knows it. request: what the handler gets.
+    """
+    account = current_account()
+    if account is not None:
+        account.note_client(taken, address)
+    try:
+        finish(request, address)
+    except Exception as error:  # noqa: BLE001 - handle_error() is where the server class says what to do
+        _fail(server, taken, request, address, error)
+        return False
+    return True
+
+
+def _fail(server: Any, taken: Any, request: Any, address: Any, error: Exception) -> None:
+    """Have the server handle the exception of a request; called in an ``except`` clause."""
+    account = current_account()
+    if account is not None:
+        account.judge(taken, outcome_of(request, error))
+    server.handle_error(request, address)

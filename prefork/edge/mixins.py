@@ -1,0 +1,71 @@
+"""The mix-ins that put an edge before any server of ``socketserver``."""
+
+from __future__ import annotations
+
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefork.edge.setup import prepare
+from prefork.workers.errors import MisuseError
+
+
+def _refuse_wrong_order(cls: type) -> None:
+    before = cls.__mro__[: cls.__mro__.index(EdgeMixIn)]
+    first = next((base for base in before if base.__module__ == "socketserver"), None)
+    if first is not None:
+        mixed = [base.__name__ for base in cls.__bases__ if issubclass(base, EdgeMixIn)]
+        others = [base.__name__ for base in cls.__bases__ if not issubclass(base, EdgeMixIn)]
+        raise MisuseError(
+            f"class {cls.__name__}: {', '.join(mixed)} has no effect behind {first.__name__}, whose "
+            f"methods come first; write class {cls.__name__}({', '.join(mixed + others)})"
+        )
+
+
+class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """The base of the mix-ins for the edge: one of them is enough to have all parts of it.
+
+    The settings of the edge are class attributes, which docs/EDGE.md describes. They are checked
+    before the server binds its address, and again where they have changed until it serves.
+    """
+
+    edge_timeout: float | str = 5.0
+    """How long a client has for all that comes before the handler: PROXY header, TLS, authentication."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Attributes of which one has to be set: without any the mix-in would protect nothing."""
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Refuse a class in which the methods of the server hide those of the mix-in: MisuseError."""
+        super().__init_subclass__(**given)
+        _refuse_wrong_order(cls)
+
+    def server_bind(self) -> None:
+        """Check the settings of the edge, and bind. SettingsError: one of them cannot be used."""
+        prepare(self, serves=False)
+        super().server_bind()
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        """Serve as the class behind does, with the edge that the attributes ask for now."""
+        prepare(self)
+        super().serve_forever(poll_interval)
+
+    def handle_request(self) -> None:
+        """Handle one request as the class behind does, with the edge that the attributes ask for now."""
+        prepare(self)
+        super().handle_request()
+
+
+class AuthenticationMixIn(EdgeMixIn):
+    """Mix-in for a server that has its clients prove who they are, by the method ``authenticate()``."""
+
+    def authenticate(self, request: Any, client_address: Any) -> str | None:
+        """Find out who a client is; return the name, None for a client without a name (worker).
+
+        request: the socket, after TLS where the server has it. Each ``recv()`` and ``send()`` has what
+        is left of ``edge_timeout``. client_address: a ``ClientAddress``. What is returned is the
+        ``identity`` that the handler finds there.
+
+        Raise AuthenticationError to refuse the client. Any other exception, but for those of a client
+        that goes away or is silent, is handled as one of the handler.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no authenticate()")

@@ -1,0 +1,93 @@
+"""The edge of running pools: the client's name in the books, refusals counted by reason, identities that park."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork.workers.states import Rejection
+from tests.support.board import board_of
+from tests.support.clients import connect, read_all, read_to_the_end, send, send_line
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+REFUSED = {Rejection.AUTHENTICATION: 1, Rejection.TIMEOUT: 1}
+
+NAMED = """
+from tests.support.app import *
+import prefork, socketserver
+
+class Named(prefork.AuthenticationMixIn, {bases}):
+    edge_timeout = 0.3
+
+    def authenticate(self, request, client_address):
+        name = b""
+        while not name.endswith(b"\\n"):
+            byte = request.recv(1)
+            if not byte:
+                raise ConnectionError("closed")
+            name += byte
+        if name == b"nobody\\n":
+            raise prefork.AuthenticationError("it is nobody")
+        return name.decode().strip()
+
+class Handler(prefork.ParkingMixIn, socketserver.StreamRequestHandler):
+    def handle(self):
+        line = self.rfile.readline()
+        if line == b"fail\\n":
+            raise ValueError("failed")
+        address = self.client_address
+        self.wfile.write(f"{{address.identity}} {{address.peer == address}} {{line.decode()}}".encode())
+
+serve(Handler, Named, workers=1, access_log="json")
+"""
+
+
+def facts(program: Program, count: int) -> list[dict[str, Any]]:
+    """Return the facts of the access log, once there are this many lines."""
+    found = wait_until(
+        lambda: seen if len(seen := program.logged(r"INFO \{")) >= count else [],
+        lambda: f"{count} lines of the access log",
+    )
+    return [json.loads(line.partition(" INFO ")[2]) for line in found]
+
+
+@pytest.mark.parametrize(
+    "bases",
+    ["prefork.PreForkingTCPServer", "socketserver.ThreadingMixIn, prefork.PreForkingTCPServer"],
+    ids=["plain", "threads"],
+)
+def test_books_know_the_client(start: Callable[..., Program], bases: str) -> None:
+    """Good, failed, refused and silent clients each count once, by outcome and reason, with their names in the log."""
+    program = start(NAMED.format(bases=bases))
+    address = program.address()
+    with connect(address) as client:
+        send_line(client, "alice")
+        for word in ("one", "two"):  # the connection is parked in between, and the name comes back
+            send_line(client, word)
+            assert client.recv(100).decode() == f"alice True {word}\n"
+    for said in ("bob\nfail", "nobody"):
+        with send(address, said) as client:
+            assert read_to_the_end(client) == ""
+    with connect(address) as silent:
+        assert read_all(silent) == ""
+    with board_of(program.pid) as board:
+        wait_until(
+            lambda: +Counter(board.snapshot().slots[0].rejections) == REFUSED,
+            lambda: f"rejections are {board.snapshot().slots[0].rejections}",
+        )
+    lines = facts(program, 5)
+    found = Counter((line["outcome"], line.get("identity")) for line in lines)
+    assert found[("ok", "alice")] in (2, 3)  # a last one is the end of the connection
+    assert (found[("error", "bob")], found[("rejected", None)]) == (1, 2)
+    (failed,) = program.logged("request failed")
+    assert "identity=bob" in failed
+    assert len(program.logged("refused a client reason=")) in (1, 2)  # at most one a second
+    assert len(program.logged("Traceback")) == 1  # that of the handler
