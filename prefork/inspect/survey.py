@@ -4,11 +4,11 @@ A master keeps its scoreboard open, so the scoreboard appears as a descriptor in
 user who may open that descriptor may read everything about the pool, even while the master hangs.
 No file or socket has to be agreed upon.
 
-Any process can create a memfd with the same name, write the pid of another process into it, and
-hand the descriptor to that process, which need not know what it is given. A command of root's would
+Any process can create a memfd with the same name and hand its descriptor to another process, which
+need not know what it is given. A worker can do so with its own scoreboard. A command of root's would
 then signal a daemon of root's that has no pool. So nothing that is found is trusted: the size, the
-seals, the layout and the pid in the header are checked, and the memory must have been made by the
-user whose process has it.
+seals and the layout are checked, the memory must have been made by the user whose process has it,
+and the process must hold the proof that it is the master (prefork/workers/proof.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-from prefork.inspect.proc import effective_user_of, own_pid_of, scoreboards_of, title_of
+from prefork.inspect.proc import (
+    effective_user_of,
+    memories_of,
+    own_pid_of,
+    scoreboards_of,
+    title_of,
+)
 from prefork.inspect.running_pool import RunningPool, has_ended
-from prefork.workers import system
-from prefork.workers.scoreboard import PoolField, Scoreboard
+from prefork.workers import proof, system
+from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.settings import MOST_CHILDREN
 
 _MASTERS_TITLE: Final = b"prefork: master"
@@ -83,8 +90,8 @@ def _add_pools_of(pid: int, survey: Survey) -> None:
 def _attached(pid: int, number: int) -> RunningPool | None:
     """Hold a process and map its scoreboard.
 
-    Returns None where the process is not the master that the scoreboard names. ValueError: the
-    scoreboard has another layout.
+    Returns None where the process is not the master of the scoreboard. ValueError: the scoreboard
+    has another layout.
     """
     with contextlib.ExitStack() as undo:
         # The pidfd is opened before anything is read. If the process ends and another one gets its
@@ -95,27 +102,51 @@ def _attached(pid: int, number: int) -> RunningPool | None:
         if board is None:
             return None
         undo.callback(board.close)
-        is_masters = board.pool(PoolField.MASTER_PID) == own_pid_of(pid)
-        is_masters = is_masters and os.fstat(board.fd).st_uid == effective_user_of(pid)
-        if not is_masters or not 1 <= board.slots <= MOST_CHILDREN or has_ended(pidfd):
+        is_ours = 1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)
+        if not is_ours or has_ended(pidfd):
             return None
         undo.pop_all()
     return RunningPool(pid, number, pidfd, board)
 
 
-def _mapped(pid: int, number: int) -> Scoreboard | None:
-    """Map a memfd for reading; None where its owner could still shrink it.
+def _is_master(pid: int, board: int) -> bool:
+    """Return whether a process is the master of a scoreboard; OSError where it has ended."""
+    user, own_pid = effective_user_of(pid), own_pid_of(pid)
+    if os.fstat(board).st_uid != user:
+        return False
+    for number, name in memories_of(pid):
+        if name == proof.MEMFD_NAME:
+            with contextlib.suppress(FileNotFoundError), _opened(pid, number) as fd:
+                if proof.holds(fd, board, own_pid, user):
+                    return True
+    return False
 
-    A mapping of a memfd that is shrunk afterwards ends its reader with SIGBUS. O_NONBLOCK is set
-    because the number may belong to another file by now, a pipe for instance, and ``open()`` of a
-    pipe waits.
+
+@contextlib.contextmanager
+def _opened(pid: int, number: int) -> Iterator[int]:
+    """Open what a process has under a descriptor, for reading.
+
+    O_NONBLOCK is set because the number may belong to another file by now, a pipe for instance, and
+    ``open()`` of a pipe waits.
     """
     fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            return Scoreboard.attach(fd)
-    except BaseException:
+        yield fd
+    finally:
         os.close(fd)
+
+
+def _mapped(pid: int, number: int) -> Scoreboard | None:
+    """Map a memfd for reading; None where its owner could still shrink it.
+
+    A mapping of a memfd that is shrunk afterwards ends its reader with SIGBUS.
+    """
+    with _opened(pid, number) as fd:
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return None
+        own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return Scoreboard.attach(own)
+    except BaseException:
+        os.close(own)
         raise
-    os.close(fd)
-    return None

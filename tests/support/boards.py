@@ -12,6 +12,7 @@ from prefork.inspect.survey import look_around
 from prefork.inspect.view import Look, ProcessUsage, SlotRow
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.status import status
+from prefork.workers import proof
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import StartReason, WorkerState
@@ -32,15 +33,19 @@ _writers: dict[int, list[SlotWriter]] = {}
 
 @contextlib.contextmanager
 def scoreboard(
-    slots: int = 4, *, master: int | None = None, name: str | None = None, at: int | None = None
+    slots: int = 4, *, master: int = HERE, name: str | None = None, at: int | None = None
 ) -> Iterator[Scoreboard]:
-    """Make the scoreboard of a pool that has served for a minute. at: the present instant, in nanoseconds."""
+    """Make the scoreboard of a pool that has served for a minute, and the proof of its master.
+
+    master: the pid that the scoreboard names. at: the present instant, in nanoseconds.
+    """
     now = time.monotonic_ns() if at is None else at
     board = Scoreboard.create(slots)
     writers = _writers[board.fd] = []
+    held = proof.create(board.fd)
     try:
         for field, value in (
-            (PoolField.MASTER_PID, os.getpid() if master is None else master),
+            (PoolField.MASTER_PID, master),
             (PoolField.STARTED_NS, now - 60 * SECOND),
             (PoolField.TICK_NS, now),
             (PoolField.FLOOR, slots),
@@ -62,6 +67,7 @@ def scoreboard(
         for writer in writers:
             writer.detach()
         board.close()
+        os.close(held)
 
 
 def occupy(board: Scoreboard, slot: int, pid: int, *, at: int | None = None) -> SlotWriter:
@@ -97,8 +103,9 @@ def pools_of(pid: int) -> Iterator[list[RunningPool]]:
 
 @contextlib.contextmanager
 def memfd(content: bytes, *, size: int | None = None, sealed: bool = True) -> Iterator[None]:
-    """Keep a memfd with the name of a scoreboard open, with or without its seals."""
+    """Keep a memfd with the name of a scoreboard open, with or without its seals, and a proof for it."""
     fd = os.memfd_create("prefork-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    held = proof.create(fd)
     try:
         os.write(fd, content)
         if size is not None:
@@ -107,6 +114,7 @@ def memfd(content: bytes, *, size: int | None = None, sealed: bool = True) -> It
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         yield
     finally:
+        os.close(held)
         os.close(fd)
 
 

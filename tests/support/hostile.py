@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import socketserver
 import stat
 import struct
@@ -17,6 +18,10 @@ from prefork.workers.scoreboard import SLOT_WORDS, Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+
+MASTER_PID_AT = 8 * 8
+"""Where the pid of the master stands in the scoreboard, in bytes: behind the eight words of the header."""
 
 
 class Hostile(socketserver.StreamRequestHandler):
@@ -154,3 +159,17 @@ def scribble_on(words: Iterable[int], value: int, slots: int) -> None:
             time.sleep(0.001)
 
     threading.Thread(target=write, daemon=True).start()
+
+
+def pass_on_scoreboard(pid: int) -> bool:
+    """Give the scoreboard to a process that listens for descriptors, and name it as the master from then on."""
+
+    def write() -> None:
+        while True:
+            scribble(struct.pack("q", pid), MASTER_PID_AT)
+            time.sleep(0.001)
+
+    threading.Thread(target=write, daemon=True).start()
+    with socket.socket(socket.AF_UNIX) as way:
+        way.connect(f"\0prefork-test-{pid}")
+        return bool(socket.send_fds(way, [b"x"], [scoreboard()]))

@@ -713,7 +713,10 @@ def test_workers_of_an_earlier_image_are_taken_over(stage: StagedPool) -> None:
 def _with_own_copies(state: PoolState) -> PoolState:
     """Give the next image descriptors of its own where both images are closed in one process."""
     return msgspec.structs.replace(
-        state, board=os.dup(state.board), life=tuple(map(os.dup, state.life))
+        state,
+        board=os.dup(state.board),
+        proof=os.dup(state.proof),
+        life=tuple(map(os.dup, state.life)),
     )
 
 

@@ -50,7 +50,16 @@ def listener() -> Iterator[socket.socket]:
 
 def state_of(**facts: object) -> MasterState:
     """Return the state of a master without workers."""
-    pool = PoolState(board=-1, slots=1, layout=(), life=(-1, -1), generation=0, lost=0, workers=())
+    pool = PoolState(
+        board=-1,
+        proof=-1,
+        slots=1,
+        layout=(),
+        life=(-1, -1),
+        generation=0,
+        lost=0,
+        workers=(),
+    )
     usual = {"format": FORMAT, "pid": os.getpid(), "pool": pool, "listeners": (), "kept": ()}
     rest = {"wakeup": (-1,) * 4, "lost_time": 0.0, "floor": 1, "floor_set": 1, "size": 1}
     times = {"load_timeout": 30.0, "graceful_timeout": 25.0}

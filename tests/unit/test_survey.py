@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import subprocess
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.inspect.survey import look_around
-from prefork.workers.scoreboard import MAGIC, VERSION, Header
+from prefork.workers import proof
+from prefork.workers.scoreboard import MAGIC, VERSION, Header, PoolField, Scoreboard
 from tests.support.boards import HERE, memfd, occupy, pools_of, scoreboard
 
 WORD = st.integers(-(2**63), 2**63 - 1)
@@ -55,9 +57,49 @@ def test_scoreboard_is_mapped_for_reading() -> None:
 
 
 def test_process_with_the_scoreboard_of_another_is_no_master() -> None:
-    """A process that has the scoreboard of another master open, as workers do, is not a master."""
+    """A process that has the scoreboard of another master open, as workers do, is no master, whatever stands there."""
+    board = Scoreboard.create(2)
+    try:
+        board.set_pool(PoolField.MASTER_PID, HERE)
+        with scoreboard(), pools_of(HERE) as pools:
+            assert [
+                os.fstat(pool.board.fd).st_ino == os.fstat(board.fd).st_ino for pool in pools
+            ] == [False]
+    finally:
+        board.close()
+
+
+def test_pid_in_the_scoreboard_hides_no_master() -> None:
+    """A worker that writes another pid into the scoreboard does not hide the pool."""
     with scoreboard(master=1), pools_of(HERE) as pools:
-        assert pools == []
+        assert len(pools) == 1
+
+
+@pytest.mark.parametrize(
+    "forgery", ["open", "of another process", "of another scoreboard", "of another user"]
+)
+def test_proof_that_proves_nothing(forgery: str) -> None:
+    """What says that this process is a master counts only if it is sealed, of this user, and about this process and scoreboard."""
+    board, other = Scoreboard.create(2), Scoreboard.create(2)
+    about = other if forgery == "of another scoreboard" else board
+    pid = 1 if forgery == "of another process" else HERE
+    held = os.memfd_create(proof.MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(held, proof._content(pid, os.fstat(about.fd).st_ino))
+        if forgery == "of another user":
+            if os.getuid():
+                pytest.skip("needs a file of another user")
+            os.fchown(held, 65534, 65534)
+        if forgery != "open":
+            fcntl.fcntl(held, fcntl.F_ADD_SEALS, proof._SEALS)
+        assert not proof.holds(held, board.fd, HERE, os.geteuid())
+        inode = os.fstat(board.fd).st_ino
+        with pools_of(HERE) as pools:
+            assert inode not in {os.fstat(pool.board.fd).st_ino for pool in pools}
+    finally:
+        os.close(held)
+        board.close()
+        other.close()
 
 
 def test_descriptors_of_one_memory_are_one_pool() -> None:

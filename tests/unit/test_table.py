@@ -201,9 +201,9 @@ def test_table_goes_on_in_the_next_image() -> None:
     leaving.ask_to_leave(SCALED_DOWN, NOW + 25)
     leaving.dump = Dump(dumped_at=NOW, show_at=NOW + 1, kill_follows=True)
     table = table_of(worker(0), leaving, lost=2)
-    state = PoolState(3, 8, LAYOUT, (4, 5), generation=7, lost=table.lost, workers=tuple(table))
+    state = PoolState(3, 6, 8, LAYOUT, (4, 5), generation=7, lost=table.lost, workers=tuple(table))
     told = msgspec.json.decode(msgspec.json.encode(state), type=PoolState)
     assert told == state
     again = Table(4, told.workers, told.lost)
     assert ([*again], again.lost) == ([*table], 2)
-    assert set(state.fds) >= {3, 4, 5, 600, 601}
+    assert set(state.fds) >= {3, 4, 5, 6, 600, 601}

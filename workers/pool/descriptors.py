@@ -6,6 +6,7 @@ it. So each child closes at once what is not meant for it:
                               worker of    worker of      metrics    child that the
                               this pool    another pool   process    program forks
     pidfds and their epoll    closes       closes         closes     closes
+    proof of the master       closes       closes         closes     closes
     life pipe, write end      closes       closes         closes     closes
     life pipe, read end       keeps        closes         keeps      keeps
     scoreboard                keeps        closes         keeps      keeps
@@ -18,7 +19,7 @@ master writes nothing to it, and its read end is at its end once no process hold
 child that kept the write end would hide the master's death. And a worker that kept the pipes of a
 sibling could wake that sibling and read its report.
 
-There are two steps. The first two rows are closed in every child of this process, from the list in
+There are two steps. The first three rows are closed in every child of this process, from the list in
 workers/forks.py, also where the program forks for itself. The rest is closed by the worker as one
 of the first steps of its life, because only the worker knows its slot: what belongs to siblings by
 ``shed()`` (see PoolLink), what belongs to other pools by ``forks.let_go_of_others()``. A child that
@@ -33,7 +34,7 @@ import os
 import select
 from collections.abc import Collection, Iterable
 
-from prefork.workers import forks, reports
+from prefork.workers import forks, proof, reports
 from prefork.workers.identity import WorkerPipes
 from prefork.workers.pool.table import PoolState
 from prefork.workers.scoreboard import Scoreboard
@@ -41,7 +42,7 @@ from prefork.workers.system import Child
 
 
 class Descriptors:
-    """What one pool has open: scoreboard, life pipe, an epoll over pidfds, pipes for each worker.
+    """What one pool has open: scoreboard, proof, life pipe, an epoll over pidfds, pipes for each worker.
 
     wake: where workers wake the master. previous: descriptors of an earlier image of the master to
     go on with.
@@ -60,11 +61,13 @@ class Descriptors:
         with forks.lock:
             if previous is None:
                 self.board = Scoreboard.create(slots)
+                self.proof = proof.create(self.board.fd)
                 self.life_read, self._life_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             else:
                 self.board = Scoreboard.adopt(
                     previous.board, previous.slots, previous.layout, previous.counters
                 )
+                self.proof = previous.proof
                 self.life_read, self._life_write = previous.life
             self.exits = select.epoll()
             """Readable when a worker has ended."""
@@ -125,7 +128,7 @@ class Descriptors:
         with forks.lock:
             forks.remove(self._on_list)
             self.exits.close()
-            for fd in self.life:
+            for fd in (self.proof, *self.life):
                 os.close(fd)
             self.board.close()
 
@@ -134,7 +137,7 @@ class Descriptors:
     def _close_masters(self) -> None:
         """Close what only the master may have (any child of the master's process)."""
         self.exits.close()
-        forks.close((*self._pidfds, self._life_write))
+        forks.close((*self._pidfds, self.proof, self._life_write))
 
     def shed(self, slot: int) -> None:
         """Close what is for other workers of this pool (worker in this slot)."""

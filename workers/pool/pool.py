@@ -85,6 +85,7 @@ class Pool:
         """Return what the next image needs to go on with these workers."""
         return PoolState(
             board=self.board.fd,
+            proof=self._descriptors.proof,
             slots=self.board.slots,
             layout=LAYOUT,
             life=self._descriptors.life,

@@ -111,13 +111,14 @@ class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The state is passed in memory that no worker has: pids and descriptors are never taken from the
     scoreboard. Instants are on the master's clock, which goes on as well.
 
-    board, life: descriptors of the scoreboard and of both ends of the life pipe. slots, layout: of
-    the scoreboard, whose own words are not believed. counters: what is believed of the slots'
+    board, proof, life: descriptors of the scoreboard, of the proof that this process is its master,
+    and of both ends of the life pipe. slots, layout: of the scoreboard, whose own words are not believed. counters: what is believed of the slots'
     counters (workers/ledger.py). generation: of the youngest workers. lost,
     workers: the process table.
     """
 
     board: int
+    proof: int
     slots: int
     layout: tuple[int, ...]
     life: tuple[int, int]
@@ -130,4 +131,4 @@ class PoolState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def fds(self) -> list[int]:
         """All descriptors that have to outlive the exec."""
         of_workers = [fd for one in self.workers for fd in (one.child.pidfd, *one.pipes.fds)]
-        return [self.board, *self.life, *of_workers]
+        return [self.board, self.proof, *self.life, *of_workers]
