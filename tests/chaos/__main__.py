@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -34,6 +35,11 @@ def main() -> int:
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
     become_subreaper()
+    # A shell and nohup have background jobs ignore these, and a master leaves an ignored signal alone.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no pool is left behind
     everything = Result()
     end = time.monotonic() + given.minutes * 60
     number = given.episode or 0
