@@ -215,7 +215,7 @@ def test_state_that_cannot_be_handed_over_whole_fails_the_reload(
     program = server.program
     workers = program.wait_workers(3)
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
-    server.write(hook="import resource; " + limit.format(600), version="2")
+    server.write(hook="import resource; " + limit.format(1000), version="2")
     with board_of(program.pid) as board, Load(server.address, clients=2) as load:
         server.reload(board, fails=True)
         assert "the state for the new code cannot be written" in board.reload_report.read()
