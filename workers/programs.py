@@ -13,8 +13,8 @@ What a program has to say beyond its exit status goes into a ``Memory``, not thr
 can be full, so that its writer waits; and a process that the program has left behind can hold a
 pipe open, so that its reader waits.
 
-A child that this process forks meanwhile, such as a worker, has no use for any of this. So the
-descriptors of programs and memories are on the list of what a fork lets go of (workers/forks.py).
+A child that this process forks meanwhile, such as a worker, has no use for any of this. So
+memories are on the list of what a fork lets go of (workers/forks.py), as all pidfds are.
 """
 
 from __future__ import annotations
@@ -119,9 +119,10 @@ def adopt_program(pid: int) -> ProgramChild | None:
     """
     with contextlib.suppress(OSError):
         child = system.Child(pid, system.hold_process(pid))
+        system.adopt(child)
         if system.collect(child) is None:
             return ProgramChild(child)
-        os.close(child.pidfd)
+        system.release(child)
     return None
 
 
@@ -131,7 +132,6 @@ class ProgramChild:
     def __init__(self, child: system.Child) -> None:
         self._child = child
         self._status: ExitStatus | None = None
-        self._on_list = forks.add(self._close)
 
     @property
     def pid(self) -> int:
@@ -155,18 +155,10 @@ class ProgramChild:
             system.kill_group(self._child)
             system.wait_for_end(self._child)
             self._status = system.collect(self._child) or ExitStatus()
-            self._let_go()
+            system.release(self._child)
         return self._status
 
     def release(self) -> int:
         """Let the program run on by itself; return its pid, for ``adopt_program()``."""
-        self._let_go()
+        system.release(self._child)
         return self._child.pid
-
-    def _let_go(self) -> None:
-        with forks.lock:
-            forks.remove(self._on_list)
-            self._close()
-
-    def _close(self) -> None:
-        os.close(self._child.pidfd)

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 
@@ -52,6 +52,22 @@ class Child(msgspec.Struct, frozen=True):
     pidfd: int
 
 
+_pidfds: Final[set[int]] = set()
+"""The pidfds of the children that this process holds: every child of it lets go of them.
+
+They stand here, and not with whoever keeps the child, because a pidfd exists from a moment in
+``fork_children()`` on. Another thread may fork at that moment, for another pool.
+"""
+
+
+def _let_go_of_pidfds() -> None:
+    forks.close(_pidfds)
+    _pidfds.clear()
+
+
+forks.add(_let_go_of_pidfds, every_time=True)
+
+
 class System(Protocol):
     """What keeping children takes of the operating system.
 
@@ -72,6 +88,12 @@ class System(Protocol):
 
     def wait_for_all(self, children: Sequence[Child], seconds: float) -> bool:
         """Wait until the children have ended, for this long at most; return whether they have."""
+
+    def adopt(self, child: Child) -> None:
+        """Hold a child that an earlier image of this process has forked."""
+
+    def release(self, child: Child) -> None:
+        """Close the pidfd of a child that was collected."""
 
     def send(self, child: Child, number: int) -> None:
         """Signal the child."""
@@ -235,12 +257,28 @@ def hold_child(pid: int) -> Child:
     because it could not be supervised. Its pid is safe to signal until it is collected.
     """
     try:
-        return Child(pid, os.pidfd_open(pid))
+        with forks.lock:
+            child = Child(pid, os.pidfd_open(pid))
+            _pidfds.add(child.pidfd)
     except OSError:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         raise
+    return child
+
+
+def adopt(child: Child) -> None:
+    """Hold a child that an earlier image of this process has forked: its pidfd came over the exec."""
+    with forks.lock:
+        _pidfds.add(child.pidfd)
+
+
+def release(child: Child) -> None:
+    """Close the pidfd of a child that was collected."""
+    with forks.lock:
+        _pidfds.discard(child.pidfd)
+        os.close(child.pidfd)
 
 
 def collect(child: Child) -> ExitStatus | None:

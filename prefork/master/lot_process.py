@@ -166,6 +166,7 @@ class LotProcess:
     def _hold(self, previous: LotState) -> None:
         """Hold the lot of an earlier image, and leave to the next attempt what it would need."""
         self._child = Child(previous.pid, previous.pidfd)
+        self._system.adopt(self._child)
         # A duplicate, which may be closed together with this object if this image fails.
         control = fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control)
@@ -204,8 +205,6 @@ class LotProcess:
         return LotState(self._child.pid, self._child.pidfd, self._control.fileno(), self._links.all)
 
     def _let_go_in_child(self) -> None:
-        if self._child is not None:
-            os.close(self._child.pidfd)
         if self._control is not None:
             os.close(self._control.detach())
 
@@ -324,9 +323,9 @@ class LotProcess:
     def _forget_child(self) -> None:
         if self._child is not None:
             self._poll.unregister(self._child.pidfd)
+            self._system.release(self._child)
+            self._child = None
             with forks.lock:
-                os.close(self._child.pidfd)
-                self._child = None
                 if self._control is not None:
                     self._control.close()
                     self._control = None

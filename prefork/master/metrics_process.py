@@ -125,6 +125,7 @@ class MetricsProcess:
             self._on_list = forks.add(self._let_go_in_child)
         if previous is not None and previous.child is not None:
             self._child, self._replacing = previous.child, True
+            self._system.adopt(self._child)
             self._record = Record(running=True)
             self._poll.register(self._child.pidfd, select.EPOLLIN)
 
@@ -160,8 +161,6 @@ class MetricsProcess:
         return None if self._endpoint is None else self._endpoint.address
 
     def _let_go_in_child(self) -> None:
-        if self._child is not None:
-            os.close(self._child.pidfd)
         # A child has the thread that has forked it, and with it the thread's number. The child of
         # the thread that is forking the metrics process is the metrics process, which keeps these.
         if self._endpoint is not None and self._forking != threading.get_ident():
@@ -261,9 +260,8 @@ class MetricsProcess:
     def _forget_child(self) -> None:
         if self._child is not None:
             self._poll.unregister(self._child.pidfd)
-            with forks.lock:
-                os.close(self._child.pidfd)
-                self._child = None
+            self._system.release(self._child)
+            self._child = None
 
     def __str__(self) -> str:
         return "metrics" if self._child is None else f"metrics pid={self._child.pid}"

@@ -149,6 +149,13 @@ class FakeSystem:
         process.collected = True
         return status
 
+    def adopt(self, child: Child) -> None:
+        """Take it as given."""
+
+    def release(self, child: Child) -> None:
+        """Close its pidfd."""
+        os.close(child.pidfd)
+
     def wait_for_end(self, child: Child) -> None:
         """Return once it has ended; fail where the real one would wait for ever."""
         process = self.processes[child.pid]

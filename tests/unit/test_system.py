@@ -18,7 +18,7 @@ from prefork.workers import system
 from prefork.workers.states import ExitStatus, MainThread
 from prefork.workers.system import Child, System
 from tests.support.fake_system import FakeSystem
-from tests.support.processes import children_of, status_of
+from tests.support.processes import children_of, fds_of, status_of
 from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class World:
     def close(self) -> None:
         """Leave nothing; the pidfds are the caller's to close."""
         for child in self._children:
-            os.close(child.pidfd)
+            self.system.release(child)
 
 
 class RealWorld(World):
@@ -311,7 +311,8 @@ def test_only_a_single_thread_that_has_the_signal_counts(
         system.wait_for_end(child)
         system.collect(child)
         assert not system.has_received_alone(child, signal.SIGUSR1)
-        for fd in (reader, writer, child.pidfd):
+        system.release(child)
+        for fd in (reader, writer):
             os.close(fd)
 
 
@@ -345,7 +346,8 @@ def test_state_of_a_main_thread() -> None:
         system.wait_for_end(child)
         system.collect(child)
         assert system.main_thread(child) is None
-        for fd in (reader, writer, child.pidfd):
+        system.release(child)
+        for fd in (reader, writer):
             os.close(fd)
 
 
@@ -388,9 +390,46 @@ def test_child_without_a_pidfd_never_runs(monkeypatch: pytest.MonkeyPatch) -> No
             system.send(child, signal.SIGKILL)
             system.wait_for_end(child)
             system.collect(child)
-            os.close(child.pidfd)
+            system.release(child)
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+@pytest.mark.processes
+def test_child_of_another_thread_gets_no_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that another thread forks while the children are being made holds none of their pidfds."""
+    reader, writer = os.pipe()
+    seen: list[int] = []
+
+    def fork_and_look() -> None:
+        if (pid := os.fork()) == 0:
+            held = [what for what in fds_of(os.getpid()).values() if "[pidfd]" in what]
+            os._exit(len(held))
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    class Gate(system._Gate):
+        def let_in(self, count: int) -> None:
+            # All pidfds are open here, and the caller knows of none yet.
+            other = threading.Thread(target=fork_and_look)
+            other.start()
+            other.join()
+            super().let_in(count)
+
+    monkeypatch.setattr(system, "_Gate", Gate)
+    monkeypatch.setattr("warnings.filters", [("ignore", None, DeprecationWarning, None, 0)])
+    children, failure = system.fork_children([functools.partial(_write_and_wait, writer)] * 3)
+
+    assert failure is None
+    for child in children:
+        assert child is not None
+        system.send(child, signal.SIGKILL)
+        system.wait_for_end(child)
+        system.collect(child)
+        system.release(child)
+    os.close(reader)
+    os.close(writer)
+    assert seen == [0]
+    assert not [what for what in fds_of(os.getpid()).values() if "[pidfd]" in what]
 
 
 @pytest.mark.processes

@@ -82,6 +82,7 @@ class Deaths:
         self._board.carry_over(handle.slot, status.usage)
         last_words = reports.read(handle.pipes.report)
         self._descriptors.forget(handle.child)
+        self._system.release(handle.child)
         self._descriptors.close_pipes(handle.slot)
         self._table.remove(handle.slot)
         return Death(handle, status, last_words)

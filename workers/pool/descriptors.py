@@ -5,8 +5,7 @@ it. So each child closes at once what is not meant for it:
 
                               worker of    worker of      metrics    child that the
                               this pool    another pool   process    program forks
-    pidfds and their epoll    closes       closes         closes     closes
-    proof of the master       closes       closes         closes     closes
+        forks.close((self.proof, self._life_write))
     life pipe, write end      closes       closes         closes     closes
     life pipe, read end       keeps        closes         keeps      keeps
     scoreboard                keeps        closes         keeps      keeps
@@ -23,7 +22,8 @@ There are two steps. The first three rows are closed in every child of this proc
 workers/forks.py, also where the program forks for itself. The rest is closed by the worker as one
 of the first steps of its life, because only the worker knows its slot: what belongs to siblings by
 ``shed()`` (see PoolLink), what belongs to other pools by ``forks.let_go_of_others()``. A child that
-the program forks for itself keeps the rest until it ends. All descriptors are closed on exec.
+the program forks for itself keeps the rest until it ends. The pidfds themselves are let go of by
+workers/system.py, which opens them. All descriptors are closed on exec.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class Descriptors:
         self._wake = wake
         self.pipes: dict[int, WorkerPipes] = {}
         """By slot, also those of workers that are about to be forked."""
-        self._pidfds: set[int] = set()
         with forks.lock:
             if previous is None:
                 self.board = Scoreboard.create(slots)
@@ -109,7 +108,6 @@ class Descriptors:
 
     def watch(self, child: Child) -> None:
         """Have ``exits`` be readable when this worker has ended."""
-        self._pidfds.add(child.pidfd)
         self.exits.register(child.pidfd, select.EPOLLIN)
 
     def ended(self) -> set[int]:
@@ -117,11 +115,8 @@ class Descriptors:
         return {fd for fd, _ in self.exits.poll(0)}
 
     def forget(self, child: Child) -> None:
-        """Close the pidfd of a worker that was collected."""
-        with forks.lock:
-            self._pidfds.remove(child.pidfd)
-            self.exits.unregister(child.pidfd)
-            os.close(child.pidfd)
+        """Watch a worker no longer that was collected, before its pidfd is closed."""
+        self.exits.unregister(child.pidfd)
 
     def close(self) -> None:
         """Close everything; no worker is left by now."""
@@ -137,7 +132,7 @@ class Descriptors:
     def _close_masters(self) -> None:
         """Close what only the master may have (any child of the master's process)."""
         self.exits.close()
-        forks.close((*self._pidfds, self.proof, self._life_write))
+        forks.close((self.proof, self._life_write))
 
     def shed(self, slot: int) -> None:
         """Close what is for other workers of this pool (worker in this slot)."""

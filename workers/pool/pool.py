@@ -74,6 +74,8 @@ class Pool:
     def _take_over(self, previous: PoolState) -> None:
         """Go on with the workers of an earlier image; those of a new generation follow them."""
         self.table = Table(self.table.size, previous.workers, previous.lost)
+        for handle in previous.workers:
+            self._system.adopt(handle.child)
         self.generation = previous.generation + 1
         # Before the reload is said to roll: a reader that counts its new workers must not count the
         # old.
