@@ -7,7 +7,6 @@ a socket file that is replaced and removed without a gap.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -15,6 +14,7 @@ import socketserver
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefork.host.bind_errors import bind_reason
 from prefork.host.process import process
 from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.mixin import PreForkingMixIn
@@ -187,7 +187,8 @@ def server_for(
     try:
         server: PreForkingMixIn = server_class(address.sockaddr, handler)
     except OSError as error:
-        raise BindError(str(address), bind_reason(error)) from error
+        reason = bind_reason(error, address.sockaddr, server_class.socket_type)
+        raise BindError(str(address), reason) from error
     return server
 
 
@@ -262,21 +263,3 @@ def _family_of(address: Any) -> socket.AddressFamily:
         if families == {socket.AF_INET6}:
             return socket.AF_INET6
     return socket.AF_INET
-
-
-def bind_reason(error: OSError) -> str:
-    """Return why an address cannot be bound, with the remedy where there is a usual one.
-
-    The numbers of ``socket.gaierror`` (an unknown host) are none of errno's, so only its text is
-    used.
-    """
-    if isinstance(error, socket.gaierror):
-        return f"{error.strerror}; check the host name".lower()
-    return _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
-
-
-_REASONS = {
-    errno.EADDRINUSE: "the address is in use; stop the program that listens there, or choose another address",
-    errno.EADDRNOTAVAIL: "this machine does not have that address; choose one of its own, or 0.0.0.0 for all",
-    errno.EACCES: "permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a path a writable folder",
-}

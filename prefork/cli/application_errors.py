@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from prefork.host.addresses import Address
-from prefork.servers import bind_reason
+from prefork.host.bind_errors import bind_reason
 from prefork.workers.errors import BindError, BootError, PreforkError
 
 
@@ -44,9 +45,11 @@ def _raise_if_bind_failed(error: OSError, address: Address | None) -> None:
     """Raise BindError where the traceback goes through a server's binding or activation."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name in ("server_bind", "server_activate"):
-            where = getattr(frame.f_locals.get("self"), "server_address", None)
+            server = frame.f_locals.get("self")
+            where = getattr(server, "server_address", None)
             text = str(address) if address is not None else _address_text(where)
-            raise BindError(text, bind_reason(error)) from None
+            kind = getattr(server, "socket_type", socket.SOCK_STREAM)
+            raise BindError(text, bind_reason(error, where, kind)) from None
 
 
 def _address_text(server_address: object) -> str:

@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 from prefork.host.addresses import Address
+from prefork.host.bind_errors import bind_reason
 from prefork.host.socket_file import one_start_at_a_time, remove_stale
 from prefork.workers.errors import BindError, SettingsError
 from prefork.workers.files import Identity, binding_with_mode, identity_of, unlink_if_still
@@ -78,8 +79,7 @@ def _bound(address: Address) -> socket.socket:
             return _bound_path(address.path)
         return _bound_port(address.host, address.port)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BindError(f"{address} (metrics)", reason) from error
+        raise BindError(f"{address} (metrics)", bind_reason(error, address.sockaddr)) from error
 
 
 def _bound_port(host: str, port: int) -> socket.socket:

@@ -1341,6 +1341,13 @@ NEWCOMERS = (
         "tests/unit/test_saturation.py",
     ),
     Mutant(
+        "the message about an address in use names the process that has it",
+        "prefork/host/bind_errors.py",
+        "local in wanted or local in _ANY or wanted & _ANY",
+        "local in wanted",
+        "tests/unit/test_bind_errors.py",
+    ),
+    Mutant(
         "check refuses what run refuses",
         "prefork/cli/commands/check.py",
         "    refuse_before_binding(resolved, watch=watch)",

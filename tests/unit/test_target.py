@@ -164,7 +164,9 @@ def test_application_that_binds_an_address_in_use(write: Callable[..., None]) ->
         )
         with pytest.raises(BindError) as caught:
             load("binding_here:x")
-    assert str(caught.value).startswith(f"cannot listen on 127.0.0.1:{port}: the address is in use")
+    assert str(caught.value).startswith(
+        f"cannot listen on 127.0.0.1:{port}: this process listens there"
+    )
 
 
 def test_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
