@@ -25,9 +25,11 @@ from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, PARKED, Metric, Type
 from prefork.metrics.processes import Facts, was_used
 from prefork.metrics.saturation import REASONS
+from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
+    CANCELLED_FIELDS,
     PoolField,
     SlotField,
     SlotSnapshot,
@@ -75,7 +77,10 @@ class Columns:
 
     def good(self) -> int:
         """Return how many requests of all slots went well."""
-        others = (SlotField.ERRORS, SlotField.REJECTED, SlotField.CLIENT_TIMEOUTS)
+        others = (
+            *(SlotField.ERRORS, SlotField.REJECTED, SlotField.CLIENT_TIMEOUTS),
+            *CANCELLED_FIELDS,
+        )
         rows = zip(self.finished(), *(self[field] for field in others), strict=True)
         return sum(max(0, finished - sum(not_good)) for finished, *not_good in rows)
 
@@ -252,17 +257,23 @@ def _by_listener(values: Iterable[tuple[str, int | None]]) -> Rows:
 def _requests(reading: Reading) -> Found:
     words = reading.words
     in_hand = zip(words[SlotField.IN_PROGRESS], words[SlotField.REQUEST_NS], strict=True)
+    cancelled = [
+        (reason.value, sum(words[field]))
+        for reason, field in zip(CancelReason, CANCELLED_FIELDS, strict=True)
+    ]
     outcomes = {
         "ok": reading.good,
         "error": sum(words[SlotField.ERRORS]),
         "rejected": sum(words[SlotField.REJECTED]),
         "client_timeout": sum(words[SlotField.CLIENT_TIMEOUTS]),
+        "cancelled": sum(count for _, count in cancelled),
         "timeout": sum(words[SlotField.TIMEOUTS]),
         "aborted": sum(words[SlotField.ABORTED]),
     }
     return {
         "prefork_requests_total": [*outcomes.items()],
         "prefork_rejected_requests_total": _rejections(words),
+        "prefork_requests_cancelled_total": cancelled,
         "prefork_request_duration_seconds": _summed(words, SlotField.DURATIONS, SlotField.BUSY_NS),
         "prefork_requests_in_progress": _one(sum(many or since > 0 for many, since in in_hand)),
         "prefork_slow_requests_total": _one(_count(reading.snapshot[PoolField.SLOW_REQUESTS])),

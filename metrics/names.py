@@ -175,9 +175,15 @@ _ABOUT_REQUESTS = (
     _counter(
         "prefork_requests_total",
         "Requests by outcome: ok, error (it raised), rejected (by verify_request() or by the edge), "
-        "client_timeout (the client kept the handler waiting for longer than client_timeout), "
-        "timeout (request_timeout ended its worker), aborted (its worker died of something else).",
+        "client_timeout (the client kept the handler waiting for longer than client_timeout), cancelled (it was "
+        "asked to end), timeout (request_timeout ended its worker), aborted (its worker died of something else).",
         "outcome",
+    ),
+    _counter(
+        "prefork_requests_cancelled_total",
+        "Requests that were asked to end and did, by reason: soft_timeout, cpu_timeout, client_gone, command (prefork "
+        "cancel), handler (it raised RequestCancelled itself), urgent (urgent data).",
+        "reason",
     ),
     _counter(
         "prefork_rejected_requests_total",

@@ -16,6 +16,7 @@ from prefork.metrics.kernel import Queue
 from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
+    CANCELLED_FIELDS,
     MOST_IN_PROGRESS,
     PoolField,
     SlotField,
@@ -116,6 +117,7 @@ def _requests(snapshot: Snapshot) -> dict[str, Any]:
         "error": _total(slots, SlotField.ERRORS),
         "rejected": _total(slots, SlotField.REJECTED),
         "client_timeout": _total(slots, SlotField.CLIENT_TIMEOUTS),
+        "cancelled": sum(_total(slots, field) for field in CANCELLED_FIELDS),
         "timeout": _total(slots, SlotField.TIMEOUTS),
         "aborted": _total(slots, SlotField.ABORTED),
     }
@@ -192,6 +194,7 @@ def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
     lives = one.state is not WorkerState.GONE
     errors, rejected = _count(one[SlotField.ERRORS]), _count(one[SlotField.REJECTED])
     client_timeouts = _count(one[SlotField.CLIENT_TIMEOUTS])
+    cancelled = sum(_count(one[field]) for field in CANCELLED_FIELDS)
     timeouts, aborted = _count(one[SlotField.TIMEOUTS]), _count(one[SlotField.ABORTED])
     return {
         "slot": one.slot,
@@ -200,10 +203,12 @@ def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
         "state": _word(one.state),
         "age": _ago(now_ns, one[SlotField.SPAWNED_NS]) if lives else None,
         "request_age": _ago(now_ns, one[SlotField.REQUEST_NS]) if lives else None,
-        "requests": _count(one.ok) + errors + rejected + client_timeouts + timeouts + aborted,
+        "requests": _count(one.ok)
+        + (errors + rejected + client_timeouts + cancelled + timeouts + aborted),
         "errors": errors,
         "rejected": rejected,
         "client_timeouts": client_timeouts,
+        "cancelled": cancelled,
         "timeouts": timeouts,
         "aborted": aborted,
         "busy": _count(one[SlotField.BUSY_NS]) / 1e9,
@@ -243,7 +248,7 @@ def _count(word: int) -> int:
     return max(0, word)
 
 
-def _total(slots: Iterable[SlotSnapshot], field: SlotField) -> int:
+def _total(slots: Iterable[SlotSnapshot], field: int) -> int:
     return sum(_count(one[field]) for one in slots)
 
 

@@ -54,6 +54,13 @@ from prefork.servers import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
+from prefork.workers.cancel import (
+    CancelReason,
+    ClientGone,
+    CPUTimeExceeded,
+    RequestCancelled,
+    RequestTimeout,
+)
 from prefork.workers.errors import (
     AuthenticationError,
     BindError,
@@ -67,6 +74,7 @@ from prefork.workers.errors import (
 from prefork.workers.identity import WorkerInfo
 from prefork.workers.settings import Settings
 from prefork.workers.states import ExitCause, ExitKind
+from prefork.workers.worker.cancelling import shielded
 from prefork.workers.worker.side import ThisWorker, current_worker, is_stopping
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
@@ -74,6 +82,11 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "AuthenticationError",
     "AuthenticationMixIn",
     "BindError",
+    "RequestTimeout",
+    "RequestCancelled",
+    "ClientGone",
+    "CancelReason",
+    "CPUTimeExceeded",
     "BootError",
     "ClientAddress",
     "CrashLoopError",
@@ -96,4 +109,5 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "current_worker",
     "is_stopping",
     "serve",
+    "shielded",
 ]

@@ -82,6 +82,16 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """How long one request may take; after that its worker's stacks are logged and the worker is
     killed.
     """
+    soft_timeout: float | str | None = None
+    """How long one request may take before RequestTimeout is raised in its handler; the worker goes
+    on.
+    """
+    cpu_timeout: float | str | None = None
+    """How much CPU time one request may use before CPUTimeExceeded is raised in its handler."""
+    check_client: Literal["off", "reset", "closed"] = "off"
+    """End the request of a client that has gone: never, when its connection was reset, or also when it
+    was closed; a client that has closed may only have half-closed.
+    """
     slow_request: float | str | None = None
     """Log the stacks of a worker, once, when its request takes longer than this; the request goes on.
     """
@@ -280,6 +290,19 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
             super().shutdown()
         if self.block_on_close:
             run.stopped.wait()
+
+    def request_cancelled(self, request: Any, client_address: Any, reason: str) -> None:
+        """Answer the client of a request that was asked to end (worker).
+
+        Called when the handler has ended by RequestCancelled, before ``shutdown_request()`` and in place of
+        ``handle_error()``. By default the client gets no answer. An override may write one, such as a 504, to
+        ``request``; for a stream, the handler may have sent a part of its own answer before. An override has
+        one second. After that RequestCancelled is raised in it, too.
+
+        reason: a ``prefork.CancelReason``, which is a string: ``soft_timeout``, ``cpu_timeout``,
+        ``client_gone``, ``command``, ``urgent`` or ``handler``. An exception is logged and costs this request
+        only.
+        """
 
     # --- hooks: each one does nothing here, and may be overridden
 

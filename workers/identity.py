@@ -14,6 +14,9 @@ from prefork.workers.states import Order
 DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 """The signal for a stack dump that needs no bytecode; workers/pool/dumps.py says when."""
 
+CANCEL_NUMBER = int(signal.SIGRTMIN) + 2
+"""The signal that has a worker read which request it is asked to end; workers/worker/cancelling.py says how."""
+
 WAKE = b"\0"
 """The byte in a wake-up pipe that has the other side look around.
 

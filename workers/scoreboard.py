@@ -41,6 +41,7 @@ from enum import IntEnum
 
 import msgspec
 
+from prefork.workers.cancel import CancelReason
 from prefork.workers.ledger import Growth, Ledger
 from prefork.workers.states import (
     ExitKind,
@@ -56,7 +57,7 @@ from prefork.workers.states import (
 )
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 4
+VERSION = 5
 
 MEMFD_NAME = "prefork-scoreboard"
 """The name of the memory in /proc."""
@@ -198,6 +199,8 @@ class SlotField(IntEnum):
     CPU_SYSTEM_NS = 12
     VOLUNTARY_SWITCHES = 13
     INVOLUNTARY_SWITCHES = 14
+    CANCEL = 15
+    """Which request the master asks to end, and why: one word for both (workers/cancel.py)."""
 
     STATE = 16
     """A WorkerState: starting, idle or retiring. Idle means busy while REQUEST_NS is not 0."""
@@ -232,9 +235,16 @@ class SlotField(IntEnum):
     """Handshakes that succeeded, one word for each HandshakeKind."""
     TLS_HANDSHAKE_NS = 76
     """The sum of the times of these handshakes."""
+    CANCELLED = 80
+    """Requests that were ended before their worker was killed, one word for each CancelReason."""
+    CANCEL_HEARD = 88
+    """The last word CANCEL for which the worker has raised all that it asks for."""
 
 
-SLOT_WORDS = 80  # ten cache lines, which no other slot's worker writes to; some words are spare
+SLOT_WORDS = 96  # twelve cache lines, which no other slot's worker writes to; some words are spare
+
+CANCELLED_FIELDS = range(SlotField.CANCELLED, SlotField.CANCELLED + len(CancelReason))
+"""The words that count cancelled requests, by the position of the reason."""
 
 
 class HandshakeKind(IntEnum):
@@ -258,6 +268,7 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(range(SlotField.REJECTIONS, SlotField.TLS_HANDSHAKE_NS), _COUNT),
     **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
     **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES, SlotField.CLIENT_TIMEOUTS), _COUNT),
+    **dict.fromkeys(CANCELLED_FIELDS, _COUNT),
     **dict.fromkeys((SlotField.CPU_USER_NS, SlotField.CPU_SYSTEM_NS, SlotField.BUSY_NS), _TIME),
     SlotField.TLS_HANDSHAKE_NS: _TIME,
     SlotField.QUEUE_WAIT_NS: _WAIT,
@@ -274,8 +285,8 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
     state: WorkerState
     words: tuple[int, ...]
 
-    def __getitem__(self, field: SlotField) -> int:
-        """Return one word."""
+    def __getitem__(self, field: int) -> int:
+        """Return one word, by its SlotField."""
         return self.words[field]
 
     def histogram(self, field: SlotField) -> tuple[int, ...]:
@@ -286,7 +297,7 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
     def ok(self) -> int:
         """Requests that went well; negative for a moment, or after a stray write."""
         others = self[SlotField.ERRORS] + self[SlotField.REJECTED] + self[SlotField.CLIENT_TIMEOUTS]
-        return sum(self.histogram(SlotField.DURATIONS)) - others
+        return sum(self.histogram(SlotField.DURATIONS)) - others - self.cancelled
 
     @property
     def rejections(self) -> dict[Rejection, int]:
@@ -295,6 +306,11 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
         counts[Rejection.VERIFY] = 0
         by_edge = sum(counts.values())
         return {**counts, Rejection.VERIFY: self[SlotField.REJECTED] - by_edge}
+
+    @property
+    def cancelled(self) -> int:
+        """Requests that were asked to end, and have ended for that."""
+        return sum(self.words[field] for field in CANCELLED_FIELDS)
 
     @property
     def in_progress(self) -> int:
@@ -489,6 +505,8 @@ class Scoreboard:
             (SlotField.REQUEST_NS, 0),
             (SlotField.IN_PROGRESS, 0),
             (SlotField.RECYCLE_REQUEST, 0),
+            (SlotField.CANCEL, 0),
+            (SlotField.CANCEL_HEARD, 0),
             (SlotField.READY_NS, 0),
             (SlotField.GENERATION, generation),
             (SlotField.SPAWNED_NS, now_ns),
@@ -585,7 +603,7 @@ class Scoreboard:
             else WorkerState.BUSY
         )
 
-    def total(self, field: SlotField) -> int:
+    def total(self, field: int) -> int:
         """Sum one counter over all slots."""
         start = self.slot_at(0) + field
         return sum(self.words[start : self.slot_at(self.slots) : SLOT_WORDS])

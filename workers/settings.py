@@ -223,6 +223,31 @@ class Settings(
             short="-t",
         ),
     ] = None
+    soft_timeout: Annotated[
+        _PositiveDuration | None,
+        _duration(
+            "How long one request may take before RequestTimeout is raised in its handler; the worker goes on.",
+            positive=True,
+        ),
+    ] = None
+    cpu_timeout: Annotated[
+        _PositiveDuration | None,
+        _duration(
+            "How much CPU time one request may use before CPUTimeExceeded is raised in its handler.",
+            positive=True,
+        ),
+    ] = None
+    check_client: Annotated[
+        Literal["off", "reset", "closed"],
+        About(
+            help="End the request of a client that has gone: never, when its connection was reset, or also "
+            "when it was closed; a client that has closed may only have half-closed.",
+            allowed="one of off, reset, closed",
+            metavar="WORD",
+            attribute=SAME,
+            read=lower,
+        ),
+    ] = "off"
     slow_request: Annotated[
         _PositiveDuration | None,
         _duration(
@@ -487,6 +512,9 @@ class Settings(
             max_memory: int | str | None = None,
             jitter: float | str = 0.1,
             request_timeout: float | str | None = None,
+            soft_timeout: float | str | None = None,
+            cpu_timeout: float | str | None = None,
+            check_client: Literal["off", "reset", "closed"] = "off",
             slow_request: float | str | None = None,
             client_timeout: float | str | None = None,
             edge_timeout: float | str = 5.0,

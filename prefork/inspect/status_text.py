@@ -67,7 +67,7 @@ def _requests(status: dict[str, Any], width: int) -> list[str]:
     said = [f"{requests['ok']} ok"]
     said += [
         f"{requests[key]} {key.replace('_', ' ')}"
-        for key in ("error", "rejected", "client_timeout", "timeout", "aborted")
+        for key in ("error", "rejected", "client_timeout", "cancelled", "timeout", "aborted")
         if requests[key]
     ]
     said.append(f"{requests['in_progress']} in progress")
@@ -144,7 +144,8 @@ def _slots(status: dict[str, Any]) -> list[str]:
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     since = f" {humanize.duration(one['request_age'])}" if one["request_age"] is not None else ""
     failed = sum(
-        one[key] for key in ("errors", "rejected", "client_timeouts", "timeouts", "aborted")
+        one[key]
+        for key in ("errors", "rejected", "client_timeouts", "cancelled", "timeouts", "aborted")
     )
     return (
         str(one["slot"]),

@@ -116,7 +116,14 @@ def view(before: Look | None, now: Look) -> View:
         failed=humanize.nonzero(
             {
                 key.replace("_", " "): status["requests"][key]
-                for key in ("error", "rejected", "client_timeout", "timeout", "aborted")
+                for key in (
+                    "error",
+                    "rejected",
+                    "client_timeout",
+                    "cancelled",
+                    "timeout",
+                    "aborted",
+                )
             }
             | {"slow": status["slow_requests"]}
         ),

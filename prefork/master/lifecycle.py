@@ -66,6 +66,7 @@ class MasterOrder(enum.StrEnum):
     TTIN = "SIGTTIN"
     TTOU = "SIGTTOU"
     USR1 = "SIGUSR1"
+    URG = "SIGURG"
 
 
 class Effect(enum.Enum):
@@ -81,6 +82,8 @@ class Effect(enum.Enum):
     RELOAD = "reloads"
     RESIZE = "resizes"
     REPORT = "reports"
+    CANCEL = "cancels"
+    """Ask the requests to end that commands have named (workers/named_requests.py)."""
     NONE = "no effect"
     CANNOT_OCCUR = "-"
     REPEATED = "the same order once more"
@@ -100,7 +103,7 @@ def _table() -> dict[Phase, dict[MasterOrder, Effect]]:
     """Write the transitions down as a matrix, and return them by phase and order."""
     stop, leave, kill, dump = Effect.STOP, Effect.LEAVE, Effect.KILL, Effect.DUMP_AND_KILL
     skip, load, size, show = Effect.SKIP_DUMPS, Effect.RELOAD, Effect.RESIZE, Effect.REPORT
-    none, never = Effect.NONE, Effect.CANNOT_OCCUR
+    none, never, end = Effect.NONE, Effect.CANNOT_OCCUR, Effect.CANCEL
     # Two kinds of cells cannot occur. A TERM or INT in NOT_READY or DRAINING is never the first
     # one, because only a first one leads there; likewise a QUIT in STOPPING_NOW counts as a second
     # one. And AGAIN needs a first one, which has ended SERVING.
@@ -118,6 +121,7 @@ def _table() -> dict[Phase, dict[MasterOrder, Effect]]:
         MasterOrder.TTIN:     (size,    none,     none,    none,   none),
         MasterOrder.TTOU:     (size,    none,     none,    none,   none),
         MasterOrder.USR1:     (show,    show,     show,    show,   show),
+        MasterOrder.URG:      (end,     end,      end,     end,    none),
     }
     # fmt: on
     cells = {order: dict(zip(Phase, row, strict=True)) for order, row in rows.items()}

@@ -357,6 +357,8 @@ class Master:
                 self._size.move_floor(change, order.value)
             case Effect.REPORT:
                 self._report_status()
+            case Effect.CANCEL:
+                self.pool.cancels.note_named()
             case Effect.NONE:
                 phase = self._life.phase.name.lower()
                 log.event(logging.INFO, "master", "order has no effect", order=order, phase=phase)

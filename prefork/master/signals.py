@@ -42,6 +42,10 @@ TABLE: dict[signal.Signals, tuple[str, str]] = {
         "Ignored",
     ),
     signal.SIGUSR2: ("Upgrade: as HUP, for a new interpreter or a new prefork", "Ignored"),
+    signal.SIGURG: (
+        "Ask the requests to end that `prefork cancel` has named; without the command it does nothing",
+        "Nothing, or what `UrgentMixIn` does",
+    ),
     signal.SIGWINCH: ("Ignored: terminals send it when they are resized", "Ignored"),
 }
 """What each signal means to the master and to a worker. docs/SIGNALS.md prints this table."""

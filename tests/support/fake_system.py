@@ -31,7 +31,7 @@ class FakeProcess:
     received: the signals that it was sent, in order.
     status: how it ended, None while it lives. collected: whether its parent has taken the status.
     has_received_alone: whether it has one thread, which takes signals at once. main_thread: the state
-    of its main thread, None for one that cannot be looked up. lingers: whether a
+    of its main thread, None for one that cannot be looked up. cpu_seconds: the CPU time it has used. lingers: whether a
     SIGKILL ends it only a while later, when it is waited for. exits_on: the signal on which it
     exits with 0.
     """
@@ -43,6 +43,7 @@ class FakeProcess:
     collected: bool = False
     has_received_alone: bool = False
     main_thread: MainThread | None = None
+    cpu_seconds: float | None = 0.0
     lingers: bool = False
     exits_on: int | None = None
 
@@ -187,6 +188,10 @@ class FakeSystem:
     def main_thread(self, child: Child) -> MainThread | None:
         """Return what the test says."""
         return self.processes[child.pid].main_thread
+
+    def cpu_seconds(self, child: Child) -> float | None:
+        """Return what the test says."""
+        return self.processes[child.pid].cpu_seconds
 
     def is_init(self) -> bool:
         """Return what the test says."""

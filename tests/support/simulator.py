@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefork.master.master import LOOK_INTERVAL
 from prefork.master.pool_size import LOOK_PAUSE
+from prefork.workers.pool.handle import Asked
 from prefork.workers.pool.policy import decide
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import Plan, PoolView, WorkerView
@@ -40,10 +41,14 @@ BURST_END = 0.1
 
 
 class Arrival(NamedTuple):
-    """One request: when it comes, and how long a worker has to do with it."""
+    """One request: when it comes, and how long a worker has to do with it.
+
+    deaf: for this long from its beginning it cannot be interrupted.
+    """
 
     at: float
     service: float
+    deaf: float = 0.0
 
 
 def constant(seconds: float) -> Length:
@@ -150,6 +155,10 @@ class Record:
     samples: list[Sample] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     """In the order of their ends."""
+    cancelled: list[Served] = field(default_factory=list)
+    """Those that were asked to end, and have ended for that."""
+    signals: list[tuple[float, float]] = field(default_factory=list)
+    """The asking: the beginning of the request that was meant, and when."""
     spawns: list[float] = field(default_factory=list)
     retirements: list[float] = field(default_factory=list)
     """When workers were asked to leave."""
@@ -216,12 +225,16 @@ class Worker:
     ready: bool = False
     taken: float | None = None
     leave_by: float | None = None
+    arrival: Arrival | None = None
+    asked: Asked = field(default_factory=Asked)
+    has_heard: bool = False
     _facts: tuple[object, ...] = ()
     _view: WorkerView | None = None
 
     def view(self) -> WorkerView:
         """Return what the policy sees of it; made anew only when that has changed, ticks are many."""
-        facts = (self.ready, self.taken, self.leave_by)
+        asked = self.asked
+        facts = (self.ready, self.taken, self.leave_by, asked.flags, asked.times, self.has_heard)
         if self._view is None or facts != self._facts:
             self._facts, self._view = facts, self._seen()
         return self._view
@@ -235,6 +248,10 @@ class Worker:
             spawned_at=self.spawned_at,
             leave_by=self.leave_by,
             busy_since=self.taken,
+            asked=self.asked.flags,
+            asked_at=self.asked.at,
+            times_asked=self.asked.times,
+            has_heard=self.has_heard,
         )
 
 
@@ -306,13 +323,26 @@ class Simulator:
         arrival = self._queue.popleft()
         self._idle.pop(worker, None)
         self._busy += worker.taken is None
-        worker.taken = self._now
-        self._plan(self._now + arrival.service, lambda: self._finish(worker, arrival))
+        worker.taken, worker.arrival = self._now, arrival
+        worker.asked, worker.has_heard = Asked(), False
+        self._plan(
+            self._now + arrival.service,
+            lambda: self._finish(worker, arrival) if worker.arrival is arrival else None,
+        )
 
-    def _finish(self, worker: Worker, arrival: Arrival) -> None:
-        began = worker.taken
+    def _hear(self, worker: Worker, arrival: Arrival) -> None:
+        """Let the signal arrive that is to end this request, or one that has ended meanwhile."""
+        if worker.arrival is arrival and worker.taken is not None:
+            if self._now < worker.taken + arrival.deaf:
+                return
+            worker.has_heard = True
+            self._finish(worker, arrival, cancelled=True)
+
+    def _finish(self, worker: Worker, arrival: Arrival, *, cancelled: bool = False) -> None:
+        began, worker.arrival = worker.taken, None
         assert began is not None
-        self.record.served.append(Served(arrival.at, began, self._now))
+        ended = self.record.cancelled if cancelled else self.record.served
+        ended.append(Served(arrival.at, began, self._now))
         if self._queue and worker.leave_by is None:
             self._take(worker)  # it never slept, so it tells the master nothing
             return
@@ -396,9 +426,19 @@ class Simulator:
             self.record.retirements.append(self._now)
             if worker.ready and worker.taken is None:
                 self._leave(worker)
+        for cancel in plan.cancel:
+            self._ask_to_end(self._workers[cancel.slot], cancel.flags)
         for number in range(1, plan.spawn + 1):
             self._spawn(self._now + number * self._machine.fork)
         self._works_until = self._now + plan.spawn * self._machine.fork
+
+    def _ask_to_end(self, worker: Worker, flags: int) -> None:
+        worker.asked.note(flags, self._now)
+        arrival, taken = worker.arrival, worker.taken
+        assert arrival is not None
+        assert taken is not None
+        self.record.signals.append((taken, self._now))
+        self._plan(self._now + self._machine.reaction, lambda: self._hear(worker, arrival))
 
     def _spawn(self, at: float) -> None:
         slot = next(slot for slot in itertools.count() if slot not in self._workers)
@@ -414,7 +454,7 @@ def wait_in_one_queue(arrivals: Iterable[Arrival], workers: int) -> list[float]:
     """Return how long each request waits where all workers take from one accept queue."""
     free_at = [0.0] * workers
     waits = []
-    for at, service in arrivals:
+    for at, service, _ in arrivals:
         begin = max(at, free_at[0])
         heapq.heapreplace(free_at, begin + service)
         waits.append(begin - at)
@@ -429,7 +469,7 @@ def wait_in_own_queues(arrivals: Iterable[Arrival], workers: int, choose: Choice
     """
     free_at = [0.0] * workers
     waits = []
-    for number, (at, service) in enumerate(arrivals):
+    for number, (at, service, _) in enumerate(arrivals):
         chosen = choose(number)
         begin = max(at, free_at[chosen])
         free_at[chosen] = begin + service

@@ -42,9 +42,9 @@ CONTRIBUTING.md shows the same layers, so a change of the house is a change of t
 PURE = {
     "prefork.master.lifecycle",
     "prefork.reloading.attempts",
-    *(f"prefork.workers.{one}" for one in ("states", "text", "units")),
+    *(f"prefork.workers.{one}" for one in ("cancel", "states", "text", "units")),
     *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
-    *(f"prefork.workers.pool.{one}" for one in ("failures", "handle", "table")),
+    *(f"prefork.workers.pool.{one}" for one in ("cancelling", "failures", "handle", "table")),
     "prefork.workers.worker.shortage",
 }
 """The modules that decide. Each one says so in the first line of its docstring, by the word "(pure)"."""
@@ -87,7 +87,7 @@ CROSSINGS = {
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
 # forks: a leaf; whatever a fork changes in a process stands in its one list.
-OPEN_TO_METRICS = {"scoreboard", "states", "settings", "errors", "text", "forks"}
+OPEN_TO_METRICS = {"cancel", "scoreboard", "states", "settings", "errors", "text", "forks"}
 """What the readers of the scoreboard may import of the workers."""
 
 PROCESS_CALLS = {

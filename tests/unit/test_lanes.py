@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from prefork.workers.cancel import RequestTimeout
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import ORDER, SlotWriter
@@ -130,6 +131,23 @@ SCENARIOS = {
     "handler raises KeyboardInterrupt": Scenario(
         effects={"handle": [KeyboardInterrupt()]}, counts="error", leaves=KeyboardInterrupt
     ),
+    # The standard server would end.
+    "handler is cancelled": Scenario(
+        effects={"handle": [RequestTimeout()]},
+        counts="cancelled",
+        instead=[*TAKEN, "request_cancelled", *ENDED],
+    ),
+    "handler is cancelled in a group of tasks": Scenario(
+        effects={"handle": [BaseExceptionGroup("of tasks", [RequestTimeout()])]},
+        counts="cancelled",
+        instead=[*TAKEN, "request_cancelled", *ENDED],
+    ),
+    "handler is cancelled, and shutdown_request raises": Scenario(
+        effects={"handle": [RequestTimeout()], "shutdown_request": [OSError("on purpose")]},
+        overrides=True,
+        counts="cancelled",
+        instead=[*TAKEN, "request_cancelled", "shutdown_request"],
+    ),
     "handler raises SystemExit, and shutdown_request raises": Scenario(
         effects={"handle": [SystemExit(7)], "shutdown_request": [OSError("on purpose")]},
         overrides=True,
@@ -204,6 +222,7 @@ class Stage:
         self._requests: list[Any] = []
         self._clients: list[socket.socket] = []
         members = {name: self._method(name) for name in STEPS} if notes_in_class else {}
+        members["request_cancelled"] = lambda *_: self.journal.append("request_cancelled")
         self.server: Any = type("Noted", (base,), members)(("127.0.0.1", 0), self._handler())
 
     def note_on_object(self) -> None:
@@ -338,6 +357,7 @@ class Worker:
             "ok": slot.ok,
             "error": slot[SlotField.ERRORS],
             "rejected": slot[SlotField.REJECTED],
+            "cancelled": slot.cancelled,
             "in hand": slot.in_progress,
         }
 
@@ -375,6 +395,8 @@ class Kind(msgspec.Struct, frozen=True):
             return False  # a worker would have chosen another lane
         if scenario.has_left and issubclass(self.base, UDP):
             return False  # a datagram has no connection
+        if self.queued == 1 and scenario.counts == "cancelled":
+            return False  # nothing is raised in a thread
         ends = {"handle_error", "shutdown_request", "close_request"}
         in_thread = ends & scenario.effects.keys()
         return self.queued > 1 or not (scenario.leaves or in_thread)

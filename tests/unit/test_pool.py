@@ -650,7 +650,8 @@ def test_take_that_becomes_a_request_keeps_its_time(stage: StagedPool) -> None:
     with pen(stage.pool, 0) as writer:
         for number, (begun, since) in enumerate([(900, 0), (890, 0), (950, 2), (0, None), (20, 4)]):
             writer.words[REQUEST_NS] = begun
-            busy_since = handle.view(board, stage.now + number, 1000).busy_since
+            handle.look(board, stage.now + number, 1000)
+            busy_since = handle.busy_since
             assert busy_since == (None if since is None else pytest.approx(stage.now + since))
 
 

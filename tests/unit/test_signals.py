@@ -215,7 +215,8 @@ def test_stop_comes_before_what_it_makes_void(counts: SignalCounts, wakeup: Wake
     orders = [order for order, _ in orders_of(counts.take(wakeup.drain()))]
 
     assert orders[:3] == [MasterOrder.TERM, MasterOrder.INT, MasterOrder.QUIT]
-    assert set(orders[3:]) == {MasterOrder.USR1, MasterOrder.HUP, MasterOrder.USR2}
+    others = {MasterOrder.USR1, MasterOrder.HUP, MasterOrder.USR2, MasterOrder.URG}
+    assert set(orders[3:]) == others
 
 
 # --- what was there before
@@ -405,6 +406,6 @@ def test_table_in_the_docs_has_every_signal() -> None:
 
 def test_promised_signals_are_in_the_table() -> None:
     """The signals that the design promises an answer to have one, and PIPE is left to the program."""
-    names = ("TERM", "INT", "QUIT", "HUP", "USR2", "TTIN", "TTOU", "USR1", "WINCH")
+    names = ("TERM", "INT", "QUIT", "HUP", "USR2", "TTIN", "TTOU", "USR1", "URG", "WINCH")
 
     assert {number.name for number in TABLE} == {f"SIG{name}" for name in names}

@@ -14,6 +14,7 @@ from prefork.master.saturation import publish_saturation
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.status import is_ready, last_tick, status
+from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
@@ -125,6 +126,8 @@ def test_requests_are_counted_by_outcome(board: Scoreboard) -> None:
     second.account(Outcome.OK, SECOND)
     second.account(Outcome.REJECTED, 0)
     second.account(Outcome.CLIENT_TIMEOUT, SECOND)
+    for reason in CancelReason:
+        second.account(Outcome.cancelled(reason), 0)
     worker(board, 2, WorkerState.BUSY)
     board.vacate_slot(2, ExitKind.REQUEST_TIMEOUT, NOW)
     worker(board, 3, WorkerState.BUSY)
@@ -138,12 +141,13 @@ def test_requests_are_counted_by_outcome(board: Scoreboard) -> None:
         "error": 1,
         "rejected": 1,
         "client_timeout": 1,
+        "cancelled": len(CancelReason),
         "timeout": 1,
         "aborted": 1,
-        "total": 7,
+        "total": 7 + len(CancelReason),
         "in_progress": 1,
     }
-    assert [one["requests"] for one in found["slots"]] == [2, 3, 1, 1, 0]
+    assert [one["requests"] for one in found["slots"]] == [2, 3 + len(CancelReason), 1, 1, 0]
     assert found["slots"][0]["busy"] == 2.0
     assert (found["exits"]["request_timeout"], found["exits"]["killed"]) == (1, 1)
     assert found["slots"][3]["last_exit"] == "killed"

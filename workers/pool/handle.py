@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import msgspec
 
+from prefork.workers.cancel import flags_in
 from prefork.workers.identity import WorkerInfo, WorkerPipes
 from prefork.workers.pool.failures import PROVEN
 from prefork.workers.pool.views import WorkerView
@@ -68,6 +69,32 @@ class Unread(msgspec.Struct):
     stopped: bool = False
 
 
+class Asked(msgspec.Struct):
+    """How far the worker was asked to end the request in hand (workers/pool/cancelling.py).
+
+    A request begins with a new record. flags: of the reasons for which the worker was asked. at: when it was
+    last asked, times: how often since the last new reason. is_unwanted: whether an operator wants the
+    request to end. client_looked_at: when the worker was last to look at its client. cpu_before: the CPU seconds of the worker at
+    the first look at this request. cpu_used: since then.
+    """
+
+    flags: int = 0
+    at: float | None = None
+    times: int = 0
+    is_unwanted: bool = False
+    client_looked_at: float | None = None
+    cpu_before: float | None = None
+    cpu_used: float | None = None
+
+    def note(self, flags: int, now: float) -> None:
+        """Note that the worker is asked now, for these new reasons or, without one, once more."""
+        self.flags |= flags
+        if flags:
+            self.at, self.times = now, 1
+        elif self.at is not None:
+            self.at, self.times = now, self.times + 1
+
+
 class Handle(msgspec.Struct):
     """One live worker, as the master knows it.
 
@@ -80,6 +107,7 @@ class Handle(msgspec.Struct):
     busy_since: the beginning of that request on the master's clock.
     seen_at: when the master last looked.
     slow_noted: whether that request was reported as slow.
+    asked: how far the worker was asked to end that request.
     asked_for, leave_by: why the master asked the worker to leave, and its deadline for that.
     killed_for: why the master killed the worker.
     leaving_since: when the master saw that the worker leaves without having been asked.
@@ -98,6 +126,7 @@ class Handle(msgspec.Struct):
     busy_since: float | None = None
     seen_at: float = 0.0
     slow_noted: bool = False
+    asked: Asked = msgspec.field(default_factory=Asked)
     asked_for: ExitCause | None = None
     leave_by: float | None = None
     killed_for: ExitCause | None = None
@@ -171,16 +200,17 @@ class Handle(msgspec.Struct):
 
     # --- what the policy sees
 
-    def view(
-        self, board: Scoreboard, now: float, now_ns: int, *, serves_once: bool = False
-    ) -> WorkerView:
-        """Return what the policy sees of the worker.
+    def look(self, board: Scoreboard, now: float, now_ns: int) -> None:
+        """Note what the worker has written about itself. now_ns: on the monotonic clock."""
+        self.note_leaving(board, now)
+        self._note_request(board.word(self.slot, SlotField.REQUEST_NS), now, now_ns)
 
-        now_ns: on the monotonic clock. serves_once: whether a worker takes one request and no other.
+    def view(self, board: Scoreboard, now: float, *, serves_once: bool = False) -> WorkerView:
+        """Return what the policy sees of the worker, after ``look()``.
+
+        serves_once: whether a worker takes one request and no other.
         """
         slot = self.slot
-        self.note_leaving(board, now)
-        self._note_request(board.word(slot, SlotField.REQUEST_NS), now, now_ns)
         recycle_request = kind_at(board.word(slot, SlotField.RECYCLE_REQUEST) - 1)
         unread = self.unread
         return WorkerView(
@@ -198,6 +228,14 @@ class Handle(msgspec.Struct):
             stopped=unread is not None and unread.stopped,
             dumped_at=self.dump.dumped_at,
             slow_noted=self.slow_noted,
+            cpu_used=self.asked.cpu_used,
+            seen_at=now,
+            is_unwanted=self.asked.is_unwanted,
+            asked=self.asked.flags,
+            asked_at=self.asked.at,
+            times_asked=self.asked.times,
+            has_heard=self._has_heard(board),
+            client_looked_at=self.asked.client_looked_at,
             killed=self.killed_for is not None,
             leaving_since=self.leaving_since,
             is_spent=serves_once and self.is_ready and recycle_request is ExitKind.MAX_REQUESTS,
@@ -215,12 +253,18 @@ class Handle(msgspec.Struct):
         self.seen_at = now
 
     def _begin_request(self, now: float, now_ns: int) -> None:
-        self.slow_noted, self.busy_since = False, None
+        self.slow_noted, self.busy_since, self.asked = False, None, Asked()
         if self.request_ns:
             # The request began after the previous look. Time in which the master did not run does not
             # count, nor an earlier beginning that a worker may claim.
             age = min(max(0.0, (now_ns - self.request_ns) / 1e9), now - self.seen_at)
             self.busy_since = now - age
+
+    def _has_heard(self, board: Scoreboard) -> bool:
+        """Return whether the worker reports that it has raised all that it was asked for."""
+        flags = self.asked.flags
+        heard = flags_in(board.word(self.slot, SlotField.CANCEL_HEARD), self.request_ns)
+        return not flags & ~heard
 
     def _extension(self, board: Scoreboard) -> float:
         slot = self.slot

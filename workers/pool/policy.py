@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from prefork.workers.pool import cancelling
 from prefork.workers.pool.deadlines import DUMP_TIME, escalations, instants, slow_requests
 from prefork.workers.pool.spares import Load, Spares, follow_load
 from prefork.workers.pool.views import Plan, PoolView, Retirement, WorkerView
@@ -50,6 +51,7 @@ def decide(view: PoolView, settings: Settings, now: float) -> Plan:
         retire=retire,
         dump=dump,
         slow=slow_requests(view, settings, now),
+        cancel=cancelling.cancels(view, settings, now),
         kill=kill,
         poke=_pokes(view),
         wake=_next_instant(outlook, starts, retire, dump),
@@ -255,5 +257,6 @@ def _next_instant(
     for worker in view.workers:
         if not worker.killed:
             coming.extend(instants(worker, view.phase, settings))
+            coming.extend(cancelling.instants(worker, settings))
             coming.append(_end_of_life(worker, settings))
     return min((instant for instant in coming if now < instant < _NEVER), default=None)

@@ -11,6 +11,7 @@ import time
 from prefork.workers import log, system
 from prefork.workers.identity import WorkerInfo
 from prefork.workers.machine import Memory
+from prefork.workers.pool.cancels import Cancels
 from prefork.workers.pool.deaths import Deaths
 from prefork.workers.pool.descriptors import Descriptors
 from prefork.workers.pool.dumps import Dumps
@@ -60,6 +61,7 @@ class Pool:
         if previous is not None:
             self._take_over(previous)
         self.dumps = Dumps(self.table, self.board, system)
+        self.cancels = Cancels(self.table, self.board, system)
         self.wakeups = Wakeups(self.table, self.board, system)
         self.deaths = Deaths(
             self.table,
@@ -114,12 +116,14 @@ class Pool:
         """Return the workers as the policy sees them."""
         now_ns = time.monotonic_ns()
         serves_once = self.spec.settings.max_requests == 1
+        measure = self.spec.settings.cpu_timeout is not None
         for handle in self.table:
             # A slot without a pid counts as free. Another worker may have written over the word.
             self.board.words[self.board.slot_at(handle.slot) + SlotField.PID] = handle.info.pid
-        return tuple(
-            handle.view(self.board, now, now_ns, serves_once=serves_once) for handle in self.table
-        )
+            handle.look(self.board, now, now_ns)
+            if measure:
+                self.cancels.measure(handle)
+        return tuple(handle.view(self.board, now, serves_once=serves_once) for handle in self.table)
 
     def call_hook(self, name: str, *arguments: object) -> None:
         """Call a hook of the first server; one that raises is logged and counted.
@@ -146,6 +150,8 @@ class Pool:
             self.dumps.ask_before_kill(self.table[slot], now)
         for slot in plan.slow:
             self.dumps.ask_slow(self.table[slot], now)
+        for cancel in plan.cancel:
+            self.cancels.ask(cancel, now)
         for slot in plan.poke:
             self.wakeups.wake(self.table[slot], now)
         for retirement in plan.retire:

@@ -38,6 +38,22 @@ class WorkerView(msgspec.Struct, frozen=True):
     dumped_at: float | None = None
     slow_noted: bool = False
     """Whether its request was reported as slow already."""
+    cpu_used: float | None = None
+    """CPU seconds that its request has used at least; None where that is not measured."""
+    seen_at: float = 0.0
+    """When it was looked at, for ``cpu_used``."""
+    is_unwanted: bool = False
+    """Whether an operator wants its request to end."""
+    asked: int = 0
+    """The flags of the reasons for which its request was asked to end (workers/cancel.py)."""
+    asked_at: float | None = None
+    """When it was last asked."""
+    times_asked: int = 0
+    """How many signals it was sent for them since the last new reason."""
+    has_heard: bool = False
+    """Whether it reports that it has raised an exception for each of them."""
+    client_looked_at: float | None = None
+    """When it was last to look at the client of its request."""
     killed: bool = False
     leaving_since: float | None = None
     """When the master saw that it leaves without having been asked."""
@@ -121,6 +137,18 @@ class Kill(msgspec.Struct, frozen=True):
     cause: ExitCause | None
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """Ask this worker to end its request.
+
+    flags: of the reasons that are new; 0 to send the signal once more. look: whether the worker is to look at
+    its client.
+    """
+
+    slot: int
+    flags: int
+    look: bool = False
+
+
 class Plan(msgspec.Struct, frozen=True):
     """What to do now, and the instant at which to think again at the latest (None: only on events)."""
 
@@ -131,6 +159,7 @@ class Plan(msgspec.Struct, frozen=True):
     dump: tuple[int, ...] = ()
     slow: tuple[int, ...] = ()
     """Workers whose request is slow: their stacks are wanted, and they go on."""
+    cancel: tuple[Cancel, ...] = ()
     kill: tuple[Kill, ...] = ()
     poke: tuple[int, ...] = ()
     """Idle workers to wake: something waits, so the kernel's own wake-up may have been lost."""

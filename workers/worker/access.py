@@ -61,16 +61,23 @@ class AccessLog:
         # A process that a handler has forked comes here, too. The request is its worker's.
         if not logger.isEnabledFor(logging.INFO) or self._writer.is_detached:
             return
-        facts = {
+        facts: dict[str, Any] = {
             **client_facts(client_address),
             "client": client_name(client_address),
             "duration": round(duration_ns / 1e9, 6),
             "queue_wait": None if waited_ns is None else round(waited_ns / 1e9, 6),
-            "outcome": Outcome(outcome).name.lower(),
+            "outcome": Outcome(outcome).word,
+            **_reason(outcome),
             **self._worker,
             "listener": str(listener),
         }
         log.emit(logger, logging.INFO, self._line(facts), {"facts": facts})
+
+
+def _reason(outcome: Outcome) -> dict[str, str]:
+    """Return why a request was cancelled; nothing for any other request."""
+    reason = Outcome(outcome).reason
+    return {} if reason is None else {"reason": reason.value}
 
 
 def _text_line(facts: dict[str, Any]) -> str:

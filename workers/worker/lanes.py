@@ -8,7 +8,8 @@ order, and accounts for each request on the scoreboard:
 ``take`` stands for ``get_request()``, ``verify`` for ``verify_request()``, and ``process`` for
 ``process_request()``, which runs the handler and closes the request; the source says what does the work
 of each. If the handler raises an Exception, ``handle_error()`` is called and the request is ended. If it
-raises something else, such as SystemExit, the request is ended and the exception ends the worker.
+raises RequestCancelled, ``request_cancelled()`` is called in place of that. If it raises something else, such
+as SystemExit, the request is ended and the exception ends the worker.
 
 There are three lanes, which differ in how they keep the books:
 
@@ -35,9 +36,12 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.workers import log
+from prefork.workers.cancel import RequestCancelled, cancelled_in
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
+from prefork.workers.worker.cancelling import Cancelling
+from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Process, Source, Take
 from prefork.workers.worker.surroundings import Surroundings
@@ -56,8 +60,8 @@ class Common:
     The master makes it and the lanes just before the fork: in the worker, code that runs for the
     first time would copy 70 KiB of pages. The worker adds what only the worker can have (``begin()``).
 
-    turn: when a lane returns to the loop. takes: what to do about takes that fail. identity: names the
-    worker in the log. epoll: where the worker waits for its listeners.
+    turn: when a lane returns to the loop. takes: what to do about takes that fail. client_check: looks whether
+    clients have gone; None where the setting is off. cancelling: ends requests. identity: names the worker in the log. epoll: where the worker waits for its listeners.
     """
 
     identity = ""
@@ -66,18 +70,25 @@ class Common:
     """What is put back after each request; None where the setting is off."""
 
     def __init__(
-        self, writer: SlotWriter, account: Account | None = None, turn: Turn | None = None
+        self,
+        writer: SlotWriter,
+        account: Account | None = None,
+        turn: Turn | None = None,
+        client_check: ClientCheck | None = None,
     ) -> None:
         self.writer = writer
         self.account = account
         self.turn = turn or Turn()
         self.takes = Takes(writer)
+        self.client_check = client_check
+        self.cancelling = Cancelling(writer, None if client_check is None else client_check.is_gone)
 
     def begin(self, identity: str, epoll: select.epoll, pause: Callable[[], None]) -> None:
         """Add what the worker has. pause: waits a little before a take that will probably fail."""
         self.identity = identity
         self.epoll = epoll
         self.takes.begin(identity, pause)
+        self.cancelling.begin(identity)
 
     def publish(self) -> None:
         """Publish that the worker serves, and what it has in hand; called between two turns of a lane.
@@ -103,9 +114,7 @@ class Lane:
         self._server = source.server
         self._take = source.take
         self._verify = source.verify
-        self._process = source.process
-        if common.surroundings is not None:
-            self._process = common.surroundings.restored_after(source.process)
+        self._process = _guarded(source, common)
         self._common = common
         self._writer = common.writer
         self._turn = common.turn
@@ -133,14 +142,21 @@ class Lane:
         ``BaseServer`` makes the same two calls, and an exception of either ends the server. Here an
         exception is logged and costs this request only, and the second call is made in any case.
         """
-        server = self._server
-        end = functools.partial(server.shutdown_request, request)
-        for step in (functools.partial(server.handle_error, request, address), end):
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - costs this request, not the worker
-                what = "could not end a failed request properly"
-                log.failure(logging.ERROR, self._common.identity, what, error)
+        self._try(functools.partial(self._server.handle_error, request, address))
+        self._try(functools.partial(self._server.shutdown_request, request))
+
+    def _cancel(self, request: Any, address: Any, cancelled: RequestCancelled) -> Outcome:
+        """End a request that was asked to end; return its outcome."""
+        self._common.cancelling.end(self._server, request, address, cancelled)
+        self._try(functools.partial(self._server.shutdown_request, request))
+        return Outcome.cancelled(cancelled.reason)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - costs this request, not the worker
+            what = "could not end a failed request properly"
+            log.failure(logging.ERROR, self._common.identity, what, error)
 
     def _abandon(self, request: Any, since: int) -> None:
         """End the request that ends the worker."""
@@ -185,9 +201,12 @@ class OneByOne(Lane):
             except Exception as error:  # noqa: BLE001 - handle_error() is where the server class says what to do
                 outcome = outcome_of(request, error)
                 self._settle(request, address)
-            except BaseException:
-                self._abandon(request, now)
-                raise
+            except BaseException as error:
+                cancelled = cancelled_in(error)
+                if cancelled is None:
+                    self._abandon(request, now)
+                    raise
+                outcome = self._cancel(request, address, cancelled)
             since, now = now, monotonic_ns()
             writer.account(outcome, now - since)
             if now >= turn.until or writer.words[ORDER]:
@@ -201,7 +220,7 @@ class Accounted(Lane):
         self._account = account
         super().__init__(source, common)
         if isinstance(source.server, ThreadingMixIn | ForkingMixIn):
-            self._process = _patient(source, common.takes)
+            self._process = _patient(self._process, source, common.takes)
 
     def _watched(self, take: Take) -> Take:
         return self._account.watched(take)
@@ -235,9 +254,14 @@ class Accounted(Lane):
                 outcome = outcome_of(request, error)
                 account.judge(request, outcome)
                 self._settle(request, address)
-            except BaseException:
-                self._abandon(request, now)
-                raise
+            except BaseException as error:
+                cancelled = cancelled_in(error)
+                if cancelled is None:
+                    self._abandon(request, now)
+                    raise
+                outcome = Outcome.cancelled(cancelled.reason)
+                account.judge(request, outcome)
+                self._cancel(request, address, cancelled)
             now = account.returned(request, outcome)
             if now >= turn.until or writer.words[ORDER]:
                 return now
@@ -248,7 +272,17 @@ class Accounted(Lane):
         self._server.shutdown_request(request)
 
 
-def _patient(source: Source, takes: Takes) -> Process:
+def _guarded(source: Source, common: Common) -> Process:
+    """Return what processes a request of this source, with what settings want before and after it."""
+    process = source.process
+    if common.client_check is not None and source.has_connections:
+        process = common.client_check.checked(process)
+    if common.surroundings is not None:
+        process = common.surroundings.restored_after(process)
+    return process
+
+
+def _patient(process: Process, source: Source, takes: Takes) -> Process:
     """Return a ``process_request()`` that waits where the system has no thread or process for it.
 
     At the limit of processes each call fails at once. Without a pause this worker, which seems to be
@@ -257,7 +291,6 @@ def _patient(source: Source, takes: Takes) -> Process:
     Threads of this worker may end meanwhile.
     """
     # Not a method of the lane, which keeps the function: a circle would keep the lane in the master.
-    process = source.process
 
     def patient(request: Any, address: Any) -> None:
         give_up_at = 0

@@ -38,17 +38,18 @@ import operator
 import os
 import signal
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import setproctitle
 
 from prefork.workers import forks, log, system
-from prefork.workers.identity import DUMP_AT_ONCE
+from prefork.workers.identity import CANCEL_NUMBER, DUMP_AT_ONCE
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
 from prefork.workers.worker import python_process
 from prefork.workers.worker.accounting import Overlapping
+from prefork.workers.worker.lanes import Common
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
 from prefork.workers.worker.recycling import limits_for
@@ -108,7 +109,7 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     os.close(pipes.wake_write)
     control = Control(link.master_pid, link.life, pipes.wake_read, wakeup_read)
     loop = _make_loop(prepared, info, control)
-    _install_handlers(loop, pipes.report)
+    _install_handlers(loop, pipes.report, _canceller(prepared.common))
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
     spec.drop_privileges()
@@ -191,7 +192,18 @@ def _leave_as_copy(info: ThisWorker, status: int) -> None:
         system.exit_now(status)
 
 
-def _install_handlers(loop: Loop, report: int) -> None:
+def _canceller(common: Common) -> Callable[[int, Any], object]:
+    """Return what handles the master's wish to end the request in hand.
+
+    Where requests overlap, the number on the scoreboard is that of the oldest one, which the main thread
+    may not have in hand. So nothing is raised there.
+    """
+    if isinstance(common.account, Overlapping):
+        return operator.is_
+    return common.cancelling.interrupt
+
+
+def _install_handlers(loop: Loop, report: int, canceller: Callable[[int, Any], object]) -> None:
     # A signal that a worker is to ignore is handled by operator.is_, a C function of two arguments
     # that does nothing. SIG_IGN would be inherited by programs that request handlers start. A
     # Python function would nest under a storm of signals until RecursionError, and does not run at
@@ -203,6 +215,7 @@ def _install_handlers(loop: Loop, report: int) -> None:
             _TERM: loop.terminated.setdefault,
             _USR1: _stack_writer(report),
             _CHLD: _DEFAULT,
+            CANCEL_NUMBER: canceller,
         }
     )
     # The two ways to a stack dump: workers/pool/dumps.py.

@@ -15,6 +15,7 @@ from prefork.workers.waits import sample_every
 from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import Account, account_for, busy_call
 from prefork.workers.worker.choice import lanes_for
+from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.parking import MOST_IN_A_ROW, Parking
 from prefork.workers.worker.recycling import OnlyRequest
@@ -42,7 +43,7 @@ class PreparedWorker:
         # Not a method: the account keeps it, and a circle would keep the scoreboard in the master.
         self.call_master = functools.partial(_call_master, spec.wake)
         turn = Turn()
-        self.common = Common(self.writer, self._make_account(turn), turn)
+        self.common = Common(self.writer, self._make_account(turn), turn, self._client_check())
         self.lanes: dict[int, Lane] = {}
         # Where a server's own code raises, the worker will meet the same error and report it.
         with contextlib.suppress(Exception):
@@ -74,6 +75,10 @@ class PreparedWorker:
             sources.append(make(listener, parking=parking, park_new=settings.park_new))
             sources.append(make(ResumeQueue(listener, link), parking=parking))
         return lanes_for(sources, self.common)
+
+    def _client_check(self) -> ClientCheck | None:
+        word = self.spec.settings.check_client
+        return None if word == "off" else ClientCheck(when_closed=word == "closed")
 
     def _make_account(self, turn: Turn) -> Account | None:
         settings = self.spec.settings

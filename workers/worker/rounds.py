@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from socketserver import BaseRequestHandler
 from time import monotonic_ns
+from types import FrameType
 from typing import Any
 
+from prefork.workers.cancel import cancelled_in
 from prefork.workers.scoreboard import SHORTEST_NS
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome
+from prefork.workers.worker.cancelling import add_region
 from prefork.workers.worker.datagrams import MSG_DONTWAIT, Datagrams
 from prefork.workers.worker.lanes import GOOD, Common, Lane
 from prefork.workers.worker.source import Source
@@ -91,10 +94,9 @@ class Rounds(Lane):
                 except Exception:  # noqa: BLE001 - as in OneByOne
                     self._close_books(done + 1, done, now - begun)
                     return self._fail(request, address, now)
-                except BaseException:
-                    writer.account_short(done, now - begun)
-                    self._abandon(request, now)
-                    raise
+                except BaseException as error:  # noqa: BLE001 - raised again unless the request was cancelled
+                    short = done, now - begun
+                    return self._end_otherwise(error, request, address, short, now)
                 since, now = now, monotonic_ns()
                 # With a timeout, which a handler may have set, the next receive would wait.
                 if now > turn.round_until or timeout():
@@ -125,6 +127,45 @@ class Rounds(Lane):
         now = monotonic_ns()
         self._writer.account(Outcome.ERROR, now - since)
         return now
+
+    def _end_otherwise(
+        self,
+        error: BaseException,
+        request: Any,
+        address: Any,
+        short: tuple[int, int],
+        since: int,
+    ) -> int:
+        """End a datagram whose handler was asked to end; return when that was. Raises any other exception.
+
+        short: how many datagrams of the round went before, and the nanoseconds that they took.
+        """
+        done, duration = short
+        cancelled = cancelled_in(error)
+        if cancelled is None:
+            self._writer.account_short(done, duration)
+            self._abandon(request, since)
+            raise error
+        self._close_books(done + 1, done, duration)
+        self._writer.words[REQUEST_NS] = since
+        outcome = self._cancel(request, address, cancelled)
+        now = monotonic_ns()
+        self._writer.account(outcome, now - since)
+        return now
+
+
+def _is_before_finish(frame: FrameType, called: FrameType) -> bool:
+    """Return whether a round is in ``handle()`` of its handler, and not in ``finish()`` (cancelling.py).
+
+    All datagrams of a round have one number. A round begins no datagram later than SHORTEST_NS after its
+    beginning, and the master asks for the end of no request that is younger (MIN_AGE). So the datagram
+    in hand is the one that the master has meant.
+    """
+    finish = getattr(getattr(frame.f_locals.get("handler"), "finish", None), "__func__", None)
+    return called.f_code is not getattr(finish, "__code__", None)
+
+
+add_region(Rounds._serve_rounds, _is_before_finish)  # noqa: SLF001
 
 
 def is_made_plainly(handler_class: Any) -> bool:

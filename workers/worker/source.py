@@ -102,6 +102,11 @@ class Source:
         return no_empty_reply.quiet_class(given) if self._is_quiet else given
 
     @property
+    def has_connections(self) -> bool:
+        """Whether a request is a connection to its client, and not a datagram."""
+        return self.listener.kind in (Kind.STREAM, Kind.RESUMED)
+
+    @property
     def is_closed(self) -> bool:
         """Whether a handler has closed this worker's copy of the server's socket."""
         return self._socket is not None and self._socket.fileno() < 0

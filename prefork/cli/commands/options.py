@@ -19,7 +19,8 @@ SECTIONS: Final = {
     "Where to listen": ("bind", "backlog"),
     "Workers": ("workers", "max_children", "min_spare", "max_spare"),
     "Limits of a request": (
-        *("request_timeout", "slow_request", "client_timeout", "defer_accept"),
+        *("request_timeout", "soft_timeout", "cpu_timeout", "slow_request"),
+        *("client_timeout", "check_client", "defer_accept"),
         *("graceful_timeout", "drain_delay"),
     ),
     "Who may connect": ("edge_timeout",),
