@@ -30,6 +30,9 @@ In a handler or a hook:
     is_stopping(): whether that worker was asked to leave
     WorkerInfo, ExitCause, ExitKind: what the hooks of the mix-in are given
 
+At a reload:
+    on_trial(): whether this process only tries new code, while the live process serves
+
 Errors, all of them a PreforkError:
     AuthenticationError: what authenticate() raises to refuse a client
     SettingsError, MisuseError, TargetError: wrong before anything was bound or forked
@@ -46,6 +49,7 @@ from socketserver import *  # noqa: F403 - the names that the running Python has
 from prefork._version import __version__
 from prefork.edge.client import ClientAddress
 from prefork.edge.mixins import AuthenticationMixIn
+from prefork.host.process import on_trial
 from prefork.mixin import PreForkingMixIn, serve
 from prefork.parking.handler import ParkingMixIn
 from prefork.servers import (
@@ -108,6 +112,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "__version__",
     "current_worker",
     "is_stopping",
+    "on_trial",
     "serve",
     "shielded",
 ]

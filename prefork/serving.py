@@ -25,7 +25,7 @@ from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
-from prefork.reloading import caretaker, sockets, trial
+from prefork.reloading import binding, caretaker, live_files, sockets, trial
 from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
@@ -39,6 +39,8 @@ from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
 
 caretaker.stand_by()
+binding.stand_by()
+live_files.stand_by()
 
 RUN: Final = "_prefork_run"
 """The attribute of a server that holds its ``Run``."""

@@ -122,6 +122,16 @@ class Listener:
         """Whether it is a socket: a reload hands a socket over by its address."""
         return self.family >= 0
 
+    @property
+    def file(self) -> Identity | None:
+        """The file that this Unix socket was bound to, whatever its path leads to by now."""
+        return None if self._path is None else self._path[1]
+
+    @file.setter
+    def file(self, file: Identity | None) -> None:
+        if self._path is not None:
+            self._path = None if file is None else (self._path[0], file)
+
     def is_still(self, fd: int) -> bool:
         """Return whether that descriptor is still this listener."""
         return fd == self.fd and is_still(fd, self._identity)

@@ -44,6 +44,11 @@ class Endpoint:
         self.address = str(bound).removeprefix("tcp://")
         """The address, such as ``127.0.0.1:9100`` with the real port, or ``unix:/path``."""
 
+    @property
+    def file(self) -> Identity | None:
+        """The file of this Unix socket; None where it has none."""
+        return None if self._path is None else self._path[1]
+
     def close(self) -> None:
         """Close the socket, and remove the path if it is still this socket's (master)."""
         os.close(self.fd)

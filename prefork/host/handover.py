@@ -105,6 +105,9 @@ class MasterState(msgspec.Struct, frozen=True):
     pid: of this process; a state with another pid is refused.
     listeners: descriptors of sockets that the next image's servers take by their address.
     kept: descriptors of sockets that the program knows by their number (``fd://N``, systemd).
+    others: descriptors of sockets that the program has bound beside the pool.
+    socket_files: the file of each Unix socket among ``listeners`` and ``others``, by descriptor.
+    metrics_dir: the folder in which the application's metrics are kept by slot.
     wakeup: the descriptors of the two pipes that wake the master.
     lost_time: seconds that the master's clock stood still so far.
     floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers`` that it
@@ -139,6 +142,9 @@ class MasterState(msgspec.Struct, frozen=True):
     pidfile: int | None = None
     watcher: int | None = None
     lot: LotState | None = None
+    others: tuple[int, ...] = ()
+    socket_files: dict[int, Identity] = {}
+    metrics_dir: str | None = None
 
     @property
     def fds(self) -> list[int]:
@@ -146,7 +152,12 @@ class MasterState(msgspec.Struct, frozen=True):
         metrics = [] if self.metrics is None else self.metrics.fds
         pidfile = [] if self.pidfile is None else [self.pidfile]
         lot = [] if self.lot is None else self.lot.fds
-        return [*self.pool.fds, *self.listeners, *self.kept, *self.wakeup, *metrics, *pidfile, *lot]
+        sockets = [*self.listeners, *self.kept, *self.others]
+        return [*self.pool.fds, *sockets, *self.wakeup, *metrics, *pidfile, *lot]
+
+    def name_of(self, fd: int) -> SocketName:
+        """Return the name of one of the sockets."""
+        return msgspec.structs.replace(SocketName.of(fd), file=self.socket_files.get(fd))
 
     def write(self, memory: int) -> str:
         """Write the whole state into a memfd, and return the variable that leads to it.
@@ -205,14 +216,20 @@ class Inventory(msgspec.Struct, frozen=True):
 
     sockets: those that the new code's servers would take by their address.
     kept: descriptors of sockets that the program knows by their number; a trial has these.
+    others: those that the program has bound beside the pool.
     metrics: the address of the metrics process; None without one.
     pidfile: device and inode of the pid file; None without one.
+    files: the files that the trial must leave alone, by device and inode.
+    metrics_dir: the folder in which the application's metrics are kept by slot.
     """
 
     sockets: tuple[SocketName, ...]
     kept: tuple[int, ...] = ()
     metrics: str | None = None
     pidfile: Identity | None = None
+    others: tuple[SocketName, ...] = ()
+    files: tuple[Identity, ...] = ()
+    metrics_dir: str | None = None
 
 
 class TrialOrders(msgspec.Struct, frozen=True):

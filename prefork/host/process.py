@@ -45,6 +45,9 @@ from prefork.host.systemd_sockets import SystemdSockets, handed_over
 from prefork.workers import forks, log, system
 from prefork.workers.files import has_proc, identity_of, unlink_if_still
 
+Adoptable = tuple[SocketName, int | None]
+"""A socket that new code may take by its name, with its descriptor. A trial has none."""
+
 
 class Program(msgspec.Struct, frozen=True):
     """How the program of this process was started, so that it can be started again.
@@ -103,6 +106,8 @@ class Process:
         """The pid of the child that watches the source files."""
         self._pid: Final = os.getpid()
         self._adoptable = _adoptable_sockets(self.handover, self.trial)
+        self._others = _other_sockets(self.handover, self.trial)
+        self._when_taken_over: list[Callable[[], None]] = []
         self._duplicates = _duplicates_of_kept(self.handover)
         self._at_end: list[Callable[[], None]] = [self._close_duplicates]
         forks.add(self._forget, every_time=True)
@@ -148,24 +153,31 @@ class Process:
         """Whether there are sockets that a server of this program may take by their address."""
         return bool(self._adoptable)
 
-    def claim(self, family: int, kind: int, asked: object) -> tuple[SocketName, int | None] | None:
+    def claim(
+        self, family: int, kind: int, asked: object, *, any_port: bool = True
+    ) -> Adoptable | None:
         """Take the adoptable socket for an address; None where there is none.
 
-        Returns its name and its descriptor. A trial has no descriptor of it.
+        Returns its name and its descriptor, of which the caller makes a duplicate
+        (``release_claimed()``). A trial has no descriptor of it. any_port: whether port
+        0 takes any socket of a server. For a socket that the program has bound beside the pool, the
+        port has to be named.
         """
-        for adoptable in self._adoptable:
-            name, fd = adoptable
-            if name.fits(family, kind, asked):
-                self._adoptable.remove(adoptable)
-                if fd is not None:
-                    self.close_after_handover(functools.partial(os.close, fd))
-                return adoptable
+        for sockets, any_of_them in ((self._adoptable, any_port), (self._others, False)):
+            for adoptable in sockets:
+                if adoptable[0].fits(family, kind, asked, any_port=any_of_them):
+                    sockets.remove(adoptable)
+                    return adoptable
         return None
 
-    def unclaimed(self) -> list[int]:
-        """Return the descriptors of the sockets that no server has claimed. They wait no longer."""
+    def release_claimed(self, fd: int) -> None:
+        """Have the descriptor of a claimed socket closed when it is needed no more."""
+        self.close_after_handover(functools.partial(os.close, fd))
+
+    def unclaimed(self) -> list[tuple[SocketName, int]]:
+        """Return the sockets of servers that no server has claimed. They wait no longer."""
         unclaimed, self._adoptable = self._adoptable, []
-        return [fd for _, fd in unclaimed if fd is not None]
+        return [(name, fd) for name, fd in unclaimed if fd is not None]
 
     # --- the end of a handover
 
@@ -202,14 +214,40 @@ class Process:
         if previous is not None and previous.pidfile not in (None, self.pidfile):
             _remove_pidfile(previous.pidfile)
 
+    # --- the end of the roll
+
+    def call_when_taken_over(self, end: Callable[[], None]) -> None:
+        """Have a function called when the program can ask for no more sockets of the old image."""
+        self._when_taken_over.append(end)
+
+    def end_takeover(self) -> None:
+        """Close the sockets of the old image that the program has bound no more; may be called again.
+
+        The workers of the old image have copies of these sockets. As long as these workers live, the
+        addresses are in use, and the program gets the sockets instead.
+        """
+        with forks.lock:
+            others, self._others = self._others, []
+            for _, fd in others:
+                if fd is not None:
+                    os.close(fd)
+        while self._when_taken_over:
+            self._when_taken_over.pop()()
+
     def _forget(self) -> None:
         # A child forked while the state is pending would end by taking care of workers that are
         # not its own, and its copies of the descriptors would hide the master's death.
         previous, self.handover = self.handover, None
         self.pidfile = self.watcher = None
+        inherited = {fd for _, fd in self._others if fd is not None}
         if previous is not None:
             self._adoptable, self._at_end = [], []
-            forks.close((*previous.fds, *self._duplicates.values()))
+            inherited.update(previous.fds, self._duplicates.values())
+        if self.trial is None:
+            self._others = []
+            while self._when_taken_over:
+                self._when_taken_over.pop()()
+        forks.close(inherited)
 
     def _close_duplicates(self) -> None:
         for duplicate in self._duplicates.values():
@@ -238,13 +276,19 @@ def _state_in(environ: MutableMapping[str, str]) -> MasterState | None:
     return state
 
 
-def _adoptable_sockets(
-    state: MasterState | None, orders: TrialOrders | None
-) -> list[tuple[SocketName, int | None]]:
+def _adoptable_sockets(state: MasterState | None, orders: TrialOrders | None) -> list[Adoptable]:
     if state is not None:
-        return [(SocketName.of(fd), fd) for fd in state.listeners]
+        return [(state.name_of(fd), fd) for fd in state.listeners]
     if orders is not None:
         return [(name, None) for name in orders.inventory.sockets]
+    return []
+
+
+def _other_sockets(state: MasterState | None, orders: TrialOrders | None) -> list[Adoptable]:
+    if state is not None:
+        return [(state.name_of(fd), fd) for fd in state.others]
+    if orders is not None:
+        return [(name, None) for name in orders.inventory.others]
     return []
 
 
@@ -280,3 +324,13 @@ def _this_process() -> Process:
 
 process: Final = _this_process()
 """This process."""
+
+
+def on_trial() -> bool:
+    """Return whether this process only tries new code, while the pool that it would join serves.
+
+    A reload runs the program in a child first, up to ``serve_forever()``. What the child must not do
+    a second time beside the live process, such as to start a helper or to send a message, the
+    program leaves out there.
+    """
+    return process.is_trial

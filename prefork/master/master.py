@@ -164,7 +164,7 @@ class Master:
             self.pool,
             self._notifier,
             previous=previous,
-            metrics=self.metrics.address,
+            metrics=self.metrics.endpoint,
             state_to_hand_over=self._state_to_hand_over,
         )
         wakeup.register(self._poll)
@@ -403,12 +403,16 @@ class Master:
     def _state_to_hand_over(self) -> MasterState:
         """Return what the next image of this master needs to go on."""
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
+        holdings = self._reload.holdings
         return MasterState(
             format=FORMAT,
             pid=os.getpid(),
             pool=self.pool.handover_state(),
-            listeners=self._reload.adoptable,
-            kept=self._reload.kept,
+            listeners=holdings.adoptable,
+            kept=holdings.kept,
+            others=holdings.others,
+            socket_files=holdings.socket_files(),
+            metrics_dir=holdings.metrics_dir,
             wakeup=self._wakeup.fds,
             lost_time=self._clock.lost,
             floor=self._size.floor,

@@ -156,6 +156,11 @@ class MetricsProcess:
         )
 
     @property
+    def endpoint(self) -> Endpoint | None:
+        """What the metrics process answers on; None where there is none."""
+        return self._endpoint
+
+    @property
     def address(self) -> str | None:
         """Where the metrics process listens, with the real port; None where there is none."""
         return None if self._endpoint is None else self._endpoint.address

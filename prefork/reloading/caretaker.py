@@ -57,6 +57,7 @@ from prefork.host.handover import MasterState
 from prefork.host.notify import SOCKET, WATCHDOG, WATCHDOG_PID, Notifier
 from prefork.host.process import process
 from prefork.host.stopping import CONTROL_SIGNALS, STOPS, unattended
+from prefork.reloading import live_files
 from prefork.reloading.attempts import Act, decide, following, pause
 from prefork.reloading.exec import hand_over
 from prefork.reloading.load_limit import LoadLimit
@@ -106,6 +107,7 @@ def keep_workers_serving(what: str = "ended before it served") -> None:
         return
     status = 1
     try:
+        live_files.put_back()
         system.block(CONTROL_SIGNALS)
         for noted in unattended.take():
             system.send_to_self(noted)
@@ -370,7 +372,7 @@ class Caretaker:
 
     def _leave_nothing(self) -> None:
         """Remove the files of sockets, and the pid file."""
-        remove_paths(self._state.listeners)
+        remove_paths(self._state)
         with contextlib.suppress(OSError):
             process.end_handover()
         if (metrics := self._state.metrics) is not None:

@@ -33,16 +33,16 @@ import time
 from collections.abc import Callable
 
 from prefork.host.description import shown
-from prefork.host.handover import FORMAT, HandoverError, Inventory, MasterState
-from prefork.host.named_socket import SocketName
+from prefork.host.endpoint import Endpoint
+from prefork.host.handover import FORMAT, HandoverError, MasterState
 from prefork.host.notify import Notifier
 from prefork.host.process import process
 from prefork.reloading.exec import hand_over
+from prefork.reloading.holdings import Holdings
 from prefork.reloading.sockets import unclaimed_listeners
 from prefork.reloading.trial import Report, Trial, TrialError
 from prefork.workers import log
 from prefork.workers.errors import PreforkError
-from prefork.workers.files import identity_of
 from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import LAYOUT, PoolField
 from prefork.workers.spec import WorkerSpec
@@ -52,8 +52,8 @@ from prefork.workers.states import ReloadState
 class Reload:
     """The reloads of one master: the one that ends in this image, and those that begin in it.
 
-    previous: what an earlier image has left; None in the first one. metrics: the address of the
-    metrics process. state_to_hand_over: returns what this image leaves; called just before the
+    previous: what an earlier image has left; None in the first one. metrics: where the metrics
+    process answers. state_to_hand_over: returns what this image leaves; called just before the
     exec.
     """
 
@@ -64,14 +64,14 @@ class Reload:
         notifier: Notifier,
         *,
         previous: MasterState | None,
-        metrics: str | None,
+        metrics: Endpoint | None,
         state_to_hand_over: Callable[[], MasterState],
     ) -> None:
         self._spec = spec
         self._pool = pool
         self._notifier = notifier
         self._previous = previous
-        self._metrics = metrics
+        self.holdings = Holdings(spec, metrics)
         self._state_to_hand_over = state_to_hand_over
         self.wanted_by = "" if previous is None else previous.again
         """The signal that has asked for a reload which has not begun; "" for none."""
@@ -105,6 +105,7 @@ class Reload:
         """Forget a reload that is wanted or tried, because the pool stops."""
         self.wanted_by = ""
         self._end_trial()
+        process.end_takeover()
 
     # --- before the exec
 
@@ -128,7 +129,7 @@ class Reload:
         if reason := process.why_not_again():
             raise TrialError(reason)
         timeout = self._spec.settings.boot_timeout
-        self._trial = Trial(process.program, self._inventory(), now, timeout)
+        self._trial = Trial(process.program, self.holdings.inventory(), now, timeout)
         self._publish(ReloadState.TRYING)
 
     def _look_at(self, trial: Trial, now: float) -> bool:
@@ -156,30 +157,6 @@ class Reload:
         except Exception as error:  # noqa: BLE001 - it ends the reload, not the pool
             reason = getattr(error, "strerror", None) or error
             self._fail(f"the program cannot be executed again: {reason}")
-
-    # --- what is handed over
-
-    @property
-    def adoptable(self) -> tuple[int, ...]:
-        """The descriptors of the sockets that the next image's servers take by their address."""
-        kept = self.kept
-        listeners = self._spec.listeners
-        return tuple(one.fd for one in listeners if one.is_socket and one.fd not in kept)
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The descriptors of the sockets that the program knows by their number."""
-        inherited = {one.fd for one in self._spec.listeners if one.is_inherited}
-        return tuple(sorted(inherited.union(process.systemd_sockets.still_open())))
-
-    def _inventory(self) -> Inventory:
-        pidfile = process.pidfile
-        return Inventory(
-            sockets=tuple(SocketName.of(fd) for fd in self.adoptable),
-            kept=self.kept,
-            metrics=self._metrics,
-            pidfile=None if pidfile is None else identity_of(pidfile),
-        )
 
     # --- after the exec
 
@@ -256,7 +233,7 @@ class Reload:
 
     def _succeed(self) -> None:
         """End the reload: all workers are of the new generation."""
-        self.rolling = False
+        self._end_roll()
         generation, board = self._pool.generation, self._pool.board
         log.event(logging.INFO, "master", "reloaded", generation=generation)
         board.reload_report.write("")
@@ -267,7 +244,7 @@ class Reload:
 
     def _fail(self, reason: str, report: str = "") -> None:
         """End the reload: the workers that serve keep serving."""
-        self.rolling = False
+        self._end_roll()
         board = self._pool.board
         what = "reload failed, still serving the previous code"
         log.event(logging.ERROR, "master", what, reason=reason, report=report)
@@ -275,6 +252,10 @@ class Reload:
         self._publish(ReloadState.FAILED)
         board.count_pool(PoolField.RELOADS_FAILED)
         self._notifier.ready_as_before(f"the reload failed: {reason}")
+
+    def _end_roll(self) -> None:
+        self.rolling = False
+        process.end_takeover()
 
     def _publish(self, state: ReloadState) -> None:
         self._pool.board.set_pool(PoolField.RELOAD_STATE, state)

@@ -35,11 +35,12 @@ import contextlib
 import fcntl
 import functools
 import socket
-from collections.abc import Iterable
 from typing import Any
 
+from prefork.host.handover import MasterState
 from prefork.host.named_socket import SocketName
 from prefork.host.process import process
+from prefork.workers.files import Identity
 from prefork.workers.listener import STANDARD_BACKLOG, WAITING_ROOM, Listener
 
 
@@ -100,7 +101,9 @@ def _socket_for(name: SocketName, fd: int | None) -> socket.socket:
         stand_in = _StandIn(name.family, name.kind)
         stand_in.bound = name.sockname
         return stand_in
-    return _AdoptedSocket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    duplicate = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    process.release_claimed(fd)
+    return _AdoptedSocket(fileno=duplicate)
 
 
 class _Unclaimed:
@@ -118,15 +121,21 @@ class _Unclaimed:
 
 def unclaimed_listeners() -> list[Listener]:
     """Return the sockets of the previous image that no server has claimed; the second time none."""
-    # It has what a Listener needs of a server.
-    return [Listener(_Unclaimed(fd)) for fd in process.unclaimed()]  # type: ignore[arg-type]
+    return [_unclaimed(fd, name.file) for name, fd in process.unclaimed()]
 
 
-def remove_paths(fds: Iterable[int]) -> None:
+def remove_paths(state: MasterState) -> None:
     """Remove the files of Unix sockets that this process will not serve any more."""
-    for fd in fds:
+    for fd in state.listeners:
         with contextlib.suppress(OSError):  # new code may have closed it
-            Listener(_Unclaimed(fd)).remove_path()  # type: ignore[arg-type]
+            _unclaimed(fd, state.socket_files.get(fd)).remove_path()
+
+
+def _unclaimed(fd: int, file: Identity | None) -> Listener:
+    # It has what a Listener needs of a server.
+    listener = Listener(_Unclaimed(fd))  # type: ignore[arg-type]
+    listener.file = file  # by now the path may lead to the socket of a server of the new code
+    return listener
 
 
 def is_adopted(sock: Any) -> bool:

@@ -31,6 +31,7 @@ from prefork._version import __version__
 from prefork.host.description import shown
 from prefork.host.handover import FORMAT, TRIAL_VARIABLE, Inventory, TrialOrders
 from prefork.host.process import Program, process
+from prefork.reloading.binding import remove_made
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
 from prefork.workers.programs import Memory, start_program
@@ -45,7 +46,7 @@ LONGEST_REPORT: Final = 60_000
 """Bytes that are read of a trial's output, the last ones."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a trial that has reached ``serve_forever()`` reports of the new code.
 
     format: of ``MasterState``. scoreboard: its layout. version: of prefork. settings: as a user
@@ -119,6 +120,7 @@ def end_of_trial(settings: Settings) -> None:
         return
     report = Report(FORMAT, LAYOUT, __version__, shown(settings), process.is_child_of_program)
     os.write(process.trial.report_to, msgspec.json.encode(report))
+    remove_made()
     system.exit_now(0)
 
 

@@ -116,7 +116,7 @@ def test_socket_that_no_server_claims(
     host, port = listener.getsockname()
 
     assert process.claim(socket.AF_INET, socket.SOCK_STREAM, (host, port + 1)) is None
-    assert process.unclaimed() == [listener.fileno()]
+    assert [fd for _, fd in process.unclaimed()] == [listener.fileno()]
     assert process.claim(socket.AF_INET, socket.SOCK_STREAM, (host, port)) is None
 
 
@@ -127,6 +127,7 @@ def test_state_is_adopted_once(
     fd = os.dup(listener.fileno())
     process = Process(left_behind(listeners=(fd,)))
     process.claim(socket.AF_INET, socket.SOCK_STREAM, listener.getsockname())
+    process.release_claimed(fd)
     process.end_handover()
     process.end_handover()
 

@@ -1,0 +1,65 @@
+"""What this image of the master has that its next image takes over, and a trial leaves alone (master)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from prefork.host.endpoint import Endpoint
+from prefork.host.handover import Inventory
+from prefork.host.named_socket import SocketName
+from prefork.host.process import process
+from prefork.reloading.binding import bound_sockets
+from prefork.workers.files import Identity, identity_of
+from prefork.workers.spec import WorkerSpec
+
+
+class Holdings:
+    """The sockets of this process, and its files. metrics: where the metrics process answers."""
+
+    def __init__(self, spec: WorkerSpec, metrics: Endpoint | None) -> None:
+        self._listeners = spec.listeners
+        self._metrics = metrics
+        self.metrics_dir = spec.metrics_dir
+
+    @property
+    def adoptable(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that the next image's servers take by their address."""
+        kept = self.kept
+        return tuple(one.fd for one in self._listeners if one.is_socket and one.fd not in kept)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that the program knows by their number."""
+        inherited = {one.fd for one in self._listeners if one.is_inherited}
+        return tuple(sorted(inherited.union(process.systemd_sockets.still_open())))
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The descriptors of the sockets that the program has bound beside the pool."""
+        metrics = [] if self._metrics is None else [self._metrics.fd]
+        return tuple(bound_sockets([*self.adoptable, *self.kept, *metrics]))
+
+    def socket_files(self) -> dict[int, Identity]:
+        """Return the file of each Unix socket that is handed over, by descriptor."""
+        files = {one.fd: one.file for one in self._listeners}
+        files.update((fd, SocketName.of(fd).file) for fd in self.others)
+        return {fd: file for fd, file in files.items() if file is not None}
+
+    def inventory(self) -> Inventory:
+        """Return all of it by name, for a trial."""
+        files = self.socket_files()
+        pidfile = None if process.pidfile is None else identity_of(process.pidfile)
+        more = [pidfile, None if self._metrics is None else self._metrics.file]
+        return Inventory(
+            sockets=tuple(_name_of(fd, files) for fd in self.adoptable),
+            kept=self.kept,
+            metrics=None if self._metrics is None else self._metrics.address,
+            pidfile=pidfile,
+            others=tuple(_name_of(fd, files) for fd in self.others),
+            files=(*files.values(), *(one for one in more if one is not None)),
+            metrics_dir=self.metrics_dir,
+        )
+
+
+def _name_of(fd: int, files: dict[int, Identity]) -> SocketName:
+    return msgspec.structs.replace(SocketName.of(fd), file=files.get(fd))
