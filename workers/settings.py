@@ -5,6 +5,7 @@ the sentence of the help, and the values that are allowed. Nothing else in the p
 settings: the command line, the documents and the layers (workers/layers.py) go through ``ROWS``.
 """
 
+import contextlib
 import grp
 import pwd
 from collections.abc import Callable, Mapping
@@ -627,7 +628,17 @@ class Row(msgspec.Struct, frozen=True):
         try:
             return msgspec.convert(self.about.read(raw), self.type, strict=not text)
         except ValueError:  # a ValidationError of msgspec is a ValueError, too
-            raise SettingsError(self.key, raw, source, self.about.allowed) from None
+            quotes = "" if text or not self._reads_as_text(raw) else ", without quotes"
+            raise SettingsError(self.key, raw, source, self.about.allowed + quotes) from None
+
+    def _reads_as_text(self, raw: object) -> bool:
+        """Return whether a text that is refused would be right as a flag: ``"4"`` is no number in a file."""
+        if not isinstance(raw, str):
+            return False
+        with contextlib.suppress(ValueError):
+            msgspec.convert(self.about.read(raw), self.type, strict=False)
+            return True
+        return False
 
     def shown(self, value: object) -> str:
         """Return a value of this setting as text which reads as the same value; ``-`` for None."""

@@ -5,7 +5,8 @@ attributes of the target, default of the command line, default.
 
 One file is read. ``--config FILE`` names it, or ``PREFORK_CONFIG``. Without both the file is
 ``prefork.toml`` in the working directory, or the table ``[tool.prefork]`` of ``pyproject.toml``
-where there is no ``prefork.toml``. In ``prefork.toml`` the settings are top-level keys.
+where there is no ``prefork.toml``. In ``prefork.toml`` the settings are top-level keys. The file can also
+name what is served, by the keys ``target`` and ``factory``, which are no settings.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import Layer
@@ -33,18 +36,28 @@ has no such default, because it cannot know whether a program's handlers can bea
 """
 
 
-def layers(
-    flags: Mapping[str, object], environ: Mapping[str, str], config: str | None
-) -> list[Layer]:
+class File(msgspec.Struct, frozen=True):
+    """What the one file says.
+
+    name: for messages; "" where there is no file. settings: key to raw value, not checked yet. target,
+    factory: what is served, and whether a function returns it; None and False where the file has nothing.
+    """
+
+    name: str = ""
+    settings: Mapping[str, Any] = {}
+    target: str | None = None
+    factory: bool = False
+
+
+def layers(flags: Mapping[str, object], environ: Mapping[str, str], file: File) -> list[Layer]:
     """Return what flags, environment and file set, weakest first. The values are not checked yet.
 
-    flags: key to raw value, None or () for a flag that was not given. config: the value of
-    ``--config``. The caller puts OWN_DEFAULTS and the attributes of the target below these layers.
-    SettingsError: the file cannot be read or is not TOML.
+    flags: key to raw value, None or () for a flag that was not given. The caller puts OWN_DEFAULTS and the
+    attributes of the target below these layers.
     """
     given = {key: raw for key, raw in flags.items() if raw is not None and raw != ()}
     return [
-        _file_layer(config, environ),
+        Layer(file.settings, lambda _key: file.name),
         _environment_layer(environ, {"workers": "WEB_CONCURRENCY"}),
         _environment_layer(environ, {row.key: row.variable for row in ROWS.values()}),
         Layer(given, lambda key: f"flag {ROWS[key].flag}", text=True),
@@ -70,7 +83,11 @@ def _environment_layer(environ: Mapping[str, str], names: Mapping[str, str]) -> 
     return Layer(values, lambda key: f"environment {names[key]}", text=True)
 
 
-def _file_layer(config: str | None, environ: Mapping[str, str]) -> Layer:
+def read_file(config: str | None, environ: Mapping[str, str]) -> File:
+    """Read the file. config: the value of ``--config``.
+
+    SettingsError: the file cannot be read, is not TOML, or its ``target`` or ``factory`` is of another type.
+    """
     if config is not None:
         return _read(Path(config), "flag --config")
     if environ.get(CONFIG_VARIABLE):
@@ -79,7 +96,7 @@ def _file_layer(config: str | None, environ: Mapping[str, str]) -> Layer:
         return _read(Path("prefork.toml"), "working directory")
     if _is_here(_PYPROJECT):
         return _read(Path(_PYPROJECT), "working directory", must_have_table=False)
-    return Layer({}, str)
+    return File()
 
 
 def _is_here(name: str) -> bool:
@@ -99,7 +116,7 @@ def files(config: str | None, environ: Mapping[str, str]) -> list[str]:
     return [given] if given else ["prefork.toml", _PYPROJECT]
 
 
-def _read(path: Path, source: str, *, must_have_table: bool = True) -> Layer:
+def _read(path: Path, source: str, *, must_have_table: bool = True) -> File:
     content: object = _parse(path, source)
     name = str(path)
     if path.name == _PYPROJECT:
@@ -114,7 +131,15 @@ def _read(path: Path, source: str, *, must_have_table: bool = True) -> Layer:
             source,
             "the file has no table [tool.prefork]; add one, or name another file",
         )
-    return Layer(content, lambda _key: name)
+    if isinstance(content.get("prefork"), dict):
+        reason = f"in {name} the settings stand at the top level; remove the line [prefork]"
+        raise SettingsError("prefork", content["prefork"], name, reason)
+    target, factory = content.pop("target", None), content.pop("factory", False)
+    if not isinstance(target, str | None):
+        raise SettingsError("target", target, name, 'it must be text, such as "app:Handler"')
+    if not isinstance(factory, bool):
+        raise SettingsError("factory", factory, name, "it must be true or false, without quotes")
+    return File(name, content, target, factory)
 
 
 def _parse(path: Path, source: str) -> dict[str, Any]:

@@ -559,12 +559,14 @@ def test_check_says_ok_and_binds_nothing(command: Callable[..., Program], tmp_pa
             assert outcome(program) == (0, "")
 
 
-def test_check_tells_what_would_be_served(tmp_path: Path) -> None:
-    """``check`` prints one line about what would be served."""
+@pytest.mark.parametrize("target", [[ECHO], []], ids=["named", "in the file"])
+def test_check_tells_what_would_be_served(tmp_path: Path, target: list[str]) -> None:
+    """``check`` prints one line about what would be served, whether TARGET is named or in the settings file."""
     from tests.support.server import environment
 
+    (tmp_path / "prefork.toml").write_text(f'target = "{ECHO}"\n')
     done = subprocess.run(
-        [sys.executable, "-m", "prefork", "check", ECHO, "-b", ":80", "-b", "unix:/x y", "-w2"],
+        [sys.executable, "-m", "prefork", "check", "-b", ":80", "-b", "unix:/x y", "-w2", *target],
         cwd=tmp_path,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -730,17 +732,17 @@ def test_check_of_an_application_that_hangs(
 
 
 def test_folder_and_variables(command: Callable[..., Program], tmp_path: Path) -> None:
-    """--chdir and --env-file count before settings and application are read, and over a reload."""
+    """--chdir, --env-file and the file's target count before anything is loaded, and over a reload."""
     (tmp_path / "there").mkdir()
     write(
         tmp_path / "there",
         "tell('imported', [os.getcwd(), os.environ['WORD'], os.environ['KEPT']])",
     )
-    (tmp_path / "there" / "prefork.toml").write_text("workers = 1\n")
+    (tmp_path / "there" / "prefork.toml").write_text('target = "app:Echo"\nworkers = 1\n')
     (tmp_path / "there" / "env").write_text(
         "# a comment\nWORD='one two'\nexport KEPT=no\nPREFORK_NAME=shop\n"
     )
-    flags = ["app:Echo", "-b", "127.0.0.1:0", "--chdir", "there", "--env-file", "env"]
+    flags = ["-b", "127.0.0.1:0", "--chdir", "there", "--env-file", "env"]
     program = command(*flags, environ={"KEPT": "yes"})
     wait_until(lambda: re.search(r"master pid=\d+ ready workers=1", program.log), "a pool")
     told = [str(tmp_path / "there"), "one two", "yes"]

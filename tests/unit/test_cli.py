@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +33,6 @@ from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 APPLICATION = """
 import prefork
@@ -282,6 +282,24 @@ def test_exit_codes(
 # --- config
 
 
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_target_is_missing(run: Callable[..., Any], command: str) -> None:
+    """Without TARGET, and without one in the settings file, the message names both places."""
+    status, _, err = run(command)
+    assert status == 2
+    assert "name it here, such as app:Handler, or as target in prefork.toml" in err
+    assert f"Try 'prefork {command} --help'" in err
+
+
+def test_config_keeps_the_target_of_the_file(run: Callable[..., Any]) -> None:
+    """The output of ``prefork config`` can be saved as prefork.toml, with what the file serves."""
+    Path("prefork.toml").write_text('target = "application:make"\nfactory = true\nworkers = 3\n')
+    status, out, _ = run("config")
+    read = tomllib.loads(out)
+    assert (status, read["target"], read["factory"]) == (0, "application:make", True)
+    assert read["workers"] == 3
+
+
 def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
     """``prefork config --example`` has each setting with its sentence, and is TOML once it is uncommented."""
     status, out, _ = run("config", "--example")
@@ -294,7 +312,8 @@ def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
         "retry",
         ["127.0.0.1:8000"],
     )
-    assert list(read) == [key for keys in SECTIONS.values() for key in keys]
+    keys = [key for keys in SECTIONS.values() for key in keys]
+    assert list(read) == ["target", "factory", *keys]
     for row in ROWS.values():
         assert row.about.help in out.replace("\n# ", " ")
 

@@ -93,6 +93,7 @@ def test_file_of_settings_is_valid() -> None:
     text = (HOME / "docs" / "SETTINGS.md").read_text(encoding="utf-8")
     (file,) = re.findall(r"^```toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     shown = tomllib.loads(file)
+    assert shown.pop("target") == "app:Handler"
 
     values, _ = merge([Layer(shown, str)])
 

@@ -154,6 +154,16 @@ def test_text_is_a_number_only_where_everything_is_text() -> None:
     assert refusal(max_children=True).value is True
 
 
+@pytest.mark.parametrize(
+    ("raw", "hint"), [("4", True), ("many", False), (-4, False), ("99999999", False)]
+)
+def test_number_in_quotes_is_recognised(raw: object, hint: bool) -> None:
+    """A number that is text in a file is refused with the remedy; what is no number at all is not."""
+    with pytest.raises(SettingsError) as caught:
+        ROWS["max_requests" if raw != "99999999" else "max_children"].converted(raw, "prefork.toml")
+    assert caught.value.allowed.endswith(", without quotes") is hint
+
+
 @pytest.mark.parametrize("raw", ["a:1 b:2", "a:1,b:2", "a:1, b:2", ["a:1", "b:2"]])
 def test_several_addresses_stand_in_one_text(raw: object) -> None:
     """An environment variable or a file may list addresses; addresses themselves are read later."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.cli.sources import layers, misspelt
+from prefork.cli.sources import layers, misspelt, read_file
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import Resolved, resolve
 
@@ -25,7 +25,7 @@ def resolved(
     environ: dict[str, str] | None = None, config: str | None = None, **flags: Any
 ) -> Resolved:
     """Resolve the settings of these sources."""
-    return resolve(layers(flags, environ or {}, config))
+    return resolve(layers(flags, environ or {}, read_file(config, environ or {})))
 
 
 def workers(*arguments: Any, **flags: Any) -> tuple[int, str]:
@@ -112,13 +112,40 @@ def test_files_that_cannot_be(folder: Path, reason: str, name: str, content: str
     assert reason in caught.value.allowed
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("prefork.toml", ""), ("pyproject.toml", "[tool.prefork]\n")]
+)
+def test_file_names_the_target(folder: Path, name: str, head: str) -> None:
+    """The file may say what is served and whether a function returns it; both are no settings."""
+    (folder / name).write_text(f'{head}target = "app:make"\nfactory = true\nworkers = 3\n')
+    found = read_file(None, {})
+    assert (found.target, found.factory) == ("app:make", True)
+    assert workers({})[0] == 3
+    (folder / name).write_text(f"{head}workers = 3\n")
+    assert (read_file(None, {}).target, read_file(None, {}).factory) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("target = 3", 'it must be text, such as "app:Handler"'),
+        ('factory = "yes"', "true or false"),
+    ],
+)
+def test_target_of_another_type_is_refused(folder: Path, content: str, words: str) -> None:
+    """A target that is no text, and a factory that is neither true nor false, are refused with the file."""
+    (folder / "prefork.toml").write_text(content)
+    with pytest.raises(SettingsError, match=rf"from prefork\.toml.*{words}"):
+        read_file(None, {})
+
+
 def test_unknown_keys_of_a_file(folder: Path) -> None:
     """The error for an unknown key names the file and the nearest setting."""
     (folder / "prefork.toml").write_text("max_childen = 3\n")
     with pytest.raises(SettingsError, match=r"prefork\.toml.*did you mean max_children\?"):
         resolved()
     (folder / "prefork.toml").write_text("[prefork]\nworkers = 3\n")
-    with pytest.raises(SettingsError, match="there is no such setting"):
+    with pytest.raises(SettingsError, match=r"stand at the top level; remove the line \[prefork\]"):
         resolved()
 
 

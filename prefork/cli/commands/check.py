@@ -26,7 +26,7 @@ from prefork.host.stopping import StoppedEarly, stops_unwind
 
 
 @click.command("check", short_help="Check settings and TARGET without serving.", epilog=SAME_FLAGS)
-@click.argument("target")
+@click.argument("target", required=False)
 @factory_option
 @watch_option
 @click.option("--verdict-to", type=int, hidden=True, help="Load here and write the verdict there.")
@@ -35,7 +35,7 @@ from prefork.host.stopping import StoppedEarly, stops_unwind
 def command(
     ctx: click.Context,
     /,
-    target: str,
+    target: str | None,
     config: str | None,
     verdict_to: int | None,
     *,
@@ -51,6 +51,7 @@ def command(
     application cannot be loaded.
     """
     given = read_settings(flags, config)
+    target, factory = given.what_to_serve(target, factory=factory)
     refuse_before_loading(given)
     if verdict_to is None:
         for text in misspelt_variables():
@@ -87,4 +88,5 @@ def _arguments_of(ctx: click.Context) -> list[str]:
             continue
         for value in given if isinstance(given, tuple) else [given]:
             again += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
-    return [*again, "--", str(ctx.params["target"])]
+    target = ctx.params["target"]
+    return again if target is None else [*again, "--", str(target)]

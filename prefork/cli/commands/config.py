@@ -19,6 +19,7 @@ from prefork.cli.commands.loading import (
     spare_the_metrics_directory,
 )
 from prefork.cli.commands.options import SAME_FLAGS, SECTIONS, factory_option, setting_options
+from prefork.cli.sources import File
 from prefork.workers.layers import Resolved
 from prefork.workers.settings import AUTO, ROWS, Row
 
@@ -57,13 +58,17 @@ def command(
         spare_the_metrics_directory()
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the TOML
             resolved, _ = load_and_plan(target, given.layers, factory=factory)
-    click.echo(_as_json(resolved) if as_json else _as_toml(resolved))
+    click.echo(_as_json(resolved) if as_json else _as_toml(resolved, given.file))
     return ExitCode.OK
 
 
 def _example() -> str:
     """Return a file in which each setting stands as a comment, with its sentence and its default."""
-    lines = ["# prefork.toml: remove the first # of a line to set something.", ""]
+    lines = [
+        *("# prefork.toml: remove the first # of a line to set something.", ""),
+        "# What is served: module:attribute or file.py:attribute. With factory = true it is a function that",
+        *("# returns what is served.", '#target = "app:Handler"', "#factory = false", ""),
+    ]
     for title, keys in SECTIONS.items():
         lines += [f"# --- {title}", ""]
         for row in (ROWS[key] for key in keys):
@@ -74,8 +79,12 @@ def _example() -> str:
     return "\n".join(lines)
 
 
-def _as_toml(resolved: Resolved) -> str:
+def _as_toml(resolved: Resolved, file: File) -> str:
     lines = []
+    if file.target is not None:
+        lines.append(f"{f'target = {json.dumps(file.target)}':<40}  # {file.name}")
+    if file.factory:
+        lines.append(f"{'factory = true':<40}  # {file.name}")
     for row in ROWS.values():
         value = getattr(resolved.settings, row.key)
         entry = f"# {row.key} =" if value is None else f"{row.key} = {_toml_value(row, value)}"

@@ -6,6 +6,7 @@ import os
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
 
 from prefork.cli import sources
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 class SettingsSoFar(msgspec.Struct, frozen=True):
     """The settings before the target is loaded: what flags, environment and file say.
 
-    layers: weakest first. values, origins: by key; each value is checked on its own.
+    layers: weakest first. values, origins: by key; each value is checked on its own. file: the settings file,
+    which may name the target.
     """
 
+    file: sources.File
     layers: list[Layer]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
@@ -40,6 +43,20 @@ class SettingsSoFar(msgspec.Struct, frozen=True):
         """Return the value of a setting, the default where neither flag, environment nor file has one."""
         return self.values.get(key, ROWS[key].default)
 
+    def what_to_serve(self, target: str | None, *, factory: bool) -> tuple[str, bool]:
+        """Return the target, and whether it is a factory. The command line is stronger than the file.
+
+        target, factory: of the command line. UsageError: neither names a target.
+        """
+        if target is not None:
+            return target, factory
+        if self.file.target is None:
+            raise click.UsageError(
+                "Missing argument 'TARGET': name it here, such as app:Handler, or as target in prefork.toml.",
+                click.get_current_context(silent=True),
+            )
+        return self.file.target, factory or self.file.factory
+
 
 def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSoFar:
     """Return the settings of flags, environment and file.
@@ -47,11 +64,12 @@ def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSo
     flags: key to raw value. config: the value of ``--config``. SettingsError: a value is wrong. The
     application is not imported before its settings are known to be right.
     """
-    layers = sources.layers(flags, os.environ, config)
+    file = sources.read_file(config, os.environ)
+    layers = sources.layers(flags, os.environ, file)
     values, origins = merge(layers)
     for text in values.get("bind", ()):
         Address.parse(text, origins["bind"])
-    return SettingsSoFar(layers, values, origins)
+    return SettingsSoFar(file, layers, values, origins)
 
 
 def refuse_before_loading(given: SettingsSoFar) -> None:

@@ -62,16 +62,18 @@ address cannot be bound, 5 for a crash loop, and 1 for any other failure.
     short_help="Serve TARGET until TERM or Ctrl-C.",
     epilog=EXAMPLES,
 )
-@click.argument("target")
+@click.argument("target", required=False)
 @factory_option
 @watch_option
 @setting_options()
-def command(target: str, config: str | None, *, factory: bool, watch: bool, **flags: object) -> int:
+def command(
+    target: str | None, config: str | None, *, factory: bool, watch: bool, **flags: object
+) -> int:
     """Serve TARGET until TERM or Ctrl-C.
 
     TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
     class or a server instance. With --factory it is a function that returns one of these, or
-    several instances.
+    several instances. Without TARGET the settings file names it, as target = "app:Handler".
 
     Each setting can also be given by an environment variable, such as PREFORK_MAX_CHILDREN, by a
     TOML file, or by a class attribute of the server. 'prefork config' prints every value and where
@@ -80,6 +82,7 @@ def command(target: str, config: str | None, *, factory: bool, watch: bool, **fl
     Durations are written as 30s, 500ms or 5m, sizes as 256M or 2G.
     """
     given = read_settings(flags, config)
+    target, factory = given.what_to_serve(target, factory=factory)
     log = logs.set_up(given.value("log_level"), given.value("log_format"))
     if (path := given.value("log_config")) is not None:
         logs.set_up_from(path, given.origins["log_config"])
