@@ -108,6 +108,21 @@ def close(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
+def open_anew(fd: int, flags: int) -> None:
+    """Give a descriptor of a pipe or terminal an open file description of its own (child, after a fork).
+
+    A fork shares open file descriptions, and O_NONBLOCK is a flag of these. If one process could make
+    the descriptor of another one blocking, that other one would wait in a write without end. Where
+    the kernel refuses (no ``/proc``, no descriptor left), the description stays shared.
+    """
+    with contextlib.suppress(OSError):
+        own = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.dup2(own, fd, inheritable=False)
+        finally:
+            os.close(own)
+
+
 def _let_go_in_child() -> None:
     failure: Exception | None = None
     try:

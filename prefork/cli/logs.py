@@ -22,6 +22,7 @@ from pathlib import Path
 
 from prefork.cli.log_lines import FORMATTERS, LineFormatter, TextFormatter
 from prefork.cli.sinks import ATOMIC, sink_for
+from prefork.workers import forks
 from prefork.workers.errors import SettingsError
 
 
@@ -42,6 +43,7 @@ class NonBlockingHandler(logging.Handler):
         self.lines: LineFormatter = formatter if formatter is not None else TextFormatter()
         self.lost = 0
         self._sink = sink_for(fd)
+        self._on_list = forks.add(self._part_in_child, every_time=True)
         self._why = ""
         self._rest = b""
         self._pid = os.getpid()
@@ -64,11 +66,16 @@ class NonBlockingHandler(logging.Handler):
 
     def close(self) -> None:
         """Close the handler's own descriptor. Standard error stays open."""
+        forks.remove(self._on_list)
         if self._sink is not None:
             with contextlib.suppress(OSError):
                 self._sink.close()
             self._sink = None
         super().close()
+
+    def _part_in_child(self) -> None:
+        if self._sink is not None:
+            self._sink.part()
 
     @property
     def _limit(self) -> int:

@@ -17,11 +17,15 @@ import stat
 from typing import Final
 
 from prefork.cli.log_lines import LONGEST
+from prefork.workers import forks
 
 ATOMIC: Final = select.PIPE_BUF
 """Bytes that a pipe takes as a whole or not at all (pipe(7)), so that lines of several workers
 never mix.
 """
+
+
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY
 
 
 class Sink:
@@ -43,9 +47,20 @@ class Sink:
         """
         return os.write(self.fd, data)
 
+    def part(self) -> None:
+        """Share no open file description with the parent any more (child, just after the fork)."""
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)
+
+
+class OwnSink(Sink):
+    """A pipe or terminal that was opened anew, so that O_NONBLOCK is set for this process alone."""
+
+    def part(self) -> None:
+        """Open it once more: a worker must not be able to make the master's description blocking."""
+        forks.open_anew(self.fd, _FLAGS)
 
 
 class FileSink(Sink):
@@ -105,8 +120,7 @@ def sink_for(fd: int) -> Sink | None:
 
 
 def _reopened(fd: int) -> Sink:
-    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        return Sink(os.open(f"/proc/self/fd/{fd}", flags))
+        return OwnSink(os.open(f"/proc/self/fd/{fd}", _FLAGS | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
         return PolledSink(os.dup(fd))

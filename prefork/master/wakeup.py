@@ -12,9 +12,10 @@ The workers' pipe
     a handler has called ``shutdown()``, which is the one order that a program can give from a
     worker. A byte that looks like the number of a signal means nothing here.
 
-A worker can do more than write. All workers and the master share one open file description of the
-write end, and with it the flag O_NONBLOCK. So the master never writes to this pipe, and whatever
-the flag is, the master never waits here. The read end has a description of its own, which no worker
+A worker can do more than write: it can make its descriptor blocking and keep the pipe full. O_NONBLOCK
+is a flag of the open file description, so each worker opens the write end anew as it begins, and no
+sibling waits. Where that is impossible, a worker shares the master's description. So the master never
+writes to this pipe, and whatever the flag is, the master never waits here. The read end has a description of its own, which no worker
 has. The master keeps a write end itself, so workers that close theirs cause no end of file.
 
 A worker can also keep the pipe full. Each wake-up is a tick of the master, and ticks without a pause

@@ -512,6 +512,28 @@ def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) 
     assert "master stopped" in said
 
 
+def test_worker_that_has_its_log_block(command: Callable[..., Program], tmp_path: Path) -> None:
+    """A worker that makes its descriptor of a full log blocking holds up neither the master nor another worker."""
+    reader, writer = os.pipe()
+    address = str(tmp_path / "socket")
+    hostile = "__import__('tests.support.hostile', fromlist=['each'])"
+    try:
+        program = command("run", RUN, "-b", "unix:socket", "-w", "2", stderr=writer)
+        wait_until(lambda: listens(tmp_path / "socket"), "a server that listens")
+        answer = ask(address, f"{hostile}.fill_pipes(self, b'x' * 4096, blocking=True)")
+        victim = int(answer.split()[0])
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(program.workers() - {victim}) == 2, "another worker")
+        for _ in range(6):
+            assert ask(address, "logging.getLogger().error('x')")
+        watch = Stopwatch()
+        assert program.stop() == 0
+        assert watch.seconds < 2
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_closed_standard_streams(command: Callable[..., Program], tmp_path: Path) -> None:
     """With standard streams closed, neither listener nor scoreboard gets one of their numbers."""
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]

@@ -120,6 +120,23 @@ def test_full_pipes_keep_no_order_from_the_master(
     assert program.stop() == 0
 
 
+def test_full_pipe_to_the_master_holds_up_no_sibling(start: Callable[..., Program]) -> None:
+    """A worker that fills the pipe to the master, and sets it blocking, has no other worker wait, though nobody reads."""
+    program = start(attacked(min_spare=1, max_children=2 * WORKERS))
+    address = program.address()
+    program.wait_workers(WORKERS)
+    with board_of(program.pid) as board:
+        wait_until(lambda: board.pool(PoolField.WATCH) == 1, "workers that call the master")
+    program.signal(signal.SIGSTOP)
+    answer = ask(address, "fill_pipes(self, b'x' * 4096, blocking=True)")
+    os.kill(int(answer.split()[0]), signal.SIGKILL)
+    for _ in range(2 * WORKERS):
+        assert ask(address, "1 + 1").endswith(" 2")
+    program.signal(signal.SIGCONT)
+    program.wait_workers(WORKERS)
+    assert program.stop() == 0
+
+
 # --- words about siblings
 
 FULL = 2**63 - 1

@@ -727,6 +727,20 @@ MASTER = (
         "tests/unit/test_survey.py",
     ),
     Mutant(
+        "a worker cannot make the master's descriptor of the log blocking",
+        "prefork/cli/sinks.py",
+        "        forks.open_anew(self.fd, _FLAGS)",
+        "        pass",
+        "tests/live/test_cli.py -k has_its_log_block",
+    ),
+    Mutant(
+        "a worker cannot make a sibling's descriptor of the pipe to the master blocking",
+        "workers/worker/life.py",
+        "    forks.open_anew(spec.wake, os.O_WRONLY)\n",
+        "",
+        "tests/live/test_trust.py -k no_sibling",
+    ),
+    Mutant(
         "only the process that holds the proof is the master of a scoreboard",
         "prefork/inspect/survey.py",
         "1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)",

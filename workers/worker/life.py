@@ -5,7 +5,8 @@ blocked. It becomes a worker in steps whose order matters (``_boot``):
 
 1. It takes the master's wake-up descriptor off the signal machinery. Until then a signal that the
    worker gets would be noted in the master's pipe, as if the master had got it.
-2. It sheds what is not its own: the pipes of its siblings and everything of other pools. The
+2. It opens the pipe to the master anew, so that no sibling can make its descriptor blocking, and
+   sheds what is not its own: the pipes of its siblings and everything of other pools. The
    master's own descriptors are closed by now (workers/forks.py). No code of the program has run
    yet, so no handler can find them.
 3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the
@@ -105,6 +106,7 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     spec, link, pipes = prepared.spec, prepared.link, prepared.pipes
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(-1)  # the program's own, where the pool is served in a thread
+    forks.open_anew(spec.wake, os.O_WRONLY)
     link.shed(prepared.slot)
     os.close(pipes.wake_write)
     control = Control(link.master_pid, link.life, pipes.wake_read, wakeup_read)
