@@ -544,7 +544,6 @@ class Settings(
             log_config: str | None = None,
             pidfile: str | None = None,
         ) -> None: ...
-
         # </constructor>
 
     def __post_init__(self) -> None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from docs import tables
+from docs import manual, tables
 from prefork.cli.command_line import commands
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.workers.layers import Layer, merge
+from prefork.workers.settings import ROWS
 
 pytestmark = pytest.mark.once  # documents
 
@@ -38,6 +42,9 @@ CODE = {
     ("workers/settings.py", "constructor"): tables.constructor,
 }
 """File and name of each pair of comments ``# <name> …``, ``# </name>`` in the code, and what stands between."""
+
+
+MAN_PAGE = HOME / "docs" / "prefork.1"
 
 
 def between(name: str) -> re.Pattern[str]:
@@ -65,6 +72,32 @@ def test_generated_code_is_current(file: str, name: str) -> None:
     found = code_between(name).findall((HOME / file).read_text(encoding="utf-8"))
 
     assert [part.strip() for _, part, _ in found] == [CODE[file, name]().strip()], "run make docs"
+
+
+def test_man_page_is_current() -> None:
+    """The man page is the one that the commands and the table of settings give; make docs writes it."""
+    assert MAN_PAGE.read_text(encoding="utf-8") == manual.man_page(), "run make docs"
+
+
+def test_man_page_has_every_command_flag_and_exit_status() -> None:
+    """No command, flag of a setting, signal or exit code is missing from the man page."""
+    page = manual.man_page().replace("\\-", "-")
+    flags = [row.flag for row in ROWS.values()]
+    for word in (*commands.commands, *flags, *(str(int(code)) for code in ExitCode)):
+        assert re.search(rf"\\fB(-\w, )?{re.escape(word)}[ \\]", page), word
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_man_page_is_good_roff() -> None:
+    """Groff formats the man page without a warning."""
+    done = subprocess.run(
+        ["groff", "-man", "-ww", "-z", "-Tutf8", MAN_PAGE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(HOME)))
@@ -224,7 +257,8 @@ def test_map_is_complete() -> None:
 
 
 def write_tables() -> None:
-    """Bring the documents' tables up to date."""
+    """Bring the man page and the documents' tables up to date."""
+    MAN_PAGE.write_text(manual.man_page(), encoding="utf-8")
     for (document, name), table in TABLES.items():
         path = HOME / document
         content = f"\n{table().strip()}\n\n"

@@ -46,6 +46,13 @@ def test_files_beside_the_code_are_in_the_wheel() -> None:
     assert {name for name in found if "egg-info" not in name} == named
 
 
+def test_man_page_is_in_the_wheel() -> None:
+    """A wheel installs the man page where ``man`` looks for it beside the program."""
+    listed = project()["tool"]["setuptools"]["data-files"]
+    assert listed == {"share/man/man1": ["docs/prefork.1"]}
+    assert (HOME / "docs" / "prefork.1").is_file()
+
+
 def test_source_distribution_has_what_the_tests_need() -> None:
     """MANIFEST.in names each folder of the checkout that is no package and not hidden."""
     lines = (HOME / "MANIFEST.in").read_text(encoding="utf-8").splitlines()

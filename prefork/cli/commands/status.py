@@ -27,8 +27,8 @@ def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
 
     NAME or PID says which pool. Neither is needed where only one pool of this user runs.
 
-    The exit code is 0 if the pool is ready for traffic. It is 1 if the pool is not ready, if its
-    master hangs, or if there is no such pool.
+    The exit code is 0 if the pool is ready for traffic, 1 if the pool is not ready or its master
+    hangs, and 2 if no pool or several pools match.
     """
     with find_pool(pool, name) as found:
         status = found.status()
