@@ -30,6 +30,7 @@ from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.files import has_proc
+from prefork.workers.kernel import refuse_without_calls
 from prefork.workers.listener import Listener
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
@@ -243,6 +244,7 @@ def _serve_with_pool(
     call_hook: Callable[..., bool],
 ) -> None:
     """Serve with a pool of workers. Signals are handled from the first step to the last one."""
+    refuse_without_calls()
     previous = process.handover
     wakeup = Wakeup(None if previous is None else previous.wakeup)
     signals = SignalCounts()

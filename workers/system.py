@@ -398,6 +398,17 @@ def signal_held(pidfd: int, number: signal.Signals) -> None:
     signal.pidfd_send_signal(pidfd, number)
 
 
+def probe_signal(pidfd: int) -> None:
+    """Try to signal a process, and send nothing; OSError where that is refused."""
+    signal.pidfd_send_signal(pidfd, 0)
+
+
+def probe_wait(pidfd: int) -> None:
+    """Try to wait for a process that is no child of this one; OSError where the wait is refused."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
 def set_handlers(handlers: dict[int, Callable[[int, Any], object] | int]) -> None:
     """Install signal handlers (main thread; a worker, or another child)."""
     # Through the C function: the wrapper in ``signal`` looks up an enum member for every number,

@@ -1367,6 +1367,16 @@ RELOAD_PLACES = (
     ),
 )
 
+SANDBOX = (
+    Mutant(
+        "a call that is forbidden for good fails the start",
+        "workers/kernel.py",
+        "if error.errno in _REFUSALS:",
+        "if False:",
+        "tests/live/test_sandbox.py -k forbidden",
+    ),
+)
+
 NEWCOMERS = (
     Mutant(
         "a pool has a waiting room where its class has not asked for one",
@@ -1435,6 +1445,7 @@ MUTANTS = (
     *TOTALS,
     *RELOAD,
     *RELOAD_PLACES,
+    *SANDBOX,
     *NEWCOMERS,
     *TRUST,
     *SINGLE,

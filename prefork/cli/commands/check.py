@@ -23,6 +23,7 @@ from prefork.cli.commands.options import (
     watch_option,
 )
 from prefork.host.stopping import StoppedEarly, stops_unwind
+from prefork.workers.kernel import refuse_without_calls
 
 
 @click.command("check", short_help="Check settings and TARGET without serving.", epilog=SAME_FLAGS)
@@ -71,6 +72,7 @@ def command(
 def _check_in_child(arguments: list[str], limit: float) -> int:
     try:
         with stops_unwind():  # so that the child is ended, too
+            refuse_without_calls()  # to start the child takes the same ones
             status, verdict = check_child.run(["check", *arguments], limit)
     except StoppedEarly:
         return ExitCode.INTERRUPTED

@@ -19,6 +19,7 @@ from prefork.host.process import process
 from prefork.metrics import slots
 from prefork.usable import refuse_unusable
 from prefork.workers.errors import SettingsError
+from prefork.workers.kernel import refuse_without_calls
 from prefork.workers.layers import DEFAULT, Layer, Resolved, attributes_layer, merge, resolve
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import ROWS
@@ -85,12 +86,13 @@ def refuse_before_binding(resolved: Resolved, *, watch: bool) -> None:
 
     Both commands call this function, so ``check`` finds whatever ``run`` would refuse before it
     binds anything. SettingsError: a value cannot be used. BootError: the application has started
-    threads, and ``fork_check`` refuses them.
+    threads, and ``fork_check`` refuses them. PreforkError: the kernel refuses what a pool needs.
     """
     _refuse(msgspec.structs.asdict(resolved.settings), resolved.origins)
     if watch:
         refuse_where_impossible(resolved.settings.workers)
     if resolved.settings.workers:
+        refuse_without_calls()
         refuse_threads(resolved.settings)
 
 
