@@ -18,6 +18,8 @@ Servers:
     serve(): serve several servers with one pool
 
 Who may connect (docs/EDGE.md):
+    ProxyProtocolMixIn: learn from proxies who their clients are
+    AccessMixIn: rules about the addresses of clients
     AuthenticationMixIn: have a server's clients prove who they are
     ClientAddress: what handlers get as client_address behind an edge
 
@@ -48,7 +50,7 @@ from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
 from prefork.edge.client import ClientAddress
-from prefork.edge.mixins import AuthenticationMixIn
+from prefork.edge.mixins import AccessMixIn, AuthenticationMixIn, ProxyProtocolMixIn
 from prefork.host.process import on_trial
 from prefork.mixin import PreForkingMixIn, serve
 from prefork.parking.handler import ParkingMixIn
@@ -83,6 +85,7 @@ from prefork.workers.worker.side import ThisWorker, current_worker, is_stopping
 
 __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     *socketserver.__all__,
+    "AccessMixIn",
     "AuthenticationError",
     "AuthenticationMixIn",
     "BindError",
@@ -104,6 +107,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "PreForkingUnixDatagramServer",
     "PreForkingUnixStreamServer",
     "PreforkError",
+    "ProxyProtocolMixIn",
     "Settings",
     "SettingsError",
     "TargetError",

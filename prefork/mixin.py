@@ -102,6 +102,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     edge_timeout: float | str = 5.0
     """How long a client has for all that comes before the handler: PROXY header, TLS, authentication.
     """
+    proxy_from: tuple[str, ...] | list[str] | str | None = None
+    """A proxy, or a network of proxies, that must send a PROXY header; from all others a header is
+    plain data.
+    """
+    allow: tuple[str, ...] | list[str] | str | None = None
+    """Who may connect: a network, unix, unix:uid=N or unix:gid=N; everybody else is refused."""
+    deny: tuple[str, ...] | list[str] | str | None = None
+    """Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N."""
     defer_accept: float | str | None = None
     """Leave a TCP connection in the kernel until its client has sent data, for about this long at
     most; for protocols in which the client speaks first.
@@ -359,7 +367,7 @@ def serve(
                 "PreForkingMixIn, as in serve(first, second)"
             )
         refuse_misspelt(type(server), vars(server))
-        prepare(server)
+        prepare(server, given=settings)
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],

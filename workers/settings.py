@@ -90,11 +90,19 @@ def _duration(text: str, *, positive: bool = False, short: str | None = None) ->
     )
 
 
+def _names(text: str, allowed: str, metavar: str) -> About:
+    """Describe a list of words that can also be given as a class attribute of the same name."""
+    return About(
+        help=text, allowed=allowed, metavar=metavar, attribute=SAME, read=words, show=" ".join
+    )
+
+
 _Duration = Annotated[float, Meta(ge=0, le=LONGEST)]
 _PositiveDuration = Annotated[float, Meta(gt=0, le=LONGEST)]
 _Count = Annotated[int, Meta(ge=1, le=2**62)]
 _Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]  # -1 as uid_t means "leave as it is"
 _Account = Annotated[str, Meta(min_length=1)] | _Id
+_Names = Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)]
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@/+-]{1,64}\Z")]
 
 
@@ -274,6 +282,30 @@ class Settings(
             show=shown_seconds,
         ),
     ] = 5.0
+    proxy_from: Annotated[
+        _Names | None,
+        _names(
+            "A proxy, or a network of proxies, that must send a PROXY header; from all others a header is plain data.",
+            "networks or addresses such as 10.0.0.0/8 or fd00::1, or unix for all peers of Unix sockets",
+            "NET",
+        ),
+    ] = None
+    allow: Annotated[
+        _Names | None,
+        _names(
+            "Who may connect: a network, unix, unix:uid=N or unix:gid=N; everybody else is refused.",
+            "networks or addresses such as 10.0.0.0/8 or fd00::1, unix, unix:uid=1000 or unix:gid=1000",
+            "NET",
+        ),
+    ] = None
+    deny: Annotated[
+        _Names | None,
+        _names(
+            "Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N.",
+            "networks or addresses such as 10.0.0.0/8 or fd00::1, unix, unix:uid=1000 or unix:gid=1000",
+            "NET",
+        ),
+    ] = None
     defer_accept: Annotated[
         Annotated[float, Meta(gt=0, le=3600)] | None,
         About(
@@ -519,6 +551,9 @@ class Settings(
             slow_request: float | str | None = None,
             client_timeout: float | str | None = None,
             edge_timeout: float | str = 5.0,
+            proxy_from: tuple[str, ...] | list[str] | str | None = None,
+            allow: tuple[str, ...] | list[str] | str | None = None,
+            deny: tuple[str, ...] | list[str] | str | None = None,
             defer_accept: float | str | None = None,
             crash_loop: Literal["retry", "exit"] = "retry",
             restore_process: bool | str = False,
@@ -544,6 +579,7 @@ class Settings(
             log_config: str | None = None,
             pidfile: str | None = None,
         ) -> None: ...
+
         # </constructor>
 
     def __post_init__(self) -> None:
@@ -599,6 +635,11 @@ class Row(msgspec.Struct, frozen=True):
     def attribute(self) -> str | None:
         """The class attribute; None for a setting that only the command line has."""
         return self.key if self.about.attribute == SAME else self.about.attribute
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the setting is a list, so that its flag can be given several times."""
+        return get_origin(_alternatives(self.type)[0]) is tuple
 
     @property
     def choices(self) -> tuple[str, ...]:

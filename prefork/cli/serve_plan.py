@@ -32,6 +32,7 @@ from typing import Any, Final
 import msgspec
 
 from prefork.cli.application_errors import application_errors
+from prefork.edge.setup import EdgeSettings, configure
 from prefork.host.addresses import Address
 from prefork.mixin import PreForkingMixIn
 from prefork.servers import server_for
@@ -64,13 +65,15 @@ class Requested(msgspec.Struct, frozen=True):
     """What the settings request of the servers.
 
     addresses: where to listen. backlog: None for the default of each class. binds_from,
-    backlog_from: the origins of the two settings, None where the default is used.
+    backlog_from: the origins of the two settings, None where the default is used. edges: who may
+    connect, for each of the addresses; empty for what the servers' own attributes say.
     """
 
     addresses: Sequence[Address]
     binds_from: str | None = None
     backlog: int | None = None
     backlog_from: str | None = None
+    edges: Sequence[EdgeSettings] = ()
 
 
 def plan(target: str, found: object, requested: Requested, *, factory: bool = False) -> ServePlan:
@@ -198,6 +201,8 @@ def _plan_per_address(
             for address in requested.addresses:
                 with application_errors(f"{what} cannot be made", address):
                     servers.append(make(address))
+            for server, edge in zip(servers, requested.edges, strict=False):
+                configure(server, edge)
         return servers
 
     return ServePlan(f"{what} on {' '.join(map(str, requested.addresses))}", build)

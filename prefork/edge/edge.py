@@ -26,7 +26,6 @@ of the log a second. It never reaches ``handle_error()``.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import weakref
 from collections import Counter
@@ -58,8 +57,8 @@ class Edge(msgspec.Struct, frozen=True):
     """What stands before the handlers of one server.
 
     timeout: seconds for all steps together. steps: in their order. end: ends the request that the
-    handler had; None where the server's own ``shutdown_request()`` is all that is needed. datagram:
-    the step for datagrams, which takes and returns a request and its address; None for streams.
+    handler had; None where the server's own ``shutdown_request()`` is all that is needed. is_datagram:
+    requests are datagrams, which nobody waits for.
     verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
     made_from: the settings, to see whether they have changed.
     """
@@ -68,7 +67,7 @@ class Edge(msgspec.Struct, frozen=True):
     steps: Sequence[Step]
     refusals: Refusals
     end: End | None = None
-    datagram: Step | None = None
+    is_datagram: bool = False
     verifies: bool = False
     made_from: Any = None
 
@@ -172,7 +171,14 @@ def _finish(
         return
     went_well = False
     try:
-        went_well = _handle(server, finish, request, passage.request, passage.address())
+        went_well = _handle(
+            server,
+            finish,
+            request,
+            passage.request,
+            passage.address(),
+            is_check=passage.is_trusted,
+        )
     finally:
         if edge.end is not None:
             edge.end(passage.request, went_well)
@@ -193,7 +199,8 @@ def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
     except TimeoutError as error:
         _refuse(edge, taken, passage, Rejection.TIMEOUT, error)
     except OSError as error:
-        _refuse(edge, taken, passage, Rejection.GONE, error)
+        if not passage.is_trusted:  # a health check ends like this, and nothing is wrong then
+            _refuse(edge, taken, passage, Rejection.GONE, error)
     except Exception as error:  # noqa: BLE001 - code of the program, such as authenticate()
         _fail(server, taken, passage.request, passage.address(), error)
     else:
@@ -202,16 +209,12 @@ def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
 
 
 def _take_through(server: Any, edge: Edge, passage: Passage) -> None:
-    if edge.datagram is not None:
-        edge.datagram(passage)
-        _verify(server, edge, passage)
-        return
     sock = passage.request
-    before = sock.gettimeout() if isinstance(sock, socket.socket) else None
+    before = None if edge.is_datagram else sock.gettimeout()
     for step in edge.steps:
         step(passage)
     _verify(server, edge, passage)
-    if isinstance(passage.request, socket.socket):
+    if not edge.is_datagram:
         passage.request.settimeout(before)
 
 
@@ -233,11 +236,19 @@ def _refuse(
 
 
 def _handle(
-    server: Any, finish: Callable[[Any, Any], None], taken: Any, request: Any, address: Any
+    server: Any,
+    finish: Callable[[Any, Any], None],
+    taken: Any,
+    request: Any,
+    address: Any,
+    *,
+    is_check: bool = False,
 ) -> bool:
     """Run the handler; return whether it raised nothing.
 
-    taken: the request as the worker knows it. request: what the handler gets.
+    taken: the request as the worker knows it. request: what the handler gets. is_check: a proxy
+    speaks for itself. Most of its health checks reset the connection as soon as it is open, which is
+    no error of the handler.
     """
     account = current_account()
     if account is not None:
@@ -245,6 +256,8 @@ def _handle(
     try:
         finish(request, address)
     except Exception as error:  # noqa: BLE001 - handle_error() is where the server class says what to do
+        if is_check and isinstance(error, ConnectionError):
+            return False
         _fail(server, taken, request, address, error)
         return False
     return True

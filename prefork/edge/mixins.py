@@ -31,6 +31,15 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     edge_timeout: float | str = 5.0
     """How long a client has for all that comes before the handler: PROXY header, TLS, authentication."""
 
+    proxy_from: tuple[str, ...] | list[str] | str | None = None
+    """A proxy, or a network of proxies, that must send a PROXY header; from all others a header is plain
+    data.
+    """
+    allow: tuple[str, ...] | list[str] | str | None = None
+    """Who may connect: a network, unix, unix:uid=N or unix:gid=N; everybody else is refused."""
+    deny: tuple[str, ...] | list[str] | str | None = None
+    """Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N."""
+
     needs: ClassVar[tuple[str, ...]] = ()
     """Attributes of which one has to be set: without any the mix-in would protect nothing."""
 
@@ -53,6 +62,18 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
         """Handle one request as the class behind does, with the edge that the attributes ask for now."""
         prepare(self)
         super().handle_request()
+
+
+class ProxyProtocolMixIn(EdgeMixIn):
+    """Mix-in for a server behind proxies that say who their clients are (PROXY versions 1 and 2)."""
+
+    needs = ("proxy_from",)
+
+
+class AccessMixIn(EdgeMixIn):
+    """Mix-in for a server with rules about the addresses of its clients."""
+
+    needs = ("allow", "deny")
 
 
 class AuthenticationMixIn(EdgeMixIn):

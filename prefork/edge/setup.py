@@ -3,86 +3,153 @@
 A server of a pool, or one with a mix-in of ``mixins.py``, is made ready by ``prepare()``: when it
 is made, and again when it begins to serve. Whatever cannot be used is refused there, before
 anything is forked, and before anything is bound where the class has the settings. The second call
-does nothing while the settings are the same.
+does nothing while the settings are the same. The command line has its settings before there is a
+server: it checks them for each address (``check()``), and gives them to the server (``configure()``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, get_args
 
 import msgspec
 
+from prefork.edge.access import Kind, Rule, Rules, matcher, parse_rule, why_useless
+from prefork.edge.access_step import access_step
 from prefork.edge.authentication import authentication_step
 from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
+from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import ROWS
 
-KEYS: Final = ("edge_timeout",)
-"""The settings of the edge, in the table of settings."""
+KEYS: Final = ("edge_timeout", "proxy_from", "allow", "deny")
+"""The settings of the edge, in the table of settings. Each server has its own values."""
+
+CONFIGURED: Final = "_prefork_edge_settings"
+"""The attribute of a server whose settings are not its attributes: the command line has found them."""
 
 
 class EdgeSettings(msgspec.Struct, frozen=True):
     """The settings of the edge of one server, each checked by its form.
 
-    values: by key. origins: the words for where each came from. authenticates: whether the server has
-    a method ``authenticate()``.
+    values: by key. origins: the words for where each came from.
     """
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
-    authenticates: bool = False
 
-    def same_as(self, other: Any) -> bool:
-        """Return whether the same edge would be made."""
-        return (
-            isinstance(other, EdgeSettings)
-            and self.values == other.values
-            and self.authenticates == other.authenticates
-        )
+    def error(self, key: str, reason: str) -> SettingsError:
+        """Return the error for a value that cannot be used."""
+        return SettingsError(key, self.values[key], self.origins[key], reason)
 
 
-def prepare(server: Any, *, serves: bool = True) -> None:
+class Place(msgspec.Struct, frozen=True):
+    """What the edge has to know of a server's socket.
+
+    kinds: where the clients come from. is_datagram: there are no connections.
+    """
+
+    kinds: Sequence[Kind]
+    is_datagram: bool = False
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """The parts of an edge that come from its settings, checked for a place."""
+
+    proxies: tuple[Rule, ...]
+    rules: Rules
+
+
+# --- for servers
+
+
+def prepare(server: Any, *, serves: bool = True, given: Any = None) -> None:
     """Give a server object the edge that its attributes ask for. SettingsError: one cannot be used.
 
-    serves: the server begins to serve. Before that, attributes may still be missing.
+    serves: the server begins to serve. Before that, attributes may still be missing. given: the
+    ``Settings`` of the pool, where the program has given some; they count where the server has
+    nothing to say itself.
     """
-    settings = settings_of(server)
+    settings = settings_of(server, given)
     if serves:
         _refuse_unprotected(server, settings)
+    asks = callable(getattr(server, "authenticate", None))
+    made_from = settings.values, asks, place_of(server)
     edge = edge_of(server)
-    if edge is not None and settings.same_as(edge.made_from):
+    if edge is not None and edge.made_from == made_from:
         return
     remove(server)
-    made = make_edge(settings, server)
+    made = _make(server, settings, made_from)
     if made is not None:
         install(server, made)
 
 
-def settings_of(server: Any) -> EdgeSettings:
-    """Return what the attributes of a server ask for; SettingsError for a value that cannot be."""
+def configure(server: Any, settings: EdgeSettings) -> None:
+    """Have a server use these settings in place of its attributes, from ``prepare()`` on."""
+    vars(server)[CONFIGURED] = settings
+
+
+def settings_of(server: Any, given: Any = None) -> EdgeSettings:
+    """Return what a server asks for; SettingsError for a value that cannot be."""
+    configured: EdgeSettings | None = vars(server).get(CONFIGURED)
+    if configured is not None:
+        return configured
     values, origins = {}, {}
     for key in KEYS:
         row = ROWS[key]
         name = row.attribute or key
-        origins[key] = f"attribute {type(server).__name__}.{name}"
         # While the object is made, a property may ask for what __init__() has not set yet.
         raw = getattr(server, name, row.default)
+        origins[key] = f"attribute {type(server).__name__}.{name}"
+        if raw is row.default and given is not None:
+            raw, origins[key] = getattr(given, key), f"Settings({key}=…)"
         values[key] = raw if raw is row.default else row.converted(raw, origins[key])
-    return EdgeSettings(values, origins, callable(getattr(server, "authenticate", None)))
+    return EdgeSettings(values, origins)
 
 
-def make_edge(settings: EdgeSettings, server: Any) -> Edge | None:
-    """Return the edge of these settings, None where none of its parts is asked for.
+def place_of(server: Any) -> Place:
+    """Return what the edge has to know of a server's socket, as far as it is known by now."""
+    is_datagram = getattr(server, "socket_type", None) == socket.SOCK_DGRAM
+    if getattr(server, "address_family", None) == socket.AF_UNIX:
+        return Place(("Unix sockets",), is_datagram)
+    bound = getattr(server, "socket", None)
+    if not isinstance(bound, socket.socket) or bound.fileno() < 0:
+        return Place(("IPv4", "IPv6"), is_datagram)
+    return Place(_internet_kinds(bound), is_datagram)
 
-    SettingsError: a value cannot be used, or not for this server.
-    """
+
+def _internet_kinds(bound: socket.socket) -> Sequence[Kind]:
+    if bound.family == socket.AF_INET:
+        return ("IPv4",)
+    if bound.family == socket.AF_INET6:
+        only = bound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        return ("IPv6",) if only else ("IPv4", "IPv6")
+    return get_args(Kind)
+
+
+def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
+    """Return the edge of a server, None where none of its parts is asked for."""
+    _, asks, place = made_from
+    parts = check(settings, place)
     steps: list[Step] = []
-    if settings.authenticates:
+    if parts.proxies:
+        make_step = datagram_step if place.is_datagram else stream_step
+        steps.append(make_step(matcher(parts.proxies)))
+    if parts.rules.allow or parts.rules.deny:
+        steps.append(access_step(parts.rules))
+    if asks:
         steps.append(authentication_step(server))
     if not steps:
         return None
-    return Edge(settings.values["edge_timeout"], steps, Refusals(), made_from=settings)
+    return Edge(
+        timeout=settings.values["edge_timeout"],
+        steps=steps,
+        refusals=Refusals(),
+        is_datagram=place.is_datagram,
+        verifies=bool(parts.proxies),
+        made_from=made_from,
+    )
 
 
 def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
@@ -90,9 +157,34 @@ def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
     for cls in type(server).__mro__:
         needs = vars(cls).get("needs", ())
         if needs and not any(settings.values.get(key) for key in needs):
-            raise SettingsError(
-                needs[0],
-                settings.values.get(needs[0]),
-                settings.origins[needs[0]],
-                f"{cls.__name__} needs {' or '.join(needs)}; set it, or leave the mix-in out",
-            )
+            reason = f"{cls.__name__} needs {' or '.join(needs)}; set it, or leave the mix-in out"
+            raise settings.error(needs[0], reason)
+
+
+# --- what can be used
+
+
+def check(settings: EdgeSettings, place: Place) -> Parts:
+    """Return the parts of the edge. SettingsError: a value cannot be used, or not in this place."""
+    proxies = _parsed("proxy_from", settings)
+    for rule in proxies:
+        if rule.uid is not None or rule.gid is not None:
+            reason = "all peers of a Unix socket are proxies, or none is; write unix"
+            raise settings.error("proxy_from", reason)
+        if reason := why_useless(rule, (), place.kinds):
+            raise settings.error("proxy_from", reason)
+    # A proxy can speak for a client from anywhere.
+    kinds = get_args(Kind) if proxies else place.kinds
+    rules = Rules(_parsed("allow", settings), _parsed("deny", settings))
+    for key, checked, stronger in (("deny", rules.deny, ()), ("allow", rules.allow, rules.deny)):
+        for rule in checked:
+            if reason := why_useless(rule, stronger, kinds):
+                raise settings.error(key, reason)
+    return Parts(proxies, rules)
+
+
+def _parsed(key: str, settings: EdgeSettings) -> tuple[Rule, ...]:
+    try:
+        return tuple(map(parse_rule, settings.values[key] or ()))
+    except ValueError as error:
+        raise settings.error(key, str(error)) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefork.workers.scoreboard import PoolField
 from prefork.workers.states import Rejection
 from tests.support.board import board_of
 from tests.support.clients import connect, read_all, read_to_the_end, send, send_line
@@ -68,11 +69,12 @@ def test_books_know_the_client(start: Callable[..., Program], bases: str) -> Non
     """Good, failed, refused and silent clients each count once, by outcome and reason, with their names in the log."""
     program = start(NAMED.format(bases=bases))
     address = program.address()
-    with connect(address) as client:
+    with connect(address) as client, board_of(program.pid) as board:
         send_line(client, "alice")
         for word in ("one", "two"):  # the connection is parked in between, and the name comes back
             send_line(client, word)
             assert client.recv(100).decode() == f"alice True {word}\n"
+            wait_until(lambda: board.pool(PoolField.PARKED) == 1, lambda: "it is parked")
     for said in ("bob\nfail", "nobody"):
         with send(address, said) as client:
             assert read_to_the_end(client) == ""

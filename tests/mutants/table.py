@@ -1429,6 +1429,80 @@ NEWCOMERS = (
     ),
 )
 
+EDGE = (
+    Mutant(
+        "all steps of the edge share one deadline",
+        "prefork/edge/passage.py",
+        "left = self._end - monotonic()",
+        "left = 60.0",
+        "tests/unit/test_edge.py -k deadline",
+    ),
+    Mutant(
+        "a refused client reaches no handler",
+        "prefork/edge/edge.py",
+        "    if not _is_admitted(server, edge, passage):",
+        "    if not _is_admitted(server, edge, passage) and not edge.steps:",
+        "tests/unit/test_edge.py -k refuses",
+    ),
+    Mutant(
+        "a server without an edge keeps its finish_request()",
+        "prefork/edge/setup.py",
+        "    if not steps:\n        return None",
+        "    if steps is None:\n        return None",
+        "tests/unit/test_edge.py -k left_alone",
+    ),
+    Mutant(
+        "a PROXY header counts only from a proxy",
+        "prefork/edge/proxy_step.py",
+        "        if is_proxy(passage.peer):",
+        "        if True:",
+        "tests/unit/test_proxy_step.py -k anybody_else",
+    ),
+    Mutant(
+        "not a byte is read beyond a PROXY header",
+        "prefork/edge/proxy_step.py",
+        "wanted = len(seen) if end is None else end - len(data)",
+        "wanted = len(seen)",
+        "tests/unit/test_proxy_step.py -k sees_the_client",
+    ),
+    Mutant(
+        "verify_request() sees the client behind a proxy",
+        "prefork/edge/setup.py",
+        "verifies=bool(parts.proxies),",
+        "verifies=False,",
+        "tests/unit/test_proxy_step.py -k sees_the_client",
+    ),
+    Mutant(
+        "a header of PROXY is bounded",
+        "prefork/edge/proxy.py",
+        "if length > MOST_BYTES:",
+        "if length > 2 * 65_536:",
+        "tests/unit/test_proxy.py -k bounded",
+    ),
+    Mutant(
+        "deny wins over allow",
+        "prefork/edge/access.py",
+        "        if any(_matches(rule, client) for rule in self.deny):\n            return False\n",
+        "",
+        "tests/unit/test_address_rules.py -k networks",
+    ),
+    Mutant(
+        "an IPv4 client of an IPv6 socket has one form",
+        "prefork/edge/access.py",
+        "if number >> 32 == 0xFFFF:",
+        "if number < 0:",
+        "tests/unit/test_address_rules.py -k networks",
+    ),
+    Mutant(
+        "the identity of a client comes back with its parked connection",
+        "prefork/edge/edge.py",
+        "return address if luggage.client is None else unpacked(address, luggage.client)",
+        "return address",
+        "tests/live/test_edge.py -k plain",
+    ),
+)
+
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -1453,4 +1527,5 @@ MUTANTS = (
     *LOG,
     *PYTHON_PROCESS,
     *PARKING,
+    *EDGE,
 )

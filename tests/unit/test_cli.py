@@ -342,6 +342,7 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "slow_request": None,
         "client_timeout": 30.0,
         "edge_timeout": 5.0,
+        **dict.fromkeys(("proxy_from", "allow", "deny")),
         "defer_accept": None,
         "crash_loop": "retry",
         "restore_process": False,

@@ -134,7 +134,7 @@ def test_one_deadline_for_everything(server: Asking) -> None:
     with one_request(server) as client:
         client.settimeout(0.02)
         answer: bytes | None = None
-        while answer is None:
+        while answer is None and time.monotonic() - begun < 3:
             with contextlib.suppress(TimeoutError):
                 client.sendall(b"x")
                 answer = client.recv(1)

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from prefork.cli import sources
+from prefork.cli.edges import edges_for
 from prefork.cli.pidfile import PidFile
 from prefork.cli.serve_plan import Requested, ServePlan, plan
 from prefork.cli.target import load
@@ -136,8 +137,11 @@ def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[R
     found = load(target)
     resolved = resolved_with(_attributes_of(found), layers)
     settings, origins = resolved.settings, resolved.origins
+    addresses = _addresses(settings.bind, origins["bind"])
+    makes_servers = not factory and not isinstance(found, BaseServer)
     requested = Requested(
-        addresses=_addresses(settings.bind, origins["bind"]),
+        addresses=addresses,
+        edges=edges_for(resolved, addresses) if makes_servers else (),
         binds_from=_unless_default(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_unless_default(origins["backlog"]),

@@ -29,6 +29,7 @@ from prefork.cli.commands.options import (
     setting_options,
     watch_option,
 )
+from prefork.cli.edges import configure_all
 from prefork.cli.pidfile import PidFile
 from prefork.cli.watch import folder_of, watching
 from prefork.host.addresses import Address
@@ -124,6 +125,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
         # An instance may have settings that its class does not have.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))
+        configure_all(servers, given.layers)
         if resolved.cpus is not None:
             reason = resolved.cpus.reason
             event(logging.INFO, "master", "counted cpus", cpus=resolved.cpus.count, reason=reason)
