@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -142,3 +143,21 @@ def _effect(order: MasterOrder, effect: Effect) -> str:
         return "see *again*"
     entered = f": {_phase(ENTERS[effect])}" if effect in ENTERS else ""
     return effect.value + entered
+
+
+_PICTURE: Final = re.compile(r"!\[[^]]*\]\([^):]+\)\n+")
+_MARKER: Final = re.compile(r"<!-- .*? -->\n+")
+_RELATIVE_LINK: Final = re.compile(r"\[([^]]+)\]\([^):]+\)")
+
+
+def long_description(readme: str) -> str:
+    """Return the README as an index of packages can show it: a relative link is its text, a picture is left out.
+
+    On such a page a relative link leads nowhere, and the project has no public address that an absolute one
+    could begin with.
+    """
+    text = _MARKER.sub("", _PICTURE.sub("", readme))
+    return (
+        _RELATIVE_LINK.sub(r"\1", text)
+        + "\nThe files that this page names are in the source distribution.\n"
+    )

@@ -45,6 +45,8 @@ CODE = {
 
 
 MAN_PAGE = HOME / "docs" / "prefork.1"
+PACKAGE_PAGE = HOME / "docs" / "package.md"
+README = HOME / "README.md"
 
 
 def between(name: str) -> re.Pattern[str]:
@@ -72,6 +74,13 @@ def test_generated_code_is_current(file: str, name: str) -> None:
     found = code_between(name).findall((HOME / file).read_text(encoding="utf-8"))
 
     assert [part.strip() for _, part, _ in found] == [CODE[file, name]().strip()], "run make docs"
+
+
+def test_page_of_the_package_is_current() -> None:
+    """The long description of the package is the README without relative links; make docs writes it."""
+    found = PACKAGE_PAGE.read_text(encoding="utf-8")
+    assert found == tables.long_description(README.read_text(encoding="utf-8")), "run make docs"
+    assert re.findall(r"\]\((?!https?://)[^)]*\)", found) == []
 
 
 def test_man_page_is_current() -> None:
@@ -257,21 +266,30 @@ def test_map_is_complete() -> None:
 
 
 def write_tables() -> None:
-    """Bring the man page and the documents' tables up to date."""
+    """Bring the man page, the documents' tables and the page of the package up to date."""
     MAN_PAGE.write_text(manual.man_page(), encoding="utf-8")
     for (document, name), table in TABLES.items():
         path = HOME / document
         content = f"\n{table().strip()}\n\n"
         text = path.read_text(encoding="utf-8")
         path.write_text(between(name).sub(lambda _, new=content: new, text), encoding="utf-8")
+    page = tables.long_description(README.read_text(encoding="utf-8"))
+    PACKAGE_PAGE.write_text(page, encoding="utf-8")
     for (file, name), code in CODE.items():
         path = HOME / file
         text = path.read_text(encoding="utf-8")
         content = code().rstrip("\n")
         path.write_text(
-            code_between(name).sub(lambda found, new=content: f"{found[1]}{new}{found[3]}", text),
+            code_between(name).sub(
+                lambda found, new=content: f"{found[1]}{new}{_line_of_air(found)}{found[3]}", text
+            ),
             encoding="utf-8",
         )
+
+
+def _line_of_air(found: re.Match[str]) -> str:
+    """Return the empty line at the end of what stands there: ruff wants one after a function."""
+    return "\n" if found[2].endswith("\n") else ""
 
 
 if __name__ == "__main__":
