@@ -24,7 +24,7 @@ import msgspec
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import ROWS
-from prefork.workers.text import escaped
+from prefork.workers.text import escaped, printable
 
 Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 
@@ -33,6 +33,9 @@ LONGEST_PATH: Final = 107
 
 LONGEST_LABEL: Final = 63
 """Letters of one part of a host name."""
+
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""A byte of a path that is no UTF-8, as ``os.fsdecode()`` returns it. Paths are bytes to the kernel."""
 
 _ALL_IPV4 = "0.0.0.0"
 _HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
@@ -51,6 +54,9 @@ _SCHEME_OF = {
 
 class Address(msgspec.Struct, frozen=True):
     """Where a server listens. ``str()`` returns the canonical text, which parses to an equal value.
+
+    The path of a Unix socket is bytes to the kernel. Here it is text as ``os.fsdecode()`` returns it.
+    What is not printable of it is escaped in ``str()``; such a text is for showing only.
 
     host, port: for tcp and udp; IPv6 without brackets. path: for unix and unixgram; an abstract
     name starts with a zero byte, as in ``socket.bind()``. fd: for fd. name: for systemd.
@@ -133,7 +139,7 @@ class Address(msgspec.Struct, frozen=True):
             return f"{self.scheme}://{host}:{self.port}"
         # Another process may have chosen the name of the socket, and it goes into log lines.
         path = "@" + self.path[1:] if self.path.startswith("\0") else self.path
-        return f"{self.scheme}:{escaped(path)}"
+        return f"{self.scheme}:{printable(path)}"
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -193,7 +199,7 @@ def _path(text: str) -> str:
     path = text.removeprefix("//") if text.startswith("///") else text
     if path in ("", "@", "/"):
         raise ValueError("a Unix socket needs a path, or @ and a name")
-    if not path.isprintable():
+    if not _NO_UTF8.sub("", path).isprintable():
         raise ValueError("the path of a Unix socket must be printable text")
     name = path.removeprefix("@")
     length = len(os.fsencode(name))

@@ -58,9 +58,11 @@ class Endpoint:
 
 def is_same_place(text: str, address: str) -> bool:
     """Return whether an address is what a setting asks for; port 0 asks for any port."""
-    asked, has = address_for_metrics(text), address_for_metrics(address)
-    same = (asked.scheme, asked.path, asked.host) == (has.scheme, has.path, has.host)
-    return same and asked.port in (0, has.port)
+    asked = address_for_metrics(text)
+    if asked.scheme == "unix":  # compared as it is shown: the path need not be UTF-8
+        return str(asked) == address
+    has = address_for_metrics(address)
+    return (asked.scheme, asked.host) == (has.scheme, has.host) and asked.port in (0, has.port)
 
 
 def address_for_metrics(text: str, source: str = "settings") -> Address:

@@ -334,6 +334,24 @@ def test_code_that_fails_only_after_the_exec_takes_over_once_it_is_corrected(
     assert not re.search(r"^Traceback|^prefork:", server.program.log, re.MULTILINE)
 
 
+def test_socket_paths_that_are_no_text(served: Callable[..., Served], tmp_path: Path) -> None:
+    """Sockets of servers and of metrics whose paths are not UTF-8 are bound, reloaded and removed as any others."""
+    serves, metrics = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/s\xff", b"/m\xfe"))
+    flags = ("--bind", f"unix:{serves}", "--metrics", f"unix:{metrics}")
+    server = served(bind=None, flags=flags)
+    server.code(version="2")
+    server.reload()
+    assert ask(serves, "version").endswith(" 2 1")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(metrics)
+        client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert server.program.stop() == 0
+    assert not os.path.lexists(serves)
+    assert not os.path.lexists(metrics)
+
+
 def test_pid_file_is_kept_by_new_code_that_fails_only_after_the_exec(
     served: Callable[..., Served], tmp_path: Path
 ) -> None:

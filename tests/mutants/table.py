@@ -741,6 +741,13 @@ MASTER = (
         "tests/live/test_trust.py -k no_sibling",
     ),
     Mutant(
+        "the path of a Unix socket need not be UTF-8",
+        "prefork/host/addresses.py",
+        'if not _NO_UTF8.sub("", path).isprintable():',
+        "if not path.isprintable():",
+        "tests/unit/test_addresses.py -k utf_8",
+    ),
+    Mutant(
         "only the process that holds the proof is the master of a scoreboard",
         "prefork/inspect/survey.py",
         "1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import string
 from typing import TYPE_CHECKING
@@ -124,6 +125,16 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
     except SettingsError:
         return
     assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unixgram"])
+def test_path_need_not_be_utf_8(scheme: str) -> None:
+    """A path is bytes: what is no UTF-8 of it reaches bind() as it is, and is escaped where it is shown."""
+    address = Address.parse(os.fsdecode(scheme.encode() + b":/run/caf\xe9"))
+    assert os.fsencode(address.sockaddr) == b"/run/caf\xe9"  # type: ignore[arg-type]  # a path
+    assert str(address) == scheme + r":/run/caf\udce9"
+    with pytest.raises(SettingsError):
+        Address.parse(f"{scheme}:/run/caf\ud800")
 
 
 def test_sockaddr_is_what_bind_takes() -> None:
