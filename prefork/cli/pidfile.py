@@ -66,7 +66,10 @@ class PidFile:
         """Raise SettingsError if the path cannot be a pid file. No file is made, locked or written.
 
         A file that a running process holds is no reason: ``prefork check`` is used beside a server.
+        The file of the live pool is good, and a trial must not open it for writing.
         """
+        if process.inventory is not None and is_still(self.path, process.inventory.pidfile):
+            return
         try:
             fd = os.open(self.path, _FLAGS & ~os.O_CREAT)
         except FileNotFoundError:
