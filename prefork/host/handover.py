@@ -23,7 +23,7 @@ from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
 from prefork.workers.system import Child
 
-FORMAT: Final = 9
+FORMAT: Final = 10
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
@@ -39,14 +39,15 @@ class MetricsState(msgspec.Struct, frozen=True):
     """The metrics process, which the next image replaces, and the socket that both answer on.
 
     child: the process; None where there is none at this moment. title, metrics_dir, umask,
-    credentials: what a metrics process is made from, as in MetricsSpec and WorkerSpec.
+    credentials: what a metrics process is made from, as in MetricsSpec and WorkerSpec; the folder as
+    bytes, because a path need not be UTF-8.
     """
 
     address: str
     fd: int
     child: Child | None
     title: str
-    metrics_dir: str | None
+    metrics_dir: bytes | None
     umask: int | None
     credentials: Credentials | None
 
@@ -107,7 +108,8 @@ class MasterState(msgspec.Struct, frozen=True):
     kept: descriptors of sockets that the program knows by their number (``fd://N``, systemd).
     others: descriptors of sockets that the program has bound beside the pool.
     socket_files: the file of each Unix socket among ``listeners`` and ``others``, by descriptor.
-    metrics_dir: the folder in which the application's metrics are kept by slot.
+    metrics_dir: the folder in which the application's metrics are kept by slot; bytes, because a
+    path need not be UTF-8.
     wakeup: the descriptors of the two pipes that wake the master.
     lost_time: seconds that the master's clock stood still so far.
     floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers`` that it
@@ -144,7 +146,7 @@ class MasterState(msgspec.Struct, frozen=True):
     lot: LotState | None = None
     others: tuple[int, ...] = ()
     socket_files: dict[int, Identity] = {}
-    metrics_dir: str | None = None
+    metrics_dir: bytes | None = None
 
     @property
     def fds(self) -> list[int]:
@@ -220,7 +222,8 @@ class Inventory(msgspec.Struct, frozen=True):
     metrics: the address of the metrics process; None without one.
     pidfile: device and inode of the pid file; None without one.
     files: the files that the trial must leave alone, by device and inode.
-    metrics_dir: the folder in which the application's metrics are kept by slot.
+    metrics_dir: the folder in which the application's metrics are kept by slot; bytes, because a
+    path need not be UTF-8.
     """
 
     sockets: tuple[SocketName, ...]
@@ -229,7 +232,7 @@ class Inventory(msgspec.Struct, frozen=True):
     pidfile: Identity | None = None
     others: tuple[SocketName, ...] = ()
     files: tuple[Identity, ...] = ()
-    metrics_dir: str | None = None
+    metrics_dir: bytes | None = None
 
 
 class TrialOrders(msgspec.Struct, frozen=True):

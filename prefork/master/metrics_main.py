@@ -135,9 +135,10 @@ def _serve_as_program(orders: MetricsOrders, name: str) -> None:
     with contextlib.suppress(Exception):
         setproctitle.setproctitle(metrics.title)
     complain = _Complaints(name)
+    folder = None if metrics.metrics_dir is None else os.fsdecode(metrics.metrics_dir)
     exporter.run(
         socket.socket(fileno=metrics.fd),
-        exporter.Routes(board, metrics.metrics_dir, complain),
+        exporter.Routes(board, folder, complain),
         complain=complain,
         heed=_heed(orders.life, wakeup_read),
         beat=lambda: os.getppid() != orders.master_pid,

@@ -145,12 +145,13 @@ class MetricsProcess:
         """Return what the next image of the master needs to go on answering."""
         if self._endpoint is None:
             return None
+        folder = self._spec.metrics_dir
         return MetricsState(
             self._endpoint.address,
             self._endpoint.fd,
             self._child,
             title=_title(self._spec, self._endpoint),
-            metrics_dir=self._spec.metrics_dir,
+            metrics_dir=None if folder is None else os.fsencode(folder),
             umask=self._spec.settings.umask,
             credentials=self._spec.credentials,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from prefork.host.endpoint import Endpoint
@@ -19,7 +21,7 @@ class Holdings:
     def __init__(self, spec: WorkerSpec, metrics: Endpoint | None) -> None:
         self._listeners = spec.listeners
         self._metrics = metrics
-        self.metrics_dir = spec.metrics_dir
+        self.metrics_dir = None if spec.metrics_dir is None else os.fsencode(spec.metrics_dir)
 
     @property
     def adoptable(self) -> tuple[int, ...]:

@@ -48,9 +48,9 @@ _ENDING_WITH_FOLDER: Final = ("os.remove", "os.rmdir", "os.chmod", "os.chown")
 class _LiveFiles:
     """The files and the folder of the pool. files: by device and inode. folder: of its metrics."""
 
-    def __init__(self, files: frozenset[Identity], folder: str | None) -> None:
+    def __init__(self, files: frozenset[Identity], folder: bytes | None) -> None:
         self._files = files
-        self._folder = None if folder is None else os.path.realpath(folder)
+        self._folder = None if folder is None else os.path.realpath(os.fsdecode(folder))
 
     def have(self, path: Any, dir_fd: int | None = None) -> bool:
         """Return whether a path leads to a file of the pool, or to one in its folder."""

@@ -334,10 +334,14 @@ def test_code_that_fails_only_after_the_exec_takes_over_once_it_is_corrected(
     assert not re.search(r"^Traceback|^prefork:", server.program.log, re.MULTILINE)
 
 
-def test_socket_paths_that_are_no_text(served: Callable[..., Served], tmp_path: Path) -> None:
-    """Sockets of servers and of metrics whose paths are not UTF-8 are bound, reloaded and removed as any others."""
-    serves, metrics = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/s\xff", b"/m\xfe"))
-    flags = ("--bind", f"unix:{serves}", "--metrics", f"unix:{metrics}")
+def test_paths_that_are_no_text(served: Callable[..., Served], tmp_path: Path) -> None:
+    """A pool whose sockets and metrics folder have names that are no UTF-8 is reloaded and stopped as any other."""
+    folder = os.fsencode(tmp_path)
+    serves, metrics, kept = (
+        os.fsdecode(folder + name) for name in (b"/s\xff", b"/m\xfe", b"/d\xfd")
+    )
+    os.mkdir(kept)
+    flags = ("--bind", f"unix:{serves}", "--metrics", f"unix:{metrics}", "--metrics-dir", kept)
     server = served(bind=None, flags=flags)
     server.code(version="2")
     server.reload()
