@@ -138,6 +138,8 @@ class ChildrenJudge:
 
     def __init__(self, max_children: int) -> None:
         self.most = 0
+        self.workers: int | None = None
+        """How many workers lived at the last look; None before the first one."""
         self.away_at = 0.0
         """When the master was last seen stopped or in an exec."""
         self._max_children = max_children
@@ -184,6 +186,7 @@ class ChildrenJudge:
             self._roles[child.pid, child.started] is Role.WORKER and not child.is_dead
             for child in sample.children
         )
+        self.workers = workers
         if workers >= floor or sample.is_away or not self._short_since:
             self._short_since = sample.at
         elif unexcused(self._short_since, sample.at, Promise.SIZE) > SHORT_FOR:

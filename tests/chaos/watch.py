@@ -88,7 +88,10 @@ class Watch:
 
     def _look_at_clients(self) -> None:
         now, found = time.monotonic(), []
-        if self.is_asking.is_set():
+        if self._children.workers == 0 and not self._unexcused(now - 0.1, now, Promise.SIZE):
+            # Nobody can answer: all workers are dead, and a fault keeps the master from forking.
+            self._book.answered_at = now
+        elif self.is_asking.is_set():
             silent = self._unexcused(self._book.answered_at, now, Promise.ANSWER)
             if silent > SILENT_FOR:
                 self._book.answered_at = now
