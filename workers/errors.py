@@ -55,6 +55,15 @@ class TargetError(PreforkError):
         self.reason = reason
 
 
+class MissingPackageError(PreforkError, ImportError):
+    """A part of prefork needs a package that is not installed; the text says which, and how to install it."""
+
+    def __init__(self, part: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{part} needs the package {package}; install it by pip install 'prefork[{extra}]'"
+        )
+
+
 class AuthenticationError(PreforkError):
     """A client has not proved who it is. ``authenticate()`` of a server raises it to refuse the client.
 

@@ -80,7 +80,7 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
             if self.close_connection:
                 return
             _refuse_state(self.state)
-            ahead = _read_ahead_of(self.__dict__.get("rfile"))
+            ahead = self.take_read_ahead()
             if not parking.asks_again(self.request, ahead, in_a_row):
                 self._read_ahead = ahead
                 return
@@ -94,6 +94,13 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         super().setup()
         if self._luggage.read_ahead:
             _give_back(self.rfile, self._luggage.read_ahead)
+
+    def take_read_ahead(self) -> bytes:
+        """Return what was read of the connection and not handed out: it belongs to the next request.
+
+        A handler that reads its connection otherwise than by ``rfile`` overrides this method and ``setup()``.
+        """
+        return _read_ahead_of(self.__dict__.get("rfile"))
 
     def handle(self) -> None:
         """Serve one request."""

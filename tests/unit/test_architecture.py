@@ -23,6 +23,7 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 LAYERS = (
     ("prefork.__main__", "prefork.cli"),
     ("prefork.inspect",),
+    ("prefork.wsgi",),
     ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving"),
     ("prefork.misuse", "prefork.signature", "prefork.usable"),
     ("prefork.master",),

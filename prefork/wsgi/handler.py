@@ -1,0 +1,213 @@
+"""Between a connection and a WSGI application: one request, and whether the connection goes on (worker)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from socketserver import BaseRequestHandler, ThreadingMixIn
+from time import monotonic
+from typing import Any, ClassVar, Final
+
+from prefork.parking.handler import ParkingMixIn
+from prefork.workers import log
+from prefork.workers.units import seconds
+from prefork.workers.worker.side import current_worker, is_stopping
+from prefork.wsgi.environ import base_environ, environ_of
+from prefork.wsgi.head import Head, RefusedRequest, parse_head
+from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
+from prefork.wsgi.response import FileWrapper, Response, plain_answer
+
+LIMIT_HEAD: Final = 32 * 1024
+"""Bytes of a head, where the server says nothing else (``limit_head``)."""
+
+LIMIT_FIELDS: Final = 100
+"""Fields of a head, where the server says nothing else (``limit_fields``)."""
+
+MOST_UNREAD: Final = 256 * 1024
+"""Bytes of a body that the application has not read, which are read for it so that the connection can go on."""
+
+UNREAD_TIME: Final = 1.0
+"""Seconds for that."""
+
+
+class WSGIHandler(ParkingMixIn, BaseRequestHandler):
+    """Serves the requests of one connection with a WSGI application, and parks the connection in between.
+
+    application: the callable. ``handler_for()`` makes a class with it.
+
+    What follows from an exception of the application: where nothing was sent yet, the client gets a 500
+    without a word of the exception. Otherwise the answer ends without its proper end, which clients
+    notice. In both cases the connection is closed, and the server's ``handle_error()`` logs the traceback.
+    """
+
+    application: ClassVar[Any] = None
+
+    _incoming: Incoming
+
+    def setup(self) -> None:
+        """Begin with what an earlier handler of this connection has read ahead."""
+        self._incoming = Incoming(self.request, self._luggage.read_ahead)
+
+    def take_read_ahead(self) -> bytes:
+        """Return what was read and belongs to the next request."""
+        return self._incoming.ahead
+
+    def handle(self) -> None:
+        """Serve one request."""
+        self.close_connection = True  # until the answer is complete
+        limits = _limits(self.server)
+        try:
+            data = self._incoming.read_head(limits.head, limits.head_time)
+            if data is None:
+                return
+            head = parse_head(data, most_fields=limits.fields, most_body=limits.body)
+        except RefusedRequest as refusal:
+            self._refuse(refusal)
+            return
+        self._answer(head, limits)
+
+    def _answer(self, head: Head, limits: _Limits) -> None:
+        response = Response(self.request, head, keeps=head.keeps_alive and not is_stopping())
+        body = self._body_of(head, limits, response)
+        environ = environ_of(head, limits.environ, self.client_address)
+        environ["wsgi.input"] = body.file
+        try:
+            self._run(environ, response)
+        except RefusedRequest as refusal:
+            if response.is_begun:
+                raise
+            self._refuse(refusal)
+        except Exception as error:
+            if not response.is_begun:
+                self._send_last(408 if isinstance(error, TimeoutError) else 500, head)
+            raise
+        else:
+            self.close_connection = not (response.keeps and self._is_at_end(body))
+
+    def _run(self, environ: dict[str, Any], response: Response) -> None:
+        """Call the application, send its answer, and call ``close()`` of what it has returned."""
+        result: Iterable[bytes] = self.application(environ, response.start_response)
+        try:
+            response.send(result)
+        finally:
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
+
+    def _body_of(self, head: Head, limits: _Limits, response: Response) -> Body:
+        incoming = self._incoming
+        awaited = head.expects_continue
+
+        def before() -> None:
+            nonlocal awaited
+            if awaited:
+                awaited = False
+                if not response.is_begun:
+                    self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+        if head.is_chunked:
+            return ChunkedBody(incoming, limits.body, limits.head, before)
+        if head.length > len(incoming.ahead):
+            return LengthBody(incoming, head.length, before)
+        ahead = incoming.ahead
+        incoming.ahead = ahead[head.length :]
+        return NoBody(ahead[: head.length])
+
+    # --- ends
+
+    def _is_at_end(self, body: Body) -> bool:
+        """Return whether the next request can follow. A rest of the body is read, within bounds."""
+        if body.is_read():
+            return True
+        until = monotonic() + UNREAD_TIME
+        left = MOST_UNREAD
+        before = self.request.gettimeout()
+        with contextlib.suppress(OSError, RefusedRequest):
+            while left > 0 and (time := until - monotonic()) > 0:
+                self.request.settimeout(time)
+                piece = body.file.read1(left)
+                if not piece:
+                    break
+                left -= len(piece)
+            self.request.settimeout(before)
+        return body.is_read()
+
+    def _refuse(self, refusal: RefusedRequest) -> None:
+        log.event(
+            logging.INFO,
+            str(current_worker() or "master"),
+            "refused a request",
+            client=self.client_address,
+            status=refusal.status,
+            reason=str(refusal),
+        )
+        self._send_last(refusal.status)
+
+    def _send_last(self, status: int, head: Head | None = None) -> None:
+        """Answer without the application, as the last answer on this connection.
+
+        The client may still be sending. To close the socket while bytes are unread would reset the
+        connection, and the client would never see the answer. So what has arrived is read first.
+        """
+        with_body = head is None or head.method != "HEAD"
+        with contextlib.suppress(OSError, ValueError):
+            self.request.sendall(plain_answer(status, with_body=with_body))
+            until, left = monotonic() + UNREAD_TIME, MOST_UNREAD
+            while left > 0 and (time := until - monotonic()) > 0:
+                self.request.settimeout(min(time, 0.05))
+                piece = self.request.recv(left)
+                if not piece:
+                    break
+                left -= len(piece)
+
+
+class _Errors:
+    """``wsgi.errors``: a text file whose lines go to the log."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                log.event(
+                    logging.ERROR, str(current_worker() or "master"), "application says", text=line
+                )
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        pass
+
+
+class _Limits:
+    """What a server allows, and what the environments of its requests have in common."""
+
+    def __init__(self, server: Any) -> None:
+        self.head: int = getattr(server, "limit_head", LIMIT_HEAD)
+        self.fields: int = getattr(server, "limit_fields", LIMIT_FIELDS)
+        self.body: int | None = getattr(server, "limit_body", None)
+        timeout: Any = seconds(getattr(server, "edge_timeout", 5.0))
+        self.head_time = float(timeout)
+        address = server.server_address
+        name, port = (str(part) for part in address[:2]) if isinstance(address, tuple) else ("", "")
+        self.environ = base_environ(name or "localhost", port or "80", _Errors(), FileWrapper)
+        self.environ["wsgi.multithread"] = isinstance(server, ThreadingMixIn)
+        self.environ["wsgi.multiprocess"] = bool(getattr(server, "workers", 0))
+
+
+_ATTRIBUTE: Final = "_prefork_wsgi"
+
+
+def _limits(server: Any) -> _Limits:
+    """Return the limits of a server object, which are looked up once."""
+    known: _Limits | None = vars(server).get(_ATTRIBUTE)
+    if known is None:
+        known = vars(server)[_ATTRIBUTE] = _Limits(server)
+    return known
+
+
+def handler_for(application: Any) -> type[WSGIHandler]:
+    """Return a handler class that serves this application, a callable as PEP 3333 describes it."""
+    return type("WSGIHandler", (WSGIHandler,), {"application": staticmethod(application)})

@@ -1,0 +1,178 @@
+"""The head of a request, from bytes to facts (pure).
+
+``httptools`` does the parsing. It refuses what RFC 9112 forbids: bare line feeds, folded lines, space
+before a colon, control characters, a Content-Length that is given twice or beside Transfer-Encoding.
+This module adds what such a parser leaves to its user, and is strict as well: whatever could be read
+in two ways is refused, because a proxy in front may have read it the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+try:
+    import httptools
+except ModuleNotFoundError as error:
+    from prefork.workers.errors import MissingPackageError
+
+    raise MissingPackageError("prefork.wsgi", "httptools", "http") from error
+
+END: Final = b"\r\n\r\n"
+"""What ends a head."""
+
+
+class RefusedRequest(Exception):  # noqa: N818 - no error of the program
+    """A request is answered without its application. status: the code of the answer. Its text says why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What the head of a request says.
+
+    target: as the client wrote it. path: what of it is the path, still quoted. query: what follows the
+    question mark. is_newest: HTTP/1.1, not 1.0. fields: name in lower case and value of each field, in
+    their order. length: bytes of the body, 0 without one. is_chunked: the body is sent in chunks, and
+    its length is not known. keeps_alive: the client wants to go on with the connection.
+    expects_continue: the client sends the body only after an interim answer.
+    """
+
+    method: str
+    target: str
+    path: str
+    query: str
+    is_newest: bool
+    fields: list[tuple[bytes, bytes]]
+    length: int
+    is_chunked: bool
+    keeps_alive: bool
+    expects_continue: bool
+
+
+class _Found:
+    """What the parser calls while it reads a head."""
+
+    def __init__(self, most_fields: int) -> None:
+        self.target = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.keeps_alive = False
+        self.parser: httptools.HttpRequestParser
+        self._most_fields = most_fields
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.fields) >= self._most_fields:
+            raise RefusedRequest(431, f"more than {self._most_fields} fields")
+        self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        # Asked here, because the parser forgets the answer with the end of the message.
+        self.keeps_alive = self.parser.should_keep_alive()
+
+
+def parse_head(data: bytes, *, most_fields: int, most_body: int | None = None) -> Head:
+    """Return what a whole head says, from its first byte to the empty line. RefusedRequest: it is refused.
+
+    most_body: bytes that the body may have, as far as the head says how many it has.
+    """
+    found = _Found(most_fields)
+    parser = found.parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # a server may ignore the wish for another protocol, and answers in this one
+    except httptools.HttpParserInvalidMethodError:
+        raise RefusedRequest(501, "the method is unknown") from None
+    except httptools.HttpParserCallbackError as error:
+        if isinstance(error.__context__, RefusedRequest):
+            raise error.__context__ from None
+        raise
+    except httptools.HttpParserError as error:
+        raise RefusedRequest(400, str(error)) from None
+    finally:
+        del found.parser  # the two know each other
+    head = _checked(parser, found)
+    if most_body is not None and head.length > most_body:
+        raise RefusedRequest(413, f"the body is longer than {most_body} bytes")
+    return head
+
+
+def _checked(parser: httptools.HttpRequestParser, found: _Found) -> Head:
+    version = parser.get_http_version()
+    if version not in {"1.0", "1.1"}:
+        raise RefusedRequest(505, f"HTTP/{version} is not served")
+    is_newest = version == "1.1"
+    method = parser.get_method().decode("ascii")
+    known = _framing(found.fields)
+    if known.hosts > 1 or (is_newest and not known.hosts):
+        raise RefusedRequest(400, f"{known.hosts} fields Host")
+    if known.codings and not is_newest:
+        raise RefusedRequest(400, "Transfer-Encoding in HTTP/1.0")
+    if known.codings not in ([], [b"chunked"]):
+        raise RefusedRequest(501, "the body has a coding other than chunked")
+    if method == "CONNECT":
+        raise RefusedRequest(501, "this server is no proxy")
+    path, query = _split(method, found.target)
+    return Head(
+        method=method,
+        target=found.target.decode("latin-1"),
+        path=path,
+        query=query,
+        is_newest=is_newest,
+        fields=found.fields,
+        length=known.length,
+        is_chunked=bool(known.codings),
+        keeps_alive=found.keeps_alive,
+        expects_continue=is_newest and known.expects_continue,
+    )
+
+
+class _Framing(msgspec.Struct):
+    hosts: int = 0
+    length: int = 0
+    codings: list[bytes] = []
+    expects_continue: bool = False
+
+
+def _framing(fields: Iterable[tuple[bytes, bytes]]) -> _Framing:
+    known = _Framing()
+    for name, value in fields:
+        if name == b"host":
+            known.hosts += 1
+        elif name == b"content-length":
+            known.length = int(value)  # the parser has refused everything but digits
+        elif name == b"transfer-encoding":
+            known.codings.append(value.strip().lower())
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                raise RefusedRequest(417, "an expectation other than 100-continue")
+            known.expects_continue = True
+    return known
+
+
+def _split(method: str, target: bytes) -> tuple[str, str]:
+    """Return path and query of a target: of a path, of a whole URL (as proxies are sent), or of ``*``."""
+    if not target.startswith(b"/"):
+        if target == b"*" and method == "OPTIONS":
+            return "*", ""
+        target = _after_authority(target)
+    if b"#" in target:
+        raise RefusedRequest(400, "the target has a fragment")
+    path, _, query = target.decode("latin-1").partition("?")
+    return path, query
+
+
+def _after_authority(target: bytes) -> bytes:
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in {b"http", b"https"}:
+        raise RefusedRequest(400, "the target is neither a path nor a URL of HTTP")
+    ends = [at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0]
+    path = rest[min(ends) :] if ends else b""
+    return path if path.startswith(b"/") else b"/" + path

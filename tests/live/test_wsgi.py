@@ -1,0 +1,145 @@
+"""WSGI applications behind a pool: kept connections hold no worker, and failures cost their request."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.workers.scoreboard import SlotField
+from tests.support import board
+from tests.support.http_exchange import answers
+from tests.support.waiting import CEILING, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.clients import Address
+    from tests.support.server import Program
+
+APPLICATION = """
+    from tests.support.app import *
+    from wsgiref.validate import validator
+    from prefork.wsgi import UnixWSGIServer, WSGIServer
+
+    def application(environ, start_response):
+        path = environ["PATH_INFO"]
+        if path == "/fail":
+            raise LookupError("no such row")
+        body = environ["wsgi.input"].read(1 << 20) if path == "/body" else path.encode()
+        environ["wsgi.errors"].write(f"served {path}\\n")
+        start_response("200 OK", [("Content-Type", "text/plain"), ("X-Worker", str(os.getpid()))])
+        return [body]
+
+    class Server(BASE):
+        workers = 2
+        linger = 0
+        when_ready = announce
+
+    log_to_stderr()
+    with Server(ADDRESS, validator(application)) as server:
+        server.serve_forever()
+"""
+
+
+def program_on(address: object = ("127.0.0.1", 0), base: str = "WSGIServer") -> str:
+    """Return a program that serves an application."""
+    return APPLICATION.replace("BASE", base).replace("ADDRESS", repr(address))
+
+
+def get(client: HTTPConnection, path: str) -> tuple[int, bytes, str | None]:
+    """Return status, body and worker of one answer on a kept connection."""
+    client.request("GET", path)
+    answer = client.getresponse()
+    return answer.status, answer.read(), answer.getheader("X-Worker")
+
+
+def test_kept_connections_hold_no_worker(start: Callable[..., Program]) -> None:
+    """Twenty connections that stay open are served by two workers, over a reload, and without a failure."""
+    program = start(program_on())
+    host, port = program.address()
+    with contextlib.ExitStack() as stack:
+        clients = [HTTPConnection(host, port, timeout=CEILING) for _ in range(20)]
+        for client in clients:
+            stack.callback(client.close)
+        workers: set[str | None] = set()
+        for turn in range(3):
+            if turn == 2:
+                program.signal(signal.SIGHUP)
+                program.wait_logged("reloaded")
+            for number, client in enumerate(clients):
+                status, body, worker = get(client, f"/{turn}/{number}")
+                assert (status, body) == (200, f"/{turn}/{number}".encode())
+                workers.add(worker)
+    assert 2 <= len(workers) <= 4
+    assert program.stop() == 0
+
+
+def test_silent_clients_hold_no_worker(start: Callable[..., Program]) -> None:
+    """Clients that connect and say nothing, more than there are workers, keep nobody from being served."""
+    program = start(program_on())
+    address = program.address()
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(address, CEILING))
+        client = HTTPConnection(*address, timeout=CEILING)
+        stack.callback(client.close)
+        assert [get(client, "/a")[:2] for _ in range(4)] == [(200, b"/a")] * 4
+
+
+def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
+    """An application that raises is answered by 500 and logged; the next requests are served."""
+    program = start(program_on())
+    address = program.address()
+    for path, status in (("/fail", 500), ("/body", 200), ("/fail", 500)):
+        with contextlib.closing(HTTPConnection(*address, timeout=CEILING)) as client:
+            assert get(client, path)[0] == status
+    program.wait_logged("LookupError: no such row", times=2)
+    program.wait_logged(r"application says text=.?served /body", times=1)
+    with board.board_of(program.pid) as scores:
+        assert scores.total(SlotField.ERRORS) == 2
+
+
+@pytest.mark.parametrize("base", ["WSGIServer", "UnixWSGIServer"])
+def test_pipelined_requests_are_answered_in_order(
+    start: Callable[..., Program], tmp_path: Path, base: str
+) -> None:
+    """A hundred requests that are sent at once, with bodies, get their hundred answers in their order."""
+    path = str(tmp_path / "socket")
+    unix = base != "WSGIServer"
+    program = start(program_on(path if unix else ("127.0.0.1", 0), base))
+    address: Address = program.address()
+    request = (
+        b"POST /body HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+    )
+    bodies = [b"%d " % number * 50 for number in range(100)]
+    with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as client:
+        client.settimeout(CEILING)
+        client.connect(path if unix else address)
+        client.sendall(b"".join(request % (len(body), body) for body in bodies))
+        client.shutdown(socket.SHUT_WR)
+        received = bytearray()
+        while piece := client.recv(65536):
+            received += piece
+    assert answers(bytes(received)) == [(200, body) for body in bodies]
+    assert program.stop() == 0
+    assert not os.path.exists(path)
+
+
+def test_stop_closes_idle_connections(start: Callable[..., Program]) -> None:
+    """A stop does not wait for clients whose connections are idle."""
+    program = start(program_on())
+    clients = [HTTPConnection(*program.address(), timeout=CEILING) for _ in range(5)]
+    try:
+        assert [get(client, "/a")[0] for client in clients] == [200] * 5
+        assert program.stop(ceiling=10) == 0
+        wait_until(lambda: clients[0].sock.recv(1) == b"", "the end of the connection")
+    finally:
+        for client in clients:
+            client.close()
