@@ -158,6 +158,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """The group that the workers run as; the default is the main group of the user."""
     umask: int | str | None = None
     """The file mode mask of the master and its workers, in octal."""
+    limits: dict[str, int | str] | str | None = None
+    """Limits of setrlimit() for each worker, soft and hard, such as as=2G nofile=1024 core=0."""
+    nice: int | None = None
+    """The niceness of the workers; the master keeps its own."""
+    oom_score_adj: int | None = None
+    """The oom_score_adj of the workers, so that the kernel kills a worker before the master when
+    memory is low.
+    """
     pool_name: str | None = None
     """The name of the pool in process titles."""
     # </settings>

@@ -14,7 +14,7 @@ from typing import Any
 from prefork.host.addresses import Address
 from prefork.host.endpoint import address_for_metrics
 from prefork.metrics import slots
-from prefork.workers import files
+from prefork.workers import files, process_limits
 from prefork.workers.credentials import credentials_for
 from prefork.workers.errors import SettingsError
 
@@ -33,6 +33,7 @@ def refuse_unusable(values: Mapping[str, Any], origin: Callable[[str], str]) -> 
     user, group = values.get("user"), values.get("group")
     if user is not None or group is not None:
         credentials_for(user, group, origin("user" if user is not None else "group"))
+    process_limits.refuse_impossible(values, origin)
     folder = values.get("metrics_dir")
     source = origin("metrics_dir") if folder is not None else ""
     slots.refuse_unusable(folder, source, values.get("max_children") or 1)

@@ -17,6 +17,13 @@ from msgspec import Meta
 
 from prefork.workers.errors import SettingsError
 from prefork.workers.machine import usable_cpus
+from prefork.workers.process_limits import (
+    HIGHEST_ADJ,
+    LimitName,
+    ProcessLimits,
+    read_limits,
+    shown_limits,
+)
 from prefork.workers.text import nearest
 from prefork.workers.units import (
     account,
@@ -463,6 +470,37 @@ class Settings(
             show=shown_octal,
         ),
     ] = None
+    limits: Annotated[
+        dict[LimitName, Annotated[int, Meta(ge=-1, le=2**62)]] | None,
+        About(
+            help="Limits of setrlimit() for each worker, soft and hard, such as as=2G nofile=1024 core=0.",
+            allowed=f"pairs of {', '.join(get_args(LimitName))} and a number, a size or unlimited, such as "
+            '"nofile=1024 as=2G", or a table of them',
+            metavar="NAME=VALUE,...",
+            attribute=SAME,
+            read=read_limits,
+            show=shown_limits,
+        ),
+    ] = None
+    nice: Annotated[
+        Annotated[int, Meta(ge=-20, le=19)] | None,
+        About(
+            help="The niceness of the workers; the master keeps its own.",
+            allowed="a number from -20 (first to run) to 19",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
+    oom_score_adj: Annotated[
+        Annotated[int, Meta(ge=-HIGHEST_ADJ, le=HIGHEST_ADJ)] | None,
+        About(
+            help="The oom_score_adj of the workers, so that the kernel kills a worker before the master "
+            "when memory is low.",
+            allowed=f"a number from the master's own oom_score_adj to {HIGHEST_ADJ}",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
     name: Annotated[
         _Name | None,
         About(
@@ -571,6 +609,9 @@ class Settings(
             user: str | int | None = None,
             group: str | int | None = None,
             umask: int | str | None = None,
+            limits: dict[str, int | str] | str | None = None,
+            nice: int | None = None,
+            oom_score_adj: int | None = None,
             name: str | None = None,
             bind: tuple[str, ...] | list[str] | str = ("127.0.0.1:8000",),
             backlog: int | None = None,
@@ -601,6 +642,13 @@ class Settings(
             self.max_spare,
             lambda key: f"Settings({key}=…)",
         )
+
+    @property
+    def process_limits(self) -> ProcessLimits | None:
+        """What a worker sets for its process; None if nothing is set."""
+        if self.limits is None and self.nice is None and self.oom_score_adj is None:
+            return None
+        return ProcessLimits(self.limits or {}, self.nice, self.oom_score_adj)
 
     @property
     def most_spare(self) -> int:
@@ -701,6 +749,8 @@ def _quoted(word: str) -> str:
 def _type_name(plain: Any) -> str:
     if get_origin(plain) is Literal:
         return f"Literal[{', '.join(map(_quoted, get_args(plain)))}]"
+    if get_origin(plain) is dict:
+        return "dict[str, int | str]"
     return "tuple[str, ...] | list[str]" if get_origin(plain) is tuple else str(plain.__name__)
 
 

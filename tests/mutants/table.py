@@ -1509,6 +1509,43 @@ EDGE = (
     ),
 )
 
+PROCESS_LIMITS = (
+    Mutant(
+        "a worker sets the limits of its process",
+        "workers/process_limits.py",
+        "            resource.setrlimit(_number(name), (value, value))",
+        "            pass",
+        "tests/live/test_process_limits.py",
+    ),
+    Mutant(
+        "a worker sets the limits before it drops its privileges",
+        "workers/worker/life.py",
+        "        limits.apply()\n    spec.drop_privileges()\n",
+        "        spec.drop_privileges()\n        limits.apply()\n",
+        "tests/live/test_process_limits.py",
+    ),
+    Mutant(
+        "the question whether a limit can be raised changes nothing",
+        "workers/process_limits.py",
+        "    resource.setrlimit(number, (soft, hard))\n    return True",
+        "    return True",
+        "tests/unit/test_process_limits.py",
+    ),
+    Mutant(
+        "a hard limit that cannot be raised is refused at the start",
+        "workers/process_limits.py",
+        "    if hard == UNLIMITED or 0 <= value <= hard:",
+        "    if True:",
+        "tests/unit/test_process_limits.py",
+    ),
+    Mutant(
+        "workers that the kernel would spare longer than the master are refused",
+        "workers/process_limits.py",
+        "    if adj is not None and adj < own:",
+        "    if adj is not None and False:",
+        "tests/unit/test_process_limits.py",
+    ),
+)
 
 MUTANTS = (
     *BOUNDS,
@@ -1535,4 +1572,5 @@ MUTANTS = (
     *PYTHON_PROCESS,
     *PARKING,
     *EDGE,
+    *PROCESS_LIMITS,
 )

@@ -321,7 +321,7 @@ def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
 def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> None:
     """The output of ``prefork config`` is a prefork.toml with the same settings."""
     flags = ["-w", "2", "-m", "027", "--drain-delay", "500ms", "-b", "[::1]:0", "-b", "unix:/a b"]
-    status, out, _ = run("config", *flags, "-n", "x", "-u", "0")
+    status, out, _ = run("config", *flags, "-n", "x", "-u", "0", "--limits", "nofile=1024,as=2G")
     assert status == 0
     assert tomllib.loads(out)["umask"] == "027"
     (tmp_path / "prefork.toml").write_text(out)
@@ -360,6 +360,9 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "user": 0,
         "group": None,
         "umask": 0o27,
+        "limits": {"nofile": 1024, "as": 2**31},
+        "nice": None,
+        "oom_score_adj": None,
         "name": "x",
         "bind": ["[::1]:0", "unix:/a b"],
         "backlog": None,

@@ -11,7 +11,7 @@ blocked. It becomes a worker in steps whose order matters (``_boot``):
    yet, so no handler can find them.
 3. It installs its signal handlers, and only then unblocks signals. A TERM that was sent since the
    fork has waited in the kernel, and is handled now as any other.
-4. It drops its privileges, before any code of the program runs.
+4. It sets the limits of its process, and then drops its privileges, before any code of the program runs.
 5. It becomes a Python process of its own (python_process.py): what the master has registered for its
    own end is forgotten, and ``multiprocessing`` does what it does after each fork.
 6. The server objects learn that they are in a worker, and the hook ``worker_init()`` runs.
@@ -114,6 +114,8 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     _install_handlers(loop, pipes.report, _canceller(prepared.common))
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
+    if (limits := spec.settings.process_limits) is not None:
+        limits.apply()
     spec.drop_privileges()
     python_process.begin(prepared.slot, link.master_pid, link.life)
     _set_title(f"{spec.title[0]}{prepared.slot}{spec.title[1]}")

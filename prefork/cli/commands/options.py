@@ -27,6 +27,7 @@ SECTIONS: Final = {
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "State of a worker": ("restore_process",),
+    "Limits of a worker": ("limits", "nice", "oom_score_adj"),
     "Starting workers": ("boot_timeout", "crash_loop", "fork_check"),
     "Logs and metrics": (
         *("log_level", "log_format", "log_config", "access_log"),
