@@ -407,6 +407,34 @@ class Settings(
             show=shown_seconds,
         ),
     ] = 0.001
+    limit_head: Annotated[
+        Annotated[int, Meta(ge=1024, le=2**20)],
+        About(
+            help="How many bytes the head of a request may have, for WSGI applications.",
+            allowed="a size from 1K to 1M, such as 32K",
+            metavar="SIZE",
+            read=size,
+            show=shown_size,
+        ),
+    ] = 32 * 1024
+    limit_fields: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)],
+        About(
+            help="How many fields the head of a request may have, for WSGI applications.",
+            allowed="a number from 1 to 10000",
+            metavar="N",
+        ),
+    ] = 100
+    limit_body: Annotated[
+        Annotated[int, Meta(ge=0, le=2**50)] | None,
+        About(
+            help="How many bytes the body of a request may have, for WSGI applications; by default any number.",
+            allowed="a size such as 10M",
+            metavar="SIZE",
+            read=size,
+            show=shown_size,
+        ),
+    ] = None
     metrics: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
         About(
@@ -603,6 +631,9 @@ class Settings(
             park_timeout: float | str = 60.0,
             park_new: bool | str = False,
             linger: float | str = 0.001,
+            limit_head: int | str = 32768,
+            limit_fields: int = 100,
+            limit_body: int | str | None = None,
             metrics: str | None = None,
             metrics_dir: str | None = None,
             access_log: Literal["off", "text", "json"] = "off",

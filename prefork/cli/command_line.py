@@ -38,6 +38,7 @@ from prefork.workers.errors import (
     BindError,
     BootError,
     CrashLoopError,
+    MissingPackageError,
     MisuseError,
     PreforkError,
     SettingsError,
@@ -58,6 +59,7 @@ EXIT_CODES: Final = {
     CrashLoopError: ExitCode.CRASH_LOOP,
     NoPoolError: ExitCode.USAGE,
     SeveralPoolsError: ExitCode.USAGE,
+    MissingPackageError: ExitCode.USAGE,
 }
 """The exit codes of the exceptions that end a command; FAILED for everything else that prefork
 raises.

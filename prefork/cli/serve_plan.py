@@ -9,6 +9,8 @@ TARGET names one of these:
   ``Class(address, Class.RequestHandlerClass)`` if it has that class attribute. ``PreForkingMixIn`` is put in
   front of a class that does not have it.
 * A server instance that has the mix-in. It has an address already, so none can be given.
+* A WSGI application, which is any other callable that takes two arguments. Each address gets a server
+  of HTTP.
 * With ``--factory``, a callable without arguments that returns one of these, or several instances.
 
 ``plan()`` checks everything that can be checked. ``ServePlan.build()`` binds.
@@ -19,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from socketserver import (
     BaseRequestHandler,
     BaseServer,
@@ -27,6 +29,7 @@ from socketserver import (
     StreamRequestHandler,
     TCPServer,
 )
+from types import BuiltinFunctionType
 from typing import Any, Final
 
 import msgspec
@@ -41,7 +44,7 @@ from prefork.workers.settings import ROWS
 
 _SERVABLE: Final = (
     "a handler class (of socketserver.BaseRequestHandler), a server class (of "
-    "socketserver.BaseServer), a server instance with PreForkingMixIn"
+    "socketserver.BaseServer), a server instance with PreForkingMixIn, a WSGI application"
 )
 
 WHAT_CAN_BE_SERVED: Final = f"{_SERVABLE}, or with --factory a callable that returns one"
@@ -66,7 +69,8 @@ class Requested(msgspec.Struct, frozen=True):
 
     addresses: where to listen. backlog: None for the default of each class. binds_from,
     backlog_from: the origins of the two settings, None where the default is used. edges: who may
-    connect, for each of the addresses; empty for what the servers' own attributes say.
+    connect, for each of the addresses; empty for what the servers' own attributes say. limits: attributes
+    of the servers of a WSGI application.
     """
 
     addresses: Sequence[Address]
@@ -74,6 +78,7 @@ class Requested(msgspec.Struct, frozen=True):
     backlog: int | None = None
     backlog_from: str | None = None
     edges: Sequence[EdgeSettings] = ()
+    limits: Mapping[str, object] = {}
 
 
 def plan(target: str, found: object, requested: Requested, *, factory: bool = False) -> ServePlan:
@@ -89,6 +94,8 @@ def plan(target: str, found: object, requested: Requested, *, factory: bool = Fa
         return _plan_handler(target, found, requested)
     if isinstance(found, type) and issubclass(found, BaseServer):
         return _plan_server_class(target, found, requested)
+    if is_application(found):
+        return _plan_application(target, found, requested)
     raise TargetError(target, f"{_kind_of(found)} cannot be served, only {WHAT_CAN_BE_SERVED}")
 
 
@@ -114,6 +121,40 @@ def _plan_handler(
         return server_for(address, handler, backlog=requested.backlog)
 
     return _plan_per_address(f"handler class {handler.__name__}", make, requested)
+
+
+def _plan_application(target: str, application: object, requested: Requested) -> ServePlan:
+    """Return how a WSGI application is served. MissingPackageError: what reads the requests is not installed."""
+    from prefork.wsgi import handler_for  # noqa: PLC0415 - loads httptools
+
+    for address in requested.addresses:
+        if address.scheme in _DATAGRAM_SCHEMES:
+            raise TargetError(target, f"a WSGI application cannot serve datagrams, as on {address}")
+    handler = handler_for(application)
+
+    def make(address: Address) -> BaseServer:
+        server = server_for(address, handler, backlog=requested.backlog)
+        for name, value in requested.limits.items():
+            setattr(server, name, value)
+        return server
+
+    return _plan_per_address(f"WSGI application {target}", make, requested)
+
+
+def is_application(found: object) -> bool:
+    """Return whether an object looks like a WSGI application: it can be called with two arguments."""
+    not_one = (BaseServer, BaseRequestHandler, BuiltinFunctionType)
+    if not callable(found) or isinstance(found, not_one):
+        return False
+    if isinstance(found, type) and issubclass(found, (BaseServer, BaseRequestHandler)):
+        return False
+    if isinstance(found, type) and not hasattr(found, "__iter__"):
+        return False  # an instance of it would be no body of an answer
+    try:
+        inspect.signature(found).bind("environ", "start_response")
+    except (TypeError, ValueError):  # ValueError: an object written in C has no signature
+        return False
+    return True
 
 
 def _plan_server_class(target: str, cls: type[BaseServer], requested: Requested) -> ServePlan:
@@ -250,7 +291,7 @@ def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan
             with _closing_on_failure() as servers:
                 servers.extend(several)
                 return _plan_instances(target, servers, requested).build()
-        if len(several) == 1 and isinstance(several[0], type):
+        if len(several) == 1 and (isinstance(several[0], type) or is_application(several[0])):
             return plan(target, several[0], requested).build()
         reason = f"the factory {name}() returned {_kind_of(made)}, not {_SERVABLE}, or a list of such instances"
         raise TargetError(target, reason)

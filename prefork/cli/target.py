@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from socketserver import BaseRequestHandler, BaseServer
 from types import ModuleType
+from typing import Final
 
 from prefork.cli.application_errors import application_errors, frames_of_application
 from prefork.mixin import PreForkingMixIn
@@ -27,6 +28,8 @@ def load(target: str) -> object:
     it was imported; the report is the traceback from the application's first frame on. BindError:
     the application made a server whose address cannot be bound.
     """
+    if ":" not in target:
+        return _application_in(target)
     place, colon, path = target.rpartition(":")
     if not colon or not place or not path:
         raise TargetError(target, _malformed(target))
@@ -35,6 +38,22 @@ def load(target: str) -> object:
     for name in path.split("."):
         found = _attribute(target, found, name)
     return found
+
+
+APPLICATIONS: Final = ("application", "app")
+"""The names under which a module has its WSGI application, where TARGET names the module alone."""
+
+
+def _application_in(target: str) -> object:
+    """Return the WSGI application of a module or file that is named without an attribute."""
+    if not (target.endswith(".py") or _MODULE_NAME.fullmatch(target)):
+        raise TargetError(target, _malformed(target))
+    _put_first_on_path(target, Path.cwd)
+    module = _module(target, target)
+    for name in APPLICATIONS:
+        if callable(found := getattr(module, name, None)):
+            return found
+    raise TargetError(target, f"{_malformed(target)}{_servable_in(module)}")
 
 
 def _malformed(target: str) -> str:
@@ -113,6 +132,11 @@ def _hint(holder: object, name: str) -> str:
     guess = nearest(name, dir(holder))
     if guess is not None:
         return f"; did you mean {guess}?"
+    return _servable_in(holder)
+
+
+def _servable_in(holder: object) -> str:
+    """Return the names of what can be served in a module, as the end of a sentence; "" for none."""
     own = getattr(holder, "__name__", None)
     servable = [
         key

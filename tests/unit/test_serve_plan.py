@@ -55,6 +55,61 @@ def built() -> Iterator[Callable[..., list[Any]]]:
         server.server_close()
 
 
+# --- WSGI applications
+
+
+def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer, as an application does."""
+    start_response("200 OK", [])
+    return [b"hello"]
+
+
+class Framework:
+    """A class whose instances are applications."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """Answer."""
+        return application(environ, start_response)
+
+
+class Old:
+    """A class that is an application itself: its instances are the bodies."""
+
+    def __init__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> None:
+        self.body = application(environ, start_response)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body."""
+        return iter(self.body)
+
+
+@pytest.mark.parametrize(
+    "found", [application, Framework(), Old], ids=["function", "object", "class"]
+)
+@pytest.mark.parametrize("factory", [False, True])
+def test_applications_are_served(
+    built: Callable[..., list[Any]], tmp_path: Path, found: Any, *, factory: bool
+) -> None:
+    """Whatever can be called with environment and start_response gets a server of HTTP on each address."""
+    target = (lambda: found) if factory else found
+    if factory and found is Old:
+        target = lambda: Old  # noqa: E731
+    unix = f"unix:{tmp_path}/socket"
+    servers = built(target, "127.0.0.1:0", unix, factory=factory, limits={"limit_body": 7})
+    assert [type(server).__name__ for server in servers] == [
+        "PreForkingTCPServer",
+        "PreForkingUnixStreamServer",
+    ]
+    assert {server.RequestHandlerClass.__name__ for server in servers} == {"WSGIHandler"}
+    assert all(server.RequestHandlerClass.application is found for server in servers)
+    assert [server.limit_body for server in servers] == [7, 7]
+
+
+def test_application_serves_no_datagrams() -> None:
+    """A datagram address is refused for an application before anything is bound."""
+    assert "cannot serve datagrams" in refused(application, "udp://127.0.0.1:0")
+
+
 # --- handler classes
 
 

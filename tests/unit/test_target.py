@@ -79,8 +79,9 @@ def test_file_named_like_a_module_that_is_there(write: Callable[..., None]) -> N
 @pytest.mark.parametrize(
     ("reason", "target"),
     [
-        ("no attribute is named; write app.py:ATTRIBUTE", "app.py"),
-        ("no attribute is named; write app:ATTRIBUTE", "app"),
+        ("there is no file nowhere.py", "nowhere.py"),
+        ("there is no module nowhere_at_all", "nowhere_at_all"),
+        ("no attribute is named; write a b:ATTRIBUTE", "a b"),
         ("no attribute is named; write app.py:ATTRIBUTE", "app.py:"),
         ("the form is module:attribute or file.py:attribute", ":Up"),
         ("the form is module:attribute or file.py:attribute", ":"),
@@ -97,6 +98,16 @@ def test_file_named_like_a_module_that_is_there(write: Callable[..., None]) -> N
 def test_targets_that_name_nothing(write: Callable[..., None], reason: str, target: str) -> None:
     """The error for a missing or malformed target is one sentence."""
     assert refusal(target) == reason
+
+
+def test_module_alone_names_its_application(write: Callable[..., None]) -> None:
+    """A module without an attribute stands for its ``application`` or ``app``; without them, an attribute is needed."""
+    write("first_app.py", "def application(environ, start_response): pass\nclass app: pass")
+    write("second_app.py", "application = None\ndef app(environ, start_response): pass")
+    write("no_app.py", "import socketserver\nclass One(socketserver.TCPServer): pass")
+    assert load("first_app") is load("first_app:application")
+    assert load("second_app.py").__name__ == "app"
+    assert refusal("no_app") == "no attribute is named; write no_app:ATTRIBUTE; it has One"
 
 
 def test_misspelt_names_get_a_hint(write: Callable[..., None]) -> None:

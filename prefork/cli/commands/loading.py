@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from prefork.cli import sources
 from prefork.cli.edges import edges_for
 from prefork.cli.pidfile import PidFile
-from prefork.cli.serve_plan import Requested, ServePlan, plan
+from prefork.cli.serve_plan import Requested, ServePlan, is_application, plan
 from prefork.cli.target import load
 from prefork.cli.watch import refuse_where_impossible
 from prefork.host.addresses import Address
@@ -27,6 +27,9 @@ from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+LIMITS: Final = ("limit_head", "limit_fields", "limit_body")
+"""The settings that servers of WSGI applications have as attributes."""
 
 
 class SettingsSoFar(msgspec.Struct, frozen=True):
@@ -145,6 +148,7 @@ def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[R
         binds_from=_unless_default(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_unless_default(origins["backlog"]),
+        limits={key: getattr(settings, key) for key in LIMITS},
     )
     refuse_several_without_workers(resolved, len(requested.addresses))
     return resolved, plan(target, found, requested, factory=factory)
@@ -161,11 +165,14 @@ def _addresses(bind: Sequence[str], origin: str) -> list[Address]:
 
 
 def _attributes_of(found: object) -> list[Layer]:
-    """Return the layer of a server class or instance.
+    """Return the layer of a server class or instance, or of a WSGI application.
 
     A handler class has no settings. Those of the servers that a factory returns are read after
     ``build()``.
     """
+    if is_application(found):
+        # A client of HTTP speaks first, so one that says nothing need not hold a worker.
+        return [Layer({"park_new": True}, lambda _key: "the default for WSGI applications")]
     is_server = isinstance(found, BaseServer) or (
         isinstance(found, type) and issubclass(found, BaseServer)
     )

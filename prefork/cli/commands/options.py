@@ -25,6 +25,7 @@ SECTIONS: Final = {
     ),
     "Who may connect": ("proxy_from", "allow", "deny", "edge_timeout"),
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
+    "Requests of WSGI applications": ("limit_head", "limit_fields", "limit_body"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "State of a worker": ("restore_process",),
     "Limits of a worker": ("limits", "nice", "oom_score_adj"),
