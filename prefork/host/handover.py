@@ -23,7 +23,7 @@ from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
 from prefork.workers.system import Child
 
-FORMAT: Final = 10
+FORMAT: Final = 11
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
@@ -87,17 +87,22 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class LotState(msgspec.Struct, frozen=True):
-    """The lot process, which goes on under the next image. control: the master's end of its socket."""
+    """The lot, which goes on under the next image with the links between it and the workers.
 
-    pid: int
-    pidfd: int
-    control: int
+    child: the process; None where there is none at this moment. control: the master's end of its
+    socket; None without a process.
+    """
+
+    child: Child | None
+    control: int | None
     links: tuple[Link, ...]
 
     @property
     def fds(self) -> list[int]:
         """All descriptors of it."""
-        return [self.pidfd, self.control, *(fd for link in self.links for fd in link.fds)]
+        of_child = [] if self.child is None else [self.child.pidfd]
+        control = [] if self.control is None else [self.control]
+        return [*of_child, *control, *(fd for link in self.links for fd in link.fds)]
 
 
 class MasterState(msgspec.Struct, frozen=True):

@@ -165,7 +165,9 @@ class LotProcess:
 
     def _hold(self, previous: LotState) -> None:
         """Hold the lot of an earlier image, and leave to the next attempt what it would need."""
-        self._child = Child(previous.pid, previous.pidfd)
+        if previous.child is None or previous.control is None:
+            return  # its lot has died; tick() starts one, which finds what waits in the links
+        self._child = previous.child
         self._system.adopt(self._child)
         # A duplicate, which may be closed together with this object if this image fails.
         control = fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -179,11 +181,11 @@ class LotProcess:
 
         Tells the lot the limits and the links that are new, or to leave if no server parks any more.
         """
+        for link in self._links.unclaimed:
+            ResumeQueue.of_unclaimed(link).close_intake()
         if self._known is None or self._child is None or self._control is None:
             return
         self._record = Record(running=True, started_at=now, heard_at=now)
-        for link in self._links.unclaimed:
-            ResumeQueue.of_unclaimed(link).close_intake()
         if self._limits is None:
             self._system.send(self._child, LEAVE)
             return
@@ -199,10 +201,14 @@ class LotProcess:
             self._kill()
 
     def handover_state(self) -> LotState | None:
-        """Return what the next image of the master needs to go on with the lot."""
-        if self._child is None or self._control is None:
+        """Return what the next image of the master needs to go on with the lot; None without one.
+
+        A lot that has just died leaves its links, in which the workers' connections wait.
+        """
+        if self._child is None and not self._links.all:
             return None
-        return LotState(self._child.pid, self._child.pidfd, self._control.fileno(), self._links.all)
+        control = None if self._control is None else self._control.fileno()
+        return LotState(self._child, control, self._links.all)
 
     def _let_go_in_child(self) -> None:
         if self._control is not None:

@@ -24,8 +24,9 @@ in a loop in place of ending, and the loop is left in one of two ways only:
 Meanwhile the caretaker does for the workers what needs no code of the program. It collects those
 that have ended, and says so on the scoreboard: ``/readyz`` answers 503 when too few are left. It
 wakes idle workers if a client waits, because the kernel's wake-up can be lost. By USR1 the workers
-write their stacks. It starts a metrics process in place of one that has ended. It forks no worker,
-since there is no code to fork one with, and enforces no deadline of a request.
+write their stacks. It starts a metrics process in place of one that has ended, and collects a lot
+that has ended. It forks neither a worker nor a lot, since there is no code to fork one with, and
+enforces no deadline of a request.
 
 A shortage may be the reason why all this runs, so the loop is written to need no descriptor: it
 waits in ``poll()``, and looks for signals. The control signals are blocked, and pending until the
@@ -168,6 +169,7 @@ class Caretaker:
             self._look_at_board()
             self._collect_ended()
             self._keep_metrics()
+            self._collect_lot()
             self._poke()
             match self._next_act(is_ordered=order in RELOADS):
                 case Act.RUN_AGAIN:
@@ -330,6 +332,24 @@ class Caretaker:
         board.set_pool(PoolField.METRICS_PID, 0 if child is None else child.pid)
         metrics = msgspec.structs.replace(metrics, child=child)
         self._state = msgspec.structs.replace(self._state, metrics=metrics)
+
+    def _collect_lot(self) -> None:
+        """Collect a lot that has ended. The next image starts another one, since a lot runs code of the program."""
+        lot, board = self._state.lot, self._board
+        if lot is None or lot.child is None or board is None:
+            return
+        if (status := system.collect(lot.child)) is None:
+            return
+        cause = cause_of_exit(status, asked=None, killed_for=None, was_ready=True)
+        lost = max(0, board.pool(PoolField.PARKED))
+        board.set_pool(PoolField.LOT_PID, 0)
+        board.set_pool(PoolField.PARKED, 0)
+        subject = f"lot pid={lot.child.pid}"
+        log.event(logging.ERROR, subject, "exited", cause=cause, connections_lost=lost)
+        # The other end of the control socket is gone, too. The descriptor ends with the exec.
+        os.close(lot.child.pidfd)
+        lot = msgspec.structs.replace(lot, child=None, control=None)
+        self._state = msgspec.structs.replace(self._state, lot=lot)
 
     def _poke(self) -> None:
         """Wake the workers if a client waits, as the master does for idle ones."""

@@ -313,6 +313,37 @@ def test_parked_connections_outlive_new_code_that_fails_after_the_exec(
     assert program.stop() == 0
 
 
+def test_lot_that_dies_while_new_code_fails(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard], tmp_path: Path
+) -> None:
+    """A lot that dies while the previous workers serve without a master is collected, and good code brings another one."""
+    fails = (
+        "    if prefork.host.process.process.handover and os.path.exists('fails'):\n"
+        "        sys.exit(1)\n"
+        "    serve("
+    )
+    program = start(program_with().replace("    serve(", fails))
+    scores = board_of(program)
+    lot = lot_of(scores)
+    with clients_of(program.address(), 2) as (first, second):
+        assert [ask_on(client)[1] for client in (first, second)] == [1, 1]
+        wait_parked(scores, 2)
+        (tmp_path / "fails").touch()
+        program.signal(signal.SIGHUP)
+        program.wait_logged("the new code ended before it served")
+        os.kill(lot, signal.SIGKILL)
+        program.wait_logged(rf"lot pid={lot} exited cause=killed\(SIGKILL\) connections_lost=2")
+        assert not os.path.exists(f"/proc/{lot}")
+        assert (scores.pool(PoolField.LOT_PID), scores.pool(PoolField.PARKED)) == (0, 0)
+        assert is_over(first)
+        (tmp_path / "fails").unlink()
+        wait_until(lambda: scores.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
+    with clients_of(program.address(), 1) as (third,):
+        assert [ask_on(third)[1] for _ in range(2)] == [1, 2]
+    assert lot_of(scores) != lot
+    assert program.stop() == 0
+
+
 def test_stop_closes_the_idle_and_serves_those_who_have_spoken(
     start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
 ) -> None:

@@ -1016,6 +1016,13 @@ RELOAD = (
         "tests/live/test_after_the_exec.py -k metrics_process_is_replaced",
     ),
     Mutant(
+        "a lot that dies while new code fails is collected",
+        "prefork/reloading/caretaker.py",
+        "            self._collect_lot()\n",
+        "",
+        "tests/live/test_parking.py -k dies_while_new_code_fails",
+    ),
+    Mutant(
         "new code that fails after the exec leaves the lot to the next attempt",
         "prefork/master/lot_process.py",
         "fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)",
