@@ -33,6 +33,9 @@ _ASCII_BARS: Final = "#-"
 _BAR: Final = 20
 _LABEL: Final = 7
 _MOST_QUEUES: Final = 3
+_WIDEST_GAP: Final = 6
+"""Columns of a table that are further apart are hard to read as one row."""
+
 _FEW_LINES: Final = 6
 """Lines that the table needs to be of use. On a terminal with less room the lines below it are left
 out.
@@ -90,18 +93,30 @@ def _title(view: View, width: int) -> Text:
     left = Text.assemble(
         ("prefork ", "bold"),
         (f"{view.name} " if view.name else "", "bold"),
-        (view.condition, "green" if view.is_well else "bold red"),
+        (view.condition, _style_of_condition(view)),
     )
-    right = f"pid {view.pid}  up {humanize.duration(view.uptime)}  gen {view.generation}"
+    facts = f"pid {view.pid}", f"up {humanize.duration(view.uptime)}", f"gen {view.generation}"
+    room = width - left.cell_len - 1
+    shown = [facts[:number] for number in range(len(facts), 0, -1)]
+    right = next((line for line in map("  ".join, shown) if len(line) <= room), "")
     return _spread(left, Text(right), width)
 
 
+def _style_of_condition(view: View) -> str:
+    if not view.is_well:
+        return "bold red"
+    return "green" if view.saturation is None else "bold yellow"
+
+
 def _saturation(view: View, width: int) -> list[Text]:
+    """Return the reason and the remedy in whole lines, because the remedy stands at the end."""
     if view.saturation is None:
         return []
-    line = Text.assemble(_label("full"), (view.saturation, "bold red"))
-    line.truncate(width, overflow="ellipsis")
-    return [line]
+    lines = humanize.wrapped(view.saturation.split(), width - _LABEL, gap=" ")
+    return [
+        Text.assemble(_label("" if number else "full"), (line, "yellow"))
+        for number, line in enumerate(lines)
+    ]
 
 
 def _traffic(view: View, rates: Sequence[float], width: int, *, ascii_only: bool) -> Text:
@@ -223,7 +238,8 @@ def _footer(order: SortOrder, width: int) -> Text:
 
 
 def _table(rows: Sequence[SlotRow], order: SortOrder, width: int) -> Table:
-    gap = 1 if width < 100 else 2
+    spare = width - sum(column.width for column in COLUMNS)
+    gap = max(1, min(_WIDEST_GAP, spare // len(COLUMNS)))
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for column in COLUMNS:
         style = "reverse" if column.key == order.key else ""

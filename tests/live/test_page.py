@@ -249,12 +249,14 @@ def test_what_is_wrong_is_said(site: Site, browser: Browser) -> None:
     wait_until(lambda: browser.text("#alerts") == "", "all is well", SLOW, poll=0.1)
 
     publish_saturation(site.board, SaturationCause.WORKERS_COMPUTE, 44.0)
-    wait_text(browser, "#alerts", "clients wait, for 44 s; the workers compute: raise workers")
+    wait_text(browser, "#alerts", "clients wait (44 s). The workers compute: raise workers")
+    assert browser.text("#phase") == "Saturated"
     publish_saturation(site.board, SaturationCause.NONE, 0.0)
     wait_until(lambda: browser.text("#alerts") == "", "it keeps up again", SLOW, poll=0.1)
 
     site.tick(ago=30)
     wait_text(browser, "#alerts", "The master hangs: it has not ticked for 3")
+    assert browser.text("#phase") == "Hung"
     wait_until(
         lambda: (
             browser.run("return document.getElementById('said').textContent") == "The master hangs"

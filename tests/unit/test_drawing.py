@@ -63,16 +63,26 @@ def busy_board(board: Scoreboard) -> None:
 
 
 def test_pool_that_cannot_keep_up_says_why() -> None:
-    """While a pool is saturated, one line below the title has the reason, and the remedy where there is room."""
+    """While a pool is saturated, the reason and the whole remedy stand below the title."""
     with scoreboard(4, at=NOW) as board:
         occupy(board, 0, 1_000_000, at=NOW)
         publish_saturation(board, SaturationCause.WORKERS_WAIT, 44.0)
         narrow, wide = lines_of(board, 80, 24), lines_of(board, 200, 24)
-    assert narrow[1].startswith(
-        "full   for 44s, the workers wait, and connections that stay open hold"
-    )
-    assert len(narrow[1]) <= 80
-    assert "set client_timeout" in wide[1]
+    assert narrow[1].startswith("full   for 44s, the workers wait, and connections that stay open ")
+    assert narrow[3].endswith("(ParkingMixIn)")
+    assert narrow[4].startswith("rate ")
+    assert max(map(len, narrow)) <= 80
+    assert wide[1].endswith("(ParkingMixIn)")
+
+
+@pytest.mark.parametrize(("name", "end"), [("x" * 35, "up 60s"), ("x" * 45, "pid 4711")])
+def test_title_keeps_what_fits(name: str, end: str) -> None:
+    """Where the title is long, the generation gives way first and the pid last."""
+    with scoreboard(4, master=4711, name=name, at=NOW) as board:
+        occupy(board, 0, 1_000_000, at=NOW)
+        title = lines_of(board, 80, 24)[0]
+    assert len(title) == 80
+    assert title.endswith(end)
 
 
 def test_screen_of_80_columns() -> None:
