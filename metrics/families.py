@@ -284,13 +284,13 @@ def _requests(reading: Reading) -> Found:
 
 
 def _rejections(words: Columns) -> Rows:
-    """Return the rejected requests by reason; what the edge has not counted is verify_request()'s."""
+    """Return the rejected requests by reason; what nothing else has counted is verify_request()'s."""
     counts = {
         reason: sum(words[SlotField.REJECTIONS + place]) for place, reason in enumerate(Rejection)
     }
     counts[Rejection.VERIFY] = 0
-    by_edge = sum(counts.values())
-    counts[Rejection.VERIFY] = max(0, sum(words[SlotField.REJECTED]) - by_edge)
+    others = sum(counts.values())
+    counts[Rejection.VERIFY] = max(0, sum(words[SlotField.REJECTED]) - others)
     return [(reason.value, count) for reason, count in counts.items()]
 
 

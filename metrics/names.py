@@ -189,7 +189,8 @@ _ABOUT_REQUESTS = (
         "prefork_rejected_requests_total",
         "Requests that were rejected, by reason: verify (verify_request() returned False), proxy (no PROXY header, "
         "or a malformed one), address (the rules allow and deny), tls (the handshake failed), authentication, "
-        "throttled (too many failures of this client), timeout (edge_timeout), gone (the client went away).",
+        "throttled (too many failures of this client), timeout (edge_timeout), gone (the client went away), "
+        "queue_wait (it had waited for longer than max_queue_wait), per_client (the client held max_per_client workers).",
         "reason",
     ),
     _histogram(

@@ -92,6 +92,12 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """End the request of a client that has gone: never, when its connection was reset, or also when it
     was closed; a client that has closed may only have half-closed.
     """
+    max_queue_wait: float | str | None = None
+    """Refuse a request that has waited longer than this in the kernel's queue, to serve one whose
+    client still waits; not known for Unix streams.
+    """
+    max_per_client: int | None = None
+    """How many workers one client address, or one /64 network of IPv6, may hold at a time."""
     slow_request: float | str | None = None
     """Log the stacks of a worker, once, when its request takes longer than this; the request goes on.
     """
@@ -318,6 +324,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         reason: a ``prefork.CancelReason``, which is a string: ``soft_timeout``, ``cpu_timeout``,
         ``client_gone``, ``command``, ``urgent`` or ``handler``. An exception is logged and costs this request
         only.
+        """
+
+    def shed_request(self, request: Any, client_address: Any) -> None:
+        """Answer the client of a request that has waited for longer than ``max_queue_wait`` (worker).
+
+        Called in place of ``verify_request()``, before ``shutdown_request()``. By default the client gets no
+        answer. An override may write one, such as a 503, and should be quick: other clients wait.
+        An exception is logged.
         """
 
     # --- hooks: each one does nothing here, and may be overridden

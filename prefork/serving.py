@@ -35,6 +35,7 @@ from prefork.workers.listener import Listener
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
+from prefork.workers.worker.accounting import may_overlap
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
@@ -200,6 +201,7 @@ def serve(
 
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the program has the hook.
     """
+    _refuse_to_count_threads(all_served, settings)
     if (inventory := process.inventory) is not None:
         _refuse_what_cannot_follow(settings, inventory)
         trial.end_of_trial(settings)
@@ -213,6 +215,17 @@ def serve(
                 _serve_without_workers(all_served, poll_interval)
             else:
                 _serve_with_pool(all_served, settings, poll_interval, call_hook)
+
+
+def _refuse_to_count_threads(all_served: Sequence[Served], settings: Settings) -> None:
+    """Refuse ``max_per_client`` where a worker serves several clients at a time."""
+    most = settings.max_per_client
+    if most is not None and any(may_overlap(one.server) for one in all_served):
+        allowed = (
+            "it counts workers by their client, and a worker of this server serves several clients at a "
+            "time, because process_request() is overridden, as in ThreadingMixIn; leave it out"
+        )
+        raise SettingsError("max_per_client", most, "settings", allowed)
 
 
 def _end(one: Served) -> None:

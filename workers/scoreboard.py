@@ -57,7 +57,7 @@ from prefork.workers.states import (
 )
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 5
+VERSION = 6
 
 MEMFD_NAME = "prefork-scoreboard"
 """The name of the memory in /proc."""
@@ -229,19 +229,24 @@ class SlotField(IntEnum):
     """The histogram of durations. Its sum is the number of finished requests, good and bad."""
     QUEUE_WAITS = 48
     """The histogram of the queue waits that were measured."""
-    REJECTIONS = 64
-    """Requests that the edge rejected, one word for each Rejection. VERIFY has what is left of REJECTED."""
     TLS_HANDSHAKES = 72
     """Handshakes that succeeded, one word for each HandshakeKind."""
     TLS_HANDSHAKE_NS = 76
     """The sum of the times of these handshakes."""
     CANCELLED = 80
     """Requests that were ended before their worker was killed, one word for each CancelReason."""
+    CLIENT = 86
+    """The client that the worker serves, as a number; only with ``max_per_client`` (workers/worker/admission.py)."""
     CANCEL_HEARD = 88
     """The last word CANCEL for which the worker has raised all that it asks for."""
 
+    REJECTIONS = 96
+    """Requests that were rejected, one word for each Rejection. VERIFY has what is left of REJECTED."""
 
-SLOT_WORDS = 96  # twelve cache lines, which no other slot's worker writes to; some words are spare
+
+SLOT_WORDS = (
+    112  # fourteen cache lines, which no other slot's worker writes to; some words are spare
+)
 
 CANCELLED_FIELDS = range(SlotField.CANCELLED, SlotField.CANCELLED + len(CancelReason))
 """The words that count cancelled requests, by the position of the reason."""
@@ -265,7 +270,8 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(range(SlotField.DURATIONS, SlotField.DURATIONS + BUCKETS), _COUNT),
     **dict.fromkeys(range(SlotField.QUEUE_WAITS, SlotField.QUEUE_WAITS + BUCKETS), _COUNT),
     **dict.fromkeys(range(SlotField.TIMEOUTS, SlotField.LAST_EXIT), _COUNT),
-    **dict.fromkeys(range(SlotField.REJECTIONS, SlotField.TLS_HANDSHAKE_NS), _COUNT),
+    **dict.fromkeys(range(SlotField.TLS_HANDSHAKES, SlotField.TLS_HANDSHAKE_NS), _COUNT),
+    **dict.fromkeys(range(SlotField.REJECTIONS, SlotField.REJECTIONS + len(Rejection)), _COUNT),
     **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
     **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES, SlotField.CLIENT_TIMEOUTS), _COUNT),
     **dict.fromkeys(CANCELLED_FIELDS, _COUNT),
@@ -507,6 +513,7 @@ class Scoreboard:
             (SlotField.RECYCLE_REQUEST, 0),
             (SlotField.CANCEL, 0),
             (SlotField.CANCEL_HEARD, 0),
+            (SlotField.CLIENT, 0),
             (SlotField.READY_NS, 0),
             (SlotField.GENERATION, generation),
             (SlotField.SPAWNED_NS, now_ns),

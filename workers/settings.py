@@ -264,6 +264,23 @@ class Settings(
             read=lower,
         ),
     ] = "off"
+    max_queue_wait: Annotated[
+        _PositiveDuration | None,
+        _duration(
+            "Refuse a request that has waited longer than this in the kernel's queue, to serve one whose client "
+            "still waits; not known for Unix streams.",
+            positive=True,
+        ),
+    ] = None
+    max_per_client: Annotated[
+        Annotated[int, Meta(ge=1, le=MOST_CHILDREN)] | None,
+        About(
+            help="How many workers one client address, or one /64 network of IPv6, may hold at a time.",
+            allowed=f"a number from 1 to {MOST_CHILDREN}",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = None
     slow_request: Annotated[
         _PositiveDuration | None,
         _duration(
@@ -614,6 +631,8 @@ class Settings(
             soft_timeout: float | str | None = None,
             cpu_timeout: float | str | None = None,
             check_client: Literal["off", "reset", "closed"] = "off",
+            max_queue_wait: float | str | None = None,
+            max_per_client: int | None = None,
             slow_request: float | str | None = None,
             client_timeout: float | str | None = None,
             edge_timeout: float | str = 5.0,

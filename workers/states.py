@@ -82,6 +82,10 @@ class Rejection(enum.StrEnum):
     """The client did not finish within ``edge_timeout``."""
     GONE = "gone"
     """The client went away before its request could begin."""
+    QUEUE_WAIT = "queue_wait"
+    """The request had waited in the kernel's queue for longer than ``max_queue_wait``."""
+    PER_CLIENT = "per_client"
+    """The client holds ``max_per_client`` workers already."""
 
 
 class ExitKind(enum.StrEnum):

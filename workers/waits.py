@@ -57,9 +57,10 @@ _QUEUE_WAITS = int(SlotField.QUEUE_WAITS)
 def sample_every(settings: Settings) -> int:
     """Return of how many requests one is measured; 0 where none is, which costs nothing.
 
-    With an access log every request is measured: its line costs ten times as much.
+    With an access log every request is measured: its line costs ten times as much. ``max_queue_wait`` has to
+    know each wait.
     """
-    if settings.access_log != "off":
+    if settings.access_log != "off" or settings.max_queue_wait is not None:
         return 1
     return SAMPLE_EVERY if settings.metrics is not None else 0
 

@@ -20,7 +20,8 @@ from prefork.workers.pool.views import Cancel
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import CANCEL, CANCEL_HEARD, REQUEST_NS, SlotWriter
 from prefork.workers.worker import cancelling
-from prefork.workers.worker.cancelling import Cancelling, LimitedLines, caller_of_handler
+from prefork.workers.worker.cancelling import Cancelling, caller_of_handler
+from prefork.workers.worker.limited_lines import LimitedLines
 from tests.support.staged import StagedPool, pen
 
 if TYPE_CHECKING:
@@ -347,17 +348,17 @@ def test_client_is_looked_at_before_it_is_gone(
 
 
 def test_lines_are_limited() -> None:
-    """One line for each reason and second says how many had none."""
+    """One line for each kind and second says how many had none."""
     now, lines = 0.0, []
     limited = LimitedLines(lambda: now)
     log: Callable[..., None] = lambda *a, **facts: lines.append(facts["others"])  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prefork.workers.worker.cancelling.log.event", log)
+        patch.setattr("prefork.workers.worker.limited_lines.log.event", log)
         for _ in range(5):
-            limited.write(prefork.ClientGone(), {})
-        limited.write(prefork.RequestTimeout(), {})
+            limited.write("one", "came")
+        limited.write("another", "came")
         now = 1.0
-        limited.write(prefork.ClientGone(), {})
+        limited.write("one", "came")
     assert lines == [0, 0, 4]
 
 

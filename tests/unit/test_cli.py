@@ -339,6 +339,8 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "soft_timeout": None,
         "cpu_timeout": None,
         "check_client": "off",
+        "max_queue_wait": None,
+        "max_per_client": None,
         "slow_request": None,
         "client_timeout": 30.0,
         "edge_timeout": 5.0,

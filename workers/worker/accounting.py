@@ -92,7 +92,7 @@ def account_for(
 
     As soon as the requests of one server may overlap, those of all are accounted for together.
     """
-    if any(_may_overlap(server) for server in servers):
+    if any(may_overlap(server) for server in servers):
         return Overlapping(writer, became_busy, log_request)
     if any(has_edge(server) for server in servers):
         return OneAtTheEdge(writer, became_busy, log_request)
@@ -106,7 +106,8 @@ def has_edge(server: BaseServer) -> bool:
     return EDGE in vars(server)
 
 
-def _may_overlap(server: BaseServer) -> bool:
+def may_overlap(server: BaseServer) -> bool:
+    """Return whether a worker may have several requests of this server in hand."""
     return not is_standard(type(server).process_request, BaseServer, "process_request")
 
 

@@ -35,7 +35,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from socketserver import BaseRequestHandler, BaseServer
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final
 
@@ -51,15 +51,13 @@ from prefork.workers.cancel import (
 from prefork.workers.identity import CANCEL_NUMBER
 from prefork.workers.slot_writer import CANCEL, CANCEL_HEARD, REQUEST_NS, SlotWriter
 from prefork.workers.worker.clients import client_name
+from prefork.workers.worker.limited_lines import LimitedLines
 
 ANSWER_TIME: Final = 1.0
 """Seconds that ``request_cancelled()`` has. After that RequestCancelled is raised in it, too."""
 
 ANSWER_RETRY: Final = 0.05
 """Seconds after which that is tried again, where the moment did not fit."""
-
-INTERVAL: Final = 1.0
-"""The least number of seconds between two lines for one reason: a stranger can have requests cancelled."""
 
 MOST_PLACES: Final = 5
 """Frames that the one line of the log shows, the innermost first."""
@@ -224,15 +222,19 @@ class Cancelling:
     def end(self, server: Any, request: Any, address: Any, error: RequestCancelled) -> None:
         """Log that a request was cancelled, and let the server answer its client; raises no Exception.
 
+        At level DEBUG each request has a line with the whole stack.
+
         Called in the lane, when the handler has returned.
         """
         subject = self._lines.subject
-        facts = {
+        facts: dict[str, Any] = {
             "reason": error.reason,
             "client": client_name(address) or "-",
             "at": error.place or "-",
         }
-        self._lines.write(error, facts)
+        if log.logger.isEnabledFor(logging.DEBUG):
+            log.failure(logging.DEBUG, subject, "request cancelled", error, **facts)
+        self._lines.write(error.reason, "request cancelled", **facts)
         self._answer_until = monotonic_ns() + int(ANSWER_TIME * 1e9)
         self._set_timer(ANSWER_TIME)
         try:
@@ -285,29 +287,6 @@ def _is_in_hook(frame: FrameType) -> bool:
             return True
         here = here.f_back
     return False
-
-
-class LimitedLines:
-    """The lines about cancelled requests of one worker: one for each reason and INTERVAL, with the number of others."""
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self.subject = ""
-        self._clock = clock
-        self._quiet_until: dict[CancelReason, float] = {}
-        self._others: dict[CancelReason, int] = {}
-
-    def write(self, error: RequestCancelled, facts: dict[str, Any]) -> None:
-        """Log one line; at level DEBUG each request has a line, and the whole stack."""
-        what = "request cancelled"
-        if log.logger.isEnabledFor(logging.DEBUG):
-            log.failure(logging.DEBUG, self.subject, what, error, **facts)
-        now, reason = self._clock(), error.reason
-        if now < self._quiet_until.get(reason, now):
-            self._others[reason] = self._others.get(reason, 0) + 1
-            return
-        self._quiet_until[reason] = now + INTERVAL
-        others = self._others.pop(reason, 0)
-        log.event(logging.WARNING, self.subject, what, **facts, others=others)
 
 
 # --- for handlers

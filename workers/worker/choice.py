@@ -16,6 +16,6 @@ def _lane_for(source: Source, common: Common) -> Lane:
     if common.account is not None:
         return Accounted(source, common, common.account)
     lane = OneByOne(source, common)
-    if source.datagrams is not None and common.surroundings is None:
+    if source.datagrams is not None and common.surroundings is None and common.admission is None:
         lane.for_queue = Rounds(source, common, source.datagrams)
     return lane

@@ -40,6 +40,7 @@ from prefork.workers.cancel import RequestCancelled, cancelled_in
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import WorkerState
 from prefork.workers.worker.accounting import Account, watched_take
+from prefork.workers.worker.admission import Admission
 from prefork.workers.worker.cancelling import Cancelling
 from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.clients import outcome_of
@@ -61,7 +62,8 @@ class Common:
     first time would copy 70 KiB of pages. The worker adds what only the worker can have (``begin()``).
 
     turn: when a lane returns to the loop. takes: what to do about takes that fail. client_check: looks whether
-    clients have gone; None where the setting is off. cancelling: ends requests. identity: names the worker in the log. epoll: where the worker waits for its listeners.
+    clients have gone; None where the setting is off. admission: refuses
+    requests; None where nothing is to be refused. cancelling: ends requests. identity: names the worker in the log. epoll: where the worker waits for its listeners.
     """
 
     identity = ""
@@ -75,12 +77,14 @@ class Common:
         account: Account | None = None,
         turn: Turn | None = None,
         client_check: ClientCheck | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.writer = writer
         self.account = account
         self.turn = turn or Turn()
         self.takes = Takes(writer)
         self.client_check = client_check
+        self.admission = admission
         self.cancelling = Cancelling(writer, None if client_check is None else client_check.is_gone)
 
     def begin(self, identity: str, epoll: select.epoll, pause: Callable[[], None]) -> None:
@@ -89,6 +93,8 @@ class Common:
         self.epoll = epoll
         self.takes.begin(identity, pause)
         self.cancelling.begin(identity)
+        if self.admission is not None:
+            self.admission.lines.subject = identity
 
     def publish(self) -> None:
         """Publish that the worker serves, and what it has in hand; called between two turns of a lane.
@@ -114,6 +120,8 @@ class Lane:
         self._server = source.server
         self._take = source.take
         self._verify = source.verify
+        if common.admission is not None:
+            self._verify = common.admission.verify_for(source)
         self._process = _guarded(source, common)
         self._common = common
         self._writer = common.writer
@@ -277,6 +285,8 @@ def _guarded(source: Source, common: Common) -> Process:
     process = source.process
     if common.client_check is not None and source.has_connections:
         process = common.client_check.checked(process)
+    if common.admission is not None:
+        process = common.admission.process_for(process)
     if common.surroundings is not None:
         process = common.surroundings.restored_after(process)
     return process

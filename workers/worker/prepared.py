@@ -14,6 +14,7 @@ from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.waits import sample_every
 from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import Account, account_for, busy_call
+from prefork.workers.worker.admission import Admission
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.lanes import Common, Lane
@@ -43,7 +44,9 @@ class PreparedWorker:
         # Not a method: the account keeps it, and a circle would keep the scoreboard in the master.
         self.call_master = functools.partial(_call_master, spec.wake)
         turn = Turn()
-        self.common = Common(self.writer, self._make_account(turn), turn, self._client_check())
+        self.common = Common(
+            self.writer, self._make_account(turn), turn, self._client_check(), self._admission()
+        )
         self.lanes: dict[int, Lane] = {}
         # Where a server's own code raises, the worker will meet the same error and report it.
         with contextlib.suppress(Exception):
@@ -79,6 +82,13 @@ class PreparedWorker:
     def _client_check(self) -> ClientCheck | None:
         word = self.spec.settings.check_client
         return None if word == "off" else ClientCheck(when_closed=word == "closed")
+
+    def _admission(self) -> Admission | None:
+        wait, workers = self.spec.settings.max_queue_wait, self.spec.settings.max_per_client
+        if wait is None and workers is None:
+            return None
+        most_wait = None if wait is None else int(wait * 1e9)
+        return Admission(self.writer, self.link.board, most_wait=most_wait, most_workers=workers)
 
     def _make_account(self, turn: Turn) -> Account | None:
         settings = self.spec.settings

@@ -21,6 +21,7 @@ SECTIONS: Final = {
     "Limits of a request": (
         *("request_timeout", "soft_timeout", "cpu_timeout", "slow_request"),
         *("client_timeout", "check_client", "defer_accept"),
+        *("max_queue_wait", "max_per_client"),
         *("graceful_timeout", "drain_delay"),
     ),
     "Who may connect": ("proxy_from", "allow", "deny", "edge_timeout"),

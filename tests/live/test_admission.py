@@ -1,0 +1,175 @@
+"""What is refused before it takes a worker's time: requests that have waited too long, and clients that hold too many workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.workers.scoreboard import SlotField
+from prefork.workers.states import Rejection
+from tests.support.board import board_of
+from tests.support.clients import (
+    ask,
+    ask_datagram,
+    connect,
+    datagram_client,
+    read_to_the_end,
+    send_line,
+)
+from tests.support.server import serving
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+
+def rejected(pid: int, reason: Rejection) -> int:
+    """Return how many requests of a pool were rejected for a reason."""
+    with board_of(pid) as board:
+        return sum(one.rejections[reason] for one in board.snapshot().slots)
+
+
+def test_request_that_has_waited_too_long_is_shed(start: Callable[..., Program]) -> None:
+    """With max_queue_wait a client that has waited longer gets shed_request(), one that has not is served."""
+    program = start(
+        """
+        from tests.support.app import *
+        import prefork
+
+        class Server(prefork.PreForkingTCPServer):
+            def shed_request(self, request, client_address):
+                request.sendall(b"busy\\n")
+
+            def verify_request(self, request, client_address):
+                tell("verified")
+                return True
+
+        serve(TellingRun, Server, workers=1, max_queue_wait=0.3)
+        """
+    )
+    address = program.address()
+    with connect(address) as first, connect(address) as old:
+        send_line(first, "[tell('waiting'), self.rfile.readline(), time.sleep(0.2)]")
+        program.told("waiting")
+        wait_until(lambda: _age(program.pid) > 0.35, "a request that is old enough")
+        with connect(address) as young:
+            send_line(young, "1 + 1")
+            send_line(first, "go on")
+            assert read_to_the_end(old) == "busy"
+            assert read_to_the_end(young).endswith(" 2")
+    assert rejected(program.pid, Rejection.QUEUE_WAIT) == 1
+    assert len(program.all_told("verified")) == 2
+    program.wait_logged(r"request shed reason=queue_wait client=127\.0\.0\.1:\d+ waited=0\.\d+")
+
+
+def _age(pid: int) -> float:
+    """Return the age of the request in hand of the first slot."""
+    with board_of(pid) as board:
+        since = board.word(0, SlotField.REQUEST_NS)
+    return (time.monotonic_ns() - since) / 1e9 if since else 0.0
+
+
+def test_datagram_that_has_waited_too_long_is_dropped(start: Callable[..., Program]) -> None:
+    """A datagram older than max_queue_wait gets no answer, and costs no handler's time."""
+    program = start(
+        serving(
+            "EchoDatagram", base="PreForkingUDPServer", workers=1, max_queue_wait=0.2, pause=0.5
+        )
+    )
+    address = program.address()
+    with datagram_client(address) as client:
+        for number in range(3):
+            client.send(b"%d" % number)
+        assert client.recv(64).endswith(b" 0")
+        wait_until(
+            lambda: rejected(program.pid, Rejection.QUEUE_WAIT) == 2, "two that were dropped"
+        )
+        assert ask_datagram(address, "late").endswith(" late")
+
+
+@pytest.mark.parametrize("kind", ["OneByOne", "Accounted"])
+def test_client_holds_a_few_workers_only(start: Callable[..., Program], kind: str) -> None:
+    """With max_per_client the next connection of an address is refused, others are served, and a killed worker counts no more."""
+    access_log = "text" if kind == "Accounted" else "off"
+    program = start(
+        serving("TellingRun", workers=4, max_per_client=2, access_log=access_log, min_spare=None)
+    )
+    host, port = program.address()  # type: ignore[misc]
+    held = [connect((host, port)) for _ in range(2)]
+    try:
+        for number, client in enumerate(held):
+            send_line(client, "[tell('holds', os.getpid()), self.rfile.readline()]")
+            program.told("holds", number)
+        assert ask((host, port), "1 + 1") == ""
+        assert rejected(program.pid, Rejection.PER_CLIENT) == 1
+        with socket.create_connection((host, port), source_address=("127.0.0.2", 0)) as other:
+            send_line(other, "1 + 1")
+            assert read_to_the_end(other).endswith(" 2")
+        os.kill(program.told("holds"), signal.SIGKILL)
+        program.wait_logged("exited cause=killed")
+        assert ask((host, port), "1 + 1").endswith(" 2")
+        send_line(held[1], "go on")
+        read_to_the_end(held[1])
+        assert ask((host, port), "1 + 1").endswith(" 2")
+    finally:
+        for client in held:
+            client.close()
+    program.wait_logged(r"client refused reason=per_client client=127\.0\.0\.1:\d+ workers=2")
+
+
+def test_limit_holds_when_many_come_at_once(start: Callable[..., Program]) -> None:
+    """However many connections of a client come at the same moment, it never holds more workers than the limit."""
+    program = start(
+        """
+        from tests.support.app import *
+        import prefork, socketserver
+
+        class Counting(socketserver.StreamRequestHandler):
+            def handle(self):
+                tell("served", 1)
+                time.sleep(0.005)
+                tell("served", -1)
+
+        serve(Counting, prefork.PreForkingTCPServer, workers=6, max_per_client=2)
+        """
+    )
+    address = program.address()
+    for _ in range(20):
+        clients = [connect(address) for _ in range(12)]
+        for client in clients:
+            read_to_the_end(client)
+            client.close()
+    held = most = 0
+    for change in program.all_told("served"):
+        held += change
+        most = max(most, held)
+    assert 1 <= most <= 2
+    assert rejected(program.pid, Rejection.PER_CLIENT) > 0
+
+
+def test_limit_for_threads_is_refused(start: Callable[..., Program]) -> None:
+    """A server whose workers serve several clients at a time cannot have max_per_client, and says so before it forks."""
+    program = start(
+        """
+        from tests.support.app import *
+        import prefork, socketserver
+
+        class Threads(prefork.PreForkingMixIn, socketserver.ThreadingTCPServer):
+            max_per_client = 2
+
+        with Threads(LOOPBACK, Echo) as server:
+            try:
+                server.serve_forever()
+            except prefork.SettingsError as error:
+                tell("refused", str(error))
+        """
+    )
+    assert "serves several clients at a time" in program.told("refused")
+    assert program.wait() == 0
