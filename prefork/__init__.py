@@ -60,6 +60,7 @@ from prefork.servers import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
+from prefork.urgent import UrgentMixIn
 from prefork.workers.cancel import (
     CancelReason,
     ClientGone,
@@ -112,6 +113,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "SettingsError",
     "TargetError",
     "ThisWorker",
+    "UrgentMixIn",
     "WorkerInfo",
     "__version__",
     "current_worker",

@@ -9,10 +9,12 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no stubs: what signal.py wraps
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -721,6 +723,17 @@ class Timer:
             whole, part = divmod(seconds, 1)
             times = _TimerTimes(0, 0, int(whole), int(part * 1e9))
             _libc.timer_settime(self._id, 0, ctypes.byref(times), None)
+
+
+def receive_urgent(fd: int) -> bytes | None:
+    """Return the urgent byte of a stream, without waiting; None if it is announced and has not arrived, b"" if there is none.
+
+    ``socket.recv()`` would wait for ordinary data first, where the socket object has a timeout.
+    """
+    buffer = ctypes.create_string_buffer(1)
+    if _libc.recv(fd, buffer, 1, socket.MSG_OOB | socket.MSG_DONTWAIT) == 1:
+        return buffer.raw
+    return None if ctypes.get_errno() == errno.EAGAIN else b""
 
 
 def _folder() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -100,7 +101,7 @@ def test_request_is_asked_to_end_at_its_soft_timeout(start: Callable[..., Progra
     for line in ("time.sleep(1000)", "spin()", "in_group()"):
         took = Stopwatch()
         assert ask(address, line) == f"{worker} ended: soft_timeout"
-        assert SOFT <= took.seconds < SOFT + 1
+        assert SOFT <= took.seconds < SOFT + 2
     # A handler that has caught the exception is not asked for the same reason again.
     assert ask(address, f"swallow({SOFT * 2}), time.sleep({SOFT * 3})") == (
         f"{worker} ('RequestTimeout', None)"
@@ -111,7 +112,7 @@ def test_request_is_asked_to_end_at_its_soft_timeout(start: Callable[..., Progra
     assert re.search(
         r'client=127\.0\.0\.1:\d+ at="<string>:1 in <module> < app\.py:\d+ in handle"', line
     )
-    assert program.logged("is asked to end its request reason=soft_timeout request_age=0.2")
+    assert program.logged(r"is asked to end its request reason=soft_timeout request_age=0\.")
     assert program.logged("RequestTimeout: soft_timeout")  # the whole stack, at level DEBUG
 
 
@@ -194,24 +195,23 @@ def test_operator_ends_a_request(start: Callable[..., Program]) -> None:
         return ran.returncode, ran.stdout + ran.stderr
 
     with connect(address) as one, connect(address) as other:
-        send_line(one, "time.sleep(1000)")
-        send_line(other, "self.rfile.readline()")
+        for client in (one, other):
+            send_line(client, "self.rfile.readline()")
         program.told("busy", 1)
         with board_of(program.pid) as board:
-            pids = {board.word(slot, SlotField.PID): slot for slot in range(2)}
             wait_until(
-                lambda: all(board.word(n, SlotField.REQUEST_NS) for n in (0, 1)), "two in hand"
+                lambda: all(board.word(slot, SlotField.REQUEST_NS) for slot in range(2)),
+                "two in hand",
             )
-        busy = {slot: board_pid for board_pid, slot in pids.items()}
+            first, second = (board.word(slot, SlotField.PID) for slot in range(2))
         status, said = cancel(0)
         assert status == 0
         assert "the request in slot 0 was ended" in said
-        send_line(other, "go on")
+        for client in (one, other):
+            with contextlib.suppress(OSError):
+                send_line(client, "go on")
         answers = {read_to_the_end(one), read_to_the_end(other)}
-        assert f"{busy[0]} ended: command\n" in {
-            a if a.endswith("\n") else a + "\n" for a in answers
-        }
-        assert len(answers) == 2
+    assert answers == {f"{first} ended: command", f"{second} b'go on\\n'"}
     assert cancel(0)[0] == 1
     assert "has no request in hand" in cancel(1)[1]
     assert "has no slot 99" in cancel(99)[1]

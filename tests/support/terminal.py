@@ -33,11 +33,16 @@ SHOWS_CURSOR = "\x1b[?25h"
 class Terminal:
     """``with Terminal("top", folder=…) as terminal:`` runs ``prefork top`` on a pseudo-terminal.
 
-    The command leads the session of that terminal, so that Ctrl-C and resizing reach it.
+    The command leads the session of that terminal, so that Ctrl-C and resizing reach it. command: another
+    one than ``prefork``.
     """
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, size: tuple[int, int] = (80, 24)
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        size: tuple[int, int] = (80, 24),
+        command: Sequence[str] = (sys.executable, "-m", "prefork"),
     ) -> None:
         self._master, self._slave = os.openpty()
         os.set_blocking(self._master, False)
@@ -45,7 +50,7 @@ class Terminal:
         self.modes_before = self.modes()
         self._said = b""
         self.popen = subprocess.Popen(
-            ["setsid", "--ctty", sys.executable, "-m", "prefork", *arguments],
+            ["setsid", "--ctty", *command, *arguments],
             cwd=folder,
             env=environment(TERM="xterm-256color", COLORTERM="", LANG="C.UTF-8"),
             stdin=self._slave,

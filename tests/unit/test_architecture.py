@@ -29,7 +29,7 @@ LAYERS = (
     ("prefork.master",),
     ("prefork.reloading",),
     ("prefork.host",),
-    ("prefork.parking",),
+    ("prefork.parking", "prefork.urgent"),
     ("prefork.edge",),
     ("prefork.metrics",),
     ("prefork.workers",),

@@ -204,6 +204,11 @@ class Cancelling:
 
     # --- shields
 
+    @property
+    def is_shielded(self) -> bool:
+        """Whether the request in hand is in such a block."""
+        return self._shields > 0 and self._request == self._writer.words[REQUEST_NS]
+
     def shield(self) -> None:
         """Enter a block in which nothing is raised."""
         self._follow(self._writer.words[REQUEST_NS])
@@ -287,6 +292,11 @@ def _is_in_hook(frame: FrameType) -> bool:
             return True
         here = here.f_back
     return False
+
+
+def is_shielded() -> bool:
+    """Return whether the request in hand of this process is in a block in which nothing is raised."""
+    return bool(_of_this_process) and _of_this_process[-1].is_shielded
 
 
 # --- for handlers
