@@ -748,6 +748,13 @@ MASTER = (
         "tests/unit/test_addresses.py -k utf_8",
     ),
     Mutant(
+        "a thread that asks whether to stop takes no order from its worker",
+        "workers/worker/loop.py",
+        "if threading.get_ident() == self._thread:",
+        "if threading.get_ident():",
+        "tests/unit/test_rounds.py -k takes_no_order",
+    ),
+    Mutant(
         "only the process that holds the proof is the master of a scoreboard",
         "prefork/inspect/survey.py",
         "1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)",

@@ -304,6 +304,29 @@ def test_byte_of_the_master_is_an_order(bench: Bench, order: Order) -> None:
     assert bench.serve(*numbered(3)) == [*numbered(3), b"last"]
 
 
+def test_thread_that_asks_takes_no_order_from_the_worker(bench: Bench) -> None:
+    """A thread of a handler sees that the worker is to leave, and the worker is woken by the order all the same."""
+    found: list[bool] = []
+
+    def ask() -> None:
+        bench.order(Order.RETIRE)
+        found.append(bench.loop.is_asked_to_leave())
+
+    found.append(bench.loop.is_asked_to_leave())
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert found == [False, True]
+    assert select.select([bench.fds[4]], [], [], 0)[0]
+    assert bench.loop.is_asked_to_leave()  # now in the thread of the loop, which reads it
+    assert not select.select([bench.fds[4]], [], [], 0)[0]
+    thread = threading.Thread(target=lambda: found.append(bench.loop.is_asked_to_leave()))
+    thread.start()
+    thread.join()
+    assert found == [False, True, True]
+    assert bench.word(SlotField.ORDER) == Order.RETIRE
+
+
 def test_worker_that_is_woken_says_what_it_does(bench: Bench) -> None:
     """What was written over the state and the request in hand of an idle worker is put right when it is woken."""
 

@@ -18,6 +18,7 @@ import errno
 import os
 import select
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
@@ -95,6 +96,7 @@ class Loop:
         self._writer = common.writer
         self._control = control
         self._checks = checks
+        self._thread = threading.get_ident()
         # With several listeners a busy one must not starve the others: one request of each, or one round.
         self._burst_ns = BURST_NS if len(lanes) == 1 else 0
         self._epoll = select.epoll()
@@ -178,13 +180,19 @@ class Loop:
             self._common.account.wait_finished()
 
     def is_asked_to_leave(self) -> bool:
-        """Return whether this worker should end soon: what ``server.stopping`` says."""
-        return bool(
-            self._reason or self.terminated or (self._writer.words[ORDER] and self.is_ordered())
-        )
+        """Return whether this worker should end soon: what ``server.stopping`` says (any thread)."""
+        if self._reason or self.terminated or self._order:
+            return True
+        if not self._writer.words[ORDER]:
+            return False
+        if threading.get_ident() == self._thread:
+            return self.is_ordered()
+        # A thread of a handler only looks whether something is in the pipe. If it read the order, the
+        # loop would not wake for it; and until it had noted the order, others would find none.
+        return bool(self._orders.poll(0))
 
     def is_ordered(self) -> bool:
-        """Return whether the master has ordered this worker to leave (any thread).
+        """Return whether the master has ordered this worker to leave (the thread of the loop).
 
         The word of the scoreboard makes the worker ask, because reading a word costs the hot path
         nothing. Any worker can write the word. What counts is the worker's own pipe, which the
@@ -197,7 +205,7 @@ class Loop:
         return bool(self._order)
 
     def _read_orders(self) -> None:
-        # Another thread, or a fork of this process, may have been faster.
+        # A fork of this process may have been faster.
         with contextlib.suppress(BlockingIOError):
             self._order = max((self._order, *os.read(self._control.wake, 4096)))
 
