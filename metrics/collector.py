@@ -63,6 +63,7 @@ class PoolCollector(Collector):
             facts=self._processes.facts(snapshot),
             good=self._good,
             to_unix_ns=self._unix_offset(),
+            now=time.time(),
         )
 
     def _unix_offset(self) -> int:

@@ -43,12 +43,19 @@ class ListenerDescription(msgspec.Struct, frozen=True):
         )
 
 
+class CertificateDescription(msgspec.Struct, frozen=True):
+    """One certificate that the pool shows its clients. file: its path. ends: Unix time."""
+
+    file: str = ""
+    ends: float = 0.0
+
+
 class PoolDescription(msgspec.Struct, frozen=True):
     """One pool. An empty one stands for a pool that has not been described, or not legibly.
 
     name: the setting, None for a pool without a name. version, python: what serves. settings: the
     text that a user would write to get the value, ``-`` for none. metrics: where the metrics
-    process listens, with its real port; None where there is no such process.
+    process listens, with its real port; None where there is no such process. certificates: each file once.
     """
 
     name: str | None = None
@@ -57,6 +64,7 @@ class PoolDescription(msgspec.Struct, frozen=True):
     listeners: tuple[ListenerDescription, ...] = ()
     settings: Mapping[str, str] = {}
     metrics: str | None = None
+    certificates: tuple[CertificateDescription, ...] = ()
 
     @classmethod
     def from_text(cls, text: str) -> PoolDescription:
@@ -80,6 +88,10 @@ class PoolDescription(msgspec.Struct, frozen=True):
             listeners=tuple(one.bounded() for one in self.listeners[:MOST_LISTENERS]),
             settings={_shown(key): _shown(value) for key, value in settings},
             metrics=_shown(self.metrics) if self.metrics else None,
+            certificates=tuple(
+                CertificateDescription(_shown(one.file), one.ends)
+                for one in self.certificates[:MOST_LISTENERS]
+            ),
         )
 
 

@@ -22,7 +22,7 @@ from prometheus_client.samples import Sample
 
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import Queue
-from prefork.metrics.names import METRICS, PARKED, Metric, Type
+from prefork.metrics.names import METRICS, PARKED, TLS, Metric, Type
 from prefork.metrics.processes import Facts, was_used
 from prefork.metrics.saturation import REASONS
 from prefork.workers.cancel import CancelReason
@@ -30,6 +30,7 @@ from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
     CANCELLED_FIELDS,
+    HandshakeKind,
     PoolField,
     SlotField,
     SlotSnapshot,
@@ -90,7 +91,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     words: of the snapshot's slots. queues: by the inode of the listener. facts: of the processes,
     by slot. good: requests that went well. to_unix_ns: what to add to CLOCK_MONOTONIC for Unix
-    time.
+    time. now: Unix time of the scrape.
     """
 
     snapshot: Snapshot
@@ -100,6 +101,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     facts: Mapping[int, Facts]
     good: int
     to_unix_ns: int
+    now: float = 0.0
 
     def unix(self, monotonic_ns: int) -> float:
         """Return an instant as Unix time."""
@@ -140,6 +142,7 @@ def families(reading: Reading) -> list[Family]:
         **_changes(reading.snapshot),
         **_queues(reading),
         **_requests(reading),
+        **_tls(reading),
         **_parked(reading),
         **_slots(reading),
         **_processes(reading.facts),
@@ -292,6 +295,33 @@ def _rejections(words: Columns) -> Rows:
     others = sum(counts.values())
     counts[Rejection.VERIFY] = max(0, sum(words[SlotField.REJECTED]) - others)
     return [(reason.value, count) for reason, count in counts.items()]
+
+
+_HANDSHAKES = (
+    ("TLSv1.2", "full", HandshakeKind.TLS_1_2),
+    ("TLSv1.2", "resumed", HandshakeKind.TLS_1_2_RESUMED),
+    ("TLSv1.3", "full", HandshakeKind.TLS_1_3),
+    ("TLSv1.3", "resumed", HandshakeKind.TLS_1_3_RESUMED),
+)
+
+
+def _tls(reading: Reading) -> Found:
+    """Return what there is to say of TLS: no series in a pool that has none."""
+    words, certificates = reading.words, reading.description.certificates
+    done = [
+        (version, result, sum(words[SlotField.TLS_HANDSHAKES + kind]))
+        for version, result, kind in _HANDSHAKES
+    ]
+    failed = sum(words[SlotField.REJECTIONS + tuple(Rejection).index(Rejection.TLS)])
+    if not certificates and not failed and not any(count for _, _, count in done):
+        return {name: [] for name in TLS}
+    return {
+        "prefork_tls_handshakes_total": [*done, ("none", "failed", failed)],
+        "prefork_tls_handshake_seconds_total": _one(sum(words[SlotField.TLS_HANDSHAKE_NS]) / 1e9),
+        "prefork_tls_certificate_days_left": [
+            (one.file, round((one.ends - reading.now) / 86_400, 3)) for one in certificates
+        ],
+    }
 
 
 _PARKED_CLOSED = {

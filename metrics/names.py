@@ -206,6 +206,25 @@ _ABOUT_REQUESTS = (
     ),
 )
 
+_ABOUT_TLS = (
+    _counter(
+        "prefork_tls_handshakes_total",
+        "TLS handshakes by version (none for one that failed) and result: full, resumed (of an earlier session, also "
+        "in another worker), failed.",
+        *("version", "result"),
+    ),
+    _counter(
+        "prefork_tls_handshake_seconds_total",
+        "Time that the handshakes took which succeeded, waiting for the client included.",
+        unit="seconds",
+    ),
+    _gauge(
+        "prefork_tls_certificate_days_left",
+        "Days until a certificate of the pool ends, by its file; negative for one that has ended.",
+        "file",
+    ),
+)
+
 _ABOUT_PARKED = (
     _gauge("prefork_parked_connections", "Idle connections that the lot holds now."),
     _counter(
@@ -317,6 +336,7 @@ METRICS: Final = {
         _ABOUT_THE_POOL,
         _ABOUT_LISTENERS,
         _ABOUT_REQUESTS,
+        _ABOUT_TLS,
         _ABOUT_PARKED,
         _ABOUT_SLOTS,
         _ABOUT_THE_MASTER,
@@ -324,6 +344,9 @@ METRICS: Final = {
     for metric in group
 }
 """The table, by name, in the order of the output and of the documentation."""
+
+TLS: Final = tuple(metric.name for metric in _ABOUT_TLS)
+"""The metrics that only a pool with TLS has."""
 
 PARKED: Final = tuple(metric.name for metric in _ABOUT_PARKED)
 """The metrics that only a pool with a lot has."""

@@ -20,6 +20,7 @@ Servers:
 Who may connect (docs/EDGE.md):
     ProxyProtocolMixIn: learn from proxies who their clients are
     AccessMixIn: rules about the addresses of clients
+    TLSMixIn: encrypt connections, and ask clients for certificates
     AuthenticationMixIn: have a server's clients prove who they are
     ClientAddress: what handlers get as client_address behind an edge
 
@@ -50,7 +51,7 @@ from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
 from prefork.edge.client import ClientAddress
-from prefork.edge.mixins import AccessMixIn, AuthenticationMixIn, ProxyProtocolMixIn
+from prefork.edge.mixins import AccessMixIn, AuthenticationMixIn, ProxyProtocolMixIn, TLSMixIn
 from prefork.host.process import on_trial
 from prefork.mixin import PreForkingMixIn, serve
 from prefork.parking.handler import ParkingMixIn
@@ -111,6 +112,7 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "ProxyProtocolMixIn",
     "Settings",
     "SettingsError",
+    "TLSMixIn",
     "TargetError",
     "ThisWorker",
     "UrgentMixIn",

@@ -116,6 +116,22 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """Who may connect: a network, unix, unix:uid=N or unix:gid=N; everybody else is refused."""
     deny: tuple[str, ...] | list[str] | str | None = None
     """Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N."""
+    tls_certificate: tuple[str, ...] | list[str] | str | None = None
+    """A PEM file with a certificate and its chain; of several, the name that a client asks for
+    decides.
+    """
+    tls_key: tuple[str, ...] | list[str] | str | None = None
+    """A PEM file with the key of the certificate, where the certificate's own file does not have it.
+    """
+    tls_key_password_file: str | None = None
+    """A file with the password of the keys."""
+    tls_client_ca: str | None = None
+    """A PEM file with the authorities one of which must have signed the certificate of each client.
+    """
+    tls_alpn: tuple[str, ...] | list[str] | str | None = None
+    """A protocol to offer by ALPN, best first."""
+    tls_watch: bool | str = False
+    """Reload when a file of a certificate, of a key or of the authorities has changed."""
     defer_accept: float | str | None = None
     """Leave a TCP connection in the kernel until its client has sent data, for about this long at
     most; for protocols in which the client speaks first.

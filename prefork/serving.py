@@ -17,6 +17,8 @@ from typing import Any, Final
 import msgspec
 import setproctitle
 
+from prefork.edge.edge import edge_of
+from prefork.edge.watch import FileWatch
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
@@ -329,7 +331,15 @@ def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller
         service_actions=all_served[0].server.service_actions,
         publish_pids=publish_pids,
         poll_interval=0.5 if poll_interval is None else max(0.0, poll_interval),
+        wants_reload=_wants_reload(all_served),
     )
+
+
+def _wants_reload(all_served: Sequence[Served]) -> Callable[[float], str]:
+    """Return what looks for certificates that were renewed."""
+    edges = [edge_of(one.server) for one in all_served]
+    watch = FileWatch([path for edge in edges if edge is not None for path in edge.watched])
+    return lambda now: "tls_watch" if watch.changed(now) else ""
 
 
 def _spec_of_workers(

@@ -330,6 +330,59 @@ class Settings(
             "NET",
         ),
     ] = None
+    tls_certificate: Annotated[
+        _Names | None,
+        _names(
+            "A PEM file with a certificate and its chain; of several, the name that a client asks for decides.",
+            "paths of files that exist",
+            "PATH",
+        ),
+    ] = None
+    tls_key: Annotated[
+        _Names | None,
+        _names(
+            "A PEM file with the key of the certificate, where the certificate's own file does not have it.",
+            "paths of files that exist, one for each certificate",
+            "PATH",
+        ),
+    ] = None
+    tls_key_password_file: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
+        About(
+            help="A file with the password of the keys.",
+            allowed="the path of a file that exists",
+            metavar="PATH",
+            attribute=SAME,
+        ),
+    ] = None
+    tls_client_ca: Annotated[
+        Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
+        About(
+            help="A PEM file with the authorities one of which must have signed the certificate of each client.",
+            allowed="the path of a file that exists",
+            metavar="PATH",
+            attribute=SAME,
+        ),
+    ] = None
+    tls_alpn: Annotated[
+        _Names | None,
+        _names(
+            "A protocol to offer by ALPN, best first.",
+            "names of protocols such as http/1.1",
+            "NAME",
+        ),
+    ] = None
+    tls_watch: Annotated[
+        bool,
+        About(
+            help="Reload when a file of a certificate, of a key or of the authorities has changed.",
+            allowed="on or off",
+            metavar="WORD",
+            attribute=SAME,
+            read=switch,
+            show=shown_switch,
+        ),
+    ] = False
     defer_accept: Annotated[
         Annotated[float, Meta(gt=0, le=3600)] | None,
         About(
@@ -639,6 +692,12 @@ class Settings(
             proxy_from: tuple[str, ...] | list[str] | str | None = None,
             allow: tuple[str, ...] | list[str] | str | None = None,
             deny: tuple[str, ...] | list[str] | str | None = None,
+            tls_certificate: tuple[str, ...] | list[str] | str | None = None,
+            tls_key: tuple[str, ...] | list[str] | str | None = None,
+            tls_key_password_file: str | None = None,
+            tls_client_ca: str | None = None,
+            tls_alpn: tuple[str, ...] | list[str] | str | None = None,
+            tls_watch: bool | str = False,
             defer_accept: float | str | None = None,
             crash_loop: Literal["retry", "exit"] = "retry",
             restore_process: bool | str = False,

@@ -60,6 +60,7 @@ class Edge(msgspec.Struct, frozen=True):
     handler had; None where the server's own ``shutdown_request()`` is all that is needed. is_datagram:
     requests are datagrams, which nobody waits for.
     verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
+    certificates: those that the server shows. watched: files whose change asks for a reload.
     made_from: the settings, to see whether they have changed.
     """
 
@@ -69,6 +70,8 @@ class Edge(msgspec.Struct, frozen=True):
     end: End | None = None
     is_datagram: bool = False
     verifies: bool = False
+    certificates: Sequence[Any] = ()
+    watched: Sequence[str] = ()
     made_from: Any = None
 
 

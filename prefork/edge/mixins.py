@@ -40,6 +40,19 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     deny: tuple[str, ...] | list[str] | str | None = None
     """Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N."""
 
+    tls_certificate: tuple[str, ...] | list[str] | str | None = None
+    """A PEM file with a certificate and its chain; of several, the name that a client asks for decides."""
+    tls_key: tuple[str, ...] | list[str] | str | None = None
+    """A PEM file with the key of the certificate, where the certificate's own file does not have it."""
+    tls_key_password_file: str | None = None
+    """A file with the password of the keys."""
+    tls_client_ca: str | None = None
+    """A PEM file with the authorities one of which must have signed the certificate of each client."""
+    tls_alpn: tuple[str, ...] | list[str] | str | None = None
+    """A protocol to offer by ALPN, best first."""
+    tls_context: Any = None
+    """An ``ssl.SSLContext``, or a method that returns one, in place of all files."""
+
     needs: ClassVar[tuple[str, ...]] = ()
     """Attributes of which one has to be set: without any the mix-in would protect nothing."""
 
@@ -74,6 +87,15 @@ class AccessMixIn(EdgeMixIn):
     """Mix-in for a server with rules about the addresses of its clients."""
 
     needs = ("allow", "deny")
+
+
+class TLSMixIn(EdgeMixIn):
+    """Mix-in for a server that encrypts its connections, and may have clients show certificates.
+
+    ``request`` is an ``ssl.SSLSocket`` then, whose handshake is over.
+    """
+
+    needs = ("tls_certificate", "tls_context")
 
 
 class AuthenticationMixIn(EdgeMixIn):

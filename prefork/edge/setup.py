@@ -10,8 +10,9 @@ server: it checks them for each address (``check()``), and gives them to the ser
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
@@ -23,7 +24,18 @@ from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import ROWS
 
-KEYS: Final = ("edge_timeout", "proxy_from", "allow", "deny")
+if TYPE_CHECKING:
+    from prefork.edge.tls import Loaded, TLSFiles
+
+_TLS_KEYS: Final = (
+    *("tls_certificate", "tls_key", "tls_key_password_file", "tls_client_ca", "tls_alpn"),
+    "tls_watch",
+)
+
+KEYS: Final = (
+    *("edge_timeout", "proxy_from", "allow", "deny"),
+    *_TLS_KEYS,
+)
 """The settings of the edge, in the table of settings. Each server has its own values."""
 
 CONFIGURED: Final = "_prefork_edge_settings"
@@ -55,10 +67,14 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """The parts of an edge that come from its settings, checked for a place."""
+    """The parts of an edge that come from its settings, checked for a place.
+
+    tls: a ``tls.Loaded``, None for a server without TLS.
+    """
 
     proxies: tuple[Rule, ...]
     rules: Rules
+    tls: Any = None
 
 
 # --- for servers
@@ -73,9 +89,11 @@ def prepare(server: Any, *, serves: bool = True, given: Any = None) -> None:
     """
     settings = settings_of(server, given)
     if serves:
+        _take_handshake_out_of_accept(server)
         _refuse_unprotected(server, settings)
     asks = callable(getattr(server, "authenticate", None))
-    made_from = settings.values, asks, place_of(server)
+    context = getattr(server, "tls_context", None)
+    made_from = settings.values, asks, context, place_of(server)
     edge = edge_of(server)
     if edge is not None and edge.made_from == made_from:
         return
@@ -130,14 +148,16 @@ def _internet_kinds(bound: socket.socket) -> Sequence[Kind]:
 
 def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
     """Return the edge of a server, None where none of its parts is asked for."""
-    _, asks, place = made_from
-    parts = check(settings, place)
+    _, asks, context, place = made_from
+    parts = check(settings, place, context)
     steps: list[Step] = []
     if parts.proxies:
         make_step = datagram_step if place.is_datagram else stream_step
         steps.append(make_step(matcher(parts.proxies)))
     if parts.rules.allow or parts.rules.deny:
         steps.append(access_step(parts.rules))
+    if parts.tls is not None:
+        steps.append(_tls().tls_step(parts.tls.context))
     if asks:
         steps.append(authentication_step(server))
     if not steps:
@@ -148,6 +168,9 @@ def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
         refusals=Refusals(),
         is_datagram=place.is_datagram,
         verifies=bool(parts.proxies),
+        end=None if parts.tls is None else _tls().end_of_tls,
+        certificates=() if parts.tls is None else parts.tls.certificates,
+        watched=_files(settings).all if settings.values["tls_watch"] else (),
         made_from=made_from,
     )
 
@@ -156,16 +179,39 @@ def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
     """Refuse a server with a mix-in whose settings are missing: it would serve without protection."""
     for cls in type(server).__mro__:
         needs = vars(cls).get("needs", ())
-        if needs and not any(settings.values.get(key) for key in needs):
+        if needs and not any(
+            settings.values.get(key) or getattr(server, key, None) for key in needs
+        ):
             reason = f"{cls.__name__} needs {' or '.join(needs)}; set it, or leave the mix-in out"
             raise settings.error(needs[0], reason)
+
+
+def _take_handshake_out_of_accept(server: Any) -> None:
+    """Have the edge encrypt the connections of a listening socket that is an ``SSLSocket``.
+
+    The usual recipe wraps ``server.socket``, as ``http.server.HTTPSServer`` does. The handshake then
+    runs within ``accept()``, without a deadline, and a silent client holds the worker. The server gets
+    a plain socket with the same descriptor, and the context that the other one had.
+    """
+    ssl = sys.modules.get("ssl")  # without the module there is no such socket
+    wrapped = getattr(server, "socket", None)
+    if ssl is None or not isinstance(wrapped, ssl.SSLSocket):
+        return
+    context, timeout = wrapped.context, wrapped.gettimeout()
+    plain = socket.socket(fileno=wrapped.detach())
+    plain.settimeout(timeout)
+    server.socket = plain
+    server.tls_context = context
 
 
 # --- what can be used
 
 
-def check(settings: EdgeSettings, place: Place) -> Parts:
-    """Return the parts of the edge. SettingsError: a value cannot be used, or not in this place."""
+def check(settings: EdgeSettings, place: Place, context: Any = None) -> Parts:
+    """Return the parts of the edge. SettingsError: a value cannot be used, or not in this place.
+
+    context: the ``tls_context`` of the server, an ``SSLContext`` or a function that returns one.
+    """
     proxies = _parsed("proxy_from", settings)
     for rule in proxies:
         if rule.uid is not None or rule.gid is not None:
@@ -180,7 +226,61 @@ def check(settings: EdgeSettings, place: Place) -> Parts:
         for rule in checked:
             if reason := why_useless(rule, stronger, kinds):
                 raise settings.error(key, reason)
-    return Parts(proxies, rules)
+    return Parts(proxies, rules, _loaded(settings, place, context))
+
+
+def _loaded(settings: EdgeSettings, place: Place, context: Any) -> Loaded | None:
+    """Return what encrypts the connections, None for a server without TLS."""
+    given = next((key for key in _TLS_KEYS if settings.values[key]), None)
+    if given is None and context is None:
+        return None
+    if place.is_datagram:
+        key = given or "tls_certificate"
+        raise settings.error(key, "datagrams cannot be encrypted (there is no DTLS); use TCP")
+    if context is not None:
+        if given is not None:
+            raise settings.error(
+                given, "the server has a tls_context, which says all of this; keep one"
+            )
+        return _from_program(settings, context)
+    if not settings.values["tls_certificate"]:
+        raise settings.error(str(given), "it needs tls_certificate, without which there is no TLS")
+    tls = _tls()
+    try:
+        loaded: Loaded = tls.load(_files(settings))
+    except tls.TLSSettingError as error:
+        raise settings.error(error.key, str(error)) from None
+    return loaded
+
+
+def _from_program(settings: EdgeSettings, context: Any) -> Loaded:
+    import ssl  # noqa: PLC0415 - see _tls()
+
+    made = context() if callable(context) else context
+    if not isinstance(made, ssl.SSLContext):
+        reason = f"tls_context must be an ssl.SSLContext or return one, not {type(made).__name__}"
+        raise settings.error("tls_certificate", reason)
+    loaded: Loaded = _tls().Loaded(made)
+    return loaded
+
+
+def _files(settings: EdgeSettings) -> TLSFiles:
+    values = settings.values
+    files: TLSFiles = _tls().TLSFiles(
+        values["tls_certificate"] or (),
+        values["tls_key"] or (),
+        values["tls_key_password_file"],
+        values["tls_client_ca"],
+        values["tls_alpn"] or (),
+    )
+    return files
+
+
+def _tls() -> Any:
+    """Return the module that encrypts. It takes 15 ms to load, which only servers with TLS pay."""
+    from prefork.edge import tls  # noqa: PLC0415
+
+    return tls
 
 
 def _parsed(key: str, settings: EdgeSettings) -> tuple[Rule, ...]:

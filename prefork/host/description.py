@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from prefork._version import __version__
-from prefork.metrics.description import ListenerDescription, PoolDescription
+from prefork.edge.edge import edge_of
+from prefork.metrics.description import CertificateDescription, ListenerDescription, PoolDescription
 from prefork.workers.listener import Kind, Listener
 from prefork.workers.settings import ROWS, Settings
 from prefork.workers.text import printable
@@ -37,7 +38,15 @@ def describe(
         listeners=tuple(describe_listener(listener) for listener in listeners),
         settings=shown(settings),
         metrics=metrics,
+        certificates=_certificates(listeners),
     )
+
+
+def _certificates(listeners: Sequence[Listener]) -> tuple[CertificateDescription, ...]:
+    """Describe the certificates of all servers, each file once."""
+    edges = [edge_of(listener.server) for listener in listeners]
+    found = {one.file: one.ends for edge in edges if edge is not None for one in edge.certificates}
+    return tuple(CertificateDescription(file, ends) for file, ends in found.items())
 
 
 def describe_listener(listener: Listener) -> ListenerDescription:

@@ -73,16 +73,23 @@ TRIAL_LOOK = 0.05
 """Seconds between two looks at a reload that is under way."""
 
 
+def _no_reload(_now: float) -> str:
+    """Say that the servers want no reload."""
+    return ""
+
+
 class Caller(msgspec.Struct, frozen=True):
     """The calls that the master makes in its loop for the servers.
 
     service_actions: called in every tick. publish_pids: called in every tick with the pids of the
-    live workers. poll_interval: most seconds between two ticks.
+    live workers. poll_interval: most seconds between two ticks. wants_reload: called in every tick while
+    the pool serves; returns why it should be reloaded, "" for no reason.
     """
 
     service_actions: Callable[[], None]
     publish_pids: Callable[[set[int]], None]
     poll_interval: float
+    wants_reload: Callable[[float], str] = _no_reload
 
 
 class Master:
@@ -398,6 +405,8 @@ class Master:
             return
         if self._reload.new_code_serves:
             self._size.follow_settings()
+        if reason := self._caller.wants_reload(now):
+            self._reload.ask(reason)
         self._reload.step(now)
 
     def _state_to_hand_over(self) -> MasterState:

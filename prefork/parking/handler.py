@@ -81,7 +81,7 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
                 return
             _refuse_state(self.state)
             ahead = self.take_read_ahead()
-            if not parking.asks_again(self.request, ahead, in_a_row):
+            if not parking.asks_again(self.request, ahead or _decrypted(self.request), in_a_row):
                 self._read_ahead = ahead
                 return
             state = self.state
@@ -112,6 +112,12 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         one_of_http()
 
 
+def _decrypted(request: Any) -> int:
+    """Return how many bytes TLS has decrypted that nothing has read yet: no poll() knows of them."""
+    pending = getattr(request, "pending", None)
+    return 0 if pending is None else pending()
+
+
 def _refuse_state(state: object) -> None:
     if not isinstance(state, bytes):
         raise TypeError(f"state must be bytes to be parked, not {type(state).__name__}")
@@ -122,7 +128,7 @@ def _refuse_state(state: object) -> None:
 class _WithoutLot:
     """What stands for the lot in a process that has none: the connection stays where it is."""
 
-    def asks_again(self, request: Any, ahead: bytes, _in_a_row: int) -> bool:
+    def asks_again(self, request: Any, ahead: bytes | int, _in_a_row: int) -> bool:
         """Wait until the client speaks, as long as the timeout of its socket; return whether it does."""
         if ahead:
             return True

@@ -1452,6 +1452,55 @@ NEWCOMERS = (
 
 EDGE = (
     Mutant(
+        "TLS has no version below 1.2",
+        "prefork/edge/tls.py",
+        "context.minimum_version = ssl.TLSVersion.TLSv1_2",
+        "context.minimum_version = ssl.TLSVersion.TLSv1",
+        "tests/unit/test_tls.py -k lowest",
+    ),
+    Mutant(
+        "a handshake has one deadline",
+        "prefork/edge/tls.py",
+        "        passage.allow_time(sock)\n        secured",
+        "        sock.settimeout(4)\n        secured",
+        "tests/unit/test_tls.py -k 'trickling or garbage'",
+    ),
+    Mutant(
+        "clients must show a certificate where there is a tls_client_ca",
+        "prefork/edge/tls.py",
+        "context.verify_mode = ssl.CERT_REQUIRED",
+        "context.verify_mode = ssl.CERT_OPTIONAL",
+        "tests/unit/test_tls.py -k client_certificates",
+    ),
+    Mutant(
+        "an orderly end of TLS sends close_notify",
+        "prefork/edge/tls.py",
+        "    if went_well:\n        _send",
+        "    if not went_well:\n        _send",
+        "tests/unit/test_tls.py -k encrypts",
+    ),
+    Mutant(
+        "a certificate that has expired is refused",
+        "prefork/edge/certificates.py",
+        "if now >= certificate.ends:",
+        "if now < 0:",
+        "tests/unit/test_certificates.py tests/unit/test_tls.py",
+    ),
+    Mutant(
+        "the handshake of a wrapped listener is not in accept()",
+        "prefork/edge/setup.py",
+        "        _take_handshake_out_of_accept(server)\n",
+        "",
+        "tests/unit/test_tls.py -k out_of_accept",
+    ),
+    Mutant(
+        "what TLS has decrypted is served before the connection is closed",
+        "prefork/parking/handler.py",
+        "ahead or _decrypted(self.request)",
+        "ahead",
+        "tests/unit/test_tls.py -k decrypted",
+    ),
+    Mutant(
         "all steps of the edge share one deadline",
         "prefork/edge/passage.py",
         "left = self._end - monotonic()",

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from prefork.metrics import collector
 from prefork.metrics.collector import MemoryCollector, PoolCollector
-from prefork.metrics.description import ListenerDescription, PoolDescription
+from prefork.metrics.description import CertificateDescription, ListenerDescription, PoolDescription
 from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.families import families, memory_families
 from prefork.metrics.kernel import Queue
@@ -61,6 +61,8 @@ def board() -> Iterator[Scoreboard]:
 def test_families_come_in_the_order_of_the_table(board: Scoreboard) -> None:
     """A scrape shows every metric of the table that needs not be asked for, and no other, in its order."""
     board.set_pool(PoolField.MASTER_PID, os.getpid())
+    pool = PoolDescription(certificates=(CertificateDescription("a.pem", 5.0),))
+    board.description.write(pool.to_text())
     shown = list(PoolCollector(board).collect())
     names = [
         family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
@@ -77,7 +79,10 @@ def test_families_are_what_the_table_says(board: Scoreboard) -> None:
     board.set_pool(PoolField.LOT_STARTS, 1)
     for slot in range(SLOTS):
         spawn(board, slot, os.getpid())
-    pool = PoolDescription(listeners=(ListenerDescription("x", inode=5),))
+    pool = PoolDescription(
+        listeners=(ListenerDescription("x", inode=5),),
+        certificates=(CertificateDescription("a.pem", 5.0),),
+    )
     made = reading(board, pool, {5: Queue(1, 2, 3, 4)}, {0: Facts(1.0, 2.0, 3, 4, 5, 6)})
     master = [one for one in PoolCollector(board).collect() if not one.name.startswith("prefork")]
     shown = [*families(made), *memory_families({0: (1, 2)}), *master]

@@ -5,16 +5,24 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
-from prefork.metrics.description import ListenerDescription, PoolDescription
+from prefork.metrics.description import CertificateDescription, ListenerDescription, PoolDescription
 from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.families import families
 from prefork.metrics.kernel import Queue
 from prefork.metrics.processes import Facts
-from prefork.workers.scoreboard import BOUNDS_NS, BUCKETS, PoolField, Scoreboard, SlotField
+from prefork.workers.scoreboard import (
+    BOUNDS_NS,
+    BUCKETS,
+    HandshakeKind,
+    PoolField,
+    Scoreboard,
+    SlotField,
+)
 from prefork.workers.slot_writer import Outcome
-from prefork.workers.states import ExitKind, Order, ReloadState, StartReason
+from prefork.workers.states import ExitKind, Order, Rejection, ReloadState, StartReason
 from tests.support.scrapes import (
     SLOTS,
     Samples,
@@ -277,3 +285,25 @@ def test_scrape_of_a_thousand_slots_is_quick() -> None:
 
         assert text.count(b'slot="999"') == 12
         assert cost_of(lambda: encode(Quick())) < 0.04  # type: ignore[arg-type]
+
+
+def test_tls_is_shown_where_it_is_used(board: Scoreboard) -> None:
+    """Handshakes by version and result, their time, and the days that each certificate has left."""
+    words = board.words[board.slot_at(0) : board.slot_at(1)]
+    words[SlotField.TLS_HANDSHAKES + HandshakeKind.TLS_1_3_RESUMED] = 5
+    words[SlotField.TLS_HANDSHAKE_NS] = 2_500_000_000
+    words[SlotField.REJECTIONS + tuple(Rejection).index(Rejection.TLS)] = 3
+    words[SlotField.REJECTED] = 4
+    pool = PoolDescription(certificates=(CertificateDescription("a.pem", 86_400 * 9.5),))
+    made = msgspec.structs.replace(reading(board, pool), now=86_400.0)
+    found = samples(families(made))
+
+    name = "prefork_tls_handshakes_total"
+    assert value(found, name, version="TLSv1.3", result="resumed") == 5
+    assert value(found, name, version="TLSv1.2", result="full") == 0
+    assert value(found, name, version="none", result="failed") == 3
+    assert value(found, "prefork_tls_handshake_seconds_total") == 2.5
+    assert value(found, "prefork_tls_certificate_days_left", file="a.pem") == 8.5
+    name = "prefork_rejected_requests_total"
+    assert (value(found, name, reason="tls"), value(found, name, reason="verify")) == (3, 1)
+    words.release()

@@ -65,6 +65,11 @@ class Books(Protocol):
         """Note that a good request ended, and that the next one of its connection is in hand."""
 
 
+def can_be_parked(request: Any) -> bool:
+    """Return whether a connection can leave its process: that of TLS cannot, because its state is here."""
+    return type(request) in {socket.socket, ParkedSocket}
+
+
 class Parking:
     """The parked connections of one server, as one worker sees them.
 
@@ -118,11 +123,11 @@ class Parking:
 
     # --- for handlers
 
-    def asks_again(self, request: Any, ahead: bytes, in_a_row: int) -> bool:
+    def asks_again(self, request: Any, ahead: bytes | int, in_a_row: int) -> bool:
         """Return whether the next request of a connection is here, and is to be served at once.
 
         Then the request so far is counted as finished, and the next one as begun. ahead: what the
-        handler has read ahead. in_a_row: how many requests this handler has served.
+        handler has read ahead, or the number of bytes that TLS has. in_a_row: how many requests this handler has served.
         """
         if self._pid != os.getpid() or self._thread != threading.get_ident():
             return False  # a thread or a child serves this connection, and the loop waits meanwhile
@@ -140,7 +145,7 @@ class Parking:
         Only plain sockets can be parked, because the state of an encrypted connection cannot leave
         its process.
         """
-        if type(request) not in {socket.socket, ParkedSocket} or request.fileno() < 0:
+        if not can_be_parked(request) or request.fileno() < 0:
             return
         if self._is_closing():
             return
@@ -193,13 +198,15 @@ class Parking:
         """Return whether the pool stops, so that an idle connection is closed and not parked."""
         return self.is_draining or self._phase[0] != _SERVING
 
-    def _is_here(self, request: Any, ahead: bytes, in_a_row: int) -> bool:
+    def _is_here(self, request: Any, ahead: bytes | int, in_a_row: int) -> bool:
         """Return whether the next request is here, and this worker is to go on with it."""
         fd = request.fileno()
         if fd < 0:
             return False
         if self._is_closing():
             return bool(ahead) or has_spoken(fd)
+        if ahead and not can_be_parked(request):
+            return True  # to give the connection up now would lose the request
         if in_a_row >= self._most_in_a_row or self._writer.words[ORDER]:
             return False
         self._look_at(fd)

@@ -25,6 +25,10 @@ SECTIONS: Final = {
         *("graceful_timeout", "drain_delay"),
     ),
     "Who may connect": ("proxy_from", "allow", "deny", "edge_timeout"),
+    "Encryption": (
+        *("tls_certificate", "tls_key", "tls_key_password_file", "tls_client_ca"),
+        *("tls_alpn", "tls_watch"),
+    ),
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
     "Requests of WSGI applications": ("limit_head", "limit_fields", "limit_body"),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),

@@ -1,0 +1,321 @@
+"""TLS: the context that the master makes once, the handshake in the worker, and the end (both).
+
+**One context before the fork.** The master loads certificates and keys into one ``SSLContext``, and
+the workers inherit it. Making a context takes milliseconds, which each connection would pay
+otherwise. And the keys with which the context encrypts session tickets are inherited, too: a
+ticket that one worker has given is accepted by all. A reload makes a new context, whose workers
+answer an old ticket with a full handshake.
+
+**Several certificates** have a context each, because a context shows one. All begin with the first, and
+a function that OpenSSL calls for the name in the client's first message (SNI) puts another one in its
+place. Tickets belong to the first context, so that one kind of ticket serves all names.
+
+**The handshake** is a step of the edge. ``wrap_socket()`` takes the descriptor out of the plain socket
+and puts it into a new one. Python's ``do_handshake()`` counts its timeout for all reads and writes
+together, so that a client cannot stretch it.
+
+**The end.** TLS ends with an alert, *close_notify*, by which a client knows that nothing was cut off. It
+is sent when the handler has returned in order, and not after an exception: what the client has got then
+is not whole. The alert of the client is not waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from time import monotonic, monotonic_ns, time
+from typing import Any, Final
+
+import msgspec
+
+from prefork.edge.certificates import (
+    Certificate,
+    by_name,
+    identity_in,
+    read_certificate,
+    why_unfit,
+)
+from prefork.edge.client import TLSFacts
+from prefork.edge.passage import Passage, Refused
+from prefork.workers.scoreboard import HandshakeKind
+from prefork.workers.states import Rejection
+from prefork.workers.worker.side import current_account
+
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""The cipher suites of TLS 1.2: with forward secrecy, and authenticated encryption. TLS 1.3 has no others."""
+
+GOODBYE: Final = 1.0
+"""Seconds for which a worker waits until close_notify can be sent, where the client reads slowly."""
+
+_ASKED: Final = "_prefork_server_name"
+"""The attribute of an SSLSocket for the name that its client asked for."""
+
+
+class TLSFiles(msgspec.Struct, frozen=True):
+    """What the settings say. keys: one for each certificate; none where the certificates' files have them.
+
+    Paths; None for none.
+    """
+
+    certificates: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    password_file: str | None = None
+    client_ca: str | None = None
+    alpn: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every file that is read."""
+        others = (self.password_file, self.client_ca)
+        return (*self.certificates, *self.keys, *(one for one in others if one is not None))
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A context that can serve, and the certificates in it; none are known of a program's own context."""
+
+    context: ssl.SSLContext
+    certificates: tuple[Certificate, ...] = ()
+
+
+class TLSSettingError(ValueError):
+    """A file cannot be used. key: the setting. Its text says why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+# --- the context (master)
+
+
+def load(files: TLSFiles, now: float | None = None) -> Loaded:
+    """Return the context of these files. TLSSettingError: one of them cannot be used.
+
+    Each certificate must be valid now and belong to its key. now: Unix time, None for the clock's.
+    """
+    keys = files.keys or files.certificates
+    if len(keys) != len(files.certificates):
+        reason = f"there are {len(keys)} keys for {len(files.certificates)} certificates; give each its key"
+        raise TLSSettingError("tls_key", reason)
+    password = _password(files.password_file)
+    first: ssl.SSLContext | None = None
+    by_names: dict[str, ssl.SSLContext] = {}
+    certificates = []
+    for path, key in zip(files.certificates, keys, strict=True):
+        certificate = _certificate(path, time() if now is None else now)
+        # Certificates for the same names with keys of different kinds share a context: OpenSSL
+        # chooses the one that the client can verify.
+        context = by_names.get(next(iter(certificate.names), ""))
+        if context is None:
+            context = _context(files)
+        _load_chain(context, certificate, key, password)
+        for name in certificate.names:
+            by_names.setdefault(name, context)
+        first = first or context
+        certificates.append(certificate)
+    if first is None:
+        raise TLSSettingError("tls_certificate", "there is none")
+    first.sni_callback = _chooser(by_names)
+    return Loaded(first, tuple(certificates))
+
+
+def _password(path: str | None) -> Callable[[], bytes]:
+    if path is None:
+        # Without this function OpenSSL would ask at the terminal.
+        def missing() -> bytes:
+            raise TLSSettingError(
+                "tls_key", "the key is encrypted; give tls_key_password_file, too"
+            )
+
+        return missing
+    try:
+        with open(path, "rb") as file:
+            content = file.read(4096).rstrip(b"\r\n")
+    except OSError as error:
+        raise TLSSettingError("tls_key_password_file", _unreadable(path, error)) from None
+    return lambda: content
+
+
+def _certificate(path: str, now: float) -> Certificate:
+    try:
+        certificate = read_certificate(path)
+    except OSError as error:
+        raise TLSSettingError("tls_certificate", _unreadable(path, error)) from None
+    except ValueError as error:
+        raise TLSSettingError("tls_certificate", str(error)) from None
+    if reason := why_unfit(certificate, now):
+        raise TLSSettingError("tls_certificate", reason)
+    return certificate
+
+
+def _context(files: TLSFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_ciphers(CIPHERS)
+    if files.alpn:
+        try:
+            context.set_alpn_protocols(files.alpn)
+        except ssl.SSLError:
+            raise TLSSettingError("tls_alpn", "the name of a protocol has 1 to 255 bytes") from None
+    if files.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(files.client_ca)
+        except ssl.SSLError:
+            reason = f"{files.client_ca} has no certificate in PEM form"
+            raise TLSSettingError("tls_client_ca", reason) from None
+        except OSError as error:
+            raise TLSSettingError("tls_client_ca", _unreadable(files.client_ca, error)) from None
+    return context
+
+
+def _load_chain(
+    context: ssl.SSLContext, certificate: Certificate, key: str, password: Callable[[], bytes]
+) -> None:
+    was_asked = False
+
+    def asked() -> bytes:
+        nonlocal was_asked
+        was_asked = True
+        return password()
+
+    try:
+        with open(key, "rb"):
+            pass
+        context.load_cert_chain(certificate.file, key, asked)
+    except ssl.SSLError as error:
+        reason = _why_no_chain(certificate.file, key, error, encrypted=was_asked)
+        raise TLSSettingError("tls_key", reason) from None
+    except OSError as error:
+        raise TLSSettingError("tls_key", _unreadable(key, error)) from None
+
+
+def _why_no_chain(certificate: str, key: str, error: ssl.SSLError, *, encrypted: bool) -> str:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key} does not belong to the certificate in {certificate}"
+    if encrypted:
+        return f"the password in tls_key_password_file does not open {key}"
+    return f"{key} has no private key that can be used, in PEM form ({error.reason or error})"
+
+
+def _unreadable(path: str, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{path} cannot be read ({reason}); check the path and its permissions"
+
+
+def _chooser(by_names: dict[str, ssl.SSLContext]) -> Callable[[Any, Any, Any], None]:
+    """Return what puts the context of the name that a client asks for in place of the first."""
+    several = len({id(one) for one in by_names.values()}) > 1
+
+    def choose(sock: Any, name: Any, _context: Any) -> None:
+        if name is None:
+            return
+        setattr(sock, _ASKED, name)
+        if several and (found := by_name(by_names, name)) is not None:
+            sock.context = found
+
+    return choose
+
+
+# --- the handshake (worker)
+
+
+def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
+    """Return the step that encrypts a connection."""
+
+    def shake_hands(passage: Passage) -> None:
+        began = monotonic_ns()
+        sock = passage.request
+        passage.allow_time(sock)
+        secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        try:
+            secured.do_handshake()
+            passage.tls, passage.identity = _facts(secured, passage.identity)
+        except BaseException as error:  # noqa: BLE001 - also an order to end that comes as an exception
+            secured.close()  # the plain socket has no descriptor any more
+            raise _as_refusal(error) from None
+        passage.request = secured
+        account = current_account()
+        if account is not None:
+            account.note_handshake(_kind_of(passage.tls), monotonic_ns() - began)
+
+    return shake_hands
+
+
+def _facts(secured: ssl.SSLSocket, identity: Any) -> tuple[TLSFacts, Any]:
+    decoded: Any = None
+    if secured.context.verify_mode is not ssl.CERT_NONE:
+        decoded = secured.getpeercert() or None
+    cipher = secured.cipher()
+    facts = TLSFacts(
+        version=secured.version() or "",
+        cipher=cipher[0] if cipher else "",
+        server_name=vars(secured).get(_ASKED),
+        alpn=secured.selected_alpn_protocol(),
+        resumed=bool(secured.session_reused),
+        certificate=decoded,
+    )
+    return facts, identity if decoded is None else identity_in(decoded)
+
+
+def _as_refusal(error: BaseException) -> BaseException:
+    """Return how a failed handshake is reported: a client that went away is not one that failed."""
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        return ConnectionError("the client has closed the connection in the handshake")
+    if isinstance(error, TimeoutError):
+        return TimeoutError("the handshake was not over within edge_timeout")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Refused(Rejection.TLS, f"client certificate: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        return Refused(Rejection.TLS, (error.reason or str(error)).lower().replace("_", " "))
+    return error
+
+
+def _kind_of(facts: TLSFacts) -> HandshakeKind:
+    if facts.version == "TLSv1.3":
+        return HandshakeKind.TLS_1_3_RESUMED if facts.resumed else HandshakeKind.TLS_1_3
+    return HandshakeKind.TLS_1_2_RESUMED if facts.resumed else HandshakeKind.TLS_1_2
+
+
+# --- the end (worker)
+
+
+def end_of_tls(request: Any, went_well: bool) -> None:
+    """Close an encrypted connection: with close_notify if all went well."""
+    if not isinstance(request, ssl.SSLSocket) or request.fileno() < 0:
+        return
+    if went_well:
+        _send_close_notify(request)
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_WR)
+    request.close()
+
+
+def _send_close_notify(secured: ssl.SSLSocket) -> None:
+    # unwrap() sends the alert, and then waits for that of the client. A socket that does not wait has it
+    # raise SSLWantReadError once the alert is sent, and SSLWantWriteError while there is no room for it.
+    until = monotonic() + GOODBYE
+    secured.settimeout(0)
+    while True:
+        try:
+            secured.unwrap()
+        except ssl.SSLWantWriteError:
+            if not _has_room(secured, until - monotonic()):
+                return
+        except (
+            OSError,
+            ValueError,
+        ):  # the alert is sent, or cannot be; ValueError: the handler has ended TLS
+            return
+        else:
+            return
+
+
+def _has_room(secured: ssl.SSLSocket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(secured, select.POLLOUT)
+    return seconds > 0 and bool(poll.poll(seconds * 1000))
