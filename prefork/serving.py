@@ -27,7 +27,7 @@ from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
-from prefork.reloading import binding, caretaker, live_files, sockets, trial
+from prefork.reloading import binding, caretaker, end_of_trial, live_files, sockets, trial
 from prefork.workers import forks, log
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
@@ -45,6 +45,7 @@ from prefork.workers.worker.side import enter as enter_worker
 caretaker.stand_by()
 binding.stand_by()
 live_files.stand_by()
+end_of_trial.stand_by()
 
 RUN: Final = "_prefork_run"
 """The attribute of a server that holds its ``Run``."""
@@ -260,6 +261,7 @@ def _serve_with_pool(
 ) -> None:
     """Serve with a pool of workers. Signals are handled from the first step to the last one."""
     refuse_without_calls()
+    process.note_children()
     previous = process.handover
     wakeup = Wakeup(None if previous is None else previous.wakeup)
     signals = SignalCounts()

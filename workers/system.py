@@ -529,6 +529,11 @@ def punch_hole(fd: int, length: int) -> bool:
 
 def zombies_except(pids: set[int]) -> Iterator[int]:
     """Yield the children of this process that have ended and are not among ``pids``."""
+    return (pid for pid in children() if pid not in pids and has_ended(pid))
+
+
+def children() -> Iterator[int]:
+    """Yield the pids of the children of this process, also of those that have ended."""
     try:
         threads = os.listdir("/proc/self/task")
     except OSError:
@@ -536,12 +541,10 @@ def zombies_except(pids: set[int]) -> Iterator[int]:
     for thread in threads:
         try:
             with open(f"/proc/self/task/{thread}/children", encoding="ascii") as listing:
-                children = [int(word) for word in listing.read().split()]
+                pids = [int(word) for word in listing.read().split()]
         except OSError:
             continue  # that thread has just ended
-        for pid in children:
-            if pid not in pids and has_ended(pid):
-                yield pid
+        yield from pids
 
 
 def has_ended(pid: int) -> bool:

@@ -105,6 +105,17 @@ class LotState(msgspec.Struct, frozen=True):
         return [*of_child, *control, *(fd for link in self.links for fd in link.fds)]
 
 
+class Leftover(msgspec.Struct, frozen=True):
+    """A process that the program has started, and that its previous image cannot end any more.
+
+    name: for the log. ends_by_itself: whether it ends when the last process that uses it has ended.
+    """
+
+    child: Child
+    name: str
+    ends_by_itself: bool = False
+
+
 class MasterState(msgspec.Struct, frozen=True):
     """All that one image of the master leaves to the next.
 
@@ -115,6 +126,8 @@ class MasterState(msgspec.Struct, frozen=True):
     socket_files: the file of each Unix socket among ``listeners`` and ``others``, by descriptor.
     metrics_dir: the folder in which the application's metrics are kept by slot; bytes, because a
     path need not be UTF-8.
+    leftovers: processes that the program has started, to be ended after the workers that use them.
+    folders: temporary folders of the program, to be removed then: path, and which file it is.
     wakeup: the descriptors of the two pipes that wake the master.
     lost_time: seconds that the master's clock stood still so far.
     floor: workers to keep, as TTIN and TTOU have left it; floor_set: the setting ``workers`` that it
@@ -152,6 +165,8 @@ class MasterState(msgspec.Struct, frozen=True):
     others: tuple[int, ...] = ()
     socket_files: dict[int, Identity] = {}
     metrics_dir: bytes | None = None
+    leftovers: tuple[Leftover, ...] = ()
+    folders: tuple[tuple[bytes, Identity], ...] = ()
 
     @property
     def fds(self) -> list[int]:
@@ -160,7 +175,19 @@ class MasterState(msgspec.Struct, frozen=True):
         pidfile = [] if self.pidfile is None else [self.pidfile]
         lot = [] if self.lot is None else self.lot.fds
         sockets = [*self.listeners, *self.kept, *self.others]
-        return [*self.pool.fds, *sockets, *self.wakeup, *metrics, *pidfile, *lot]
+        leftovers = [one.child.pidfd for one in self.leftovers]
+        return [*self.pool.fds, *sockets, *self.wakeup, *metrics, *pidfile, *lot, *leftovers]
+
+    @property
+    def pids(self) -> set[int]:
+        """The processes that this state has, besides the process itself."""
+        pids = {one.child.pid for one in self.pool.workers}
+        pids.update(one.child.pid for one in self.leftovers)
+        if self.metrics is not None and self.metrics.child is not None:
+            pids.add(self.metrics.child.pid)
+        if self.lot is not None and self.lot.child is not None:
+            pids.add(self.lot.child.pid)
+        return pids
 
     def name_of(self, fd: int) -> SocketName:
         """Return the name of one of the sockets."""

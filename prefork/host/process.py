@@ -105,6 +105,10 @@ class Process:
         self.watcher: int | None = None
         """The pid of the child that watches the source files."""
         self._pid: Final = os.getpid()
+        self._children_before: frozenset[int] = frozenset(
+            system.children() if self.handover else ()
+        )
+        self._children_of_program: frozenset[int] = frozenset()
         self._adoptable = _adoptable_sockets(self.handover, self.trial)
         self._others = _other_sockets(self.handover, self.trial)
         self._when_taken_over: list[Callable[[], None]] = []
@@ -145,6 +149,21 @@ class Process:
                 "program again would not lead here; restart the program"
             )
         return self.program.why_not_again()
+
+    # --- what the program has started
+
+    def note_children(self) -> None:
+        """Note which children the program has started, before the first worker is forked."""
+        self._children_of_program = frozenset(system.children()) - self._children_before
+
+    def is_of_program(self, pid: int) -> bool:
+        """Return whether the program of this image has started this child.
+
+        Orphans of other processes may become children of this one, such as those that handlers have
+        left. Then only the children that were there before the first worker are known to be the
+        program's.
+        """
+        return pid in self._children_of_program or not system.is_init()
 
     # --- sockets that wait for a server
 

@@ -206,7 +206,7 @@ class Master:
                 self._run_until_stopped()
             finally:
                 if self.pool.link.is_in_master:
-                    self._reload.cancel()
+                    self._reload.end()
                     for listener in self._listeners:
                         listener.restore()
                     self.metrics.stop()

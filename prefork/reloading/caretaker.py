@@ -60,7 +60,7 @@ from prefork.host.process import process
 from prefork.host.stopping import CONTROL_SIGNALS, STOPS, unattended
 from prefork.reloading import live_files
 from prefork.reloading.attempts import Act, decide, following, pause
-from prefork.reloading.exec import hand_over
+from prefork.reloading.leftovers import Leftovers, hand_over_with_leftovers
 from prefork.reloading.load_limit import LoadLimit
 from prefork.reloading.metrics_program import start_metrics
 from prefork.reloading.sockets import remove_paths
@@ -208,7 +208,7 @@ class Caretaker:
             self._notifier.reloading()
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
         try:
-            hand_over(self._state)
+            hand_over_with_leftovers(self._state)
         except Exception as error:  # noqa: BLE001 - it is tried again
             self._failed_at = self._clock.now()
             self._publish_failure(f"the program cannot be executed again: {error}")
@@ -388,6 +388,7 @@ class Caretaker:
         for child in children:
             system.send(child, signal.SIGKILL)
         system.wait_for_all(children, END_BOUND)
+        Leftovers(self._state, self._state.graceful_timeout).end()
         self._leave_nothing()
 
     def _leave_nothing(self) -> None:

@@ -37,8 +37,8 @@ from prefork.host.endpoint import Endpoint
 from prefork.host.handover import FORMAT, HandoverError, MasterState
 from prefork.host.notify import Notifier
 from prefork.host.process import process
-from prefork.reloading.exec import hand_over
 from prefork.reloading.holdings import Holdings
+from prefork.reloading.leftovers import Leftovers, hand_over_with_leftovers
 from prefork.reloading.sockets import unclaimed_listeners
 from prefork.reloading.trial import Report, Trial, TrialError
 from prefork.workers import log
@@ -75,6 +75,7 @@ class Reload:
         self._state_to_hand_over = state_to_hand_over
         self.wanted_by = "" if previous is None else previous.again
         """The signal that has asked for a reload which has not begun; "" for none."""
+        self._leftovers = Leftovers(previous, spec.settings.graceful_timeout)
         self._trial: Trial | None = None
         self.rolling = previous is not None
         """Whether a new generation is taking over."""
@@ -100,6 +101,13 @@ class Reload:
             self._roll(now)
         elif self._is_ready_for_exec(now):
             self._hand_over()
+        if not self._pool.table.has_older(self._pool.generation):
+            self._leftovers.step(now)
+
+    def end(self) -> None:
+        """Leave nothing of a reload behind: the pool has stopped."""
+        self.cancel()
+        self._leftovers.end()
 
     def cancel(self) -> None:
         """Forget a reload that is wanted or tried, because the pool stops."""
@@ -151,7 +159,7 @@ class Reload:
         self._pool.call_hook("on_reload")
         try:
             log.flush()
-            hand_over(self._state_to_hand_over())
+            hand_over_with_leftovers(self._state_to_hand_over())
         except HandoverError as error:
             self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - it ends the reload, not the pool

@@ -31,7 +31,7 @@ from prefork._version import __version__
 from prefork.host.description import shown
 from prefork.host.handover import FORMAT, TRIAL_VARIABLE, Inventory, TrialOrders
 from prefork.host.process import Program, process
-from prefork.reloading.binding import remove_made
+from prefork.reloading.end_of_trial import end_in_order
 from prefork.workers import system
 from prefork.workers.errors import PreforkError
 from prefork.workers.programs import Memory, start_program
@@ -120,7 +120,7 @@ def end_of_trial(settings: Settings) -> None:
         return
     report = Report(FORMAT, LAYOUT, __version__, shown(settings), process.is_child_of_program)
     os.write(process.trial.report_to, msgspec.json.encode(report))
-    remove_made()
+    end_in_order()
     system.exit_now(0)
 
 

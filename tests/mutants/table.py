@@ -1388,6 +1388,44 @@ RELOAD_PLACES = (
     ),
 )
 
+LEFTOVERS = (
+    Mutant(
+        "what the previous code has started is ended",
+        "prefork/reloading/leftovers.py",
+        "leftovers=(*state.leftovers, *_children(known)),",
+        "",
+        "tests/live/test_reload_leaves_nothing.py -k no_more",
+    ),
+    Mutant(
+        "what the previous code has started stays while its workers serve",
+        "prefork/reloading/reload.py",
+        "if not self._pool.table.has_older(self._pool.generation):",
+        "if True:",
+        "tests/live/test_reload_leaves_nothing.py -k no_more",
+    ),
+    Mutant(
+        "temporary folders of the previous code are removed",
+        "prefork/reloading/leftovers.py",
+        "            self._remover = start_program(",
+        "            self._folders or start_program(",
+        "tests/live/test_reload_leaves_nothing.py -k no_more",
+    ),
+    Mutant(
+        "what a trial has started ends with it",
+        "prefork/reloading/end_of_trial.py",
+        "        atexit.register(_end_tracker, os.getpid())",
+        "        pass",
+        "tests/live/test_reload_leaves_nothing.py -k trial_that_fails",
+    ),
+    Mutant(
+        "a stop in a reload ends what the previous code has started",
+        "prefork/reloading/reload.py",
+        "        self._leftovers.end()",
+        "        pass",
+        "tests/live/test_reload_leaves_nothing.py -k stop_in",
+    ),
+)
+
 SANDBOX = (
     Mutant(
         "a call that is forbidden for good fails the start",
@@ -1626,6 +1664,7 @@ MUTANTS = (
     *TOTALS,
     *RELOAD,
     *RELOAD_PLACES,
+    *LEFTOVERS,
     *SANDBOX,
     *NEWCOMERS,
     *TRUST,
