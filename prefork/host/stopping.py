@@ -35,13 +35,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import signal
+import threading
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from prefork.host.process import process
 from prefork.workers import forks, system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
 STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -86,6 +87,9 @@ class Unattended:
         self._to_the_end = to_the_end
         if to_the_end:
             atexit.register(_ignore_at_end)
+        else:
+            kernels = {int(number): system.disposition_of(number) for number in CONTROL_SIGNALS}
+            process.close_after_handover(lambda: self._leave_to_the_program(kernels))
         found: dict[int, Any] = {number: _handle(number, self._note) for number in CONTROL_SIGNALS}
         self._before = {**found, **self._before}
         system.enlarge_signal_stack()  # all of them may arrive together now
@@ -105,6 +109,21 @@ class Unattended:
             self._noted.clear()
             for number in STOPS:
                 _handle(number, end_now)
+
+    def _leave_to_the_program(self, kernels: Mapping[int, bytes]) -> None:
+        """Have the signals do what they did before ours, when a master in another thread has adopted all.
+
+        A master in the main thread installs its own handlers. In another thread Python installs none,
+        and what is only noted would be lost: TERM would not end the program any more. So the kernel
+        is told directly, and gets again what was noted.
+        """
+        if threading.current_thread() is threading.main_thread():
+            return
+        for number, disposition in kernels.items():
+            if self.is_ours(system.handler_of(number)):
+                system.put_back(disposition, number)
+        for number in self.take():
+            system.send_to_self(number)
 
     def take(self) -> list[int]:
         """Return the signals that were noted since the last call."""

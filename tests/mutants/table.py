@@ -1030,6 +1030,13 @@ RELOAD = (
         "tests/live/test_parking.py -k dies_while_new_code_fails",
     ),
     Mutant(
+        "TERM ends a program whose new code serves in a thread",
+        "prefork/host/stopping.py",
+        "                system.put_back(disposition, number)",
+        "                pass",
+        "tests/live/test_after_the_exec.py -k serves_in_a_thread",
+    ),
+    Mutant(
         "new code that fails after the exec leaves the lot to the next attempt",
         "prefork/master/lot_process.py",
         "fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)",
