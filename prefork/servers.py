@@ -39,14 +39,14 @@ class _LoggingServer(PreForkingMixIn, _ServerBase):
     Exceptions of handlers go to the log instead of standard error.
     """
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception of a request (worker).
 
         A client that went away or timed out costs one line, any other exception a line and its
         traceback.
         """
         error, subject = sys.exception(), str(self.worker or "master")
-        if error is not None and is_clients_doing(error):
+        if error is not None and is_clients_doing(error, request):
             lost_clients.note(subject, error, client_address)
         elif error is not None:
             facts = client_facts(client_address)

@@ -25,6 +25,7 @@ import contextlib
 import select
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from time import monotonic, monotonic_ns, time
 from typing import Any, Final
@@ -49,6 +50,9 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 GOODBYE: Final = 1.0
 """Seconds for which a worker waits until close_notify can be sent, where the client reads slowly."""
+
+_UNREAD: Final = 65_536
+"""Bytes of a refused client that are read before its connection is closed."""
 
 _ASKED: Final = "_prefork_server_name"
 """The attribute of an SSLSocket for the name that its client asked for."""
@@ -119,6 +123,7 @@ def load(files: TLSFiles, now: float | None = None) -> Loaded:
     if first is None:
         raise TLSSettingError("tls_certificate", "there is none")
     first.sni_callback = _chooser(by_names)
+    _drop_malformed_names()
     return Loaded(first, tuple(certificates))
 
 
@@ -221,6 +226,27 @@ def _chooser(by_names: dict[str, ssl.SSLContext]) -> Callable[[Any, Any, Any], N
     return choose
 
 
+def _drop_malformed_names() -> None:
+    """Keep server names that are no ASCII out of the standard error of every worker.
+
+    Python decodes the name of the client's first message before it calls ``sni_callback``. Where that
+    fails it ends the handshake, and gives the exception to ``sys.unraisablehook``, which writes a
+    traceback. So any client could fill the log. Such an exception comes with the bytes of the name as
+    its object, as no other does.
+    """
+    hook = sys.unraisablehook
+    if getattr(hook, "drops_malformed_names", False):
+        return
+
+    def drop(unraisable: sys.UnraisableHookArgs) -> None:
+        is_name = isinstance(unraisable.object, bytes)
+        if not (is_name and isinstance(unraisable.exc_value, UnicodeDecodeError)):
+            hook(unraisable)
+
+    drop.drops_malformed_names = True  # type: ignore[attr-defined]
+    sys.unraisablehook = drop
+
+
 # --- the handshake (worker)
 
 
@@ -236,6 +262,7 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
             secured.do_handshake()
             passage.tls, passage.identity = _facts(secured, passage.identity)
         except BaseException as error:  # noqa: BLE001 - also an order to end that comes as an exception
+            _drop_unread(secured)
             secured.close()  # the plain socket has no descriptor any more
             raise _as_refusal(error) from None
         passage.request = secured
@@ -244,6 +271,17 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
             account.note_handshake(_kind_of(passage.tls), monotonic_ns() - began)
 
     return shake_hands
+
+
+def _drop_unread(secured: ssl.SSLSocket) -> None:
+    """Read what a refused client has sent already.
+
+    Otherwise the kernel would reset the connection when it is closed, and the client might lose the alert
+    that says why it was refused.
+    """
+    with contextlib.suppress(OSError):
+        secured.shutdown(socket.SHUT_WR)
+        secured.recv(_UNREAD, socket.MSG_DONTWAIT)  # plain bytes: shutdown() has ended TLS
 
 
 def _facts(secured: ssl.SSLSocket, identity: Any) -> tuple[TLSFacts, Any]:

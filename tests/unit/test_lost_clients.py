@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,26 @@ def caught(raising: Callable[[], None]) -> BaseException:
 def test_whose_doing(error: BaseException, clients: bool) -> None:
     """A connection that ends and a silence are a client's; a refused connection is no client's."""
     assert is_clients_doing(error) is clients
+
+
+@pytest.mark.parametrize(
+    ("error", "clients"),
+    [
+        (ssl.SSLEOFError(8, "EOF occurred"), True),
+        (ssl.SSLZeroReturnError(6, "closed"), True),
+        (ssl.SSLError(1, "tlsv1 alert unknown ca"), True),
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), False),
+        (OSError(5, "Input/output error"), False),
+    ],
+)
+def test_whose_doing_with_tls(error: BaseException, clients: bool) -> None:
+    """What ends an encrypted connection is its client's doing; the same error of another one is the handler's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    left, right = socket.socketpair()
+    wrapped = context.wrap_socket(left, server_side=True, do_handshake_on_connect=False)
+    with right, wrapped:
+        assert is_clients_doing(error, wrapped) is clients
+        assert not is_clients_doing(error, right)
 
 
 @pytest.mark.parametrize("raising", [silence, departure])

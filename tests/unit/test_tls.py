@@ -210,6 +210,58 @@ def test_garbage_and_silence(
     assert "Traceback" not in caplog.text
 
 
+def first_message(name: str) -> bytes:
+    """Return the first message of a client, which asks for this name."""
+    sent = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return sent.read()
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (first_message("a" * 9).replace(b"a" * 9, b"\xff" * 9), Rejection.TLS),
+        (first_message("localhost")[:40], Rejection.GONE),
+        (b"\x16\x03\x01\xff\xff" + bytes(70_000), Rejection.TLS),
+        (b"\x80\x2e\x01\x00\x02" + bytes(64), Rejection.TLS),
+        (b"", Rejection.GONE),
+    ],
+    ids=["a name that is no text", "cut off", "a long record", "SSL 2", "nothing"],
+)
+def test_malformed_message_writes_no_traceback(
+    secure: Callable[..., Secure],
+    capfd: pytest.CaptureFixture[str],
+    sent: bytes,
+    reason: Rejection,
+) -> None:
+    """A malformed first message is refused for its reason, and nothing of it reaches standard error."""
+    server = secure()
+    with one_request(server) as client, contextlib.suppress(ConnectionError):
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(1000):
+            pass
+    assert refusals(server) == {reason: 1}
+    assert capfd.readouterr().err == ""
+    assert server.errors == []
+
+
+def test_refused_client_reads_the_alert(
+    secure: Callable[..., Secure], authority: Authority
+) -> None:
+    """A client without a certificate that has sent its request already reads why it is refused."""
+    server = secure(tls_client_ca=authority.file)
+    with (
+        one_request(server) as client,
+        authority.trusting.wrap_socket(client, server_hostname="localhost") as secured,
+    ):
+        secured.sendall(b"x" * 10_000)
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
+            secured.recv(1)
+
+
 def test_trickling_client_has_one_deadline(secure: Callable[..., Secure]) -> None:
     """A client that sends its first message byte by byte is cut off at the same time as a silent one."""
     server = secure(edge_timeout=0.3)

@@ -34,14 +34,30 @@ _NOT_THE_PLACE = {os.path.dirname(socketserver.__file__), os.path.dirname(__file
 """Folders whose files do not show where a handler was: every read ends in socket.py."""
 
 
-def is_clients_doing(error: BaseException) -> bool:
+def is_clients_doing(error: BaseException, request: Any = None) -> bool:
     """Return whether the exception is one that a client causes by leaving or by silence.
 
-    A peer that the handler itself connected to can cause the same ones; the line of the log names the
-    place. A refused connection is never the doing of a client that was connected.
+    request: the socket that the handler had, where that is known. A peer that the handler itself
+    connected to can cause the same ones; the line of the log names the place. A refused connection is
+    never the doing of a client that was connected.
     """
+    if _is_end_of_tls(error, request):
+        return True
     gone = isinstance(error, (TimeoutError, ConnectionError))
     return gone and not isinstance(error, ConnectionRefusedError)
+
+
+def _is_end_of_tls(error: BaseException, request: Any) -> bool:
+    """Return whether an encrypted connection has ended in a way that only TLS has words for.
+
+    Its client has closed it while the handler was writing, has sent an alert, or has sent something
+    that is not TLS. A client has no part in the failed check of a certificate: there the handler has
+    connected to another server.
+    """
+    ssl = sys.modules.get("ssl")
+    if ssl is None or not isinstance(request, ssl.SSLSocket):
+        return False
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLCertVerificationError)
 
 
 def is_client_timeout(request: Any, error: BaseException) -> bool:
