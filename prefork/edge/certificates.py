@@ -1,36 +1,30 @@
-"""Certificates as files: their names and dates, and whether a server can use them (master).
-
-Python's ``ssl`` shows a certificate only after a handshake. What is needed before that is the decoder
-of the module's own tests, ``_ssl._test_decode_cert()``, which every CPython has. This module is the
-only one that calls it.
-"""
+"""Certificates as files: whether a server can use them, and which of several a client gets (master)."""
 
 from __future__ import annotations
 
-import _ssl
-import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-_Value = TypeVar("_Value")
+from prefork.edge.x509 import parse_certificates
 
-DAY: Final = 86_400.0
+_Value = TypeVar("_Value")
 
 
 class Certificate(msgspec.Struct, frozen=True):
     """What a server has to know of one of its certificates.
 
     file: the path. names: the names of hosts, in lower case, from subjectAltName; the common name of
-    the subject where there is none. begins, ends: Unix times.
+    the subject where there is none. begins, ends: Unix times. key_kind: tells kinds of keys apart.
     """
 
     file: str
     names: tuple[str, ...]
     begins: float
     ends: float
+    key_kind: str = ""
 
 
 def read_certificate(path: str) -> Certificate:
@@ -38,23 +32,38 @@ def read_certificate(path: str) -> Certificate:
 
     Raises OSError where the file cannot be read, and ValueError where it has no certificate.
     """
-    with open(path, "rb"):
-        pass  # for the reason of the system, which the decoder does not give
+    with open(path, "rb") as file:
+        content = file.read()
     try:
-        found: dict[str, Any] = _ssl._test_decode_cert(path)  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-        ends, begins = (ssl.cert_time_to_seconds(found[key]) for key in ("notAfter", "notBefore"))
-    except (ssl.SSLError, KeyError) as error:
-        raise ValueError(f"{path} has no certificate in PEM form") from error
-    return Certificate(path, names_in(found), begins, ends)
+        found = parse_certificates(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not found:
+        raise ValueError(f"{path} has no certificate in PEM form")
+    leaf = found[0]
+    return Certificate(path, leaf.names, leaf.begins, leaf.ends, leaf.key_kind)
 
 
-def names_in(decoded: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of hosts in a decoded certificate (pure)."""
-    others = [value for kind, value in decoded.get("subjectAltName", ()) if kind == "DNS"]
-    common = [
-        value for part in decoded.get("subject", ()) for kind, value in part if kind == "commonName"
-    ]
-    return tuple(dict.fromkeys(name.lower() for name in others or common))
+def grouped(certificates: Sequence[Certificate]) -> list[list[int]]:
+    """Return the places of the certificates, those together that share a context.
+
+    These have the same names and keys of different kinds, of which OpenSSL chooses the one that a client
+    understands. A context has room for one certificate of each kind: another one would take its place,
+    for names that it may not have. ValueError: a client could never get one of the certificates.
+    """
+    groups: list[list[int]] = []
+    taken: set[str] = set()
+    for place, one in enumerate(certificates):
+        same = [group for group in groups if set(certificates[group[0]].names) == set(one.names)]
+        if same and all(certificates[other].key_kind != one.key_kind for other in same[0]):
+            same[0].append(place)
+        elif groups and taken.issuperset(one.names):
+            reason = "certificates before it have all of its names, so that no client would get it"
+            raise ValueError(f"{one.file}: {reason}; leave it out")
+        else:
+            taken.update(one.names)
+            groups.append([place])
+    return groups
 
 
 def why_unfit(certificate: Certificate, now: float) -> str:

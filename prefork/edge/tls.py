@@ -35,6 +35,7 @@ import msgspec
 from prefork.edge.certificates import (
     Certificate,
     by_name,
+    grouped,
     identity_in,
     read_certificate,
     why_unfit,
@@ -105,26 +106,27 @@ def load(files: TLSFiles, now: float | None = None) -> Loaded:
         reason = f"there are {len(keys)} keys for {len(files.certificates)} certificates; give each its key"
         raise TLSSettingError("tls_key", reason)
     password = _password(files.password_file)
-    first: ssl.SSLContext | None = None
+    now = time() if now is None else now
+    certificates = [_certificate(path, now) for path in files.certificates]
+    contexts = []
     by_names: dict[str, ssl.SSLContext] = {}
-    certificates = []
-    for path, key in zip(files.certificates, keys, strict=True):
-        certificate = _certificate(path, time() if now is None else now)
-        # Certificates for the same names with keys of different kinds share a context: OpenSSL
-        # chooses the one that the client can verify.
-        context = by_names.get(next(iter(certificate.names), ""))
-        if context is None:
-            context = _context(files)
-        _load_chain(context, certificate, key, password)
-        for name in certificate.names:
+    for group in _groups(certificates):
+        context = _context(files)
+        for place in group:
+            _load_chain(context, certificates[place], keys[place], password)
+        for name in certificates[group[0]].names:
             by_names.setdefault(name, context)
-        first = first or context
-        certificates.append(certificate)
-    if first is None:
-        raise TLSSettingError("tls_certificate", "there is none")
-    first.sni_callback = _chooser(by_names)
+        contexts.append(context)
+    contexts[0].sni_callback = _chooser(by_names)
     _drop_malformed_names()
-    return Loaded(first, tuple(certificates))
+    return Loaded(contexts[0], tuple(certificates))
+
+
+def _groups(certificates: list[Certificate]) -> list[list[int]]:
+    try:
+        return grouped(certificates)
+    except ValueError as error:
+        raise TLSSettingError("tls_certificate", str(error)) from None
 
 
 def _password(path: str | None) -> Callable[[], bytes]:

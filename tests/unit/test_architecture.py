@@ -47,13 +47,13 @@ PURE = {
     *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
     *(f"prefork.workers.pool.{one}" for one in ("cancelling", "failures", "handle", "table")),
     "prefork.workers.worker.shortage",
-    *("prefork.edge.access", "prefork.edge.proxy"),
+    *(f"prefork.edge.{one}" for one in ("access", "proxy", "x509")),
 }
 """The modules that decide. Each one says so in the first line of its docstring, by the word "(pure)"."""
 
 PURE_OUTSIDE = {
     *("__future__", "typing", "collections", "enum", "msgspec"),
-    *("difflib", "errno", "ipaddress", "math", "re", "signal", "struct"),
+    *("binascii", "calendar", "difflib", "errno", "ipaddress", "math", "re", "signal", "struct"),
 }
 """What pure modules may import from outside of prefork: neither clock, file, process nor random number."""
 

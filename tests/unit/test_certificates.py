@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prefork.edge.certificates import (
     Certificate,
     by_name,
+    grouped,
     identity_in,
-    names_in,
     read_certificate,
     why_unfit,
 )
+from prefork.edge.x509 import parse_certificates
 from tests.support.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Make an authority."""
+    return trustme.CA()
 
 
 def test_names_and_dates_of_a_file(tmp_path: Path) -> None:
@@ -57,15 +69,70 @@ def test_dates(now: float, words: str) -> None:
     assert bool(reason) == bool(words)
 
 
-def test_common_name_counts_without_alternatives() -> None:
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(["new.example"], ("new.example",)), (["192.0.2.7"], ("old.example",))],
+)
+def test_common_name_counts_without_alternatives(
+    authority: trustme.CA, names: list[str], wanted: tuple[str, ...]
+) -> None:
     """The subject's common name is a name of the host only where there are no alternative names."""
-    subject = ((("organizationName", "X"),), (("commonName", "Old.example"),))
+    issued = authority.issue_cert(*names, common_name="Old.example")
+    (found, *_) = parse_certificates(issued.cert_chain_pems[0].bytes())
+    assert found.names == wanted
 
-    assert names_in({"subject": subject}) == ("old.example",)
-    assert names_in({"subject": subject, "subjectAltName": (("DNS", "new.example"),)}) == (
-        "new.example",
+
+@pytest.mark.parametrize("kind", [trustme.KeyType.ECDSA, trustme.KeyType.RSA])
+def test_reads_what_openssl_reads(
+    authority: trustme.CA, tmp_path: Path, kind: trustme.KeyType
+) -> None:
+    """Names and dates are those that OpenSSL finds, for both kinds of keys."""
+    issued = authority.issue_cert("Example.org", "*.example.org", "a@b.org", key_type=kind)
+    path = tmp_path / "one.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(path)
+    known = ssl._ssl._test_decode_cert(str(path))  # type: ignore[attr-defined]
+    found = read_certificate(str(path))
+    assert found.names == ("example.org", "*.example.org")
+    assert found.begins == ssl.cert_time_to_seconds(known["notBefore"])
+    assert found.ends == ssl.cert_time_to_seconds(known["notAfter"])
+    # The numbers of the algorithms ecPublicKey and rsaEncryption.
+    wanted = "2a8648ce3d0201" if kind is trustme.KeyType.ECDSA else "2a864886f70d010101"
+    assert found.key_kind == wanted
+
+
+@given(st.data())
+def test_damaged_certificate(authority: trustme.CA, data: st.DataObject) -> None:
+    """Whatever a byte of a certificate is changed to, it is read, or refused by a ValueError."""
+    der = ssl.PEM_cert_to_DER_cert(authority.cert_pem.bytes().decode())
+    place = data.draw(st.integers(0, len(der) - 1))
+    changed = der[:place] + data.draw(st.binary(max_size=3)) + der[place + 1 :]
+    with contextlib.suppress(ValueError):
+        parse_certificates(ssl.DER_cert_to_PEM_cert(changed).encode())
+
+
+def certificate(*names: str, kind: str = "curve") -> Certificate:
+    """Return a certificate for these names."""
+    return Certificate("/".join(names) or "none", names, 0, 1, kind)
+
+
+def test_kinds_of_keys_share_a_context() -> None:
+    """Certificates with the same names share a context where their keys differ in kind; others never do."""
+    found = grouped(
+        [
+            certificate("a.org", "b.org"),
+            certificate("a.org", "c.org"),
+            certificate("b.org", "a.org", kind="rsa"),
+            certificate("b.org", "d.org", kind="rsa"),
+        ]
     )
-    assert names_in({"subject": (), "subjectAltName": (("IP Address", "::1"),)}) == ()
+    assert found == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("names", [("b.org",), ("a.org", "b.org"), ()])
+def test_certificate_that_no_client_would_get(names: tuple[str, ...]) -> None:
+    """A certificate whose names are taken by others is refused."""
+    with pytest.raises(ValueError, match="no client would get it; leave it out"):
+        grouped([certificate("a.org", "b.org"), certificate(*names)])
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,22 @@ def test_certificate_is_chosen_by_name(authority: Authority, secure: Callable[..
     assert server.handled[-1].tls.server_name == "unknown.example"
 
 
+def test_certificates_that_share_a_name(
+    authority: Authority, secure: Callable[..., Secure]
+) -> None:
+    """Of two certificates that have a name in common, each is shown for its other name."""
+    paths = [authority.server("both.test", name, file=name) for name in ("one.test", "two.test")]
+    server = secure(tls_certificate=paths)
+    for name, wanted in (("one.test", 0), ("both.test", 0), ("two.test", 1)):
+        with (
+            one_request(server) as client,
+            authority.trusting.wrap_socket(client, server_hostname=name) as secured,
+        ):
+            leaf = ssl.DER_cert_to_PEM_cert(secured.getpeercert(True) or b"")
+            secured.sendall(b"hello\n")
+        assert leaf.strip() in Path(paths[wanted]).read_text()
+
+
 def test_sessions_resume_and_keep_the_identity(
     secure: Callable[..., Secure], authority: Authority
 ) -> None:
