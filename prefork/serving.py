@@ -340,7 +340,7 @@ def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller
 def _wants_reload(all_served: Sequence[Served]) -> Callable[[float], str]:
     """Return what looks for certificates that were renewed."""
     edges = [edge_of(one.server) for one in all_served]
-    watch = FileWatch([path for edge in edges if edge is not None for path in edge.watched])
+    watch = FileWatch({k: v for edge in edges if edge is not None for k, v in edge.watched.items()})
     return lambda now: "tls_watch" if watch.changed(now) else ""
 
 

@@ -29,7 +29,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -60,7 +60,8 @@ class Edge(msgspec.Struct, frozen=True):
     handler had; None where the server's own ``shutdown_request()`` is all that is needed. is_datagram:
     requests are datagrams, which nobody waits for.
     verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
-    certificates: those that the server shows. watched: files whose change asks for a reload.
+    certificates: those that the server shows. watched: files whose change asks for a reload, with
+    their stamps from before they were read.
     made_from: the settings, to see whether they have changed.
     """
 
@@ -71,7 +72,7 @@ class Edge(msgspec.Struct, frozen=True):
     is_datagram: bool = False
     verifies: bool = False
     certificates: Sequence[Any] = ()
-    watched: Sequence[str] = ()
+    watched: Mapping[str, Any] = {}
     made_from: Any = None
 
 

@@ -21,6 +21,7 @@ from prefork.edge.access_step import access_step
 from prefork.edge.authentication import authentication_step
 from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
 from prefork.edge.proxy_step import datagram_step, stream_step
+from prefork.edge.watch import stamps_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.settings import ROWS
 
@@ -149,6 +150,7 @@ def _internet_kinds(bound: socket.socket) -> Sequence[Kind]:
 def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
     """Return the edge of a server, None where none of its parts is asked for."""
     _, asks, context, place = made_from
+    watched = _watched(settings)
     parts = check(settings, place, context)
     steps: list[Step] = []
     if parts.proxies:
@@ -170,9 +172,17 @@ def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
         verifies=bool(parts.proxies),
         end=None if parts.tls is None else _tls().end_of_tls,
         certificates=() if parts.tls is None else parts.tls.certificates,
-        watched=_files(settings).all if settings.values["tls_watch"] else (),
+        watched=watched,
         made_from=made_from,
     )
+
+
+def _watched(settings: EdgeSettings) -> Mapping[str, Any]:
+    """Return the files that are to be watched, as they are now."""
+    if not settings.values["tls_watch"]:
+        return {}
+    files = _files(settings).all
+    return dict(zip(files, stamps_of(files), strict=True))
 
 
 def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:

@@ -522,17 +522,24 @@ def test_changed_files_are_seen(tmp_path: Path) -> None:
 
 def test_renewal_asks_once_when_it_is_over() -> None:
     """A change is reported once, a second after the last file was written, and looks are a second apart."""
-    found, looks = [(1, 1, 1)], []
+    found: list[Any] = [(1, 1, 1)]
+    looks: list[int] = []
 
     def look(_files: Any) -> Any:
         looks.append(1)
         return tuple(found)
 
-    watch = FileWatch(["a"], look)
+    watch = FileWatch({"a": (1, 1, 1)}, look)
     assert [watch.changed(at) for at in (0.0, 0.5, 1.0)] == [False] * 3
-    assert len(looks) == 3
+    assert len(looks) == 2
     found[0] = (2, 2, 2)
     assert not watch.changed(2.0)
     found[0] = (3, 3, 3)
     assert [watch.changed(at) for at in (3.0, 4.0, 5.0)] == [False, True, False]
-    assert not FileWatch([], look).changed(9.0)
+    assert not FileWatch({}, look).changed(9.0)
+    started_with_another = FileWatch({"a": (1, 1, 1)}, look)
+    assert [started_with_another.changed(at) for at in (6.0, 7.0, 8.0)] == [False, True, False]
+    found[0] = None
+    assert [watch.changed(at) for at in (10.0, 11.0, 12.0)] == [False] * 3
+    found[0] = (4, 4, 4)
+    assert [watch.changed(at) for at in (13.0, 14.0)] == [False, True]
