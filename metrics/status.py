@@ -18,6 +18,7 @@ from prefork.workers.scoreboard import (
     BOUNDS_NS,
     CANCELLED_FIELDS,
     MOST_IN_PROGRESS,
+    HandshakeKind,
     PoolField,
     SlotField,
     SlotSnapshot,
@@ -66,6 +67,7 @@ def status(
         **_requests(snapshot),
         **_events(snapshot),
         "saturation": _saturation(snapshot),
+        "tls": _tls(snapshot, description),
         "parked": _parked(snapshot),
         "listeners": [_listener(one, queues or {}) for one in description.listeners],
         "slots": [_slot(one, now_ns) for one in snapshot.slots],
@@ -166,6 +168,22 @@ def _saturation(snapshot: Snapshot) -> dict[str, Any] | None:
         "seconds": _count(snapshot[PoolField.SATURATED_NS]) / 1e9,
         "reason": REASONS[cause],
         "remedy": REMEDIES[cause],
+    }
+
+
+def _tls(snapshot: Snapshot, description: PoolDescription) -> dict[str, Any] | None:
+    """Return the handshakes, and the certificates with the Unix times of their ends; None without TLS."""
+    slots = snapshot.slots
+    counts = {
+        kind.name.lower(): _total(slots, SlotField.TLS_HANDSHAKES + kind) for kind in HandshakeKind
+    }
+    failed = _rejections(slots)[Rejection.TLS]
+    if not description.certificates and not failed and not any(counts.values()):
+        return None
+    return {
+        "handshakes": {**counts, "failed": failed},
+        "handshake_seconds": _total(slots, SlotField.TLS_HANDSHAKE_NS) / 1e9,
+        "certificates": [{"file": one.file, "ends": one.ends} for one in description.certificates],
     }
 
 

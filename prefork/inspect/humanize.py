@@ -6,6 +6,7 @@ result, which does not grow with the number. ``-`` stands for a value that is no
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.metrics.status import HUNG_AFTER
@@ -167,6 +168,14 @@ def closed_while_parked(parked: Mapping[str, int]) -> list[str]:
     """
     reasons = ("evicted", "timed_out", "lost", "refused")
     return [f"{count(parked[key])} {key.replace('_', ' ')}" for key in reasons if parked[key]]
+
+
+def day(instant: float) -> str:
+    """Return the day of an instant (Unix time), in UTC; ``-`` for one that has no place in the calendar."""
+    try:
+        return f"{datetime.fromtimestamp(instant, UTC):%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):
+        return "-"
 
 
 def nonzero(numbers: Mapping[str, int]) -> list[tuple[str, int]]:

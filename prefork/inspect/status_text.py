@@ -17,6 +17,7 @@ def as_lines(status: dict[str, Any], width: int) -> list[str]:
         *_workers(status, width),
         *_requests(status, width),
         *_listeners(status),
+        *_tls(status, width),
         *_parked(status, width),
         *_history(status, width),
         "",
@@ -91,6 +92,18 @@ def _listeners(status: dict[str, Any]) -> list[str]:
         _line("" if number else "queue", f"{humanize.queue(one)}  {one['name']}")
         for number, one in enumerate(status["listeners"])
     ]
+
+
+def _tls(status: dict[str, Any], width: int) -> list[str]:
+    tls = status.get("tls")
+    if tls is None:
+        return []
+    counts = dict(tls["handshakes"])
+    failed = counts.pop("failed")
+    resumed = sum(count for kind, count in counts.items() if kind.endswith("_resumed"))
+    said = [f"{sum(counts.values())} handshakes", f"{resumed} resumed", f"{failed} failed"]
+    ends = [f"{one['file']} until {humanize.day(one['ends'])}" for one in tls["certificates"]]
+    return [*_wrapped("tls", said, width), *(_line("", end) for end in ends)]
 
 
 def _parked(status: dict[str, Any], width: int) -> list[str]:

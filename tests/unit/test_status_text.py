@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from prefork.inspect.status_text import as_lines
 from prefork.master.saturation import publish_saturation
-from prefork.workers.scoreboard import PoolField
+from prefork.metrics.description import CertificateDescription, PoolDescription
+from prefork.metrics.status import status
+from prefork.workers.scoreboard import HandshakeKind, PoolField, SlotField
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind, SaturationCause
 from tests.support.boards import SECOND, occupy, scoreboard, status_of_board, take_request
@@ -100,3 +102,25 @@ def test_large_pool_stays_within_the_terminal() -> None:
         lines = as_lines(status_of_board(board, NOW), 80)
     assert max(map(len, lines)) <= 80
     assert sum(line.count("_") for line in lines) == 500
+
+
+def test_status_of_a_pool_with_tls() -> None:
+    """The handshakes stand in one line, and each certificate with the day of its end."""
+    described = PoolDescription(
+        certificates=(
+            CertificateDescription("/etc/a.pem", 1_800_000_000.0),
+            CertificateDescription("b.pem", 1e300),
+        )
+    )
+    with scoreboard(1, at=NOW) as board:
+        occupy(board, 0, 11, at=NOW)
+        for kind, count in zip(HandshakeKind, (1, 2, 3, 4), strict=True):
+            board.words[board.slot_at(0) + SlotField.TLS_HANDSHAKES + kind] = count
+        plain = as_lines(status(board.snapshot(), PoolDescription(), NOW), 80)
+        lines = as_lines(status(board.snapshot(), described, NOW), 80)
+    assert "tls        10 handshakes, 6 resumed, 0 failed" in plain
+    at = lines.index("tls        10 handshakes, 6 resumed, 0 failed")
+    assert lines[at + 1 : at + 3] == [
+        "           /etc/a.pem until 2027-01-15",
+        "           b.pem until -",
+    ]
