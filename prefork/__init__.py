@@ -22,6 +22,7 @@ Who may connect (docs/EDGE.md):
     AccessMixIn: rules about the addresses of clients
     TLSMixIn: encrypt connections, and ask clients for certificates
     AuthenticationMixIn: have a server's clients prove who they are
+    PeerCredentialsMixIn, HMACMixIn: two ready ways to do so
     ClientAddress: what handlers get as client_address behind an edge
 
 Settings:
@@ -51,7 +52,14 @@ from socketserver import *  # noqa: F403 - the names that the running Python has
 
 from prefork._version import __version__
 from prefork.edge.client import ClientAddress
-from prefork.edge.mixins import AccessMixIn, AuthenticationMixIn, ProxyProtocolMixIn, TLSMixIn
+from prefork.edge.mixins import (
+    AccessMixIn,
+    AuthenticationMixIn,
+    HMACMixIn,
+    PeerCredentialsMixIn,
+    ProxyProtocolMixIn,
+    TLSMixIn,
+)
 from prefork.host.process import on_trial
 from prefork.mixin import PreForkingMixIn, serve
 from prefork.parking.handler import ParkingMixIn
@@ -102,7 +110,9 @@ __all__ = [  # noqa: PLE0604 - the first part depends on the running Python
     "ExitCause",
     "ExitKind",
     "MisuseError",
+    "HMACMixIn",
     "ParkingMixIn",
+    "PeerCredentialsMixIn",
     "PreForkingMixIn",
     "PreForkingTCPServer",
     "PreForkingUDPServer",

@@ -330,6 +330,15 @@ class Settings(
             "NET",
         ),
     ] = None
+    max_auth_failures: Annotated[
+        _Count | None,
+        About(
+            help="How often a client may fail to authenticate within a minute, in each worker; then it is refused at once.",
+            allowed="a number from 1",
+            metavar="N",
+            attribute=SAME,
+        ),
+    ] = 10
     tls_certificate: Annotated[
         _Names | None,
         _names(
@@ -692,6 +701,7 @@ class Settings(
             proxy_from: tuple[str, ...] | list[str] | str | None = None,
             allow: tuple[str, ...] | list[str] | str | None = None,
             deny: tuple[str, ...] | list[str] | str | None = None,
+            max_auth_failures: int = 10,
             tls_certificate: tuple[str, ...] | list[str] | str | None = None,
             tls_key: tuple[str, ...] | list[str] | str | None = None,
             tls_key_password_file: str | None = None,

@@ -19,7 +19,7 @@ def credentials_of(request: Any) -> Credentials | None:
 
     A datagram has no such note.
     """
-    if not isinstance(request, socket.socket) or request.family != socket.AF_UNIX:
+    if getattr(request, "family", None) != socket.AF_UNIX:
         return None
     content = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(content)

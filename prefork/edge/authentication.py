@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
+from prefork.edge.access_step import credentials_of
 from prefork.edge.edge import Step
+from prefork.edge.failures import Failures, client_key
 from prefork.edge.passage import Passage, Refused
 from prefork.workers.errors import AuthenticationError
 from prefork.workers.states import Rejection
 
 
-def authentication_step(server: Any) -> Step:
-    """Return the step that calls ``authenticate()`` of the server."""
+def authentication_step(
+    server: Any, most_failures: int | None, clock: Callable[[], float] = monotonic
+) -> Step:
+    """Return the step that calls ``authenticate()`` of the server.
+
+    most_failures: of one client within a minute, in this process. Then it is refused without being
+    asked, so that a guess costs it more than it costs the server.
+    """
     ref = weakref.ref(server)  # the server has the edge, and the edge must not keep the server
+    failures = Failures(most_failures)
+    lock = threading.Lock()
 
     def authenticate(passage: Passage) -> None:
+        client = _key_of(passage)
+        with lock:
+            if failures.is_too_many(client, clock()):
+                raise Refused(Rejection.THROTTLED, "too many failures within a minute")
         this: Any = ref()
         try:
             identity = this.authenticate(passage.timed(), passage.address())
         except AuthenticationError as error:
+            with lock:
+                failures.note(client, clock())
             raise Refused(Rejection.AUTHENTICATION, str(error)) from None
         if identity is not None:
             if not isinstance(identity, str):
@@ -29,3 +48,10 @@ def authentication_step(server: Any) -> Step:
             passage.identity = identity
 
     return authenticate
+
+
+def _key_of(passage: Passage) -> Any:
+    if isinstance(passage.client, tuple):
+        return client_key(passage.client, None)
+    who = credentials_of(passage.request)
+    return client_key(passage.client, None if who is None else who.uid)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefork.edge.access_step import credentials_of
 from prefork.edge.setup import prepare
-from prefork.workers.errors import MisuseError
+from prefork.workers.errors import AuthenticationError, MisuseError
 
 
 def _refuse_wrong_order(cls: type) -> None:
@@ -52,6 +54,9 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """A protocol to offer by ALPN, best first."""
     tls_context: Any = None
     """An ``ssl.SSLContext``, or a method that returns one, in place of all files."""
+
+    max_auth_failures: int | None = 10
+    """How often a client may fail to authenticate within a minute, in each worker; then it is refused at once."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Attributes of which one has to be set: without any the mix-in would protect nothing."""
@@ -112,3 +117,44 @@ class AuthenticationMixIn(EdgeMixIn):
         that goes away or is silent, is handled as one of the handler.
         """
         raise NotImplementedError(f"{type(self).__name__} has no authenticate()")
+
+
+class PeerCredentialsMixIn(AuthenticationMixIn):
+    """Mix-in for a server on a Unix socket: the kernel says which user has connected.
+
+    The identity is ``uid=1000``. Behind a proxy the user is that of the proxy.
+    """
+
+    peer_uids: Collection[int] = ()
+    """The users who may connect."""
+    peer_gids: Collection[int] = ()
+    """The groups whose members may connect: the effective group of the process, and no other of its groups."""
+
+    def authenticate(self, request: Any, client_address: Any) -> str | None:  # noqa: ARG002 - the hook's signature
+        """Return the user at the other end (worker)."""
+        who = credentials_of(request)
+        if who is None:
+            raise AuthenticationError("the kernel does not say who is at the other end")
+        if who.uid not in self.peer_uids and who.gid not in self.peer_gids:
+            raise AuthenticationError(f"neither uid={who.uid} nor gid={who.gid} may connect")
+        return f"uid={who.uid}"
+
+
+class HMACMixIn(AuthenticationMixIn):
+    """Mix-in for a server whose clients have a key, as ``multiprocessing.connection.Client`` does.
+
+    The client is ``multiprocessing.connection.Client(address, authkey=key)``. Both sides prove that
+    they have the key, and neither sends it. What follows is not encrypted: see ``TLSMixIn``.
+    """
+
+    authkey: bytes | Mapping[str, bytes] = b""
+    """The key, or several keys by name. The name is the identity; that of a single key is ``authkey``."""
+
+    def authenticate(self, request: Any, client_address: Any) -> str | None:  # noqa: ARG002 - the hook's signature
+        """Return the name of the key that the client has (worker)."""
+        from prefork.edge import hmac_challenge  # noqa: PLC0415 - it loads hashlib, which takes 5 ms
+
+        keys = {"authkey": self.authkey} if isinstance(self.authkey, bytes) else self.authkey
+        if not keys or not all(keys.values()):
+            raise TypeError(f"{type(self).__name__}.authkey has no key, or an empty one")
+        return hmac_challenge.authenticate(request, keys)

@@ -34,7 +34,7 @@ _TLS_KEYS: Final = (
 )
 
 KEYS: Final = (
-    *("edge_timeout", "proxy_from", "allow", "deny"),
+    *("edge_timeout", "proxy_from", "allow", "deny", "max_auth_failures"),
     *_TLS_KEYS,
 )
 """The settings of the edge, in the table of settings. Each server has its own values."""
@@ -161,7 +161,7 @@ def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
     if parts.tls is not None:
         steps.append(_tls().tls_step(parts.tls.context))
     if asks:
-        steps.append(authentication_step(server))
+        steps.append(authentication_step(server, settings.values["max_auth_failures"]))
     if not steps:
         return None
     return Edge(

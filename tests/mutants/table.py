@@ -1497,6 +1497,27 @@ NEWCOMERS = (
 
 EDGE = (
     Mutant(
+        "a client without the key gets no answer to its challenge",
+        "prefork/edge/hmac_challenge.py",
+        'raise AuthenticationError("the client does not have the key")',
+        "return str(name)",
+        "tests/unit/test_authentication.py -k 'wrong_key or failures_of_a_server'",
+    ),
+    Mutant(
+        "a client can fail to authenticate only so often",
+        "prefork/edge/failures.py",
+        "return len(instants) >= self._most",
+        "return False",
+        "tests/unit/test_authentication.py -k failures",
+    ),
+    Mutant(
+        "only listed users of Unix sockets come in",
+        "prefork/edge/mixins.py",
+        "if who.uid not in self.peer_uids and who.gid not in self.peer_gids:",
+        "if who.uid < 0:",
+        "tests/unit/test_authentication.py -k peers",
+    ),
+    Mutant(
         "TLS has no version below 1.2",
         "prefork/edge/tls.py",
         "context.minimum_version = ssl.TLSVersion.TLSv1_2",

@@ -47,7 +47,7 @@ PURE = {
     *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
     *(f"prefork.workers.pool.{one}" for one in ("cancelling", "failures", "handle", "table")),
     "prefork.workers.worker.shortage",
-    *(f"prefork.edge.{one}" for one in ("access", "proxy", "x509")),
+    *(f"prefork.edge.{one}" for one in ("access", "failures", "proxy", "x509")),
 }
 """The modules that decide. Each one says so in the first line of its docstring, by the word "(pure)"."""
 

@@ -347,6 +347,7 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         **dict.fromkeys(("proxy_from", "allow", "deny", "tls_certificate", "tls_key")),
         **dict.fromkeys(("tls_key_password_file", "tls_client_ca", "tls_alpn")),
         "tls_watch": False,
+        "max_auth_failures": 10,
         "defer_accept": None,
         "crash_loop": "retry",
         "restore_process": False,

@@ -24,7 +24,7 @@ SECTIONS: Final = {
         *("max_queue_wait", "max_per_client"),
         *("graceful_timeout", "drain_delay"),
     ),
-    "Who may connect": ("proxy_from", "allow", "deny", "edge_timeout"),
+    "Who may connect": ("proxy_from", "allow", "deny", "edge_timeout", "max_auth_failures"),
     "Encryption": (
         *("tls_certificate", "tls_key", "tls_key_password_file", "tls_client_ca"),
         *("tls_alpn", "tls_watch"),

@@ -1,0 +1,277 @@
+"""Ready-made authentication: peers of Unix sockets, keys as multiprocessing has them, and a bound on failures."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+import socketserver
+import struct
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prefork
+from prefork.edge.edge import edge_of
+from prefork.edge.failures import MOST_CLIENTS, Failures, client_key
+from prefork.edge.hmac_challenge import CHALLENGE, FAILURE, WELCOME, answer_to, key_of
+from prefork.workers.states import Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEYS = {"one": b"secret one", "two": b"secret two"}
+
+
+class Hello(socketserver.BaseRequestHandler):
+    """Greets a client by its identity."""
+
+    def handle(self) -> None:
+        """Greet."""
+        self.request.sendall(f"hello {self.client_address.identity}".encode())
+
+
+class Keyed(prefork.HMACMixIn, socketserver.TCPServer):
+    """A server with two keys."""
+
+    authkey = KEYS
+    edge_timeout = 5.0
+    errors = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Count errors of the program."""
+        self.errors += 1
+
+
+@contextmanager
+def one_request(server: Any) -> Iterator[socket.socket]:
+    """Handle one request in a thread; the block is the client."""
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    try:
+        with socket.socket(server.address_family) as client:
+            client.settimeout(5)
+            client.connect(server.server_address)
+            yield client
+    finally:
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def refusals(server: Any) -> dict[Rejection, int]:
+    """Return what the edge has refused."""
+    edge = edge_of(server)
+    assert edge is not None
+    return dict(edge.refusals.counts)
+
+
+def receive(client: socket.socket) -> bytes:
+    """Return one message."""
+    (length,) = struct.unpack("!i", client.recv(4, socket.MSG_WAITALL))
+    return client.recv(length, socket.MSG_WAITALL)
+
+
+def send(client: socket.socket, message: bytes) -> None:
+    """Send one message."""
+    client.sendall(struct.pack("!i", len(message)) + message)
+
+
+def log_in(client: socket.socket, key: bytes, digest: str) -> bytes:
+    """Do what ``multiprocessing.connection.Client`` does; digest: "" for a client of Python 3.11."""
+    challenge = receive(client).removeprefix(CHALLENGE)
+    proof = hmac.digest(key, challenge, digest or "md5")
+    send(client, (b"{%s}" % digest.encode() if digest else b"") + proof)
+    if receive(client) != WELCOME:
+        return b"failure"
+    mine = os.urandom(20) if not digest else b"{%s}" % digest.encode() + os.urandom(40)
+    send(client, CHALLENGE + mine)
+    assert receive(client) == answer_to(mine, key)
+    send(client, WELCOME)
+    return client.recv(100)
+
+
+@pytest.mark.parametrize("digest", ["", "md5", "sha256", "sha384"])
+@pytest.mark.parametrize("name", KEYS)
+def test_clients_with_a_key(name: str, digest: str) -> None:
+    """Clients of all versions are known by the name of their key, and the server proves its own."""
+    with Keyed(("127.0.0.1", 0), Hello) as server, one_request(server) as client:
+        assert log_in(client, KEYS[name], digest) == b"hello " + name.encode()
+
+
+def test_client_of_multiprocessing() -> None:
+    """The real client, of the running Python, logs in."""
+    connection = pytest.importorskip("multiprocessing.connection")
+    with Keyed(("127.0.0.1", 0), Hello) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with connection.Client(server.server_address, authkey=KEYS["two"]) as client:
+            assert os.read(client.fileno(), 100) == b"hello two"
+        thread.join(10)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        import multiprocessing
+
+        with pytest.raises(multiprocessing.AuthenticationError):
+            connection.Client(server.server_address, authkey=b"wrong")
+        thread.join(10)
+        assert refusals(server) == {Rejection.AUTHENTICATION: 1}
+
+
+def test_wrong_key_gets_no_answer_to_a_challenge() -> None:
+    """A client that has not passed learns nothing: its own challenge is not answered."""
+    with Keyed(("127.0.0.1", 0), Hello) as server, one_request(server) as client:
+        assert log_in(client, b"wrong", "sha256") == b"failure"
+        with suppress(ConnectionError):
+            send(client, CHALLENGE + os.urandom(20))
+            assert client.recv(100) == b""
+    assert refusals(server) == {Rejection.AUTHENTICATION: 1}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\xff\xff\xff\xff",
+        struct.pack("!i", 257) + b"x" * 257,
+        struct.pack("!i", 0),
+        struct.pack("!i", 2**31 - 1),
+        struct.pack("!i", 5) + b"{md5}",
+        struct.pack("!i", 40) + b"{sha1}" + b"x" * 34,
+        struct.pack("!i", len(CHALLENGE)) + CHALLENGE,
+    ],
+)
+def test_malformed_answers(said: bytes) -> None:
+    """Whatever a client sends in place of an answer costs its connection and no more."""
+    with Keyed(("127.0.0.1", 0), Hello) as server:
+        with one_request(server) as client:
+            receive(client)
+            client.sendall(said)
+            client.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                while client.recv(100):
+                    pass
+        assert sum(refusals(server).values()) == 1
+        assert server.errors == 0
+
+
+@given(st.binary(max_size=80), st.binary(min_size=20, max_size=80))
+def test_no_answer_but_the_right_one(answer: bytes, challenge: bytes) -> None:
+    """No bytes pass for an answer; the answer itself does."""
+    assert key_of(challenge, answer, KEYS) is None
+    with suppress(prefork.AuthenticationError):
+        assert key_of(challenge, answer_to(challenge, KEYS["two"]), KEYS) in ("two", None)
+    assert FAILURE != WELCOME
+
+
+def test_empty_key_admits_nobody() -> None:
+    """A server without a key is a mistake, and lets nobody in."""
+
+    class Open(Keyed):
+        authkey = b""
+
+    with Open(("127.0.0.1", 0), Hello) as server:
+        with one_request(server) as client:
+            assert client.recv(10) == b""
+        assert server.errors == 1
+
+
+# --- peers of Unix sockets
+
+
+@pytest.mark.parametrize(
+    ("attributes", "is_admitted"),
+    [
+        ({"peer_uids": (os.geteuid(),)}, True),
+        ({"peer_gids": (os.getegid(),)}, True),
+        ({"peer_uids": (os.geteuid() + 1,), "peer_gids": (os.getegid() + 1,)}, False),
+        ({}, False),
+    ],
+)
+def test_peers(tmp_path: Path, attributes: dict[str, Any], is_admitted: bool) -> None:
+    """The kernel says who has connected, and only the listed users and groups come in."""
+
+    class Local(prefork.PeerCredentialsMixIn, socketserver.UnixStreamServer):
+        pass
+
+    path = tmp_path / "socket"
+    with Local(str(path), Hello) as server:
+        vars(server).update(attributes)
+        with one_request(server) as client:
+            wanted = f"hello uid={os.geteuid()}".encode() if is_admitted else b""
+            assert client.recv(100) == wanted
+        assert bool(refusals(server)) is not is_admitted
+    path.unlink()
+
+
+def test_peer_of_the_internet_has_no_account() -> None:
+    """Over TCP nobody is any user of this machine."""
+
+    class Wrong(prefork.PeerCredentialsMixIn, socketserver.TCPServer):
+        peer_uids = (os.geteuid(),)
+
+    with Wrong(("127.0.0.1", 0), Hello) as server:
+        with one_request(server) as client:
+            assert client.recv(10) == b""
+        assert refusals(server) == {Rejection.AUTHENTICATION: 1}
+
+
+# --- failures
+
+
+def test_bound_on_failures_of_a_server() -> None:
+    """A client that has failed as often as it may is refused without being asked."""
+    with Keyed(("127.0.0.1", 0), Hello) as server:
+        server.max_auth_failures = 2
+        for _ in range(2):
+            with one_request(server) as client:
+                assert log_in(client, b"wrong", "sha256") == b"failure"
+        with one_request(server) as client:
+            assert client.recv(10) == b""
+        assert refusals(server) == {Rejection.AUTHENTICATION: 2, Rejection.THROTTLED: 1}
+
+
+def test_failures_are_forgotten_after_a_minute() -> None:
+    """Each failure counts for a minute, and for its own client."""
+    failures = Failures(2)
+    for now in (0.0, 30.0):
+        assert not failures.is_too_many("a", now)
+        failures.note("a", now)
+    assert failures.is_too_many("a", 59.9)
+    assert not failures.is_too_many("b", 59.9)
+    assert not failures.is_too_many("a", 60.0)
+    failures.note("a", 61.0)
+    assert failures.is_too_many("a", 62.0)
+    assert not Failures(None).is_too_many("a", 0.0)
+
+
+def test_memory_of_failures_is_bounded() -> None:
+    """However many clients fail, no more are remembered than the bound says; the oldest goes first."""
+    failures = Failures(1)
+    for number in range(MOST_CLIENTS + 1):
+        failures.note(number, 1.0)
+    assert not failures.is_too_many(0, 1.0)
+    assert failures.is_too_many(1, 1.0)
+    assert failures.is_too_many(MOST_CLIENTS, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("192.0.2.7", 1), ("192.0.2.7", 2), True),
+        (("192.0.2.7", 1), ("192.0.2.8", 1), False),
+        (("192.0.2.7", 1), ("::ffff:192.0.2.7", 1, 0, 0), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8::ffff", 1, 0, 0), True),
+        (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
+        (("fe80::1%eth0", 1, 0, 0), ("fe80::1", 1, 0, 0), True),
+        (("host", 1), ("host", 1), True),
+    ],
+)
+def test_what_counts_as_one_client(one: Any, other: Any, same: bool) -> None:
+    """A port, another form of the address, or another one of the same network makes no new client."""
+    assert (client_key(one, None) == client_key(other, None)) is same
+    assert client_key("", 5) != client_key("", 6)
