@@ -8,7 +8,6 @@ in two ways is refused, because a proxy in front may have read it the other way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -55,12 +54,14 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class _Found:
-    """What the parser calls while it reads a head."""
+    """What the parser finds in a head; it calls the methods that begin with ``on_``."""
 
     def __init__(self, most_fields: int) -> None:
         self.target = b""
         self.fields: list[tuple[bytes, bytes]] = []
-        self.keeps_alive = False
+        self.hosts = self.length = 0
+        self.codings: list[bytes] = []
+        self.expects_continue = self.keeps_alive = False
         self.parser: httptools.HttpRequestParser
         self._most_fields = most_fields
 
@@ -68,13 +69,31 @@ class _Found:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.fields) >= self._most_fields:
-            raise RefusedRequest(431, f"more than {self._most_fields} fields")
-        self.fields.append((name.lower(), value))
+        name = name.lower()
+        self.fields.append((name, value))
+        if name in _SPECIAL:
+            self._note(name, value)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self.hosts += 1
+        elif name == b"content-length":
+            self.length = int(value)  # the parser refuses everything but digits
+        elif name == b"transfer-encoding":
+            self.codings.append(value.strip().lower())
+        elif value.lower() == b"100-continue":
+            self.expects_continue = True
+        else:
+            raise RefusedRequest(417, "an expectation other than 100-continue")
 
     def on_headers_complete(self) -> None:
+        if len(self.fields) > self._most_fields:
+            raise RefusedRequest(431, f"more than {self._most_fields} fields")
         # Asked here, because the parser forgets the answer with the end of the message.
         self.keeps_alive = self.parser.should_keep_alive()
+
+
+_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 
 
 def parse_head(data: bytes, *, most_fields: int, most_body: int | None = None) -> Head:
@@ -98,63 +117,41 @@ def parse_head(data: bytes, *, most_fields: int, most_body: int | None = None) -
         raise RefusedRequest(400, str(error)) from None
     finally:
         del found.parser  # the two know each other
-    head = _checked(parser, found)
-    if most_body is not None and head.length > most_body:
+    if most_body is not None and found.length > most_body:
         raise RefusedRequest(413, f"the body is longer than {most_body} bytes")
-    return head
+    return _checked(found, parser.get_method().decode("ascii"), parser.get_http_version())
 
 
-def _checked(parser: httptools.HttpRequestParser, found: _Found) -> Head:
-    version = parser.get_http_version()
-    if version not in {"1.0", "1.1"}:
-        raise RefusedRequest(505, f"HTTP/{version} is not served")
+def _checked(found: _Found, method: str, version: str) -> Head:
     is_newest = version == "1.1"
-    method = parser.get_method().decode("ascii")
-    known = _framing(found.fields)
-    if known.hosts > 1 or (is_newest and not known.hosts):
-        raise RefusedRequest(400, f"{known.hosts} fields Host")
-    if known.codings and not is_newest:
-        raise RefusedRequest(400, "Transfer-Encoding in HTTP/1.0")
-    if known.codings not in ([], [b"chunked"]):
-        raise RefusedRequest(501, "the body has a coding other than chunked")
+    if not is_newest and version != "1.0":
+        raise RefusedRequest(505, f"HTTP/{version} is not served")
+    if found.hosts > 1 or (is_newest and not found.hosts):
+        raise RefusedRequest(400, f"{found.hosts} fields Host")
+    if found.codings:
+        _refuse_codings(found.codings, is_newest=is_newest)
     if method == "CONNECT":
         raise RefusedRequest(501, "this server is no proxy")
     path, query = _split(method, found.target)
     return Head(
-        method=method,
-        target=found.target.decode("latin-1"),
-        path=path,
-        query=query,
-        is_newest=is_newest,
-        fields=found.fields,
-        length=known.length,
-        is_chunked=bool(known.codings),
-        keeps_alive=found.keeps_alive,
-        expects_continue=is_newest and known.expects_continue,
+        method,
+        found.target.decode("latin-1"),
+        path,
+        query,
+        is_newest,
+        found.fields,
+        found.length,
+        bool(found.codings),
+        found.keeps_alive,
+        is_newest and found.expects_continue,
     )
 
 
-class _Framing(msgspec.Struct):
-    hosts: int = 0
-    length: int = 0
-    codings: list[bytes] = []
-    expects_continue: bool = False
-
-
-def _framing(fields: Iterable[tuple[bytes, bytes]]) -> _Framing:
-    known = _Framing()
-    for name, value in fields:
-        if name == b"host":
-            known.hosts += 1
-        elif name == b"content-length":
-            known.length = int(value)  # the parser has refused everything but digits
-        elif name == b"transfer-encoding":
-            known.codings.append(value.strip().lower())
-        elif name == b"expect":
-            if value.lower() != b"100-continue":
-                raise RefusedRequest(417, "an expectation other than 100-continue")
-            known.expects_continue = True
-    return known
+def _refuse_codings(codings: list[bytes], *, is_newest: bool) -> None:
+    if not is_newest:
+        raise RefusedRequest(400, "Transfer-Encoding in HTTP/1.0")
+    if codings != [b"chunked"]:
+        raise RefusedRequest(501, "the body has a coding other than chunked")
 
 
 def _split(method: str, target: bytes) -> tuple[str, str]:

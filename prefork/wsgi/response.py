@@ -27,13 +27,15 @@ _STATUS: Final = re.compile(r"[2-9]\d\d [\t\x20-\x7e\xa0-\xff]*")
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _UNFIT: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
 
-_OF_THE_CONNECTION: Final = frozenset(
+_FRAMING: Final = frozenset(
     {
-        *("connection", "keep-alive", "proxy-connection", "te", "trailer"),
+        *("content-length", "connection", "keep-alive", "proxy-connection", "te", "trailer"),
         *("transfer-encoding", "upgrade"),
     }
 )
-"""Fields that concern the connection, which is the server's business. Those of an application are left out."""
+"""Fields that say where the body ends, and those that concern the connection, which is the server's business."""
+
+_WITHOUT_BODY: Final = frozenset({"204", "304"})
 
 COPIED: Final = 1 << 16
 """Bytes of a piece of the body up to which the piece is joined with what frames it, to be sent at once."""
@@ -203,43 +205,49 @@ class Response:
 
     def _head_of(self, length: int | None) -> bytes:
         code = self.status[:3]
-        self._has_body = self._head.method != "HEAD" and code not in {"204", "304"}
+        self._has_body = self._head.method != "HEAD" and code not in _WITHOUT_BODY
         lines = [f"HTTP/1.1 {self.status}\r\n"]
         known = set()
         for name, value in self._fields:
             lower = name.lower()
-            if lower in _OF_THE_CONNECTION:
-                if lower == "connection" and value.lower() == "close":
-                    self.keeps = False
-                continue
-            if lower == "content-length":
-                if code == "204":
-                    continue
-                self._left = int(value)
             known.add(lower)
+            if lower in _FRAMING and not self._takes(lower, value, code):
+                continue
             lines.append(f"{name}: {value}\r\n")
-        lines.extend(self._own_fields(known, length))
+        if "date" not in known:
+            lines.append(_date())
+        if "server" not in known:
+            lines.append("Server: prefork\r\n")
+        if self._has_body and self._left is None:
+            lines.append(self._framing_of(length))
+        if not self.keeps:
+            lines.append("Connection: close\r\n")
+        elif not self._head.is_newest:
+            lines.append("Connection: keep-alive\r\n")
+        lines.append("\r\n")
         return "".join(lines).encode("latin-1")
 
-    def _own_fields(self, known: set[str], length: int | None) -> Iterable[str]:
-        if "date" not in known:
-            yield f"Date: {_date()}\r\n"
-        if "server" not in known:
-            yield "Server: prefork\r\n"
-        if self._has_body and "content-length" not in known:
-            if length is not None:
-                self._left = length
-                yield f"Content-Length: {length}\r\n"
-            elif self._head.is_newest:
-                self._chunks = True
-                yield "Transfer-Encoding: chunked\r\n"
-            else:
-                self.keeps = False
-        if not self.keeps:
-            yield "Connection: close\r\n"
-        elif not self._head.is_newest:
-            yield "Connection: keep-alive\r\n"
-        yield "\r\n"
+    def _takes(self, name: str, value: str, code: str) -> bool:
+        """Note what a field says of the framing; return whether the field is sent."""
+        if name == "content-length":
+            if code == "204":
+                return False
+            self._left = int(value)
+            return True
+        if name == "connection" and value.lower() == "close":
+            self.keeps = False
+        return False
+
+    def _framing_of(self, length: int | None) -> str:
+        """Choose how the end of the body is told, and return the field that says so."""
+        if length is not None:
+            self._left = length
+            return f"Content-Length: {length}\r\n"
+        if self._head.is_newest:
+            self._chunks = True
+            return "Transfer-Encoding: chunked\r\n"
+        self.keeps = False
+        return ""
 
 
 def _check(status: str, headers: Fields) -> None:
@@ -249,12 +257,25 @@ def _check(status: str, headers: Fields) -> None:
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"name and value of a field are str: {name!r}: {value!r}")
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a field")
+        if name not in _good_names:
+            _check_name(name)
         if _UNFIT.search(value):
             raise ValueError(f"the field {name} has a value that cannot be sent: {value!r}")
         if name.lower() == "content-length" and not (value.isascii() and value.isdigit()):
             raise ValueError(f"Content-Length: {value!r} is no number of bytes")
+
+
+_good_names: set[str] = set()
+
+_MOST_NAMES: Final = 1000
+"""Names of fields that are kept, for an application that invents names."""
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a field")
+    if len(_good_names) < _MOST_NAMES:
+        _good_names.add(name)
 
 
 _second = 0
@@ -262,10 +283,11 @@ _text = ""
 
 
 def _date() -> str:
+    """Return the field Date of this second."""
     global _second, _text
     now = int(time())
     if now != _second:
-        _second, _text = now, formatdate(now, usegmt=True)
+        _second, _text = now, f"Date: {formatdate(now, usegmt=True)}\r\n"
     return _text
 
 
@@ -295,7 +317,7 @@ def plain_answer(status: int, *, with_body: bool = True, **more: str) -> bytes:
     body = f"{status} {phrase}\n" if with_body else ""
     fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in more.items())
     return (
-        f"HTTP/1.1 {status} {phrase}\r\nDate: {_date()}\r\nServer: prefork\r\n{fields}"
+        f"HTTP/1.1 {status} {phrase}\r\n{_date()}Server: prefork\r\n{fields}"
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
     ).encode()
