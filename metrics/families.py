@@ -191,7 +191,8 @@ def _workers(pool: Snapshot) -> Found:
         "prefork_workers": [(state.name.lower(), states[state]) for state in _STATES],
         "prefork_workers_target": _one(_count(pool[PoolField.TARGET])),
         "prefork_workers_min": _one(_count(pool[PoolField.FLOOR])),
-        "prefork_workers_max": _one(len(pool.slots)),
+        "prefork_workers_max": _one(_count(pool[PoolField.CEILING]) or len(pool.slots)),
+        "prefork_usable_cpus": _one(_count(pool[PoolField.USABLE_CPUS])),
         "prefork_pool_utilization_ratio": _one(busy / taking if taking else 0),
         "prefork_pool_saturated": [
             (cause.name.lower(), int(pool.saturation is cause)) for cause in REASONS
@@ -205,6 +206,8 @@ def _changes(pool: Snapshot) -> Found:
         ("down", "signal", PoolField.SCALED_DOWN_BY_SIGNAL),
         ("up", "load", PoolField.SCALED_UP_BY_LOAD),
         ("down", "load", PoolField.SCALED_DOWN_BY_LOAD),
+        ("up", "box", PoolField.SCALED_UP_BY_BOX),
+        ("down", "box", PoolField.SCALED_DOWN_BY_BOX),
     )
     boots = Histogram(_clipped(pool.boots), _seconds(pool[PoolField.BOOT_NS]))
     return {

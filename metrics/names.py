@@ -91,7 +91,16 @@ _ABOUT_THE_POOL = (
         "prefork_workers_min",
         "The floor, the least number of workers: the setting workers, as TTIN and TTOU have moved it.",
     ),
-    _gauge("prefork_workers_max", "The largest number of workers: the setting max_children."),
+    _gauge(
+        "prefork_workers_max",
+        "The largest number of workers: max_children; where workers = auto and max_children is not given, it "
+        "follows the CPUs.",
+    ),
+    _gauge(
+        "prefork_usable_cpus",
+        "CPUs that affinity and cgroup quota allow, as the master saw them within the last second; 0 unless "
+        "workers = auto.",
+    ),
     _gauge(
         "prefork_pool_utilization_ratio",
         "The share of ready workers that are busy, 0 to 1; 0 while no worker is ready.",
@@ -110,7 +119,7 @@ _ABOUT_THE_POOL = (
     _counter("prefork_growth_refused_total", "Workers that were not added because of low memory."),
     _counter(
         "prefork_scale_events_total",
-        "Changes of the target by direction (up, down) and source (signal, load).",
+        "Changes of the target by direction (up, down) and source (signal, load, box: the CPUs or memory of the machine or container).",
         *("direction", "source"),
     ),
     _counter(

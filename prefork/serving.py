@@ -428,17 +428,21 @@ def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None
 
 
 def _fitting(settings: Settings, previous: MasterState) -> Settings:
-    """Keep ``max_children`` as it was: it is the size of the scoreboard, which stays."""
+    """Keep ``max_children`` as it was: it is the size of the scoreboard, which stays.
+
+    A number that follows the CPUs moves within that size, and is nothing to warn of.
+    """
     size = previous.pool.slots
     if settings.max_children == size:
         return settings
-    log.event(
-        logging.WARNING,
-        "master",
-        "max_children stays until a restart",
-        max_children=size,
-        wanted=settings.max_children,
-    )
+    if not settings.automatic.issuperset(("workers", "max_children")):
+        log.event(
+            logging.WARNING,
+            "master",
+            "max_children stays until a restart",
+            max_children=size,
+            wanted=settings.max_children,
+        )
     spare = settings.min_spare if settings.min_spare is None else min(settings.min_spare, size)
     return msgspec.structs.replace(
         settings, max_children=size, workers=min(settings.workers, size), min_spare=spare

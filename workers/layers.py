@@ -88,7 +88,12 @@ def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus
         values.get("max_spare"),
         lambda key: origins.get(key, DEFAULT),
     )
-    return Resolved(Settings(**values), dict.fromkeys(ROWS, DEFAULT) | origins, counted)
+    settings = Settings(**values)
+    automatic = {"workers"} if counted is not None else set()
+    if "max_children" not in origins:
+        automatic.add("max_children")
+    msgspec.structs.force_setattr(settings, "automatic", frozenset(automatic))
+    return Resolved(settings, dict.fromkeys(ROWS, DEFAULT) | origins, counted)
 
 
 def attributes_layer(server: object) -> Layer:

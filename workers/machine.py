@@ -151,6 +151,18 @@ class Memory(msgspec.Struct, frozen=True):
         lefts = [self._left_of_machine(), *map(_left_of, groups("memory", self.proc, self.mount))]
         return min((left for left in lefts if left is not None), default=None)
 
+    def limit(self) -> int | None:
+        """Return the lowest limit of the groups in bytes; None where there is none."""
+        limits = map(_limit_of, groups("memory", self.proc, self.mount))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def used(self, limit: int) -> int | None:
+        """Return what the group with this limit uses, without what the kernel can take back; None if not known."""
+        for group in groups("memory", self.proc, self.mount):
+            if _limit_of(group) == limit:
+                return _used_of(group)
+        return None
+
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed because of low memory.
 
@@ -176,16 +188,25 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 def _left_of(group: Group) -> int | None:
+    limit, used = _limit_of(group), _used_of(group)
+    return None if limit is None or used is None else max(0, limit - used)
+
+
+def _limit_of(group: Group) -> int | None:
+    limit = group.number("memory.max" if group.version == 2 else "memory.limit_in_bytes")
+    return None if limit is None or limit >= _UNLIMITED else limit
+
+
+def _used_of(group: Group) -> int | None:
     version_2 = group.version == 2
-    limit = group.number("memory.max" if version_2 else "memory.limit_in_bytes")
     usage = group.number("memory.current" if version_2 else "memory.usage_in_bytes")
-    if limit is None or usage is None or limit >= _UNLIMITED:
+    if usage is None:
         return None
     stat = group.table("memory.stat")
     prefix = "" if version_2 else "total_"
     # Pages that cache files count as used, and the kernel gives them back when memory is needed.
     cache = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
-    return max(0, limit - usage + cache)
+    return usage - cache
 
 
 def _kilobytes(text: str, prefix: str) -> Iterator[int]:

@@ -144,6 +144,12 @@ class PoolField(IntEnum):
     """A SaturationCause."""
     SATURATED_NS = 27
     """For how long every worker has been busy while clients waited; 0 with the cause NONE."""
+    SCALED_UP_BY_BOX = 28
+    SCALED_DOWN_BY_BOX = 29
+    CEILING = 30
+    """The largest number of workers now: ``max_children``, or less where that follows the CPUs."""
+    USABLE_CPUS = 31
+    """The CPUs that the master last found usable; 0 where the pool does not follow them."""
     BOOTS = 32
     """The histogram of the times from fork to ready."""
     STARTS = 48

@@ -129,12 +129,17 @@ class _SettingsMeta(msgspec.StructMeta):
         for key in values.keys() - ROWS.keys():
             raise SettingsError(key, values[key], f"Settings({key}=…)", no_such_setting(key))
         workers = values.get("workers", AUTO)
+        automatic = {"workers"} if workers == AUTO else set()
         if workers == AUTO:
             workers = usable_cpus().count
+        if "max_children" not in values:
+            automatic.add("max_children")
         if isinstance(workers, int):  # what it must be is checked later
             spare = values.get("min_spare")
             values.setdefault("max_children", room_for(workers, follows_load=spare is not None))
-        return super().__call__(*positional, **values)
+        made = super().__call__(*positional, **values)
+        msgspec.structs.force_setattr(made, "automatic", frozenset(automatic))
+        return made
 
     @property
     def __signature__(self) -> Any:
@@ -675,6 +680,9 @@ class Settings(
         ),
     ] = None
 
+    automatic: frozenset[str] = frozenset()
+    """Those of ``workers`` and ``max_children`` that were counted from the CPUs. The field is no setting."""
+
     if TYPE_CHECKING:
         # What a program may give is more than what the settings have afterwards: "30s" for 30.0.
         # <constructor> - written by make docs
@@ -876,8 +884,9 @@ def _type_name(plain: Any) -> str:
 def _rows() -> dict[str, Row]:
     rows = {}
     for field in msgspec.structs.fields(Settings):
-        about = next(extra for extra in field.type.__metadata__ if isinstance(extra, About))
-        rows[field.name] = Row(field.name, field.type, field.default, about)
+        for about in getattr(field.type, "__metadata__", ()):
+            if isinstance(about, About):
+                rows[field.name] = Row(field.name, field.type, field.default, about)
     return rows
 
 

@@ -303,9 +303,12 @@ class Master:
         self.pool.wakeups.look(now)
         self.pool.dumps.insist(now)
         self._change_life(advance(self._life, now), why=reason_to_advance(self._life))
+        self._size.look_at_box(
+            now, serving=self._life.phase.keeps_size and not self._reload.under_way
+        )
         view = self._size.look_at_memory(self._view(now))
         self._saturation.look(view, self.pool.table.pids, now)
-        plan = decide(view, self._settings, now)
+        plan = decide(view, self._size.settings, now)
         self._size.follow(plan.spares)
         self.pool.apply(plan, now)
         self._publish()

@@ -2,7 +2,8 @@
 
 There are two numbers. The *floor* is what TTIN and TTOU move; it begins as the setting ``workers``. The
 *size* is what the pool is kept at: the floor, or more while load asks for more. Both stay between 1 and
-``max_children``. The policy decides about the load (``workers/pool/spares.py``); this module carries the
+``max_children``. With ``workers = auto`` the floor follows the limits of the machine or container
+(``box.py``), and so does the ceiling if ``max_children`` was not given. The policy decides about the load (``workers/pool/spares.py``); this module carries the
 numbers from tick to tick, counts, logs and publishes each change, and calls the hook ``pool_resized()``.
 """
 
@@ -13,6 +14,7 @@ import logging
 import msgspec
 
 from prefork.host.handover import MasterState
+from prefork.master.box_watch import BoxWatch
 from prefork.workers import log
 from prefork.workers.machine import Memory, affordable
 from prefork.workers.pool.policy import load_of
@@ -20,7 +22,7 @@ from prefork.workers.pool.pool import Pool
 from prefork.workers.pool.spares import Spares, wants_growth
 from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField
-from prefork.workers.settings import Settings
+from prefork.workers.settings import Settings, room_for
 
 LOOK_PAUSE = 0.02
 """Seconds after a wake-up in which workers that become busy do not wake the master again.
@@ -63,9 +65,13 @@ class PoolSize:
         self.floor_set = first.floor_set
         """The setting ``workers`` from which the floor comes; 0 if the floor comes from load."""
         self.spares = Spares(first.size)
-        self._settings = pool.spec.settings
+        self.settings = pool.spec.settings
+        """The settings, with ``workers`` and ``max_children`` as they hold now."""
         self._pool = pool
         self._memory = Memory()
+        self._box: BoxWatch | None = None
+        if "workers" in self.settings.automatic:
+            self._box = BoxWatch(self.settings.workers, pool.table, memory=self._memory)
         self._announced_bound: int | None = None
         self._look_again_at = 0.0
 
@@ -75,7 +81,7 @@ class PoolSize:
         A floor at one of these limits is logged once, until it leaves the limit.
         """
         wanted = self.floor + change
-        floor = max(1, min(wanted, self._settings.max_children))
+        floor = max(1, min(wanted, self.settings.max_children))
         if floor not in (wanted, self._announced_bound):
             self._announced_bound = floor
             log.event(logging.WARNING, "master", "already at its limit", workers=floor, why=why)
@@ -94,18 +100,61 @@ class PoolSize:
 
         If the setting is as before, the floor stays what TTIN and TTOU have made of it.
         """
-        if self.floor_set == self._settings.workers:
+        if self.floor_set == self.settings.workers:
             return
-        old, self.floor = self.floor, self._settings.workers
-        self.floor_set = self._settings.workers
+        old, self.floor = self.floor, self.settings.workers
+        self.floor_set = self.settings.workers
         self.spares = msgspec.structs.replace(self.spares, size=max(self.floor, self.spares.size))
         if self.floor != old:
             self._announce(old, self.floor, "reload")
 
+    def look_at_box(self, now: float, *, serving: bool) -> None:
+        """Have the floor and the ceiling follow the limits of the machine or container, if they are automatic.
+
+        serving: whether the pool is kept at its size, and no reload is under way.
+        """
+        if self._box is not None and serving and self._box.look(now):
+            self._follow_box(self._box.following.size, self._box.reason)
+
+    def _follow_box(self, fit: int, reason: str) -> None:
+        """Take over the number of workers that the limits allow.
+
+        A floor that TTIN and TTOU have moved stays, because an order is worth more than a guess. It
+        follows the limits again from the moment at which both are equal.
+        """
+        slots, before = self._pool.table.size, self.settings
+        ceiling = before.max_children
+        if "max_children" in before.automatic:
+            room = room_for(fit, follows_load=before.min_spare is not None)
+            ceiling = min(slots, room)
+        fit = max(1, min(fit, ceiling))
+        old, is_ordered = self.floor, self.floor != self.floor_set
+        self.settings = msgspec.structs.replace(before, workers=fit, max_children=ceiling)
+        self.floor_set = fit
+        self.floor = min(old, ceiling) if is_ordered else fit
+        size = min(ceiling, max(self.floor, self.spares.size))
+        self.spares = msgspec.structs.replace(self.spares, size=size)
+        change = self.floor - old
+        if change:
+            by_box = PoolField.SCALED_UP_BY_BOX if change > 0 else PoolField.SCALED_DOWN_BY_BOX
+            self._pool.board.count_pool(by_box, abs(change))
+        if change or ceiling != before.max_children:
+            log.event(
+                logging.INFO,
+                "master",
+                "resized",
+                old=old,
+                new=self.floor,
+                why="box",
+                reason=reason,
+                max_children=ceiling,
+            )
+            self._pool.call_hook("pool_resized", old, self.floor, "box")
+
     def follow(self, spares: Spares) -> None:
         """Take over what the policy has decided about the load."""
         before, self.spares = self.spares, spares
-        if self._settings.min_spare is None:
+        if self.settings.min_spare is None:
             return
         board = self._pool.board
         board.count_pool(PoolField.GROWTH_REFUSED, spares.refused)
@@ -131,7 +180,7 @@ class PoolSize:
         Reading the memory of processes is slow, so it is read only then.
         """
         load = load_of(view)
-        if not wants_growth(load, self._settings):
+        if not wants_growth(load, self.settings):
             return view
         left = affordable(self._memory, self._pool.table.ready_pids, load.starting)
         return msgspec.structs.replace(view, affordable=left)
@@ -147,9 +196,9 @@ class PoolSize:
         time. serving: the pool is kept at its size. Return None if there is no instant to wait for.
         """
         can_grow = (
-            self._settings.min_spare is not None
+            self.settings.min_spare is not None
             and serving
-            and self.spares.size < self._settings.max_children
+            and self.spares.size < self.settings.max_children
         )
         pausing = now < self._look_again_at
         self._pool.board.set_pool(PoolField.WATCH, can_grow and not pausing)
@@ -160,6 +209,8 @@ class PoolSize:
         board = self._pool.board
         board.set_pool(PoolField.FLOOR, self.floor)
         board.set_pool(PoolField.TARGET, self.spares.size)
+        board.set_pool(PoolField.CEILING, self.settings.max_children)
+        board.set_pool(PoolField.USABLE_CPUS, 0 if self._box is None else self._box.cpus)
         # A pool is ready at first when all its workers are. Later on half of them are enough: a worker
         # that is being replaced does not make the pool unready.
         board.set_pool(PoolField.NEEDED, max(1, self.floor // 2) if were_ready else self.floor)

@@ -1676,6 +1676,58 @@ PROCESS_LIMITS = (
     ),
 )
 
+BOX = (
+    Mutant(
+        "a limit that flaps does not make the pool smaller",
+        "prefork/master/box.py",
+        "elif len(looks) == FALL and max(looks) < size:",
+        "elif max(looks) < size:",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "a limit that flaps does not make the pool larger",
+        "prefork/master/box.py",
+        "    if len(last) == RISE and min(last) > size:",
+        "    if min(last) > size:",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "memory bounds how far the pool follows new CPUs",
+        "prefork/master/box.py",
+        "    return min(cpus, memory.fits if is_tight else max(size, memory.fits))",
+        "    return cpus",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "a memory limit that was lowered makes the pool smaller",
+        "prefork/master/box_watch.py",
+        "limit < self._first_limit)",
+        "False)",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "a floor that an operator has moved does not follow the box",
+        "prefork/master/pool_size.py",
+        "        self.floor = min(old, ceiling) if is_ordered else fit",
+        "        self.floor = fit",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "a number of workers that was given does not follow the box",
+        "prefork/master/pool_size.py",
+        'if "workers" in self.settings.automatic:',
+        "if True:",
+        "tests/unit/test_box.py",
+    ),
+    Mutant(
+        "a ceiling that was not given follows the box",
+        "prefork/master/pool_size.py",
+        'if "max_children" in before.automatic:',
+        "if False:",
+        "tests/unit/test_box.py",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -1703,4 +1755,5 @@ MUTANTS = (
     *PARKING,
     *EDGE,
     *PROCESS_LIMITS,
+    *BOX,
 )

@@ -41,6 +41,7 @@ CONTRIBUTING.md shows the same layers, so a change of the house is a change of t
 """
 
 PURE = {
+    "prefork.master.box",
     "prefork.master.lifecycle",
     "prefork.reloading.attempts",
     *(f"prefork.workers.{one}" for one in ("cancel", "states", "text", "units")),

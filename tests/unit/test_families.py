@@ -56,6 +56,8 @@ def test_pool_s_words_are_shown(board: Scoreboard) -> None:
     plain = {
         "prefork_workers_target": PoolField.TARGET,
         "prefork_workers_min": PoolField.FLOOR,
+        "prefork_workers_max": PoolField.CEILING,
+        "prefork_usable_cpus": PoolField.USABLE_CPUS,
         "prefork_max_workers_reached_total": PoolField.CEILING_REACHED,
         "prefork_growth_refused_total": PoolField.GROWTH_REFUSED,
         "prefork_spawn_failures_total": PoolField.SPAWN_FAILURES,
@@ -71,6 +73,8 @@ def test_pool_s_words_are_shown(board: Scoreboard) -> None:
         ("down", "signal", PoolField.SCALED_DOWN_BY_SIGNAL),
         ("up", "load", PoolField.SCALED_UP_BY_LOAD),
         ("down", "load", PoolField.SCALED_DOWN_BY_LOAD),
+        ("up", "box", PoolField.SCALED_UP_BY_BOX),
+        ("down", "box", PoolField.SCALED_DOWN_BY_BOX),
     )
     for number, (_, _, field) in enumerate(scaled, start=201):
         board.set_pool(field, number)

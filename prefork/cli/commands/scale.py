@@ -105,8 +105,9 @@ def _scale(pool: RunningPool, size: str, end: float) -> int:
             f"another prefork scale is changing the pool {pool}; try again when it has ended"
         )
         return ExitCode.FAILED
-    before = floor_of(pool.snapshot())
-    wanted = wanted_size(size, before, pool.board.slots)
+    snapshot = pool.snapshot()
+    before = floor_of(snapshot)
+    wanted = wanted_size(size, before, snapshot[PoolField.CEILING] or pool.board.slots)
     is_asked_for = _move_floor(pool, wanted, end)
     pool.end_turn()
     if not is_asked_for:
