@@ -12,6 +12,7 @@ import os
 import socket
 import socketserver
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefork.host.bind_errors import bind_reason
@@ -169,19 +170,25 @@ class PreForkingUnixDatagramServer(_UnixServer, socketserver.UnixDatagramServer)
 
 
 def server_for(
-    address: Address, handler: type[socketserver.BaseRequestHandler], *, backlog: int | None = None
+    address: Address,
+    handler: Any,
+    *,
+    backlog: int | None = None,
+    classes: Mapping[str, Any] | None = None,
 ) -> PreForkingMixIn:
     """Return a new server of the ready-made class that fits the address.
 
-    The address may be a socket that was handed over (``fd://N``, ``systemd:NAME``). backlog:
-    connections that may wait to be accepted, None for the default of the class. BindError: the
-    server cannot listen there.
+    The address may be a socket that was handed over (``fd://N``, ``systemd:NAME``). handler: what the class
+    takes beside the address, a handler class. backlog: connections that may wait to be accepted, None for
+    the default of the class. classes: others than the ready-made ones, by the scheme of the address.
+    BindError: the server cannot listen there.
     """
+    classes = classes or _CLASSES
     if address.scheme == "systemd":
-        return _adopt(_named(address), handler)
+        return _adopt(_named(address), handler, classes)
     if address.scheme == "fd":
-        return _adopt(address, handler)
-    server_class = _CLASSES[address.scheme]
+        return _adopt(address, handler, classes)
+    server_class = classes[address.scheme]
     if backlog is not None and "request_queue_size" in vars(server_class):
         server_class = type(server_class.__name__, (server_class,), {"request_queue_size": backlog})
     try:
@@ -214,7 +221,7 @@ def _named(address: Address) -> Address:
     return found[0]
 
 
-def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> PreForkingMixIn:
+def _adopt(address: Address, handler: Any, classes: Mapping[str, Any]) -> PreForkingMixIn:
     try:
         inherited = socket.socket(fileno=address.fd)
     except OSError as error:
@@ -225,9 +232,13 @@ def _adopt(address: Address, handler: type[socketserver.BaseRequestHandler]) -> 
         raise BindError(str(address), reason)
     stream = inherited.type == socket.SOCK_STREAM
     unix = inherited.family == socket.AF_UNIX
-    server_class = _CLASSES[
-        ("unix" if stream else "unixgram") if unix else ("tcp" if stream else "udp")
-    ]
+    kind = ("unix" if stream else "unixgram") if unix else ("tcp" if stream else "udp")
+    if kind not in classes:
+        inherited.detach()
+        raise BindError(
+            str(address), f"that socket is {kind}; only {', '.join(classes)} can be served"
+        )
+    server_class = classes[kind]
     server: _LoggingServer = server_class(inherited.getsockname(), handler, bind_and_activate=False)
     server.socket.close()
     server.socket, server.server_address = inherited, inherited.getsockname()

@@ -125,15 +125,14 @@ def _plan_handler(
 
 def _plan_application(target: str, application: object, requested: Requested) -> ServePlan:
     """Return how a WSGI application is served. MissingPackageError: what reads the requests is not installed."""
-    from prefork.wsgi import handler_for  # noqa: PLC0415 - loads httptools
+    from prefork.wsgi.server import CLASSES  # noqa: PLC0415 - loads httptools
 
     for address in requested.addresses:
         if address.scheme in _DATAGRAM_SCHEMES:
             raise TargetError(target, f"a WSGI application cannot serve datagrams, as on {address}")
-    handler = handler_for(application)
 
     def make(address: Address) -> BaseServer:
-        server = server_for(address, handler, backlog=requested.backlog)
+        server = server_for(address, application, backlog=requested.backlog, classes=CLASSES)
         for name, value in requested.limits.items():
             setattr(server, name, value)
         return server

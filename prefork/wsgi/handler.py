@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 from prefork.parking.handler import ParkingMixIn
 from prefork.workers import log
+from prefork.workers.cancel import RequestCancelled
 from prefork.workers.units import seconds
 from prefork.workers.worker.side import current_worker, is_stopping
 from prefork.wsgi.environ import base_environ, environ_of
@@ -78,6 +79,12 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if response.is_begun:
                 raise
             self._refuse(refusal)
+        except RequestCancelled:
+            # Answered here, where it is known whether an answer has begun.
+            if not response.is_begun:
+                with contextlib.suppress(OSError):
+                    self.request.sendall(plain_answer(504, with_body=head.method != "HEAD"))
+            raise
         except Exception as error:
             if not response.is_begun:
                 self._send_last(408 if isinstance(error, TimeoutError) else 500, head)

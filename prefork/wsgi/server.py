@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any, Final
 
 from prefork.servers import PreForkingTCPServer, PreForkingUnixStreamServer
 from prefork.wsgi.handler import LIMIT_FIELDS, LIMIT_HEAD, handler_for
+from prefork.wsgi.response import plain_answer
 
 
-class WSGIServer(PreForkingTCPServer):
+class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What servers of WSGI applications have in common, in front of a server class."""
+
+    park_new: bool | str = True
+    limit_head: int = LIMIT_HEAD
+    limit_fields: int = LIMIT_FIELDS
+    limit_body: int | None = None
+
+    def __init__(
+        self, server_address: Any, application: Any, bind_and_activate: bool = True
+    ) -> None:
+        super().__init__(server_address, handler_for(application), bind_and_activate)
+
+    def shed_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the hook's signature
+        """Answer 503 to a request that has waited for longer than ``max_queue_wait`` (worker)."""
+        with contextlib.suppress(OSError):
+            request.send(plain_answer(503, Retry_After="1"), socket.MSG_DONTWAIT)
+            # Unread bytes would have the kernel reset the connection, and the answer with it.
+            request.shutdown(socket.SHUT_WR)
+            request.recv(1 << 16, socket.MSG_DONTWAIT)
+
+
+class WSGIServer(_OfApplication, PreForkingTCPServer):
     """A pre-forked server of a WSGI application on IPv4 or IPv6: ``WSGIServer(address, application)``.
 
     All settings of a pool are class attributes, as with the other servers. In addition:
@@ -17,29 +42,16 @@ class WSGIServer(PreForkingTCPServer):
     limit_body: most bytes of a body, None for any number (413). ``edge_timeout`` is the time for a
     head (408), and ``client_timeout`` the longest pause within a body.
 
+    A request that is asked to end (``soft_timeout``) is answered by 504, one that has waited for longer
+    than ``max_queue_wait`` by 503.
+
     ``park_new`` is on: a client that connects and says nothing holds no worker.
     """
 
-    park_new = True
-    limit_head: int = LIMIT_HEAD
-    limit_fields: int = LIMIT_FIELDS
-    limit_body: int | None = None
 
-    def __init__(
-        self, server_address: Any, application: Any, bind_and_activate: bool = True
-    ) -> None:
-        super().__init__(server_address, handler_for(application), bind_and_activate)
-
-
-class UnixWSGIServer(PreForkingUnixStreamServer):
+class UnixWSGIServer(_OfApplication, PreForkingUnixStreamServer):
     """A pre-forked server of a WSGI application on a Unix socket; see ``WSGIServer``."""
 
-    park_new = True
-    limit_head: int = LIMIT_HEAD
-    limit_fields: int = LIMIT_FIELDS
-    limit_body: int | None = None
 
-    def __init__(
-        self, server_address: Any, application: Any, bind_and_activate: bool = True
-    ) -> None:
-        super().__init__(server_address, handler_for(application), bind_and_activate)
+CLASSES: Final = {"tcp": WSGIServer, "unix": UnixWSGIServer}
+"""The servers of WSGI applications, by the scheme of the address."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.workers.scoreboard import SlotField
+from prefork.workers.states import WorkerState
 from tests.support import board
 from tests.support.http_exchange import answers
 from tests.support.waiting import CEILING, wait_until
@@ -32,6 +33,8 @@ APPLICATION = """
         path = environ["PATH_INFO"]
         if path == "/fail":
             raise LookupError("no such row")
+        while path == "/long":
+            pass
         body = environ["wsgi.input"].read(1 << 20) if path == "/body" else path.encode()
         environ["wsgi.errors"].write(f"served {path}\\n")
         start_response("200 OK", [("Content-Type", "text/plain"), ("X-Worker", str(os.getpid()))])
@@ -48,9 +51,12 @@ APPLICATION = """
 """
 
 
-def program_on(address: object = ("127.0.0.1", 0), base: str = "WSGIServer") -> str:
-    """Return a program that serves an application."""
-    return APPLICATION.replace("BASE", base).replace("ADDRESS", repr(address))
+def program_on(
+    address: object = ("127.0.0.1", 0), base: str = "WSGIServer", settings: str = ""
+) -> str:
+    """Return a program that serves an application. settings: a line of the server class."""
+    source = APPLICATION.replace("BASE", base).replace("ADDRESS", repr(address))
+    return source.replace("linger = 0", f"linger = 0; {settings}")
 
 
 def get(client: HTTPConnection, path: str) -> tuple[int, bytes, str | None]:
@@ -104,6 +110,26 @@ def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
     program.wait_logged(r"application says text=.?served /body", times=1)
     with board.board_of(program.pid) as scores:
         assert scores.total(SlotField.ERRORS) == 2
+
+
+def test_request_that_is_ended_is_answered(start: Callable[..., Program]) -> None:
+    """A request that soft_timeout ends gets 504, and what waited too long meanwhile gets 503."""
+    program = start(program_on(settings="soft_timeout, max_queue_wait, workers = 0.5, 0.1, 1"))
+    address = program.address()
+    with contextlib.ExitStack() as stack:
+        clients = [HTTPConnection(*address, timeout=CEILING) for _ in range(2)]
+        for client in clients:
+            stack.callback(client.close)
+        clients[0].request("GET", "/long")
+        with board.board_of(program.pid) as scores:
+            wait_until(lambda: scores.state(0) is WorkerState.BUSY, "the worker is busy")
+        clients[1].request("GET", "/other")
+        answers = [client.getresponse() for client in clients]
+        assert [answer.status for answer in answers] == [504, 503]
+        assert answers[1].getheader("Retry-After") == "1"
+        assert [answer.getheader("Connection") for answer in answers] == ["close", "close"]
+    with contextlib.closing(HTTPConnection(*address, timeout=CEILING)) as client:
+        assert get(client, "/a")[0] == 200
 
 
 @pytest.mark.parametrize("base", ["WSGIServer", "UnixWSGIServer"])

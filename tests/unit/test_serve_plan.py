@@ -96,10 +96,7 @@ def test_applications_are_served(
         target = lambda: Old  # noqa: E731
     unix = f"unix:{tmp_path}/socket"
     servers = built(target, "127.0.0.1:0", unix, factory=factory, limits={"limit_body": 7})
-    assert [type(server).__name__ for server in servers] == [
-        "PreForkingTCPServer",
-        "PreForkingUnixStreamServer",
-    ]
+    assert [type(server).__name__ for server in servers] == ["WSGIServer", "UnixWSGIServer"]
     assert {server.RequestHandlerClass.__name__ for server in servers} == {"WSGIHandler"}
     assert all(server.RequestHandlerClass.application is found for server in servers)
     assert [server.limit_body for server in servers] == [7, 7]
