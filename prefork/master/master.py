@@ -56,6 +56,7 @@ from prefork.workers.scoreboard import PoolField
 from prefork.workers.spec import WorkerSpec
 from prefork.workers.states import Phase
 from prefork.workers.system import System
+from prefork.workers.text import escaped
 
 BOOT_TRIES = 3
 """Workers of the first generation that may die before any was ready. A boot error ends the pool at once."""
@@ -473,9 +474,7 @@ class Master:
             return
         first = not failures.ever_ready and failures.boots > 0
         if first and (failures.own_fault or failures.died_booting >= BOOT_TRIES):
-            raise BootError(
-                "the application cannot boot: no worker became ready", failures.last_report
-            )
+            raise boot_error(failures.last_report)
         if failures.is_crash_loop and self._settings.crash_loop == "exit":
             raise CrashLoopError(
                 "new workers die again and again (crash_loop = exit)", failures.last_report
@@ -510,6 +509,13 @@ class Master:
             reloading=self._reload.under_way,
             failure=self.pool.board.reload_report.read(),
         )
+
+
+def boot_error(report: str) -> BootError:
+    """Return the error for first workers that cannot boot. report: of the last one; its last line is the cause."""
+    lines = report.splitlines() or [""]
+    cause = f": {escaped(lines[-1].strip())}" if lines[-1] else ""
+    return BootError(f"the application cannot boot: no worker became ready{cause}", report)
 
 
 def _earliest(*instants: float | None) -> float | None:

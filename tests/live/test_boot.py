@@ -66,11 +66,15 @@ def test_first_generation_that_cannot_boot_ends_the_server(
 
 
 def test_report_of_a_boot_error_is_the_traceback(start: Callable[..., Program]) -> None:
-    """The report of a BootError shows the line of worker_init() that failed."""
+    """A BootError names the cause, and its report shows the application's frames alone; the log has it once."""
     program = start(FAILING.format(deed="raise LookupError('no database')"))
-    _, report = program.told("refused")
+    message, report = program.told("refused")
+    assert message.endswith("no worker became ready: LookupError: no database")
     assert report.startswith("Traceback")
     assert "in worker_init" in report
+    assert "life.py" not in report
+    program.wait()
+    assert program.log.count("LookupError: no database") == 1
 
 
 def test_report_of_a_boot_error_is_the_traceback_alone(start: Callable[..., Program]) -> None:

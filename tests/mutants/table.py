@@ -1480,6 +1480,13 @@ NEWCOMERS = (
         "tests/unit/test_bind_errors.py",
     ),
     Mutant(
+        "the same traceback of a failed boot is logged once",
+        "workers/pool/deaths.py",
+        '            facts["traceback"] = "as before"',
+        "            pass",
+        "tests/live/test_boot.py -k report_of_a_boot_error",
+    ),
+    Mutant(
         "check refuses what run refuses",
         "prefork/cli/commands/check.py",
         "    refuse_before_binding(resolved, watch=watch)",

@@ -104,16 +104,23 @@ def test_crash_loop_is_this_many_in_a_row() -> None:
 
 
 def test_repeated_report_is_logged_now_and_then() -> None:
-    """In a crash loop the same report counts as news once in REPORT_INTERVAL, another one at once."""
+    """The same report counts as news once in REPORT_INTERVAL, and another one at once."""
     failures = Failures()
-    assert not failures.is_repetition("x", NOW)
+    assert not failures.was_reported("x", NOW)
+    now = fail_boots(failures, 1)
+    assert failures.was_reported("x", now + REPORT_INTERVAL / 2)
+    assert not failures.was_reported("y", now + REPORT_INTERVAL / 2)
+    assert not failures.was_reported("x", now + 2 * REPORT_INTERVAL)
+    assert failures.was_reported("x", now + 2 * REPORT_INTERVAL + 1)
+
+
+def test_row_of_failed_boots() -> None:
+    """From CRASH_LOOP failed boots on, the tries are a row, whose repeated lines the log leaves out."""
+    failures = Failures()
     now = fail_boots(failures, CRASH_LOOP - 1)
-    assert not failures.is_repetition("x", now)
-    now = fail_boots(failures, 1, now)
-    assert failures.is_repetition("x", now + REPORT_INTERVAL / 2)
-    assert not failures.is_repetition("y", now + REPORT_INTERVAL / 2)
-    assert not failures.is_repetition("x", now + 2 * REPORT_INTERVAL)
-    assert failures.is_repetition("x", now + 2 * REPORT_INTERVAL + 1)
+    assert not failures.is_row
+    fail_boots(failures, 1, now)
+    assert failures.is_row
 
 
 def test_replacements_are_bounded_by_their_rate() -> None:

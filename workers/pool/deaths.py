@@ -107,9 +107,13 @@ class Deaths:
         facts = self._last_facts(death, now)
         self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns())
         level = _level_of(cause, handle)
-        if report and self._failures.is_repetition(report, now):
+        repeats = bool(report) and self._failures.was_reported(report, now)
+        if repeats and self._failures.is_row:
             level = logging.DEBUG
-        log.event(level, str(handle), "exited", cause=cause, report=report, **facts)
+        elif repeats:
+            facts["traceback"] = "as before"
+        shown = "" if "traceback" in facts else report
+        log.event(level, str(handle), "exited", cause=cause, report=shown, **facts)
         if not expected:
             self._note_failure(handle, cause, report, now, has_served=has_served)
         self._call_hook("worker_died", handle.info, cause)

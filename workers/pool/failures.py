@@ -142,17 +142,17 @@ class Failures:
         """Note that a worker has outlived its first moments."""
         self.early_deaths = 0
 
-    def is_repetition(self, report: str, now: float) -> bool:
-        """Return whether a report was logged a moment ago, in a row that is a crash loop already.
+    @property
+    def is_row(self) -> bool:
+        """Whether boots have failed again and again: from then on there is one try a second."""
+        return self.boots >= CRASH_LOOP
 
-        report: of a worker that failed, to be noted by ``boot_failed()`` afterwards. In such a row there is one
-        try a second, and each would log the same traceback.
+    def was_reported(self, report: str, now: float) -> bool:
+        """Return whether a report of a worker that failed repeats one that was logged a moment ago.
+
+        report: to be noted by ``boot_failed()`` afterwards. A False means that the report is logged now.
         """
-        if (
-            self.boots >= CRASH_LOOP
-            and report == self.last_report
-            and now < self._reported_at + REPORT_INTERVAL
-        ):
+        if report == self.last_report and now < self._reported_at + REPORT_INTERVAL:
             return True
         self._reported_at = now
         return False

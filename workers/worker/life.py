@@ -257,7 +257,17 @@ def _mark_forks(loop: Loop, writer: SlotWriter) -> None:
     forks.add(enter_fork)
 
 
+_OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
+"""The folder of the package: this file is workers/worker/life.py in it."""
+
+
 def _leave_last_words(report: int, error: BaseException) -> None:
+    """Write the traceback into the report, from the application's first frame on where it has one."""
+    began = error.__traceback__
+    while began is not None and began.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
+        began = began.tb_next
+    if began is not None:
+        error.__traceback__ = began
     words = log.traceback_of(error).encode("utf-8", "backslashreplace")
     # The zero ends the words: behind it there may be the rest of a longer dump.
     with contextlib.suppress(OSError):
