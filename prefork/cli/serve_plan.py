@@ -245,7 +245,26 @@ def _plan_per_address(
                 configure(server, edge)
         return servers
 
-    return ServePlan(f"{what} on {' '.join(map(str, requested.addresses))}", build)
+    return ServePlan(f"{what} on {' '.join(_described(requested))}", build)
+
+
+def _described(requested: Requested) -> Iterator[str]:
+    """Yield each address, with what stands before the handlers there."""
+    edges: Sequence[EdgeSettings | None] = requested.edges or [None] * len(requested.addresses)
+    for address, edge in zip(requested.addresses, edges, strict=True):
+        values = {} if edge is None else edge.values
+        parts = [word for key, word in _EDGES.items() if values.get(key)]
+        yield f"{address} ({', '.join(dict.fromkeys(parts))})" if parts else str(address)
+
+
+_EDGES: Final = {
+    "proxy_from": "PROXY",
+    "allow": "address rules",
+    "deny": "address rules",
+    "tls_certificate": "TLS",
+    "tls_client_ca": "client certificates",
+}
+"""What ``prefork check`` says of an address, by the settings that cause it."""
 
 
 def _plan_instances(target: str, servers: list[BaseServer], requested: Requested) -> ServePlan:

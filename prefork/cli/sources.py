@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from prefork.cli.listeners import ListenerTable, take_tables
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import Layer
 from prefork.workers.settings import ROWS
@@ -41,12 +42,14 @@ class File(msgspec.Struct, frozen=True):
 
     name: for messages; "" where there is no file. settings: key to raw value, not checked yet. target,
     factory: what is served, and whether a function returns it; None and False where the file has nothing.
+    listeners: the tables ``[[listener]]``; their addresses are the ``bind`` of the settings.
     """
 
     name: str = ""
     settings: Mapping[str, Any] = {}
     target: str | None = None
     factory: bool = False
+    listeners: tuple[ListenerTable, ...] = ()
 
 
 def layers(flags: Mapping[str, object], environ: Mapping[str, str], file: File) -> list[Layer]:
@@ -139,7 +142,8 @@ def _read(path: Path, source: str, *, must_have_table: bool = True) -> File:
         raise SettingsError("target", target, name, 'it must be text, such as "app:Handler"')
     if not isinstance(factory, bool):
         raise SettingsError("factory", factory, name, "it must be true or false, without quotes")
-    return File(name, content, target, factory)
+    listeners = take_tables(content, name)
+    return File(name, content, target, factory, listeners)
 
 
 def _parse(path: Path, source: str) -> dict[str, Any]:

@@ -1504,6 +1504,13 @@ NEWCOMERS = (
 
 EDGE = (
     Mutant(
+        "a listener has the edge of its own table",
+        "prefork/cli/commands/loading.py",
+        "[file, table.layer, *stronger]",
+        "[file, *stronger]",
+        "tests/unit/test_listener_tables.py -k check",
+    ),
+    Mutant(
         "a client without the key gets no answer to its challenge",
         "prefork/edge/hmac_challenge.py",
         'raise AuthenticationError("the client does not have the key")',

@@ -13,6 +13,8 @@ from prefork.edge.setup import configure, prepare
 from prefork.host.addresses import Address
 from prefork.workers.layers import Layer, resolve
 
+RULES = ("proxy_from", "allow", "deny")
+
 
 def resolved(**values: object) -> Any:
     """Return settings of flags."""
@@ -23,8 +25,7 @@ def edges(addresses: str, **values: object) -> list[dict[str, Any]]:
     """Return the rules for each address."""
     found = edges_for(resolved(**values), [Address.parse(text) for text in addresses.split()])
     return [
-        {key: value for key, value in one.values.items() if value and key != "edge_timeout"}
-        for one in found
+        {key: value for key, value in one.values.items() if value and key in RULES} for one in found
     ]
 
 

@@ -61,7 +61,7 @@ def command(
     if (path := given.value("log_config")) is not None:
         logs.set_up_from(path, given.origins["log_config"])
     spare_the_metrics_directory()
-    resolved, planned = load_and_plan(target, given.layers, factory=factory)
+    resolved, planned = load_and_plan(target, given, factory=factory)
     refuse_before_binding(resolved, watch=watch)
     settings = resolved.settings
     text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"

@@ -57,8 +57,8 @@ def command(
     else:
         spare_the_metrics_directory()
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the TOML
-            resolved, _ = load_and_plan(target, given.layers, factory=factory)
-    click.echo(_as_json(resolved) if as_json else _as_toml(resolved, given.file))
+            resolved, _ = load_and_plan(target, given, factory=factory)
+    click.echo(_as_json(resolved, given.file) if as_json else _as_toml(resolved, given.file))
     return ExitCode.OK
 
 
@@ -76,6 +76,12 @@ def _example() -> str:
             lines += [f"# Allowed: {line}" for line in [row.about.allowed]]
             shown = '""' if row.default is None else _toml_value(row, row.default)
             lines += [f"#{row.key} = {shown}", ""]
+    lines += [
+        "# --- Listeners with settings of their own",
+        "",
+        "# In place of bind: each table has a bind, and any settings of the sections on who may connect and",
+        *("# on encryption.", "# [[listener]]", '# bind = "127.0.0.1:8000"', ""),
+    ]
     return "\n".join(lines)
 
 
@@ -88,7 +94,12 @@ def _as_toml(resolved: Resolved, file: File) -> str:
     for row in ROWS.values():
         value = getattr(resolved.settings, row.key)
         entry = f"# {row.key} =" if value is None else f"{row.key} = {_toml_value(row, value)}"
+        if row.key == "bind" and file.listeners:
+            entry = f"# {entry}"  # the tables say it
         lines.append(f"{entry:<40}  # {_origin(resolved, row.key)}")
+    for table in file.listeners:
+        lines += ["", f"{'[[listener]]':<40}  # {table.origin}", f"bind = {json.dumps(table.bind)}"]
+        lines += [f"{key} = {json.dumps(raw or [])}" for key, raw in table.values.items()]
     return "\n".join(lines)
 
 
@@ -99,11 +110,15 @@ def _toml_value(row: Row, value: object) -> str:
     return str(value) if plain else json.dumps(row.shown(value))
 
 
-def _as_json(resolved: Resolved) -> str:
-    settings = {
+def _as_json(resolved: Resolved, file: File) -> str:
+    settings: dict[str, object] = {
         key: {"value": getattr(resolved.settings, key), "origin": _origin(resolved, key)}
         for key in ROWS
     }
+    if file.listeners:
+        settings["listener"] = [
+            {"bind": one.bind, **one.values, "origin": one.origin} for one in file.listeners
+        ]
     return json.dumps(settings, indent=2)
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from prefork.cli import sources
 from prefork.cli.edges import edges_for
+from prefork.cli.listeners import refuse_other_binds
 from prefork.cli.pidfile import PidFile
 from prefork.cli.serve_plan import Requested, ServePlan, is_application, plan
 from prefork.cli.target import load
@@ -27,6 +28,9 @@ from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from prefork.cli.listeners import ListenerTable
+    from prefork.edge.setup import EdgeSettings
 
 LIMITS: Final = ("limit_head", "limit_fields", "limit_body")
 """The settings that servers of WSGI applications have as attributes."""
@@ -132,19 +136,25 @@ def resolved_with(attributes: Sequence[Layer], layers: list[Layer]) -> Resolved:
     return resolve([sources.OWN_DEFAULTS, *attributes, *layers])
 
 
-def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[Resolved, ServePlan]:
+def load_and_plan(
+    target: str, given: SettingsSoFar, *, factory: bool
+) -> tuple[Resolved, ServePlan]:
     """Import the target, and return the settings and how it is served. Nothing is bound.
 
     SettingsError, TargetError: settings or target are wrong. BootError, BindError: see ``load()``.
     """
     found = load(target)
-    resolved = resolved_with(_attributes_of(found), layers)
+    attributes = _attributes_of(found)
+    resolved = resolved_with(attributes, given.layers)
     settings, origins = resolved.settings, resolved.origins
-    addresses = _addresses(settings.bind, origins["bind"])
-    makes_servers = not factory and not isinstance(found, BaseServer)
+    refuse_other_binds(given.file.listeners, settings.bind, origins["bind"])
+    addresses, edges = _places(resolved, attributes, given)
+    if factory or isinstance(found, BaseServer):
+        _refuse_tables(given.file.listeners)
+        edges = []
     requested = Requested(
         addresses=addresses,
-        edges=edges_for(resolved, addresses) if makes_servers else (),
+        edges=edges,
         binds_from=_unless_default(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_unless_default(origins["backlog"]),
@@ -152,6 +162,33 @@ def load_and_plan(target: str, layers: list[Layer], *, factory: bool) -> tuple[R
     )
     refuse_several_without_workers(resolved, len(requested.addresses))
     return resolved, plan(target, found, requested, factory=factory)
+
+
+def _places(
+    resolved: Resolved, attributes: Sequence[Layer], given: SettingsSoFar
+) -> tuple[list[Address], list[EdgeSettings]]:
+    """Return where to listen, and who may connect there."""
+    if not given.file.listeners:
+        addresses = _addresses(resolved.settings.bind, resolved.origins["bind"])
+        return addresses, edges_for(resolved, addresses)
+    places: tuple[list[Address], list[EdgeSettings]] = [], []
+    file, *stronger = given.layers
+    for table in given.file.listeners:
+        own = resolved_with(attributes, [file, table.layer, *stronger])
+        bind = ROWS["bind"].converted(table.bind, table.origin)
+        addresses = _addresses(bind, table.origin)
+        places[0].extend(addresses)
+        places[1].extend(edges_for(own, addresses))
+    return places
+
+
+def _refuse_tables(tables: Sequence[ListenerTable]) -> None:
+    """Raise SettingsError for ``[[listener]]`` tables with a target that makes its own servers."""
+    if tables:
+        reason = (
+            "this target makes its own servers; give these their attributes, and remove the tables"
+        )
+        raise SettingsError("listener", len(tables), tables[0].origin, reason)
 
 
 def _addresses(bind: Sequence[str], origin: str) -> list[Address]:

@@ -109,7 +109,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
     # Before the application makes its first metric, because a metric chooses its file when it is
     # made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
-    resolved, planned = load_and_plan(target, given.layers, factory=factory)
+    resolved, planned = load_and_plan(target, given, factory=factory)
     refuse_before_binding(resolved, watch=watched is not None)
     settings = resolved.settings
     if settings.umask is not None:
