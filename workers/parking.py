@@ -84,7 +84,9 @@ class Luggage(msgspec.Struct, frozen=True, array_like=True):
     address: as ``client_address``, text or a list. state: what the handler wants to find again.
     read_ahead: bytes of the next request that were read with the last one. is_new: the connection
     was parked before its first request. client: what the edge has learned of the client; None without
-    an edge.
+    an edge. answered_ns: when its last request ended, in nanoseconds of CLOCK_MONOTONIC.
+
+    The lot may hold what code of an earlier image has packed: new fields come last and have a default.
     """
 
     address: Any
@@ -92,6 +94,7 @@ class Luggage(msgspec.Struct, frozen=True, array_like=True):
     read_ahead: bytes = b""
     is_new: bool = False
     client: Any = None
+    answered_ns: int = 0
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -165,6 +168,8 @@ class borrowed(contextlib.AbstractContextManager[socket.socket]):  # noqa: N801 
 
 def has_spoken(fd: int) -> bool:
     """Return whether the client of a connection has sent something, other than the end."""
+    if fd < 0:
+        return False
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)  # of any family, to receive
     try:
         return bool(sock.recv(1, _LOOK))
@@ -200,11 +205,13 @@ class ParkedSocket(socket.socket):
     """A connection that was parked, as its next handler gets it: ``request``.
 
     luggage: what its last handler has left. waited_ns: nanoseconds from the word of its client to
-    the take; None where that is not known.
+    the take; None where that is not known. is_quick: whether the client spoke so soon that it pays
+    to wait for its next request.
     """
 
     luggage: Luggage
     waited_ns: int | None = None
+    is_quick: bool = True
 
 
 class ServerOfParked:

@@ -503,6 +503,7 @@ def test_descriptors_do_not_grow(
             assert [ask_on(client)[1] for client in clients] == [2] * count
         wait_parked(scores, 0)
 
+    program.wait_logged("lot pid=.* ready")
     processes: Sequence[int] = [program.pid, *live_children_of(program.pid)]
 
     def descriptors() -> dict[int, int]:

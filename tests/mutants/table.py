@@ -1256,6 +1256,37 @@ PYTHON_PROCESS = (
     ),
 )
 
+LINGERING = (
+    Mutant(
+        "others are served while a worker lingers",
+        "workers/worker/parking.py",
+        "for poll in (self._others, self._both):",
+        "for poll in (self._others,):",
+        "tests/live/test_lingering.py -k others",
+    ),
+    Mutant(
+        "a handler that serves another request is as new but for its state",
+        "workers/worker/parking.py",
+        "                attributes.clear()\n",
+        "",
+        "tests/live/test_lingering.py -k keeps_its_handler",
+    ),
+    Mutant(
+        "each request of a conversation counts",
+        "workers/worker/parking.py",
+        "            account.close_shared(short, short_ns, since)\n",
+        "",
+        "tests/live/test_lingering.py -k keeps_its_handler",
+    ),
+    Mutant(
+        "a worker reads nothing from a connection that a handler has left to another process",
+        "workers/worker/loop.py",
+        "elif fd == self._control.signals and signal.SIGTERM in os.read(fd, 4096):",
+        "elif signal.SIGTERM in os.read(fd, 4096):",
+        "tests/live/test_lingering.py -k leaves_to_a_program",
+    ),
+)
+
 PARKING = (
     Mutant(
         "no more connections are parked than max_parked",
@@ -1309,14 +1340,14 @@ PARKING = (
     Mutant(
         "what a handler has read ahead goes along with its connection",
         "prefork/parking/handler.py",
-        "                self._read_ahead = ahead\n",
-        "                pass\n",
+        "                ahead, answered = reader.read_ahead(), reader.answered_ns\n",
+        '                ahead, answered = b"", reader.answered_ns\n',
         "tests/live/test_parking.py -k keep_nobody_waiting",
     ),
     Mutant(
         "an idle connection holds no worker",
         "prefork/parking/handler.py",
-        "            parking.park(request, luggage)",
+        "            parking.park(request, self._luggage)",
         "            pass",
         "tests/live/test_parking.py -k quiet",
     ),
@@ -1576,8 +1607,8 @@ EDGE = (
     Mutant(
         "what TLS has decrypted is served before the connection is closed",
         "prefork/parking/handler.py",
-        "ahead or _decrypted(self.request)",
-        "ahead",
+        "if reader.read_ahead() or has_decrypted(request):",
+        "if reader.read_ahead():",
         "tests/unit/test_tls.py -k decrypted",
     ),
     Mutant(
@@ -1766,6 +1797,7 @@ MUTANTS = (
     *SURROUNDINGS,
     *LOG,
     *PYTHON_PROCESS,
+    *LINGERING,
     *PARKING,
     *EDGE,
     *PROCESS_LIMITS,

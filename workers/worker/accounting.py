@@ -26,6 +26,9 @@ from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.standard import is_standard
 
+MOST_SHARED = 16
+"""Short requests of one connection that share their books at most."""
+
 AT_ONCE_NS = 8_000
 """A wait shorter than this did not sleep: there is a queue."""
 
@@ -42,7 +45,12 @@ BecameBusy = Callable[[], None]
 
 
 class Account(Protocol):
-    """Hears of each request of a worker, and publishes what the scoreboard shows of it."""
+    """Hears of each request of a worker, and publishes what the scoreboard shows of it.
+
+    most_shared: how many short requests of a connection may be noted together, by ``close_shared()``.
+    """
+
+    most_shared: int
 
     def watched(self, take: Take) -> Take:
         """Return a take that counts as a request while it runs, because it may hang."""
@@ -61,6 +69,12 @@ class Account(Protocol):
 
     def next_on_connection(self, request: Any, ended: int, since: int) -> None:
         """Note that a good request ended, and that the next one of its connection is in hand."""
+
+    def close_shared(self, count: int, duration_ns: int, since: int) -> None:
+        """Note that good requests of one connection have ended, and since when the next one is in hand.
+
+        count, duration_ns: how many, of SHORTEST_NS at most each, and their time together; 0 for none.
+        """
 
     def note_client(self, request: Any, client: Any) -> None:
         """Note for whom a request is, where the edge has found out. client: a ``ClientAddress``."""
@@ -165,6 +179,7 @@ class OneAtATime:
         self._source: Any = None
         self._address: Any = None
         self._waited: int | None = None
+        self.most_shared = MOST_SHARED if log_request is None else 1
 
     def watched(self, take: Take) -> Take:
         """Do as ``Account.watched()`` says."""
@@ -196,12 +211,22 @@ class OneAtATime:
         """Do as ``Account.note_end()`` says."""
         self._ended_at = ended
 
-    def next_on_connection(self, request: Any, ended: int, since: int) -> None:
+    def next_on_connection(self, request: Any, ended: int, since: int) -> None:  # noqa: ARG002 - as Overlapping's
         """Do as ``Account.next_on_connection()`` says."""
-        self._ended_at = ended
-        self.returned(request, Outcome.OK)
-        self._writer.words[REQUEST_NS] = self._since = since
+        writer = self._writer
+        writer.account(Outcome.OK, ended - self._since)
+        if self._log_request is not None:
+            listener, duration = self._source.listener, ended - self._since
+            self._log_request(listener, self._address, self._waited, Outcome.OK, duration)
+            since = monotonic_ns()  # a log line is not the next one's time
+        writer.words[REQUEST_NS] = self._since = since
         self._waited = 0
+
+    def close_shared(self, count: int, duration_ns: int, since: int) -> None:
+        """Do as ``Account.close_shared()`` says."""
+        if count:
+            self._writer.account_short(count, duration_ns)
+        self._writer.words[REQUEST_NS] = self._since = since
 
     def note_client(self, request: Any, client: Any) -> None:  # noqa: ARG002 - as Overlapping's
         """Do as ``Account.note_client()`` says."""
@@ -275,6 +300,8 @@ class Overlapping:
     after it was finished in this very thread or had failed before any thread had it. Each of the
     calls can come from any thread. Closing what the lane never took counts nothing.
     """
+
+    most_shared = 1
 
     def __init__(
         self,
@@ -372,6 +399,9 @@ class Overlapping:
         if (seen := self._seen.get(id(request))) is not None:
             self._seen[id(request)] = seen[0], client, seen[2]
 
+    def close_shared(self, count: int, duration_ns: int, since: int) -> None:
+        """Do nothing: each request has books of its own."""
+
     def reject(self, request: Any, reason: Rejection) -> None:
         """Do as ``Account.reject()`` says."""
         self._outcomes[id(request)] = Outcome.REJECTED
@@ -399,6 +429,8 @@ class Overlapping:
 
     def next_on_connection(self, request: Any, ended: int, since: int) -> None:  # noqa: ARG002 - as OneAtATime's
         """Do as ``Account.next_on_connection()`` says."""
+        if id(request) not in self._since:
+            return  # the edge has given the handler another object: all its requests count as one
         seen = self._seen.get(id(request))
         self._over(request, Outcome.OK)
         with self._changed:

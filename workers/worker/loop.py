@@ -116,7 +116,7 @@ class Loop:
         }
         if common.account is not None:  # there always is one where servers park
             for parking in self._parkings:
-                parking.begin(self._epoll, common.account)
+                parking.begin(self._epoll, common.account, self._go_to_the_tail)
 
     def run(self) -> ExitKind:
         """Serve until there is a reason to leave, and return it. Raises SystemExit if a handler does."""
@@ -255,10 +255,14 @@ class Loop:
         self._look_around()
         self._common.publish()
         for lane in self._lanes.values():
-            source = lane.source
-            source.assert_nonblocking()
-            source.leave_wait_queue(self._epoll)
-            source.enter_wait_queue(self._epoll)
+            lane.source.assert_nonblocking()
+        self._go_to_the_tail()
+
+    def _go_to_the_tail(self) -> None:
+        """Become the last one that the kernel wakes for a request."""
+        for lane in self._lanes.values():
+            lane.source.leave_wait_queue(self._epoll)
+            lane.source.enter_wait_queue(self._epoll)
 
     def _look_at(self, events: list[tuple[int, int]]) -> None:
         """Act on what came in place of a request, and look for clients whose wake-up was lost."""
@@ -267,14 +271,17 @@ class Loop:
         self._take_fresh_place()
 
     def _heed(self, fd: int) -> None:
-        """Act on the end of the life pipe, on the master's wake-up, or on a signal."""
+        """Act on the end of the life pipe, on the master's wake-up, or on a signal.
+
+        Anything else is a connection that a handler has left to another process (parking.py).
+        """
         if fd == self._control.life:
             self.leave(ExitKind.ORPHANED)
         elif fd == self._control.wake:
             self._read_orders()
             if self._order:
                 self._writer.words[ORDER] = self._order
-        elif signal.SIGTERM in os.read(fd, 4096):
+        elif fd == self._control.signals and signal.SIGTERM in os.read(fd, 4096):
             # The byte comes even on 3.13.0, where a child of a thread does not run handlers.
             self.leave(ExitKind.RETIRED)
 

@@ -2,11 +2,20 @@
 
 When a handler that can park has served a request, there are three ways to go on with its connection:
 
-1. The client asks again at once. Then the same handler serves the next request, for the price of a
-   kept connection. ``Parking.asks_again()`` waits for it, ``linger`` at most, and only while nothing
-   else is there for this worker to do. So a chatty client pays no detour, and nobody waits for it.
+1. The client asks again at once. Then the same handler serves the next request, for little more than
+   the price of a held connection. ``Parking.asks_again()`` waits for it, ``linger`` at most, and
+   ``Parking.converse()`` goes on from there.
 2. The handler returns, and the connection goes to the lot (``Parking.park()``).
-3. The connection cannot be parked: it is closed.
+3. The client has left, or the connection cannot be parked: it is closed.
+
+**Lingering.** A detour through the lot costs as much as a request. So the first way pays if the client
+answers soon, and is a loss if it does not: the worker then has waited in vain, while other clients may
+have come. Three rules keep the loss small:
+
+- A worker lingers only while nothing else is there to do, and stops as soon as something comes.
+- A worker lingers only for a client that is quick: one whose last request came within ``linger`` of the
+  answer before, or that has asked only once. Others go to the lot at once (``ParkedSocket.is_quick``).
+- After IN_A_ROW_NS the connection goes through the lot once.
 
 A connection that comes back from the lot is taken like a new one (``Parking.take()``): the lanes and
 the loop do not know the difference.
@@ -17,17 +26,20 @@ the first way, and all others are closed.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import select
 import socket
 import threading
 from collections.abc import Callable
+from enum import Enum, auto
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
+from prefork.workers import forks
 from prefork.workers.listener import Listener
 from prefork.workers.parking import (
+    MOST_STATE,
     PARK,
     READY,
     Luggage,
@@ -39,15 +51,16 @@ from prefork.workers.parking import (
     send,
     unpack,
 )
-from prefork.workers.scoreboard import SlotField
-from prefork.workers.slot_writer import ORDER, SlotWriter
+from prefork.workers.scoreboard import SHORTEST_NS, SlotField
+from prefork.workers.slot_writer import ORDER, REQUEST_NS, SlotWriter
 from prefork.workers.states import Phase
+from prefork.workers.worker.reader import READ_NOTHING, Reader
 
 ATTRIBUTE: Final = "_prefork_parking"
 """The attribute of a server that holds its ``Parking``, in a worker of a pool that has a lot."""
 
-MOST_IN_A_ROW: Final = 64
-"""Requests of one connection after which the worker looks at everything else."""
+IN_A_ROW_NS: Final = 50_000_000
+"""How long one connection is served before the worker looks at everything else, in nanoseconds."""
 
 DRAIN_WAIT: Final = 20
 """Milliseconds for which a worker that drains waits for the lot to give back the next connection."""
@@ -56,13 +69,37 @@ _SERVING: Final = int(Phase.SERVING)
 
 
 class Books(Protocol):
-    """What keeps the books of a worker's requests, as far as parking concerns it: an ``Account``."""
+    """What keeps the books of a worker's requests, as far as parking concerns it: an ``Account``.
+
+    most_shared: how many short requests of a connection may share their books; 1 for none.
+    """
+
+    most_shared: int
 
     def note_end(self, ended: int) -> None:
         """Note when the request in hand ended, where the worker has waited since for the next one."""
 
     def next_on_connection(self, request: Any, ended: int, since: int) -> None:
         """Note that a good request ended, and that the next one of its connection is in hand."""
+
+    def close_shared(self, count: int, duration_ns: int, since: int) -> None:
+        """Note that good short requests have ended, and since when another one is in hand."""
+
+
+class Next(Enum):
+    """When a connection has its next request."""
+
+    NOW = auto()
+    """The request is here, and this handler serves it."""
+    LATER = auto()
+    """The client is quiet, or others come first: the connection is to be parked."""
+    NEVER = auto()
+    """The client has left, or the pool stops: the connection is to be closed."""
+
+
+NOW: Final = Next.NOW  # an enum's look-up costs as much as a frame
+LATER: Final = Next.LATER
+NEVER: Final = Next.NEVER
 
 
 def can_be_parked(request: Any) -> bool:
@@ -74,14 +111,15 @@ class Parking:
     """The parked connections of one server, as one worker sees them.
 
     link: the workers' end of the link to the lot. linger: seconds to wait for a client's next
-    request. most_in_a_row: requests of one connection that are served one after the other. phase: the
-    word of the scoreboard that says what the pool is doing. writer: counts the connections that could
-    not be parked.
+    request. in_a_row_ns: how long one connection is served before it is parked. phase: the word of
+    the scoreboard that says what the pool is doing. writer: counts the connections that could not be
+    parked.
     """
 
     _socket: socket.socket
     _receive: Callable[[], tuple[bytes, int]]
     _account: Books
+    _epoll: select.epoll
 
     def __init__(
         self,
@@ -89,7 +127,7 @@ class Parking:
         link: int,
         *,
         linger: float,
-        most_in_a_row: int,
+        in_a_row_ns: int,
         phase: memoryview[int],
         writer: SlotWriter,
     ) -> None:
@@ -97,25 +135,33 @@ class Parking:
         self.is_draining = False
         """Whether this worker only serves what has spoken already, and then leaves."""
         self._listener = listener
-        self._linger = math.ceil(linger * 1000)
-        self._most_in_a_row = most_in_a_row
+        self._linger = linger
+        self._quick_ns = int(linger * 1e9)
+        self._in_a_row_ns = in_a_row_ns
         self._phase = phase
         self._writer = writer
-        self._poll = select.poll()
-        self._epoll = -1
-        self._pid = self._thread = 0
+        self._others, self._both = select.poll(), select.poll()
+        """Look at the worker's epoll, which has everything else, and at that and one connection."""
         self._connection = -1
-        """The descriptor that the poll looks at; -1 for none."""
+        """The descriptor of that connection; -1 for none."""
+        self._thread = 0
+        """The thread whose handlers may linger: the one that runs the loop. 0 in no worker, and in its children."""
 
-    def begin(self, epoll: select.epoll, account: Books) -> None:
+    def begin(
+        self, epoll: select.epoll, account: Books, go_to_the_tail: Callable[[], None]
+    ) -> None:
         """Become the one of this worker and its thread.
 
         epoll: where the worker waits for everything else. account: keeps the books of its requests.
+        go_to_the_tail: makes this worker the last one that the kernel wakes for other work.
         """
-        self._pid, self._thread = os.getpid(), threading.get_ident()
+        self._thread = threading.get_ident()
+        forks.add(self._enter_fork)
         self._account = account
-        self._epoll = epoll.fileno()
-        self._poll.register(self._epoll, select.POLLIN)
+        self._epoll = epoll
+        self._go_to_the_tail = go_to_the_tail
+        for poll in (self._others, self._both):
+            poll.register(epoll.fileno(), select.POLLIN)
         # Made here and not in the master, where the object would close the descriptor at its end.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, self.link)
         self._receive = Receiver(self._socket).receive
@@ -123,20 +169,99 @@ class Parking:
 
     # --- for handlers
 
-    def asks_again(self, request: Any, ahead: bytes | int, in_a_row: int) -> bool:
-        """Return whether the next request of a connection is here, and is to be served at once.
+    def for_this_thread(self) -> Parking | ParkingOnly:
+        """Return what the handlers of the calling thread use: only the loop's own thread lingers.
 
-        Then the request so far is counted as finished, and the next one as begun. ahead: what the
-        handler has read ahead, or the number of bytes that TLS has. in_a_row: how many requests this handler has served.
+        The loop waits for everything else meanwhile, where a thread or a child serves a connection.
         """
-        if self._pid != os.getpid() or self._thread != threading.get_ident():
-            return False  # a thread or a child serves this connection, and the loop waits meanwhile
-        ended = monotonic_ns()
-        if not self._is_here(request, ahead, in_a_row):
+        return self if self._thread == threading.get_ident() else ParkingOnly(self)
+
+    def asks_again(self, reader: Reader) -> Next:
+        """Return what becomes of a connection after a request, and wait for the next one where that pays.
+
+        With NOW the request so far is counted as finished, and the next one as begun. reader: what
+        the handler reads its requests through.
+        """
+        reader.answered_ns = ended = monotonic_ns()
+        reader.until_ns = reader.until_ns or ended + self._in_a_row_ns
+        if reader.request.fileno() < 0:  # the handler has closed or passed on the connection
+            following = NEVER
+        elif ended >= reader.until_ns or self._phase[0] != _SERVING or self._writer.words[ORDER]:
+            following = self._close_or_park(reader)
+        else:
+            following = self._wait_for_first(reader)
+        if following is NOW:
+            reader.began_ns = monotonic_ns()
+            self._account.next_on_connection(reader.request, ended, reader.began_ns)
+        else:
             self._account.note_end(ended)
-            return False
-        self._account.next_on_connection(request, ended, monotonic_ns())
-        return True
+        return following
+
+    def converse(
+        self, handler: Any, handle: Callable[[], None], reader: Reader, as_new: dict[str, Any]
+    ) -> Next:
+        """Serve a client that asks again at once until it does not; return what becomes of its connection.
+
+        Called when ``handle()`` has served a request that was waited for, and was read through the
+        file. as_new: the attributes of the handler as ``setup()`` has left them.
+        """
+        # The hot path of a kept connection. All that a request costs in addition to a handler that
+        # loops until the end is in this function, in next_on_connection() and in account(). What
+        # each request needs is in local variables, for the reasons that OneByOne.serve() has.
+        #
+        # The connection is in the worker's own epoll meanwhile. So one system call waits for the
+        # client and for everything else, and reports what came first: work that was there before
+        # the client spoke goes before its request. A worker that lingers counts as one that waits:
+        # for a new client the kernel wakes one of these, and not all who linger. It wakes the first
+        # in its queue. So this worker goes to the tail, behind those that have nothing to do.
+        # Short requests share their books, as those of datagrams do (rounds.py).
+        attributes, request, until = handler.__dict__, reader.request, reader.until_ns
+        raw, peek, receive = reader.raw, reader.peek, reader.receive
+        wait, linger, others = self._epoll.poll, self._linger, self._others.poll
+        phase, writer, account = self._phase, self._writer, self._account
+        most, short, short_ns, since = account.most_shared, 0, 0, reader.began_ns
+        known = as_new["state"]
+        fd = self._wait_also_for(request)
+        spoke = [(fd, select.EPOLLIN)]
+        try:
+            while True:
+                ended = monotonic_ns()
+                if handler.close_connection:
+                    return NEVER
+                state = handler.state
+                if state is not known:
+                    refuse_state(state)
+                if ended >= until or phase[0] != _SERVING or writer.words[ORDER]:
+                    following = self._close_or_park(reader)
+                    break
+                following = LATER
+                raw.readinto = READ_NOTHING
+                if not peek(1):
+                    if (events := wait(linger, 1)) != spoke:
+                        following = self._gone_or_later(events, fd)
+                        break
+                    raw.readinto = receive
+                    peek(1)
+                elif others(0):
+                    break
+                del raw.readinto
+                now, duration = monotonic_ns(), ended - since
+                short, short_ns = short + 1, short_ns + duration
+                if short == most or duration > SHORTEST_NS:
+                    account.close_shared(short - 1, short_ns - duration, since)
+                    account.next_on_connection(request, ended, now)
+                    short = short_ns = 0
+                writer.words[REQUEST_NS] = since = now
+                attributes.clear()
+                attributes.update(as_new)
+                attributes["state"] = known = state
+                handle()
+        finally:
+            account.close_shared(short, short_ns, since)
+            self._wait_no_more_for(fd)
+        reader.answered_ns = ended
+        account.note_end(ended)
+        return following
 
     def park(self, request: Any, luggage: Luggage) -> None:
         """Give a connection to the lot. What cannot be parked stays as it is, to be closed.
@@ -153,7 +278,7 @@ class Parking:
             request.settimeout(None)  # the flag O_NONBLOCK would go along
         kind = READY if luggage.read_ahead else PARK
         try:
-            send(self._socket, kind, monotonic_ns(), encode(luggage), request.fileno())
+            send(self._socket, kind, luggage.answered_ns, encode(luggage), request.fileno())
         except OSError:  # a worker never waits for the lot
             self._writer.count(SlotField.PARK_FAILURES)
         else:
@@ -180,6 +305,7 @@ class Parking:
         request = ParkedSocket(self._listener.family, self._listener.socket_type, 0, fd)
         request.luggage = luggage
         request.waited_ns = max(0, monotonic_ns() - spoke_ns)
+        request.is_quick = spoke_ns - luggage.answered_ns < self._quick_ns
         address = luggage.address
         return request, tuple(address) if isinstance(address, list) else address
 
@@ -189,43 +315,116 @@ class Parking:
             request, address = take()
             if self._is_closing() or has_spoken(request.fileno()):
                 return request, address
-            self.park(request, Luggage(address, is_new=True))
+            self.park(request, Luggage(address, answered_ns=monotonic_ns(), is_new=True))
             request.close()
 
     # --- inside
+
+    def _enter_fork(self) -> None:
+        """Have the handlers of a child never linger, and leave the worker's epoll alone."""
+        self._thread = 0
 
     def _is_closing(self) -> bool:
         """Return whether the pool stops, so that an idle connection is closed and not parked."""
         return self.is_draining or self._phase[0] != _SERVING
 
-    def _is_here(self, request: Any, ahead: bytes | int, in_a_row: int) -> bool:
-        """Return whether the next request is here, and this worker is to go on with it."""
-        fd = request.fileno()
-        if fd < 0:
-            return False
+    def _close_or_park(self, reader: Reader) -> Next:
+        """Return what becomes of a connection with which the worker is not to go on."""
+        request = reader.request
         if self._is_closing():
-            return bool(ahead) or has_spoken(fd)
-        if ahead and not can_be_parked(request):
-            return True  # to give the connection up now would lose the request
-        if in_a_row >= self._most_in_a_row or self._writer.words[ORDER]:
-            return False
-        self._look_at(fd)
-        events = dict(self._poll.poll(0 if ahead else self._linger))
-        if self._epoll in events:
-            return False
-        spoke = events.get(fd, 0)
-        # A client that has closed its side may have spoken before that.
-        return bool(ahead) or (has_spoken(fd) if spoke & select.POLLRDHUP else bool(spoke))
+            return NOW if _has_some(reader) or has_spoken(request.fileno()) else NEVER
+        # To give up a connection that cannot be parked would lose the request.
+        return LATER if can_be_parked(request) or not _has_some(reader) else NOW
 
-    def _look_at(self, fd: int) -> None:
-        """Have the poll look at a connection; it knows a descriptor by its number alone."""
-        if self._connection != fd:
+    def _wait_for_first(self, reader: Reader) -> Next:
+        """Wait for the next request of a connection with which there is no conversation yet."""
+        request = reader.request
+        fd = request.fileno()
+        if self._others.poll(0):
+            return self._close_or_park(reader)
+        if _has_some(reader):
+            return NOW
+        if not getattr(request, "is_quick", True):
+            return LATER
+        if self._connection != fd:  # a poll knows a descriptor by its number alone
             if self._connection >= 0:
-                self._poll.unregister(self._connection)
-            self._poll.register(fd, select.POLLIN | select.POLLRDHUP)
+                self._both.unregister(self._connection)
+            self._both.register(fd, select.POLLIN | select.POLLRDHUP)
             self._connection = fd
+        events = dict(self._both.poll(self._linger * 1000))
+        if fd not in events or len(events) > 1:
+            return LATER
+        # A client that has closed its side may have spoken before that.
+        if events[fd] & select.POLLRDHUP and not has_spoken(fd):
+            return NEVER
+        if can_be_parked(request):
+            reader.note_use()
+        return NOW
+
+    def _gone_or_later(self, events: list[tuple[int, int]], fd: int) -> Next:
+        """Return what becomes of a connection whose client has not just spoken."""
+        hung_up = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+        is_gone = any(one == fd and what & hung_up for one, what in events) and not has_spoken(fd)
+        return NEVER if is_gone else LATER
+
+    def _wait_also_for(self, request: Any) -> int:
+        """Have the worker's epoll report a connection; return its descriptor.
+
+        Edge-triggered: the handler may leave the connection open in another process, where nothing
+        here can take it out of the epoll again. The loop then hears of each word of the client once,
+        and ignores it.
+        """
+        fd: int = request.fileno()
+        self._go_to_the_tail()
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
+        return fd
+
+    def _wait_no_more_for(self, fd: int) -> None:
+        # The handler may have closed the connection.
+        if self._thread:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
 
     def _wait_for_the_lot(self) -> None:
         poll = select.poll()
         poll.register(self.link, select.POLLIN)
         poll.poll(DRAIN_WAIT)
+
+
+class ParkingOnly:
+    """The same for a thread, or a child of the worker: a connection is parked after each request."""
+
+    def __init__(self, parking: Parking) -> None:
+        self.park = parking.park
+
+    def asks_again(self, reader: Reader) -> Next:
+        """Return LATER."""
+        reader.answered_ns = monotonic_ns()
+        return LATER
+
+
+def start_anew(handler: Any, as_new: dict[str, Any]) -> None:
+    """Put back the attributes of a handler, except its state."""
+    state = handler.state
+    handler.__dict__.clear()
+    handler.__dict__.update(as_new, state=state)
+
+
+def refuse_state(state: object) -> None:
+    """Raise TypeError or ValueError for a state that cannot be parked."""
+    if not isinstance(state, bytes):
+        raise TypeError(f"state must be bytes to be parked, not {type(state).__name__}")
+    if len(state) > MOST_STATE:
+        raise ValueError(f"state has {len(state)} bytes, and at most {MOST_STATE} can be parked")
+
+
+def _has_some(reader: Reader) -> bool:
+    """Return whether bytes of the next request have been read with the last one."""
+    return bool(reader.read_ahead()) or has_decrypted(reader.request)
+
+
+def has_decrypted(request: Any) -> bool:
+    """Return whether TLS has decrypted bytes that nothing has read yet: no poll() knows of them."""
+    pending = getattr(request, "pending", None)
+    return pending is not None and pending() > 0

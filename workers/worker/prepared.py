@@ -9,6 +9,7 @@ import os
 from prefork.workers.identity import WAKE, WorkerPipes
 from prefork.workers.parking import ResumeQueue
 from prefork.workers.scoreboard import PoolField
+from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.spec import PoolLink, WorkerSpec
 from prefork.workers.waits import sample_every
@@ -18,7 +19,7 @@ from prefork.workers.worker.admission import Admission
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.lanes import Common, Lane
-from prefork.workers.worker.parking import MOST_IN_A_ROW, Parking
+from prefork.workers.worker.parking import IN_A_ROW_NS, Parking
 from prefork.workers.worker.recycling import OnlyRequest
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.turn import Turn
@@ -71,7 +72,7 @@ class PreparedWorker:
                 listener,
                 link,
                 linger=settings.linger,
-                most_in_a_row=MOST_IN_A_ROW if settings.max_requests is None else 1,
+                in_a_row_ns=_in_a_row_ns(settings),
                 phase=self.link.board.pool_word(PoolField.PHASE),
                 writer=self.writer,
             )
@@ -102,6 +103,12 @@ class PreparedWorker:
             access_log_for(settings, self.slot, self.generation, self.writer),
             parks=bool(self.spec.links),
         )
+
+
+def _in_a_row_ns(settings: Settings) -> int:
+    """Return for how long one handler object serves the requests of a connection; 0 for one request."""
+    each_for_itself = settings.max_requests is not None or settings.restore_process
+    return 0 if each_for_itself else IN_A_ROW_NS
 
 
 def _call_master(wake: int) -> None:
