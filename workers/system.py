@@ -728,6 +728,13 @@ class Timer:
             _libc.timer_settime(self._id, 0, ctypes.byref(times), None)
 
 
+def trim_heap() -> None:
+    """Give free memory of the heap back to the kernel; nothing where the C library cannot."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def receive_urgent(fd: int) -> bytes | None:
     """Return the urgent byte of a stream, without waiting; None if it is announced and has not arrived, b"" if there is none.
 

@@ -21,6 +21,7 @@ from prefork.cli.commands import (
     completion,
     config,
     dump,
+    memory,
     reload,
     run,
     scale,
@@ -151,7 +152,7 @@ def _fill_standard_streams() -> None:
 
 SECTIONS: Final = {
     "Serve": (run.command, check.command, config.command),
-    "Look at a running pool": (status.command, top.command, dump.command),
+    "Look at a running pool": (status.command, top.command, memory.command, dump.command),
     "Change a running pool": (
         *(scale.command, reload.command, reload.upgrade),
         *(cancel.command, stop.command),

@@ -1773,6 +1773,114 @@ BOX = (
     ),
 )
 
+CANCELLING = (
+    Mutant(
+        "a request is asked to end at its soft_timeout, and not before",
+        "workers/pool/cancelling.py",
+        "yield _TIMEOUT, since + max(MIN_AGE, settings.soft_timeout) + worker.extension",
+        "yield _TIMEOUT, since + max(MIN_AGE, settings.soft_timeout) / 2 + worker.extension",
+        "tests/unit/test_cancelling.py",
+    ),
+    Mutant(
+        "a worker that has not heard is asked again",
+        "workers/pool/cancelling.py",
+        "    if worker.asked_at is None or worker.has_heard:",
+        "    if worker.asked_at is None or worker.has_heard or worker.asked:",
+        "tests/unit/test_cancelling.py",
+    ),
+    Mutant(
+        "a signal that comes late ends no other request",
+        "workers/cancel.py",
+        "if request <= 0 or word >> _BITS != request & _MOST_NUMBER:",
+        "if request <= 0:",
+        "tests/unit/test_cancelling.py tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "nothing is raised in finish()",
+        "workers/worker/cancelling.py",
+        "    return lambda frame, _called: frame.f_lineno != last",
+        "    return lambda frame, _called: frame.f_lineno != 0 * last",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "nothing is raised in a shielded block",
+        "workers/worker/cancelling.py",
+        "caller = None if not new or self._shields else caller_of_handler(frame)",
+        "caller = None if not new else caller_of_handler(frame)",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "a reason is raised once for each request",
+        "workers/worker/cancelling.py",
+        "        self._raised |= FLAGS[reason]\n",
+        "",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "a request that was asked to end costs no worker",
+        "workers/worker/lanes.py",
+        "                outcome = self._cancel(request, address, cancelled)",
+        "                raise",
+        "tests/unit/test_lanes.py",
+    ),
+    Mutant(
+        "prefork cancel ends the request that it has named, and no other",
+        "workers/pool/cancels.py",
+        "if handle.request_ns > 0 and is_named(self._board.fd, handle.request_ns):",
+        "if handle.request_ns > 0:",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "request_cancelled() has a second",
+        "workers/worker/cancelling.py",
+        "        self._set_timer(ANSWER_TIME)\n",
+        "",
+        "tests/live/test_cancelling.py -k hook_has_a_second",
+    ),
+    Mutant(
+        "an urgent byte waits for the end of a shielded block",
+        "workers/worker/urgent.py",
+        "caller = None if cancelling.is_shielded() else cancelling.caller_of_handler(frame)",
+        "caller = cancelling.caller_of_handler(frame)",
+        "tests/live/test_urgent.py -k waits_for_its_moment",
+    ),
+    Mutant(
+        "a request that has waited too long is shed",
+        "workers/worker/admission.py",
+        "if waited is None or waited <= most:",
+        "if waited is None or waited <= 10 * most:",
+        "tests/unit/test_admission.py",
+    ),
+    Mutant(
+        "a client holds max_per_client workers at most",
+        "workers/worker/admission.py",
+        "if self._clients.tolist().count(number) > most and self._held(number) > most:",
+        "if self._clients.tolist().count(number) > most + 1 and self._held(number) > most:",
+        "tests/unit/test_admission.py",
+    ),
+    Mutant(
+        "a worker without a request holds no client",
+        "workers/worker/admission.py",
+        "return sum(client == number and request != 0 for client, request in pairs)",
+        "return sum(client == number for client, request in pairs)",
+        "tests/unit/test_admission.py",
+    ),
+    Mutant(
+        "an idle worker gives memory back",
+        "workers/worker/trimming.py",
+        "            self._trim()\n",
+        "",
+        "tests/unit/test_trimming.py tests/live/test_memory.py -k gives",
+    ),
+    Mutant(
+        "nothing is trimmed during a request",
+        "workers/worker/trimming.py",
+        "if served == self._served or words[REQUEST_NS] or words[IN_PROGRESS]:",
+        "if served == self._served or words[IN_PROGRESS]:",
+        "tests/unit/test_trimming.py",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -1802,4 +1910,5 @@ MUTANTS = (
     *EDGE,
     *PROCESS_LIMITS,
     *BOX,
+    *CANCELLING,
 )

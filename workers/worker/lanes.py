@@ -47,6 +47,7 @@ from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Process, Source, Take
 from prefork.workers.worker.surroundings import Surroundings
 from prefork.workers.worker.takes import Takes, has_no_process
+from prefork.workers.worker.trimming import Trimming
 from prefork.workers.worker.turn import Turn
 
 PATIENCE_NS = 10_000_000_000
@@ -83,6 +84,7 @@ class Common:
         self.account = account
         self.turn = turn or Turn()
         self.takes = Takes(writer)
+        self.trimming = Trimming(writer)
         self.client_check = client_check
         self.admission = admission
         self.cancelling = Cancelling(writer, None if client_check is None else client_check.is_gone)
@@ -93,6 +95,7 @@ class Common:
         self.epoll = epoll
         self.takes.begin(identity, pause)
         self.cancelling.begin(identity)
+        self.trimming.begin()
         if self.admission is not None:
             self.admission.lines.subject = identity
 

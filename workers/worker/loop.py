@@ -268,6 +268,8 @@ class Loop:
         """Act on what came in place of a request, and look for clients whose wake-up was lost."""
         for fd, _ in events:
             self._heed(fd)
+        if not events:  # nothing has come for as long as this worker waits
+            self._common.trimming.look()
         self._take_fresh_place()
 
     def _heed(self, fd: int) -> None:
