@@ -19,9 +19,9 @@ from prefork.master.signals import TABLE
 from prefork.workers.settings import ROWS, Row
 
 TARGET: Final = """\
-TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server class or a
-server instance. With --factory it is a function that returns one of these, or several instances. Without
-TARGET the settings file names it."""
+TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server class, a
+server instance or a WSGI application. With --factory it is a function that returns one of these, or several
+instances. Without TARGET the settings file names it."""
 
 DESCRIPTION: Final = (
     """\

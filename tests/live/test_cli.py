@@ -441,8 +441,10 @@ def test_workers_that_cannot_boot(
     arguments = ["app.py:Unready", "-b", "unix:socket", "-w", "1", "--log-level", level]
     status, log = outcome(command(*arguments))
     assert status == 3
-    assert "prefork: error: the application cannot boot" in log
-    assert log.count("Traceback") == log.count("RuntimeError: no database") == 1
+    error = "the application cannot boot: no worker became ready: RuntimeError: no database"
+    assert f"prefork: error: {error}\n" in log
+    assert log.count("Traceback") == 1
+    assert log.count("\n    RuntimeError: no database\n") + log.count("\nRuntimeError: no") == 1
     assert not (tmp_path / "socket").exists()
 
 

@@ -73,8 +73,9 @@ def command(
     """Serve TARGET until TERM or Ctrl-C.
 
     TARGET is module:attribute or file.py:attribute. The attribute is a handler class, a server
-    class or a server instance. With --factory it is a function that returns one of these, or
-    several instances. Without TARGET the settings file names it, as target = "app:Handler".
+    class, a server instance or a WSGI application. With --factory it is a function that returns
+    one of these, or several instances. Without TARGET the settings file names it, as
+    target = "app:Handler".
 
     Each setting can also be given by an environment variable, such as PREFORK_MAX_CHILDREN, by a
     TOML file, or by a class attribute of the server. 'prefork config' prints every value and where
