@@ -28,6 +28,7 @@ import msgspec
 from prefork.workers import forks
 from prefork.workers.states import ExitStatus, MainThread, Usage
 
+_PR_SET_PDEATHSIG = 1
 _PR_GET_CHILD_SUBREAPER = 37
 _PF_FORKNOEXEC = 0x40
 _FALLOC_FL_KEEP_SIZE = 1
@@ -589,6 +590,17 @@ def end_after(seconds: float) -> None:
     _signal.setitimer(_signal.ITIMER_REAL, seconds)
     _signal.signal(signal.SIGALRM, int(signal.SIG_DFL))
     _signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends. parent: the pid that the parent has had.
+
+    What the kernel watches is the thread of the parent that has started this process. Where another
+    program stands between the two, the end of that one counts.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent and not os.path.exists(f"/proc/{parent}"):  # it has ended before
+        os._exit(1)
 
 
 def exit_after(seconds: float, status: int) -> None:

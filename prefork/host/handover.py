@@ -268,8 +268,13 @@ class Inventory(msgspec.Struct, frozen=True):
 
 
 class TrialOrders(msgspec.Struct, frozen=True):
-    """What makes a process a trial. report_to: the descriptor of the memfd for its report."""
+    """What makes a process a trial.
 
+    master_pid: of the master that has started the trial. report_to: the descriptor of the memfd for
+    its report.
+    """
+
+    master_pid: int
     report_to: int
     inventory: Inventory
 

@@ -11,6 +11,9 @@ tracker has ended. The master kills what is left of the trial's process group as
 ended. So the trial waits for its tracker, also where the program ends by itself (``stand_by()``).
 
 Threads are not waited for: those that the program has started serve for ever.
+
+A master that is killed cannot end its trial. The kernel does so then: code that hangs while it is
+loaded would be left for good. What the trial itself has started is left in that case.
 """
 
 # ruff: noqa: SLF001 - CPython has no public names for most of this
@@ -31,8 +34,9 @@ END_TIME: Final = 3.0
 
 
 def stand_by() -> None:
-    """Have a trial that ends by itself wait for its tracker; do nothing in any other process."""
-    if process.is_trial:
+    """Have a trial wait for its tracker at its end, and end with its master; do nothing in other processes."""
+    if process.trial is not None:
+        system.end_with_parent(process.trial.master_pid)
         atexit.register(_end_tracker, os.getpid())
 
 

@@ -83,7 +83,9 @@ class Trial:
         with contextlib.ExitStack() as memories:
             self._output = memories.enter_context(Memory("prefork-trial"))
             self._report = memories.enter_context(Memory("prefork-trial-report"))
-            orders = msgspec.json.encode(TrialOrders(self._report.fd, inventory)).decode()
+            orders = msgspec.json.encode(
+                TrialOrders(os.getpid(), self._report.fd, inventory)
+            ).decode()
             self._child = start_program(
                 program.command,
                 folder=program.folder,

@@ -21,7 +21,7 @@ from prefork.workers.states import ReloadState, WorkerState
 from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.load import Load
-from tests.support.processes import fds_of, pipes_of
+from tests.support.processes import fds_of, is_alive, pipes_of
 from tests.support.reloadable import Reloadable
 from tests.support.sampling import ChildrenWatch
 from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
@@ -617,6 +617,22 @@ def test_children_of_new_code_that_loads(reloadable: Callable[..., Reloadable]) 
     assert not (pipes_of(child, os.O_WRONLY) & pipes_of(worker, os.O_RDONLY)) - {stdout}
     os.kill(child, signal.SIGKILL)
     assert program.stop() == 0
+
+
+def test_trial_ends_with_its_master(reloadable: Callable[..., Reloadable]) -> None:
+    """When the master is killed, a trial whose code hangs while it is loaded ends, too."""
+    server = reloadable()
+    program = server.program
+    hangs = "open('hangs', 'w').write(str(os.getpid())), time.sleep(600)"
+    server.write(first=f"if prefork.on_trial(): {hangs}")
+    program.signal(signal.SIGHUP)
+    path = server.folder / "hangs"
+    wait_until(lambda: path.exists() and path.read_text() != "", "a trial that hangs")
+    trial = int(path.read_text())
+    program.signal(signal.SIGKILL)
+    program.wait()
+    wait_until(lambda: not is_alive(trial), "the trial has ended", ceiling=2)
+    os.waitpid(trial, 0)  # this process has adopted it
 
 
 def test_worker_that_starts_during_a_trial_has_nothing_of_it(

@@ -1037,6 +1037,13 @@ RELOAD = (
         "tests/live/test_after_the_exec.py -k serves_in_a_thread",
     ),
     Mutant(
+        "a trial ends when its master is killed",
+        "prefork/reloading/end_of_trial.py",
+        "        system.end_with_parent(process.trial.master_pid)\n",
+        "",
+        "tests/live/test_reload.py -k trial_ends_with_its_master",
+    ),
+    Mutant(
         "new code that fails after the exec leaves the lot to the next attempt",
         "prefork/master/lot_process.py",
         "fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)",

@@ -255,7 +255,7 @@ def report() -> Iterator[int]:
 def test_trial_has_names_in_place_of_sockets(report: int, listener: socket.socket) -> None:
     """A trial finds its inventory; a server claims the name of a socket, without the socket."""
     inventory = Inventory((SocketName.of(listener.fileno()),), metrics="127.0.0.1:9100")
-    orders = msgspec.json.encode(TrialOrders(report, inventory)).decode()
+    orders = msgspec.json.encode(TrialOrders(os.getppid(), report, inventory)).decode()
     environ = {TRIAL_VARIABLE: orders}
     process = Process(environ)
 
