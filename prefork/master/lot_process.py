@@ -1,7 +1,6 @@
 """The lot as the master keeps it: forked, watched, replaced, handed over at a reload (master).
 
-The lot is no worker: it has no slot, and ``max_children`` does not count it. Unlike the metrics
-process it lives through a reload, with all the connections that it holds. The master owns the links
+The lot is a supervised process (supervised.py). Unlike the metrics process it lives through a reload, with all the connections that it holds. The master owns the links
 between workers and lot, so that a lot that has died can be replaced under the workers' feet: they
 send to the same link, and what they have sent meanwhile waits in it.
 """
@@ -14,7 +13,6 @@ import functools
 import logging
 import os
 import select
-import signal
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -23,7 +21,7 @@ import msgspec
 
 from prefork.host.handover import LotState
 from prefork.host.process import process
-from prefork.master.metrics_process import END_BOUND, Act, Record, cause_of, decide
+from prefork.master.supervised import Record, SupervisedProcess
 from prefork.parking.lot_main import (
     LEAVE,
     RESERVE,
@@ -40,7 +38,7 @@ from prefork.workers.pool.pool import Pool
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.system import Child, System
+from prefork.workers.system import System
 
 MOST_PARKED: Final = 10_000
 """Parked connections at a time, where neither ``max_parked`` nor the limit of descriptors says less."""
@@ -150,11 +148,8 @@ class LotProcess:
     ) -> None:
         self._spec = spec
         self._links = links
-        self._poll = poll
-        self._system = system
+        self._process = SupervisedProcess("lot", LEAVE, poll, system)
         self._limits = limits_of(spec.settings) if links.all else None
-        self._record = Record()
-        self._child: Child | None = None
         self._control: socket.socket | None = None
         self._give_up_at: float | None = None
         self._on_list = forks.add(self._let_go_in_child)
@@ -167,14 +162,12 @@ class LotProcess:
         """Hold the lot of an earlier image, and leave to the next attempt what it would need."""
         if previous.child is None or previous.control is None:
             return  # its lot has died; tick() starts one, which finds what waits in the links
-        self._child = previous.child
-        self._system.adopt(self._child)
+        self._process.hold(previous.child)
         # A duplicate, which may be closed together with this object if this image fails.
         control = fcntl.fcntl(previous.control, fcntl.F_DUPFD_CLOEXEC, 3)
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, control)
         process.close_after_handover(functools.partial(os.close, previous.control))
         self._known = {one.listener for one in previous.links}
-        self._poll.register(self._child.pidfd, select.EPOLLIN)
 
     def adopt(self, now: float) -> None:
         """Go on with the lot of an earlier image, once this image has adopted all that it left.
@@ -183,11 +176,11 @@ class LotProcess:
         """
         for link in self._links.unclaimed:
             ResumeQueue.of_unclaimed(link).close_intake()
-        if self._known is None or self._child is None or self._control is None:
+        if self._known is None or self._process.child is None or self._control is None:
             return
-        self._record = Record(running=True, started_at=now, heard_at=now)
+        self._process.record = Record(running=True, started_at=now, heard_at=now)
         if self._limits is None:
-            self._system.send(self._child, LEAVE)
+            self._process.ask_to_leave()
             return
         try:
             self._control.send(msgspec.msgpack.encode(self._limits), socket.MSG_DONTWAIT)
@@ -195,20 +188,19 @@ class LotProcess:
                 if link.listener not in self._known:
                     socket.send_fds(self._control, [b"L"], [link.lots_end], socket.MSG_DONTWAIT)
         except OSError as error:
-            log.event(
-                logging.ERROR, str(self), "cannot be told the settings, replaced", error=error
-            )
-            self._kill()
+            what = "cannot be told the settings, replaced"
+            log.event(logging.ERROR, str(self._process), what, error=error)
+            self._process.kill()
 
     def handover_state(self) -> LotState | None:
         """Return what the next image of the master needs to go on with the lot; None without one.
 
         A lot that has just died leaves its links, in which the workers' connections wait.
         """
-        if self._child is None and not self._links.all:
+        if self._process.child is None and not self._links.all:
             return None
         control = None if self._control is None else self._control.fileno()
-        return LotState(self._child, control, self._links.all)
+        return LotState(self._process.child, control, self._links.all)
 
     def _let_go_in_child(self) -> None:
         if self._control is not None:
@@ -223,25 +215,13 @@ class LotProcess:
             return
         self._hear(now)
         self._bound_drain(now, draining=draining)
-        match decide(self._record, now, interval=START_INTERVAL):
-            case Act.START:
-                self._start(pool, self._limits, now)
-            case Act.KILL:
-                log.event(logging.ERROR, str(self), "gives no sign of life, killed")
-                self._kill()
-            case Act.NOTHING:
-                pass
+        start = functools.partial(self._start, pool, self._limits)
+        self._process.tick(now, start, interval=START_INTERVAL)
 
     def stop(self) -> None:
         """End the lot and collect it. Waits END_BOUND and a moment at most."""
-        if self._child is None:
-            return
-        self._system.send(self._child, LEAVE)
-        if not self._system.wait_for_all([self._child], END_BOUND):
-            self._system.send(self._child, signal.SIGKILL)
-            self._system.wait_for_end(self._child)
-        self._system.collect(self._child)
-        self._forget_child()
+        self._process.stop()
+        self._close_control()
 
     def close(self) -> None:
         """Close the links. No worker and no lot is left by now."""
@@ -253,9 +233,7 @@ class LotProcess:
             return
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while self._control.recv(16, socket.MSG_DONTWAIT):
-                if self._record.heard_at is None:
-                    log.event(logging.INFO, str(self), "ready", max_parked=self._most)
-                self._record = self._record.heard(now)
+                self._process.note_sign_of_life(now, max_parked=self._most)
 
     @property
     def _most(self) -> int:
@@ -271,29 +249,24 @@ class LotProcess:
                 queue.give_up()
 
     def _collect(self, pool: Pool) -> None:
-        if self._child is None or (status := self._system.collect(self._child)) is None:
+        subject = str(self._process)
+        if (status := self._process.collect()) is None:
             return
-        subject = str(self)
-        self._forget_child()
-        self._record = self._record.ended()
+        self._close_control()
         pool.board.set_pool(PoolField.LOT_PID, 0)
         if self._limits is None:
             return
         lost = max(0, pool.board.pool(PoolField.PARKED))
         pool.board.set_pool(PoolField.PARKED, 0)
-        if self._record.failures <= 1:  # one line for a row of failures
-            log.event(
-                logging.ERROR, subject, "exited", cause=cause_of(status), connections_lost=lost
-            )
+        self._process.log_end(subject, status, connections_lost=lost)
 
-    def _start(self, pool: Pool, limits: Limits, now: float) -> None:
-        self._record = self._record.started(now)
+    def _start(self, pool: Pool, limits: Limits) -> None:
         try:
             ours, theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
             )
         except OSError as refused:
-            self._failed(refused)
+            self._process.note_failure(refused)
             return
         with theirs:
             name = f" [{self._spec.settings.name}]" if self._spec.settings.name else ""
@@ -306,35 +279,16 @@ class LotProcess:
                 keep_links=self._links.keep,
                 title=f"prefork: lot{name}",
             )
-            (self._child,), error = self._system.fork_children([functools.partial(live, spec)])
-        if self._child is None:
+            child = self._process.fork(functools.partial(live, spec))
+        if child is None:
             ours.close()
-            self._failed(error)
             return
         self._control = ours
-        self._poll.register(self._child.pidfd, select.EPOLLIN)
-        pool.board.set_pool(PoolField.LOT_PID, self._child.pid)
+        pool.board.set_pool(PoolField.LOT_PID, child.pid)
         pool.board.count_pool(PoolField.LOT_STARTS)
 
-    def _failed(self, error: OSError | None) -> None:
-        self._record = self._record.ended()
-        if self._record.failures == 1:
-            log.event(logging.ERROR, str(self), "fork failed, retrying", error=error)
-
-    def _kill(self) -> None:
-        if self._child is not None:
-            self._system.send(self._child, signal.SIGKILL)
-            self._record = msgspec.structs.replace(self._record, killed=True)
-
-    def _forget_child(self) -> None:
-        if self._child is not None:
-            self._poll.unregister(self._child.pidfd)
-            self._system.release(self._child)
-            self._child = None
-            with forks.lock:
-                if self._control is not None:
-                    self._control.close()
-                    self._control = None
-
-    def __str__(self) -> str:
-        return "lot" if self._child is None else f"lot pid={self._child.pid}"
+    def _close_control(self) -> None:
+        with forks.lock:
+            if self._control is not None:
+                self._control.close()
+                self._control = None

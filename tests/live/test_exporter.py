@@ -327,8 +327,7 @@ def test_answers_when_the_master_is_stopped(start: Callable[..., Program]) -> No
 def test_master_that_stood_still_does_not_blame_it(start: Callable[..., Program]) -> None:
     """A master that was stopped for longer than the metrics process may be silent does not replace it."""
     program = start(
-        "import prefork.master.metrics_process\nprefork.master.metrics_process.SILENCE = 1.5\n"
-        + observed()
+        "import prefork.master.supervised\nprefork.master.supervised.SILENCE = 1.5\n" + observed()
     )
     program.address()
     first = metrics_of(program)
@@ -426,8 +425,7 @@ def test_killed_process_is_replaced_at_once(start: Callable[..., Program]) -> No
 def test_stopped_process_is_replaced(start: Callable[..., Program]) -> None:
     """One that was stopped gives no sign of life: it is killed and replaced, and the workers go on."""
     program = start(
-        "import prefork.master.metrics_process\nprefork.master.metrics_process.SILENCE = 1.5\n"
-        + observed()
+        "import prefork.master.supervised\nprefork.master.supervised.SILENCE = 1.5\n" + observed()
     )
     pool = program.address()
     first = metrics_of(program)
@@ -465,6 +463,7 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
     program = start("""
         from tests.support.app import *
         import prefork.master.metrics_process
+        import prefork.master.supervised
 
         real, tries = prefork.master.metrics_process.live, iter([True, False])
 
@@ -482,7 +481,7 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
             start(*arguments)
 
         prefork.master.metrics_process.live, prefork.master.metrics_process.MetricsProcess._start = live, counted
-        prefork.master.metrics_process.BOOT_BOUND = 1.0
+        prefork.master.supervised.BOOT_BOUND = 1.0
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
     program.address()

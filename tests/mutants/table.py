@@ -983,8 +983,8 @@ RELOAD = (
     Mutant(
         "the metrics process of an earlier image answers until all is adopted",
         "prefork/master/metrics_process.py",
-        "            self._poll.register(self._child.pidfd, select.EPOLLIN)\n\n    def replace_previous",
-        "            self._poll.register(self._child.pidfd, select.EPOLLIN)\n            self.replace_previous(0.0)\n\n    def replace_previous",
+        "            self._process.hold(previous.child)\n\n    def replace_previous",
+        "            self._process.hold(previous.child)\n            self.replace_previous(0.0)\n\n    def replace_previous",
         "tests/live/test_reload_commands.py -k metrics_address",
     ),
     Mutant(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.master.metrics_main import LEAVE
-from prefork.master.metrics_process import (
+from prefork.master.supervised import (
     BOOT_BOUND,
     FAILURE_CAP,
     SILENCE,
