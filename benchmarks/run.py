@@ -22,6 +22,7 @@ except ImportError:  # a plain checkout: the package lies beside this folder
 import against
 import cores
 import faults
+import parking
 import pool
 import reload
 import requests_cost
@@ -40,6 +41,8 @@ SECTIONS = {
     "faults": "How soon a pool follows a burst, and what is lost while its workers are killed one after the other. "
     "Each kill explains one loss: a request whose worker had named itself and was killed, or one that was "
     "cut off before its worker had named itself.",
+    "parking": "What a request costs on a connection that stays open: CPU time of all processes, two workers on "
+    "one core; the ratio is to the line above, in the same round. And what idle connections cost those who speak.",
     "reload": "What reloads cost the clients: handlers of 5 ms on TCP, UDP and a Unix socket, broken code in "
     "between, and a storm of TTIN, TTOU and USR1 during every second reload.",
 }
@@ -102,6 +105,11 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
         return pool.report(kills=20 if quick else 100, idle_seconds=1.0 if quick else 10.0)
     if section == "faults":
         return faults.report(kills=100 if quick else 1000, bursts=3 if quick else 15)
+    if section == "parking":
+        with own_core() as server_cpu:
+            costs = parking.report(4 if quick else 40, 0.1 if quick else 0.25, server_cpu)
+        idle = parking.idle_report(1000 if quick else 10_000, 2.0 if quick else 20.0)
+        return f"{costs}\n\n{idle}"
     if section == "reload":
         return reload.report(
             reloads=4 if quick else 20,

@@ -53,6 +53,34 @@ class Echo(socketserver.BaseRequestHandler):
             self.request.sendall(self.request.recv(1024))
 
 
+class Lines(socketserver.StreamRequestHandler):
+    """Answer each line with itself, until the client closes: a connection holds its worker."""
+
+    def handle(self) -> None:
+        """Serve all requests of a connection."""
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+class LinesOnce(socketserver.StreamRequestHandler):
+    """Answer one line with itself."""
+
+    def handle(self) -> None:
+        """Serve one request."""
+        self.wfile.write(self.rfile.readline())
+
+
+class LinesParked(prefork.ParkingMixIn, socketserver.StreamRequestHandler):
+    """The same, with the connection parked between two requests."""
+
+    def handle(self) -> None:
+        """Serve one request."""
+        self.wfile.write(self.rfile.readline())
+
+
+HANDLER_OF = {"lines-held": Lines, "lines-once": LinesOnce, "lines-parked": LinesParked}
+
+
 class Page(http.server.BaseHTTPRequestHandler):
     """Answer a GET with a small page."""
 
@@ -157,7 +185,10 @@ class Told:
         tell(ready=time.monotonic(), slot=worker.slot, pid=worker.pid)
 
 
-VARIANTS = ("handwritten", "accounted", "prefork", "seen", "pool", "threading", "forking")
+VARIANTS = (
+    *("handwritten", "accounted", "prefork", "seen", "pool", "threading", "forking"),
+    *HANDLER_OF,
+)
 
 
 def server_class(transport: str, variant: str) -> type[Any]:
@@ -171,6 +202,7 @@ def server_class(transport: str, variant: str) -> type[Any]:
         "pool": (Told, POOL_OF[transport]),
         "threading": (Threading, plain),
         "forking": (Forking, plain),
+        **dict.fromkeys(HANDLER_OF, (POOL_OF[transport],)),
     }[variant]
     return type(variant, bases, {})
 
@@ -203,6 +235,9 @@ def arguments() -> argparse.Namespace:
         "--hold", type=float, default=0.0, help="hold each request this many seconds"
     )
     parser.add_argument("--most", type=int, help="grow under load up to this many workers")
+    parser.add_argument(
+        "--linger", type=float, default=0.001, help="how long a worker waits for a client"
+    )
     parser.add_argument("--cpu", type=int, help="run on this core only")
     return parser.parse_args()
 
@@ -220,7 +255,9 @@ def main() -> None:
     if given.most is not None:
         serving.max_children, serving.min_spare, serving.max_spare = given.most, 1, 2
     address = given.path if given.transport == "unix" else ("127.0.0.1", 0)
-    echo = Page if given.transport == "http" else Echo
+    if given.variant in HANDLER_OF:
+        serving.linger, serving.park_timeout = given.linger, 0
+    echo = HANDLER_OF.get(given.variant, Page if given.transport == "http" else Echo)
     server = serving(address, Burn if given.burn else Hold if given.hold else echo)
     tell(address=server.server_address, prefork=prefork.__file__, serving=time.monotonic())
     server.serve_forever()
