@@ -19,6 +19,7 @@ import setproctitle
 
 from prefork.edge.edge import edge_of
 from prefork.edge.watch import FileWatch
+from prefork.host.addresses import Address
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
@@ -248,9 +249,18 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
     only = all_served[0]
     try:
         if only.run.begin_without_workers():
+            subject, where = f"master pid={os.getpid()}", _where(only.server)
+            log.event(logging.INFO, subject, "serves without workers", listeners=where)
             only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
     finally:
         only.run.without_workers = False
+
+
+def _where(server: Any) -> str:
+    """Return the address of a server; the name of its class where its socket does not say one."""
+    with contextlib.suppress(Exception):  # a class of the program may have anything there
+        return str(Address.of_socket(server.socket))
+    return type(server).__name__
 
 
 def _serve_with_pool(

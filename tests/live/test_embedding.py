@@ -356,10 +356,13 @@ def test_child_that_the_program_forks_gets_no_signals_bytes(start: Callable[...,
 
 
 def test_workers_zero_serves_in_the_master(start: Callable[..., Program]) -> None:
-    """With no workers the program itself serves, one request after the other, in the standard library's loop."""
+    """With no workers the program itself serves, in the standard library's loop, and the log says where."""
     program = start("""
         from tests.support.app import *
+        import logging
         import prefork
+
+        logging.basicConfig(level=logging.INFO)
 
         class Server(prefork.PreForkingTCPServer):
             workers = 0
@@ -374,6 +377,8 @@ def test_workers_zero_serves_in_the_master(start: Callable[..., Program]) -> Non
     address = program.address()
     assert {server_of(address) for _ in range(5)} == {program.pid}
     assert program.workers() == set()
+    where = f"tcp://{address[0]}:{address[1]}"
+    assert f"master pid={program.pid} serves without workers listeners={where}" in program.log
     program.signal(signal.SIGINT)
     assert program.wait() == 0
     assert program.told("interrupted") is None
