@@ -76,15 +76,19 @@ def _cpu_of_reaped(parents: list[int]) -> float:
 
 @contextlib.contextmanager
 def running(
-    transport: str, variant: str, *options: object, checkout: Path | None = None
+    transport: str,
+    variant: str,
+    *options: object,
+    checkout: Path | None = None,
+    script: str = "servers.py",
 ) -> Iterator[Server]:
     """Start one server; end it and all its processes when the block ends.
 
-    checkout: the folder from which the server imports prefork; None for the one that this process
+    script: the program in this folder that serves. checkout: the folder from which the server imports prefork; None for the one that this process
     uses. Raises RuntimeError if the server has imported another one.
     """
     with tempfile.TemporaryDirectory(prefix="prefork-bench-") as folder:
-        command = [sys.executable, str(HERE / "servers.py"), transport, variant]
+        command = [sys.executable, str(HERE / script), transport, variant]
         command += ["--path", f"{folder}/socket", *map(str, options)]
         env = environment() if checkout is None else environment(str(checkout))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)

@@ -27,6 +27,7 @@ import pool
 import reload
 import requests_cost
 import table
+import tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,7 @@ TRANSPORTS = ["tcp", "udp", "unix", "http"]
 SECTIONS = {
     "requests": "What a request costs: CPU time, user and system, of all processes of the server. "
     "Medians, and the least of all rounds. Ratios are to the hand-written loop in the same round.",
+    "tls": "What a short encrypted connection costs: CPU time as above, one client at a time.",
     "cores": "What a second core brings: requests per second. Meaningful on an idle machine only.",
     "pool": "What the pool itself costs.",
     "faults": "How soon a pool follows a burst, and what is lost while its workers are killed one after the other. "
@@ -118,7 +120,11 @@ def measure(section: str, quick: bool, transports: list[str] | None) -> str:
         )
     effort = requests_cost.Effort(rounds=3 if quick else 25, seconds=0.06 if quick else 0.1)
     with own_core() as server_cpu:
-        return requests_cost.report(effort, server_cpu, transports or TRANSPORTS)
+        return (
+            tls.report(effort, server_cpu)
+            if section == "tls"
+            else requests_cost.report(effort, server_cpu, transports or TRANSPORTS)
+        )
 
 
 @contextlib.contextmanager

@@ -254,6 +254,8 @@ def _drop_malformed_names() -> None:
 
 def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
     """Return the step that encrypts a connection."""
+    # This takes ssl 20 µs to say, which each connection would pay.
+    asks_certificate = context.verify_mode is not ssl.CERT_NONE
 
     def shake_hands(passage: Passage) -> None:
         began = monotonic_ns()
@@ -262,11 +264,13 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
         secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         try:
             secured.do_handshake()
-            passage.tls, passage.identity = _facts(secured, passage.identity)
+            passage.tls = _facts(secured, asks_certificate=asks_certificate)
         except BaseException as error:  # noqa: BLE001 - also an order to end that comes as an exception
             _drop_unread(secured)
             secured.close()  # the plain socket has no descriptor any more
             raise _as_refusal(error) from None
+        if passage.tls.certificate is not None:
+            passage.identity = identity_in(passage.tls.certificate)
         passage.request = secured
         account = current_account()
         if account is not None:
@@ -286,20 +290,16 @@ def _drop_unread(secured: ssl.SSLSocket) -> None:
         secured.recv(_UNREAD, socket.MSG_DONTWAIT)  # plain bytes: shutdown() has ended TLS
 
 
-def _facts(secured: ssl.SSLSocket, identity: Any) -> tuple[TLSFacts, Any]:
-    decoded: Any = None
-    if secured.context.verify_mode is not ssl.CERT_NONE:
-        decoded = secured.getpeercert() or None
+def _facts(secured: ssl.SSLSocket, *, asks_certificate: bool) -> TLSFacts:
     cipher = secured.cipher()
-    facts = TLSFacts(
+    return TLSFacts(
         version=secured.version() or "",
         cipher=cipher[0] if cipher else "",
-        server_name=vars(secured).get(_ASKED),
+        server_name=getattr(secured, _ASKED, None),
         alpn=secured.selected_alpn_protocol(),
         resumed=bool(secured.session_reused),
-        certificate=decoded,
+        certificate=(secured.getpeercert() or None) if asks_certificate else None,
     )
-    return facts, identity if decoded is None else identity_in(decoded)
 
 
 def _as_refusal(error: BaseException) -> BaseException:
