@@ -55,18 +55,20 @@ class PoolEndedError(PreforkError):
 class RunningPool:
     """A running master and its scoreboard, which is mapped read-only.
 
-    The object holds two descriptors, so it is a context manager. Everything can still be read after
+    The object holds three descriptors, so it is a context manager. Everything can still be read after
     the master has ended: the memory stays as the master left it.
 
     pid: the master's, as seen from here. number: the descriptor of the scoreboard in the master.
-    pidfd, board: taken over, and closed by ``close()``.
+    pidfd, board, proof: taken over, and closed by ``close()``. proof: the descriptor of the memfd by
+    which the process is known as the master.
     """
 
-    def __init__(self, pid: int, number: int, pidfd: int, board: Scoreboard) -> None:
+    def __init__(self, pid: int, number: int, pidfd: int, board: Scoreboard, proof: int) -> None:
         self.pid = pid
         self.board = board
         self._link = f"/proc/{pid}/fd/{number}"
         self._pidfd = pidfd
+        self._proof = proof
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +80,7 @@ class RunningPool:
         """Close the descriptors."""
         self.board.close()
         os.close(self._pidfd)
+        os.close(self._proof)
 
     def description(self) -> PoolDescription:
         """Return the pool's description of itself, an empty one while there is none or where it cannot be read."""
@@ -151,19 +154,20 @@ class RunningPool:
     def take_turn(self) -> bool:
         """Try to become the one command that changes this pool; return whether that succeeded.
 
-        The turn is an advisory lock on the scoreboard's memory, which all commands have open. The
-        pool does not know about it. ``end_turn()`` gives the turn up, and so does the end of the
+        The turn is an advisory lock on the proof of the master, which all commands have open, and
+        which no worker has: a lock on the scoreboard could be held by a worker for ever. The pool
+        does not know about it. ``end_turn()`` gives the turn up, and so does the end of the
         process.
         """
         try:
-            fcntl.flock(self.board.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._proof, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
     def end_turn(self) -> None:
         """Let the next command change the pool."""
-        fcntl.flock(self.board.fd, fcntl.LOCK_UN)
+        fcntl.flock(self._proof, fcntl.LOCK_UN)
 
     def name_request(self, request: int) -> None:
         """Name a request to the master, until this object is closed; a signal has the master look."""

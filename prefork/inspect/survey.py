@@ -102,24 +102,30 @@ def _attached(pid: int, number: int) -> RunningPool | None:
         if board is None:
             return None
         undo.callback(board.close)
-        is_ours = 1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)
-        if not is_ours or has_ended(pidfd):
+        held = _proof_of(pid, board.fd) if 1 <= board.slots <= MOST_CHILDREN else None
+        if held is None:
+            return None
+        undo.callback(os.close, held)
+        if has_ended(pidfd):
             return None
         undo.pop_all()
-    return RunningPool(pid, number, pidfd, board)
+    return RunningPool(pid, number, pidfd, board, held)
 
 
-def _is_master(pid: int, board: int) -> bool:
-    """Return whether a process is the master of a scoreboard; OSError where it has ended."""
+def _proof_of(pid: int, board: int) -> int | None:
+    """Open the proof that a process is the master of a scoreboard; None without one.
+
+    OSError: the process has ended.
+    """
     user, own_pid = effective_user_of(pid), own_pid_of(pid)
     if os.fstat(board).st_uid != user:
-        return False
+        return None
     for number, name in memories_of(pid):
         if name == proof.MEMFD_NAME:
             with contextlib.suppress(FileNotFoundError), _opened(pid, number) as fd:
                 if proof.holds(fd, board, own_pid, user):
-                    return True
-    return False
+                    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    return None
 
 
 @contextlib.contextmanager

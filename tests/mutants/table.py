@@ -757,9 +757,16 @@ MASTER = (
     Mutant(
         "only the process that holds the proof is the master of a scoreboard",
         "prefork/inspect/survey.py",
-        "1 <= board.slots <= MOST_CHILDREN and _is_master(pid, board.fd)",
-        "1 <= board.slots <= MOST_CHILDREN",
+        "        if held is None:\n            return None\n",
+        "        if held is None:\n            held = os.dup(pidfd)\n",
         "tests/unit/test_survey.py -k 'no_master or proves'",
+    ),
+    Mutant(
+        "a worker that locks the scoreboard keeps no command waiting",
+        "prefork/inspect/running_pool.py",
+        "fcntl.flock(self._proof, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(self.board.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "tests/unit/test_survey.py -k takes_no_turn",
     ),
     Mutant(
         "a proof that can be written to proves nothing",

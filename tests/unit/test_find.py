@@ -12,7 +12,7 @@ from prefork.inspect import find
 from prefork.inspect.find import SeveralPoolsError
 from prefork.inspect.running_pool import NoPoolError, RunningPool
 from prefork.inspect.survey import Survey
-from prefork.workers import system
+from prefork.workers import proof, system
 from prefork.workers.scoreboard import Scoreboard
 from tests.support.boards import HERE, memfd, scoreboard
 
@@ -30,7 +30,13 @@ def survey() -> Iterator[Callable[..., Survey]]:
             for pid, name in names.items():
                 board = stack.enter_context(scoreboard(name=name))
                 attached = Scoreboard.attach(os.dup(board.fd))
-                pool = RunningPool(int(pid[1:]), board.fd, system.hold_process(HERE), attached)
+                pool = RunningPool(
+                    int(pid[1:]),
+                    board.fd,
+                    system.hold_process(HERE),
+                    attached,
+                    proof.create(board.fd),
+                )
                 pools.append(stack.enter_context(pool))
             return Survey(pools, list(forbidden), [])
 
@@ -132,8 +138,8 @@ def test_nothing_is_held_after_a_look() -> None:
     with scoreboard(name="one"), scoreboard(name="two"), memfd(b"rubbish"):
         before = len(os.listdir("/proc/self/fd"))
         with find.find_pool("two") as pool:
-            # The process, the memory, and what mmap keeps of it.
-            assert len(os.listdir("/proc/self/fd")) == before + 3
+            # The process, the memory, what mmap keeps of it, and the proof.
+            assert len(os.listdir("/proc/self/fd")) == before + 4
             assert pool.name == "two"
         with pytest.raises(SeveralPoolsError):
             find.find_pool(str(HERE))

@@ -69,6 +69,16 @@ def test_process_with_the_scoreboard_of_another_is_no_master() -> None:
         board.close()
 
 
+def test_lock_on_the_scoreboard_takes_no_turn() -> None:
+    """A worker that locks the scoreboard keeps no command from changing the pool; another command does."""
+    with scoreboard() as board, pools_of(HERE) as (pool,), pools_of(HERE) as (other,):
+        fcntl.flock(board.fd, fcntl.LOCK_EX)
+        assert pool.take_turn()
+        assert not other.take_turn()
+        pool.end_turn()
+        assert other.take_turn()
+
+
 def test_pid_in_the_scoreboard_hides_no_master() -> None:
     """A worker that writes another pid into the scoreboard does not hide the pool."""
     with scoreboard(master=1), pools_of(HERE) as pools:
