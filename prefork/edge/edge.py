@@ -17,7 +17,8 @@ and calls it afterwards. A server without an edge keeps its method, so it pays n
 **Whose request it is.** A server that expects PROXY headers learns its client only in the edge. Then
 ``verify_request()`` runs there, with the client's address. The call that socketserver makes earlier
 gets a method that accepts everybody. For the same reason the edge calls ``handle_error()`` itself when
-a handler raises: the call gets the client's address and the socket that the handler had.
+a handler raises, and ``request_cancelled()`` when a request was asked to end: the call gets the client's
+address and the socket that the handler had. ``max_per_client`` counts the client that the edge has found.
 
 **Refusals.** A refused connection is closed. It costs one count, by its reason, and at most one line
 of the log a second. It never reaches ``handle_error()``.
@@ -38,8 +39,12 @@ import msgspec
 from prefork.edge.client import unpacked
 from prefork.edge.passage import Passage, Refused
 from prefork.workers import log
+from prefork.workers.cancel import cancelled_in
+from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import Rejection
 from prefork.workers.worker.accounting import EDGE
+from prefork.workers.worker.admission import admits
+from prefork.workers.worker.cancelling import end_cancelled
 from prefork.workers.worker.clients import client_facts, outcome_of
 from prefork.workers.worker.side import current_account, current_worker
 
@@ -51,6 +56,9 @@ End = Callable[[Any, bool], None]
 
 INTERVAL: Final = 1.0
 """The least number of seconds between two lines about refusals of one server in one process."""
+
+
+_HOLDS_TOO_MANY: Final = (Rejection.PER_CLIENT, "the client holds max_per_client workers already")
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -166,7 +174,13 @@ def _finish(
     """Do what ``finish_request()`` does, for a client that the edge admits."""
     luggage = getattr(request, "luggage", None)
     if luggage is not None and not luggage.is_new:
-        _handle(server, finish, request, request, _returned(luggage, address))
+        client = _returned(luggage, address)
+        if admits(client):
+            _handle(server, finish, request, request, client)
+        else:
+            refusal = Refused(*_HOLDS_TOO_MANY)
+            passage = Passage(request, client, edge.timeout)
+            _refuse(edge, request, passage, refusal.reason, refusal)
         return
     passage = Passage(request, address, edge.timeout)
     if not _is_admitted(server, edge, passage):
@@ -217,6 +231,8 @@ def _take_through(server: Any, edge: Edge, passage: Passage) -> None:
     before = None if edge.is_datagram else sock.gettimeout()
     for step in edge.steps:
         step(passage)
+    if not passage.is_trusted and not admits(passage.address()):
+        raise Refused(*_HOLDS_TOO_MANY)
     _verify(server, edge, passage)
     if not edge.is_datagram:
         passage.request.settimeout(before)
@@ -263,6 +279,14 @@ def _handle(
         if is_check and isinstance(error, ConnectionError):
             return False
         _fail(server, taken, request, address, error)
+        return False
+    except BaseException as error:
+        cancelled = cancelled_in(error)
+        if cancelled is None or account is None:
+            raise
+        if not end_cancelled(server, request, address, cancelled):
+            raise
+        account.judge(taken, Outcome.cancelled(cancelled.reason))
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -173,3 +174,49 @@ def test_limit_for_threads_is_refused(start: Callable[..., Program]) -> None:
     )
     assert "serves several clients at a time" in program.told("refused")
     assert program.wait() == 0
+
+
+BEHIND_A_PROXY = """
+    from tests.support.app import *
+    import prefork
+
+    class Server(prefork.PreForkingTCPServer):
+        workers = 4
+        proxy_from = "127.0.0.1"
+        max_per_client = 1
+        soft_timeout = 0.3
+
+        def request_cancelled(self, request, client_address, reason):
+            request.sendall(f"{client_address[0]} {reason}".encode())
+
+    serve(TellingRun, Server)
+"""
+
+
+def spoken_for(address: tuple[str, int], client: str) -> socket.socket:
+    """Connect as a proxy that speaks for a client."""
+    sock = connect(address)
+    send_line(sock, f"PROXY TCP4 {client} 127.0.0.1 4711 80\r")
+    return sock
+
+
+def test_client_behind_a_proxy_is_the_one_that_counts(start: Callable[..., Program]) -> None:
+    """Behind a proxy max_per_client counts the client of the PROXY header, and request_cancelled() gets its address."""
+    program = start(BEHIND_A_PROXY)
+    address = program.address()
+    with spoken_for(address, "192.0.2.1") as first:  # type: ignore[arg-type]
+        send_line(first, "[tell('holds'), time.sleep(1000)]")
+        program.told("holds")
+        for client, answer in (("192.0.2.1", ""), ("192.0.2.2", "2")):
+            with spoken_for(address, client) as other:  # type: ignore[arg-type]
+                send_line(other, "1 + 1")
+                with contextlib.suppress(ConnectionError):
+                    assert read_to_the_end(other)[-1:] == answer
+        assert read_to_the_end(first) == "192.0.2.1 soft_timeout"
+    assert rejected(program.pid, Rejection.PER_CLIENT) == 1
+    program.wait_logged(r"refused a client reason=per_client client=192\.0\.2\.1:4711")
+    with spoken_for(address, "192.0.2.1") as again:  # type: ignore[arg-type]
+        send_line(again, "1 + 1")
+        assert read_to_the_end(again).endswith(" 2")
+    with board_of(program.pid) as board:
+        assert sum(one.cancelled for one in board.snapshot().slots) == 1

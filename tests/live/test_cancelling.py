@@ -18,12 +18,14 @@ from prefork.workers.identity import CANCEL_NUMBER
 from prefork.workers.scoreboard import CANCELLED_FIELDS, Scoreboard, SlotField
 from prefork.workers.states import ExitKind
 from tests.support.board import board_of
+from tests.support.certificates import Authority
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.server import environment
-from tests.support.waiting import Stopwatch, wait_until
+from tests.support.waiting import CEILING, Stopwatch, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.support.server import Program
 
@@ -378,3 +380,22 @@ def _ask_without_end(program: Program) -> set[int]:
     finally:
         board.close()
     return asked
+
+
+def test_answer_to_a_cancelled_request_is_encrypted(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """With TLS request_cancelled() gets the encrypted socket, so that the client can read the answer."""
+    authority = Authority(tmp_path)
+    certificate = authority.server("localhost")
+    program = start(
+        ANSWERING
+        + f"    serve(Run, Server, workers=1, soft_timeout={SOFT}, tls_certificate={certificate!r})\n"
+    )
+    with (
+        socket.create_connection(program.address(), timeout=CEILING) as plain,
+        authority.trusting.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"time.sleep(1000)\n")
+        assert client.recv(100).endswith(b"ended: soft_timeout\n")
+    wait_cancelled(1, program.pid, CancelReason.SOFT_TIMEOUT)

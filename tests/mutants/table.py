@@ -1868,8 +1868,8 @@ CANCELLING = (
     Mutant(
         "a client holds max_per_client workers at most",
         "workers/worker/admission.py",
-        "if self._clients.tolist().count(number) > most and self._held(number) > most:",
-        "if self._clients.tolist().count(number) > most + 1 and self._held(number) > most:",
+        "if self._clients.tolist().count(number) <= most or self._held(number) <= most:",
+        "if self._clients.tolist().count(number) <= most + 1 or self._held(number) <= most:",
         "tests/unit/test_admission.py",
     ),
     Mutant(

@@ -29,7 +29,7 @@ from prefork.workers.scoreboard import SLOT_WORDS, Scoreboard, SlotField
 from prefork.workers.slot_writer import REQUEST_NS, SlotWriter
 from prefork.workers.states import Rejection
 from prefork.workers.waits import QueueWaits
-from prefork.workers.worker.accounting import count_rejection
+from prefork.workers.worker.accounting import EDGE, count_rejection, has_edge
 from prefork.workers.worker.clients import client_name
 from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.source import Process, Source, Verify
@@ -55,6 +55,18 @@ def client_number(host: str) -> int:
     return _IPV4 | int(address)
 
 
+def _close(_request: Any, _address: Any) -> None:
+    """Answer nothing; the request is closed afterwards."""
+
+
+def admits(address: Any) -> bool:
+    """Return whether the client of the request in hand may hold this worker; True outside of a worker.
+
+    Called by the edge, which knows who the client is where a proxy speaks for it.
+    """
+    return not _of_this_process or _of_this_process[-1].admits(address)
+
+
 class Admission:
     """What one worker refuses. lines: about refusals.
 
@@ -76,10 +88,15 @@ class Admission:
         self._clients = board.words[board.slot_at(0) + _CLIENT :: SLOT_WORDS]
         self._requests = board.words[board.slot_at(0) + REQUEST_NS :: SLOT_WORDS]
 
+    def begin(self, subject: str) -> None:
+        """Note who this worker is."""
+        self.lines.subject = subject
+        _of_this_process.append(self)
+
     def verify_for(self, source: Source) -> Verify | None:
         """Return what verifies the requests of a source: its own ``verify``, behind what is refused here."""
         verify = source.verify
-        if self._most_workers is not None:
+        if self._most_workers is not None and not has_edge(source.server):
             verify = self._within_limit(verify, self._most_workers)
         if self._most_wait is not None and source.waits is not None:
             verify = self._young_enough(source.server, source.waits, verify, self._most_wait)
@@ -102,31 +119,42 @@ class Admission:
     def _young_enough(
         self, server: Any, waits: QueueWaits, verify: Verify | None, most: int
     ) -> Verify:
+        # Before a handshake of TLS, nothing that is written would be an answer.
+        is_plain = not getattr(vars(server).get(EDGE), "certificates", ())
+        shed = server.shed_request if is_plain else _close
+
         def young_enough(request: Any, address: Any) -> bool:
             waited = waits.last
             if waited is None or waited <= most:
                 return verify is None or verify(request, address)
-            self._refuse(server.shed_request, request, address, Rejection.QUEUE_WAIT)
+            self._refuse(shed, request, address, Rejection.QUEUE_WAIT)
             self._note("request shed", Rejection.QUEUE_WAIT, address, waited=waited / 1e9)
             return False
 
         return young_enough
 
     def _within_limit(self, verify: Verify | None, most: int) -> Verify:
-        writer = self._writer
-
         def within_limit(request: Any, address: Any) -> bool:
-            number = client_number(address[0]) if isinstance(address, tuple) and address else 0
-            if number:
-                writer.words[_CLIENT] = number
-                if self._clients.tolist().count(number) > most and self._held(number) > most:
-                    writer.words[_CLIENT] = 0
-                    count_rejection(writer, Rejection.PER_CLIENT)
-                    self._note("client refused", Rejection.PER_CLIENT, address, workers=most)
-                    return False
-            return verify is None or verify(request, address)
+            if self.admits(address):
+                return verify is None or verify(request, address)
+            count_rejection(self._writer, Rejection.PER_CLIENT)
+            self._note("client refused", Rejection.PER_CLIENT, address, workers=most)
+            return False
 
         return within_limit
+
+    def admits(self, address: Any) -> bool:
+        """Return whether a client may hold this worker, too, and have it do so from now on if it may."""
+        number = client_number(address[0]) if isinstance(address, tuple) and address else 0
+        most = self._most_workers
+        if not number or most is None:
+            return True
+        words = self._writer.words
+        words[_CLIENT] = number
+        if self._clients.tolist().count(number) <= most or self._held(number) <= most:
+            return True
+        words[_CLIENT] = 0
+        return False
 
     def _held(self, number: int) -> int:
         """Return how many workers serve this client. A worker that is idle, or has died, serves none."""
@@ -145,3 +173,7 @@ class Admission:
     def _note(self, what: str, reason: Rejection, address: Any, **facts: Any) -> None:
         client = client_name(address) or "-"
         self.lines.write(reason, what, reason=reason, client=client, **facts)
+
+
+_of_this_process: Final[list[Admission]] = []
+"""What this process is: the last one counts. A worker that serves a pool of its own forks others."""

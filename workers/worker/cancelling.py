@@ -294,6 +294,17 @@ def _is_in_hook(frame: FrameType) -> bool:
     return False
 
 
+def end_cancelled(server: Any, request: Any, address: Any, error: RequestCancelled) -> bool:
+    """End a cancelled request as ``Cancelling.end()`` does; return False outside of a worker's main thread.
+
+    Called by the edge, which knows the socket and the address that the handler had.
+    """
+    if not _of_this_process or threading.current_thread() is not threading.main_thread():
+        return False
+    _of_this_process[-1].end(server, request, address, error)
+    return True
+
+
 def is_shielded() -> bool:
     """Return whether the request in hand of this process is in a block in which nothing is raised."""
     return bool(_of_this_process) and _of_this_process[-1].is_shielded

@@ -97,7 +97,7 @@ class Common:
         self.cancelling.begin(identity)
         self.trimming.begin()
         if self.admission is not None:
-            self.admission.lines.subject = identity
+            self.admission.begin(identity)
 
     def publish(self) -> None:
         """Publish that the worker serves, and what it has in hand; called between two turns of a lane.
