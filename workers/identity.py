@@ -17,6 +17,9 @@ DUMP_AT_ONCE = int(signal.SIGRTMIN) + 1
 CANCEL_NUMBER = int(signal.SIGRTMIN) + 2
 """The signal that has a worker read which request it is asked to end; workers/worker/cancelling.py says how."""
 
+HANG_UP_NUMBER = int(signal.SIGRTMIN) + 4
+"""The signal that has a leaving worker end connections on which nothing is asked (workers/worker/hang_up.py)."""
+
 WAKE = b"\0"
 """The byte in a wake-up pipe that has the other side look around.
 

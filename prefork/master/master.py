@@ -303,6 +303,7 @@ class Master:
         self._step_reload(now)
         self.pool.wakeups.look(now)
         self.pool.dumps.insist(now)
+        self.pool.hang_ups.look(now)
         self._change_life(advance(self._life, now), why=reason_to_advance(self._life))
         self._size.look_at_box(
             now, serving=self._life.phase.keeps_size and not self._reload.under_way

@@ -1478,6 +1478,37 @@ LEFTOVERS = (
     ),
 )
 
+KEEP_ALIVE = (
+    Mutant(
+        "an idle connection of HTTP does not hold a stop",
+        "workers/pool/hang_ups.py",
+        "self._system.send(handle.child, HANG_UP_NUMBER)",
+        "pass",
+        "tests/unit/test_hang_ups.py tests/live/test_keep_alive.py -k idle",
+    ),
+    Mutant(
+        "a line that comes slowly is not cut at a stop",
+        "workers/worker/hang_up.py",
+        "return bool(sent <= received)",
+        "return True",
+        "tests/live/test_keep_alive.py -k request_is",
+    ),
+    Mutant(
+        "a body that comes late is not cut at a stop",
+        "workers/worker/hang_up.py",
+        "caller.f_code is handle_one_request:",
+        "(handle_one_request or True) and 'self' in caller.f_locals:",
+        "tests/live/test_keep_alive.py -k request_is",
+    ),
+    Mutant(
+        "a client that has just connected is not cut at a stop",
+        "workers/worker/hang_up.py",
+        '"raw_requestline" in vars(handler) and ',
+        "",
+        "tests/live/test_keep_alive.py -k request_is",
+    ),
+)
+
 SANDBOX = (
     Mutant(
         "a call that is forbidden for good fails the start",
@@ -1912,6 +1943,7 @@ MUTANTS = (
     *RELOAD,
     *RELOAD_PLACES,
     *LEFTOVERS,
+    *KEEP_ALIVE,
     *SANDBOX,
     *NEWCOMERS,
     *TRUST,

@@ -110,6 +110,7 @@ class Handle(msgspec.Struct):
     asked: how far the worker was asked to end that request.
     asked_for, leave_by: why the master asked the worker to leave, and its deadline for that.
     killed_for: why the master killed the worker.
+    hang_up_at: when the worker is to be told to end idle connections.
     leaving_since: when the master saw that the worker leaves without having been asked.
     unread: the wake-up that the worker has not read yet; None while there is none.
     """
@@ -130,6 +131,7 @@ class Handle(msgspec.Struct):
     asked_for: ExitCause | None = None
     leave_by: float | None = None
     killed_for: ExitCause | None = None
+    hang_up_at: float | None = None
     leaving_since: float | None = None
     dump: Dump = msgspec.field(default_factory=Dump)
     unread: Unread | None = None

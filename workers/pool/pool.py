@@ -17,6 +17,7 @@ from prefork.workers.pool.descriptors import Descriptors
 from prefork.workers.pool.dumps import Dumps
 from prefork.workers.pool.failures import Failures
 from prefork.workers.pool.handle import Handle
+from prefork.workers.pool.hang_ups import HangUps
 from prefork.workers.pool.oom import OomAttribution
 from prefork.workers.pool.table import PoolState, Table
 from prefork.workers.pool.views import Kill, Plan, Retirement, WorkerView
@@ -62,6 +63,7 @@ class Pool:
             self._take_over(previous)
         self.dumps = Dumps(self.table, self.board, system)
         self.cancels = Cancels(self.table, self.board, system)
+        self.hang_ups = HangUps(self.table, system)
         self.wakeups = Wakeups(self.table, self.board, system)
         self.deaths = Deaths(
             self.table,

@@ -44,12 +44,13 @@ from typing import Any, NoReturn
 import setproctitle
 
 from prefork.workers import forks, log, system
-from prefork.workers.identity import CANCEL_NUMBER, DUMP_AT_ONCE
+from prefork.workers.identity import CANCEL_NUMBER, DUMP_AT_ONCE, HANG_UP_NUMBER
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
 from prefork.workers.worker import python_process
 from prefork.workers.worker.accounting import Overlapping
+from prefork.workers.worker.hang_up import hang_up
 from prefork.workers.worker.lanes import Common
 from prefork.workers.worker.loop import Control, Loop
 from prefork.workers.worker.prepared import PreparedWorker
@@ -220,6 +221,7 @@ def _install_handlers(loop: Loop, report: int, canceller: Callable[[int, Any], o
             _USR1: _stack_writer(report),
             _CHLD: _DEFAULT,
             CANCEL_NUMBER: canceller,
+            HANG_UP_NUMBER: hang_up,
         }
     )
     # The two ways to a stack dump: workers/pool/dumps.py.
