@@ -16,10 +16,11 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from tests.chaos.invariants import Promise, total
-from tests.chaos.observe import scrape
+from prefork.workers.scoreboard import PoolField
+from tests.chaos.invariants import Promise
 from tests.chaos.pool import BROKEN, FAILS_THE_SECOND_TIME
 from tests.chaos.service import TIMEOUT
+from tests.support.board import board_of
 from tests.support.processes import fds_of, is_alive, live_children_of
 from tests.support.tracing import FORKS, injected, why_no_strace
 
@@ -345,14 +346,21 @@ class Faults:
         end = time.monotonic() + RELOADED_IN
         while time.monotonic() < end and self._pool.is_alive:
             time.sleep(0.1)
-            if until() if until else self._reloads() >= before + count:
+            now = self._reloads()
+            is_known = before is not None and now is not None
+            if until() if until else is_known and now >= before + count:
                 return
 
-    def _reloads(self) -> float:
+    def _reloads(self) -> int | None:
+        """Return how many reloads have ended, None if that cannot be read; from the scoreboard.
+
+        Another fault may just have killed the metrics process.
+        """
         try:
-            return total(scrape(self._pool), "prefork_reloads_total")
-        except OSError:
-            return 0.0
+            with board_of(self._pool.pid) as board:
+                return board.pool(PoolField.RELOADS) + board.pool(PoolField.RELOADS_FAILED)
+        except (OSError, ValueError, AssertionError):
+            return None
 
     def reload_good(self, _dice: Random) -> None:
         """Reload: this excuses nothing."""
