@@ -102,7 +102,7 @@ def client_address(
     if kind is None:
         return address
     known = kind(address)
-    known.peer, known.identity, known.tls, known.proxy = peer, identity, tls, proxy
+    known.__dict__ = {"peer": peer, "identity": identity, "tls": tls, "proxy": proxy}
     return known
 
 

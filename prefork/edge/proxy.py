@@ -36,9 +36,13 @@ The specification allows 64 KiB. The largest extensions that proxies send are ce
 clients, of some kilobytes.
 """
 
-_HEAD: Final = struct.Struct("!12sBBH")
+_HEAD: Final = 16
+"""Bytes of a header of version 2 before its addresses."""
+
 _LENGTHS: Final = {0x00: 0, 0x11: 12, 0x12: 12, 0x21: 36, 0x22: 36, 0x31: 216, 0x32: 216}
 """The bytes of the addresses, by family and protocol."""
+
+_IPV4: Final = struct.Struct("!8BHH")
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 """The first bytes of an IPv4 address within IPv6."""
@@ -82,9 +86,9 @@ def end_of(data: bytes) -> int | None:
 def _end_of_binary(data: bytes) -> int | None:
     if data[:12] != SIGNATURE[: len(data)]:
         raise ProxyError("no PROXY header")
-    if len(data) < _HEAD.size:
+    if len(data) < _HEAD:
         return None
-    length = _HEAD.size + int.from_bytes(data[14:16], "big")
+    length = _HEAD + int.from_bytes(data[14:16], "big")
     if length > MOST_BYTES:
         raise ProxyError(f"a header of {length} bytes, of at most {MOST_BYTES}")
     return length if len(data) >= length else None
@@ -156,7 +160,7 @@ def _port(text: bytes) -> int:
 
 
 def _parse_binary(header: bytes) -> Header:
-    _, version_and_command, kind, _ = _HEAD.unpack_from(header)
+    version_and_command, kind = header[12], header[13]
     version, command = version_and_command >> 4, version_and_command & 0x0F
     if version != 2 or command > 1:
         raise ProxyError(f"version {version} and command {command} of PROXY, which are unknown")
@@ -166,11 +170,12 @@ def _parse_binary(header: bytes) -> Header:
     length = _LENGTHS.get(kind)
     if length is None:
         raise ProxyError(f"family and protocol {kind:#x}, which are unknown")
-    addresses = header[_HEAD.size : _HEAD.size + length]
+    addresses = header[_HEAD : _HEAD + length]
     if len(addresses) < length:
         raise ProxyError("a header that is shorter than its addresses")
     source, destination = _ADDRESSES[kind >> 4](addresses)
-    tlvs = _tlvs(header[_HEAD.size + length :])
+    rest = header[_HEAD + length :]
+    tlvs = _tlvs(rest) if rest else ()
     return Header(2, False, source, destination, tlvs, kind & 0x0F == _DATAGRAM, len(header))
 
 
@@ -179,10 +184,8 @@ def _no_addresses(_data: bytes) -> tuple[Any, Any]:
 
 
 def _ipv4_addresses(data: bytes) -> tuple[Any, Any]:
-    ports = struct.unpack_from("!HH", data, 8)
-    hosts = (".".join(map(str, data[at : at + 4])) for at in (0, 4))
-    source, destination = zip(hosts, ports, strict=True)
-    return source, destination
+    a, b, c, d, e, f, g, h, port, other_port = _IPV4.unpack(data)
+    return (f"{a}.{b}.{c}.{d}", port), (f"{e}.{f}.{g}.{h}", other_port)
 
 
 def _ipv6_addresses(data: bytes) -> tuple[Any, Any]:

@@ -329,10 +329,17 @@ def end_of_tls(request: Any, went_well: bool) -> None:
     if not isinstance(request, ssl.SSLSocket) or request.fileno() < 0:
         return
     if went_well:
+        _hold_back(request)
         _send_close_notify(request)
     with contextlib.suppress(OSError):
         request.shutdown(socket.SHUT_WR)
     request.close()
+
+
+def _hold_back(secured: ssl.SSLSocket) -> None:
+    """Have the kernel send close_notify and the end of the connection in one packet."""
+    with contextlib.suppress(OSError):  # a Unix socket
+        secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
 
 def _send_close_notify(secured: ssl.SSLSocket) -> None:

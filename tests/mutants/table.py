@@ -1631,8 +1631,8 @@ EDGE = (
     Mutant(
         "an orderly end of TLS sends close_notify",
         "prefork/edge/tls.py",
-        "    if went_well:\n        _send",
-        "    if not went_well:\n        _send",
+        "    if went_well:\n        _hold",
+        "    if not went_well:\n        _hold",
         "tests/unit/test_tls.py -k encrypts",
     ),
     Mutant(
@@ -1708,7 +1708,7 @@ EDGE = (
     Mutant(
         "deny wins over allow",
         "prefork/edge/access.py",
-        "        if any(_matches(rule, client) for rule in self.deny):\n            return False\n",
+        "        if _any_matches(self.deny, client):\n            return False\n",
         "",
         "tests/unit/test_address_rules.py -k networks",
     ),

@@ -54,7 +54,8 @@ PURE = {
 
 PURE_OUTSIDE = {
     *("__future__", "typing", "collections", "enum", "msgspec"),
-    *("binascii", "calendar", "difflib", "errno", "ipaddress", "math", "re", "signal", "struct"),
+    *("binascii", "calendar", "difflib", "errno", "functools", "ipaddress", "math", "re"),
+    *("signal", "struct"),
 }
 """What pure modules may import from outside of prefork: neither clock, file, process nor random number."""
 
