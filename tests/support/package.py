@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import prefork
+import prefork.metrics
+import prefork.workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,22 +21,31 @@ def _parsed() -> dict[str, ast.Module]:
     The files count, and not what the import system lists: that leaves out a folder without an
     ``__init__.py``, whose modules can be imported all the same.
     """
-    return {_name_of(file): ast.parse(file.read_text("utf-8")) for file in sorted(_files())}
+    found = {
+        _name_of(file, home, package): ast.parse(file.read_text("utf-8"))
+        for package, home in _HOMES.items()
+        for file in _files(home)
+    }
+    return dict(sorted(found.items()))
 
 
-def _files() -> Iterator[Path]:
-    for folder, _, names in os.walk(
-        _HOME, followlinks=True
-    ):  # prefork/workers is a link in a checkout
+def _files(home: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(home):
+        folders[:] = [one for one in folders if Path(folder, one) not in _HOMES.values()]
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
-def _name_of(file: Path) -> str:
-    parts = ("prefork", *file.relative_to(_HOME).with_suffix("").parts)
+def _name_of(file: Path, home: Path, package: str) -> str:
+    parts = (package, *file.relative_to(home).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-_HOME: Final = Path(prefork.__path__[0])
+_HOMES: Final = {
+    one.__name__: Path(one.__path__[0]) for one in (prefork, prefork.workers, prefork.metrics)
+}
+"""The folders of the three floors. In a wheel they lie within each other, in a checkout they are linked, and in an
+unpacked source distribution there are no links.
+"""
 
 SOURCES: Final = _parsed()
 """Every module's syntax tree by its import name. Reading them takes half a second, once."""
