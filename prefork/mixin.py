@@ -270,6 +270,11 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         """
         serve(self, poll_interval=poll_interval)
 
+    def handle_request(self) -> None:
+        """Handle one request in this process, with the edge that the attributes ask for now."""
+        prepare(self)
+        super().handle_request()
+
     def shutdown(self) -> None:
         """Stop ``serve_forever()`` gracefully, and wait until it has stopped.
 

@@ -43,6 +43,10 @@ CONFIGURED: Final = "_prefork_edge_settings"
 """The attribute of a server whose settings are not its attributes: the command line has found them."""
 
 
+_TAKEN_OVER: Final = "_prefork_taken_over"
+"""The attribute of a server whose listening socket was one that encrypts."""
+
+
 class EdgeSettings(msgspec.Struct, frozen=True):
     """The settings of the edge of one server, each checked by its form.
 
@@ -93,13 +97,14 @@ def prepare(server: Any, *, serves: bool = True, given: Any = None) -> None:
         _take_handshake_out_of_accept(server)
         _refuse_unprotected(server, settings)
     asks = callable(getattr(server, "authenticate", None))
-    context = getattr(server, "tls_context", None)
-    made_from = settings.values, asks, context, place_of(server)
+    context = _context_of(server, serves=serves)
+    # A bound method would keep the server alive.
+    made_from = settings.values, asks, getattr(context, "__func__", context), place_of(server)
     edge = edge_of(server)
     if edge is not None and edge.made_from == made_from:
         return
     remove(server)
-    made = _make(server, settings, made_from)
+    made = _make(server, settings, context, made_from)
     if made is not None:
         install(server, made)
 
@@ -147,9 +152,9 @@ def _internet_kinds(bound: socket.socket) -> Sequence[Kind]:
     return get_args(Kind)
 
 
-def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
+def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> Edge | None:
     """Return the edge of a server, None where none of its parts is asked for."""
-    _, asks, context, place = made_from
+    _, asks, _, place = made_from
     watched = _watched(settings)
     parts = check(settings, place, context)
     steps: list[Step] = []
@@ -169,7 +174,7 @@ def _make(server: Any, settings: EdgeSettings, made_from: Any) -> Edge | None:
         steps=steps,
         refusals=Refusals(),
         is_datagram=place.is_datagram,
-        verifies=bool(parts.proxies),
+        verifies=bool(parts.proxies) or _TAKEN_OVER in vars(server),
         end=None if parts.tls is None else _tls().end_of_tls,
         certificates=() if parts.tls is None else parts.tls.certificates,
         watched=watched,
@@ -196,12 +201,23 @@ def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
             raise settings.error(needs[0], reason)
 
 
+def _context_of(server: Any, *, serves: bool) -> Any:
+    """Return the ``tls_context`` of a server; None for none.
+
+    A method is called only when the server begins to serve: while the object is made, the method may
+    ask for what __init__() has not set yet.
+    """
+    context = getattr(server, "tls_context", None)
+    return None if callable(context) and not serves else context
+
+
 def _take_handshake_out_of_accept(server: Any) -> None:
     """Have the edge encrypt the connections of a listening socket that is an ``SSLSocket``.
 
     The usual recipe wraps ``server.socket``, as ``http.server.HTTPSServer`` does. The handshake then
     runs within ``accept()``, without a deadline, and a silent client holds the worker. The server gets
-    a plain socket with the same descriptor, and the context that the other one had.
+    a plain socket with the same descriptor, and the context that the other one had. Its
+    ``verify_request()`` runs in the edge, because it may expect what ``accept()`` would have returned.
     """
     ssl = sys.modules.get("ssl")  # without the module there is no such socket
     wrapped = getattr(server, "socket", None)
@@ -212,6 +228,7 @@ def _take_handshake_out_of_accept(server: Any) -> None:
     plain.settimeout(timeout)
     server.socket = plain
     server.tls_context = context
+    vars(server)[_TAKEN_OVER] = True
 
 
 # --- what can be used
@@ -270,6 +287,7 @@ def _from_program(settings: EdgeSettings, context: Any) -> Loaded:
     if not isinstance(made, ssl.SSLContext):
         reason = f"tls_context must be an ssl.SSLContext or return one, not {type(made).__name__}"
         raise settings.error("tls_certificate", reason)
+    _tls().note_server_names(made)
     loaded: Loaded = _tls().Loaded(made)
     return loaded
 

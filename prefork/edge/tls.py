@@ -228,6 +228,24 @@ def _chooser(by_names: dict[str, ssl.SSLContext]) -> Callable[[Any, Any, Any], N
     return choose
 
 
+def note_server_names(context: ssl.SSLContext) -> None:
+    """Have the connections of a program's own context note the name that the client asks for.
+
+    The program's own ``sni_callback`` is called as before.
+    """
+    own: Callable[..., int | None] | None = context.sni_callback
+    if getattr(own, "notes_server_names", False):
+        return
+
+    def note(sock: Any, name: Any, called_for: Any) -> int | None:
+        setattr(sock, _ASKED, name)
+        return None if own is None else own(sock, name, called_for)
+
+    note.notes_server_names = True  # type: ignore[attr-defined]
+    context.sni_callback = note
+    _drop_malformed_names()
+
+
 def _drop_malformed_names() -> None:
     """Keep server names that are no ASCII out of the standard error of every worker.
 

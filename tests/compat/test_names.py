@@ -43,8 +43,18 @@ NEVER_DEFINED = [
     "daemon_threads",
 ]
 
-REPLACED = {"serve_forever", "shutdown", "service_actions", "server_close", "block_on_close"}
-"""What the mix-in is there to replace (block_on_close keeps its meaning and its default)."""
+REPLACED = {
+    "handle_request",
+    "serve_forever",
+    "shutdown",
+    "service_actions",
+    "server_close",
+    "block_on_close",
+}
+"""What the mix-in is there to replace (block_on_close keeps its meaning and its default).
+
+handle_request() has the edge made ready that the attributes ask for, and then is the class's own.
+"""
 
 SERVER_CLASSES = [
     socketserver.TCPServer,

@@ -1608,6 +1608,41 @@ EDGE = (
         "tests/unit/test_authentication.py -k peers",
     ),
     Mutant(
+        "a server name that is no text writes no traceback",
+        "prefork/edge/tls.py",
+        "    sys.unraisablehook = drop\n",
+        "",
+        "tests/unit/test_tls.py -k malformed",
+    ),
+    Mutant(
+        "a refused client of TLS reads the alert",
+        "prefork/edge/tls.py",
+        "            _drop_unread(secured)\n",
+        "",
+        "tests/unit/test_tls.py -k reads_the_alert",
+    ),
+    Mutant(
+        "a certificate is shown for its own names only",
+        "prefork/edge/certificates.py",
+        "if set(certificates[group[0]].names) == set(one.names)]",
+        "if set(certificates[group[0]].names) & set(one.names)]",
+        "tests/unit/test_tls.py tests/unit/test_certificates.py -k 'share'",
+    ),
+    Mutant(
+        "a certificate that is renewed while the program starts is seen",
+        "prefork/edge/watch.py",
+        "self._known = self._last = tuple(known.values())",
+        "self._known = self._last = look(self._files)",
+        "tests/unit/test_tls.py -k renewal",
+    ),
+    Mutant(
+        "the end of TLS by a client is no error of the program",
+        "workers/worker/clients.py",
+        "    if _is_end_of_tls(error, request):\n        return True\n",
+        "",
+        "tests/unit/test_lost_clients.py -k tls",
+    ),
+    Mutant(
         "TLS has no version below 1.2",
         "prefork/edge/tls.py",
         "context.minimum_version = ssl.TLSVersion.TLSv1_2",
@@ -1694,8 +1729,8 @@ EDGE = (
     Mutant(
         "verify_request() sees the client behind a proxy",
         "prefork/edge/setup.py",
-        "verifies=bool(parts.proxies),",
-        "verifies=False,",
+        "verifies=bool(parts.proxies) or",
+        "verifies=",
         "tests/unit/test_proxy_step.py -k sees_the_client",
     ),
     Mutant(

@@ -120,7 +120,7 @@ def test_kinds_of_keys_share_a_context() -> None:
     found = grouped(
         [
             certificate("a.org", "b.org"),
-            certificate("a.org", "c.org"),
+            certificate("a.org", "c.org", kind="rsa"),
             certificate("b.org", "a.org", kind="rsa"),
             certificate("b.org", "d.org", kind="rsa"),
         ]

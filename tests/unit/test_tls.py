@@ -375,18 +375,37 @@ def test_proxy_header_comes_before_tls(authority: Authority, secure: Callable[..
     assert address.tls.version == "TLSv1.3"
 
 
-def test_context_of_the_program(authority: Authority, certificate: str) -> None:
-    """A program can give a context, or a method that makes one."""
+@pytest.mark.parametrize("kind", [Secure, prefork.PreForkingTCPServer])
+def test_context_of_the_program(authority: Authority, certificate: str, kind: Any) -> None:
+    """A program can give a context, or a method that makes one and may use what __init__() has set."""
+    asked_for: list[Any] = []
 
-    class Own(Secure):
-        def tls_context(self) -> ssl.SSLContext:  # type: ignore[override]
+    class Own(kind):  # type: ignore[misc]
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.certificate = certificate
+            self.handled: list[Any] = []
+
+        def tls_context(self) -> ssl.SSLContext:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
+            context.load_cert_chain(self.certificate)
+            context.sni_callback = lambda _sock, name, _context: asked_for.append(name)
             return context
 
     with Own(LOOPBACK, Answer) as server:
-        assert asked(server, authority.trusting)[0] == b"got hello\n"
+        for _ in range(2):
+            assert asked(server, authority.trusting)[0] == b"got hello\n"
         assert server.handled[0].tls.version == "TLSv1.3"
+        assert [one.tls.server_name for one in server.handled] == ["localhost"] * 2
+    assert asked_for == ["localhost"] * 2
+
+
+def test_attribute_that_is_set_late(authority: Authority, certificate: str) -> None:
+    """A certificate that an object gets after it was made holds for handle_request(), too."""
+    with prefork.PreForkingTCPServer(LOOPBACK, Answer) as server:
+        server.tls_certificate = certificate
+        vars(server)["handled"] = []
+        assert asked(server, authority.trusting)[0] == b"got hello\n"
 
 
 def test_handshake_is_taken_out_of_accept(authority: Authority, certificate: str) -> None:
@@ -400,6 +419,9 @@ def test_handshake_is_taken_out_of_accept(authority: Authority, certificate: str
 
         def authenticate(self, request: Any, client_address: Any) -> str | None:
             return None
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            return bool(request.cipher())  # as after accept() of the wrapped socket
 
     with Plain(LOOPBACK, Answer) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
