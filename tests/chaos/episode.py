@@ -256,7 +256,7 @@ class Episode:
         known = book.ended_as_asked | ledger.let_go | self._journal.doomed
         known |= {harm.pid for harm in ledger.harms}
         findings.check(judge_deaths(lines, now, known), Invariant.I4)
-        judged = explain(book.losses, ledger.harms, ledger.excuses, PATIENCE)
+        judged = explain(book.losses, ledger.harms, ledger.excuses, PATIENCE, ledger.drops)
         unread = sum(one.because.endswith(UNREAD) for one in judged)
         if unread > 3 + UNREAD_SHARE * len(ledger.harms):
             text = f"{unread} requests lost before they were read"

@@ -77,6 +77,17 @@ class Loss(NamedTuple):
     detail: str = ""
 
 
+class Drop(NamedTuple):
+    """Datagrams that the kernel has dropped because the queue of the UDP socket was full.
+
+    begin, end: the two looks at the kernel's counter between which it has risen by ``count``.
+    """
+
+    begin: float
+    end: float
+    count: int
+
+
 class Judged(NamedTuple):
     """A loss and the fault that explains it, "" if none does."""
 
@@ -95,13 +106,19 @@ DEAD_IN: Final = 5.0
 
 
 def explain(
-    losses: Sequence[Loss], harms: Sequence[Harm], excuses: Sequence[Excuse], patience: float
+    losses: Sequence[Loss],
+    harms: Sequence[Harm],
+    excuses: Sequence[Excuse],
+    patience: float,
+    drops: Sequence[Drop] = (),
 ) -> list[Judged]:
     """Find the fault that explains each loss.
 
-    patience: seconds that a client waits before its request is late.
+    patience: seconds that a client waits before its request is late. drops: explain a loss for each
+    dropped datagram. While no worker lives, clients that misbehave can fill the queue.
     """
     used: set[Harm] = set()
+    dropped = {drop: drop.count for drop in drops}
     judged: dict[int, str] = {}
     # Those of which the worker is known come first: nothing else can explain them.
     for number in sorted(range(len(losses)), key=lambda n: (losses[n].taker == 0, losses[n].end)):
@@ -113,6 +130,11 @@ def explain(
                 harm = min(fitting, key=lambda harm: harm.end)
                 used.add(harm)
                 judged[number] = harm.what if loss.taker else f"{harm.what}{UNREAD}"
+            elif drop := next(
+                (one for one in dropped if dropped[one] and _was_dropped(loss, one)), None
+            ):
+                dropped[drop] -= 1
+                judged[number] = "dropped by the kernel"
     return [Judged(loss, judged[number]) for number, loss in enumerate(losses)]
 
 
@@ -127,6 +149,11 @@ def _fits(loss: Loss, harm: Harm) -> bool:
         return loss.begin - SLACK <= harm.end and harm.begin <= loss.end
     after = DEAD_IN if loss.taker else NOTICED
     return harm.begin - SLACK <= loss.end <= harm.end + after and loss.begin - after <= harm.end
+
+
+def _was_dropped(loss: Loss, drop: Drop) -> bool:
+    is_silence = loss.outcome is Outcome.SILENCE and loss.listener == "udp" and not loss.taker
+    return is_silence and drop.begin - SLACK <= loss.begin <= drop.end + SLACK
 
 
 def _by_excuse(loss: Loss, excuses: Iterable[Excuse], patience: float) -> str:
@@ -161,6 +188,7 @@ class Ledger:
         self.excuses: list[Excuse] = []
         self.let_go: set[int] = set()
         """Workers that were asked to leave behind the master's back. That excuses no loss."""
+        self.drops: list[Drop] = []
         self.events: list[tuple[float, float, str]] = []
         """Each fault with its begin and end."""
         self.faults: Counter[str] = Counter()

@@ -17,7 +17,7 @@ from tests.chaos.invariants import (
     total,
 )
 from tests.chaos.observe import Repeating, sample, scrape
-from tests.chaos.verdict import Excuse, unexcused
+from tests.chaos.verdict import Drop, Excuse, unexcused
 
 if TYPE_CHECKING:
     from tests.chaos.clients import Book
@@ -40,6 +40,7 @@ class Watch:
         self._children = ChildrenJudge(pool.plan.max_children)
         self._scrapes = ScrapeJudge(time.monotonic())
         self._floor = 0
+        self._drops, self._counted_at = 0, time.monotonic()
         self._threads = [
             Repeating("children", 0.008, self._look_at_children),
             Repeating("metrics", 0.3, self._look_at_metrics),
@@ -80,11 +81,18 @@ class Watch:
             self._findings.check(found, Invariant.I9)
             return
         self._floor = int(total(values, "prefork_workers_min"))
+        self._note_drops(int(total(values, "prefork_socket_receive_drops_total")))
         away_at = self._children.away_at
         self._findings.check(
             self._scrapes.take(time.monotonic(), wall, values, away_at, self._unexcused),
             *(Invariant.I8, Invariant.I9, Invariant.I12, Invariant.I14),
         )
+
+    def _note_drops(self, drops: int) -> None:
+        now = time.monotonic()
+        if drops > self._drops:
+            self._ledger.drops.append(Drop(self._counted_at, now, drops - self._drops))
+        self._drops, self._counted_at = drops, now
 
     def _look_at_clients(self) -> None:
         now, found = time.monotonic(), []

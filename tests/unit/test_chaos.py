@@ -28,6 +28,7 @@ from tests.chaos.invariants import (
 )
 from tests.chaos.schedule import KINDS, Lane, Sink, Temper, plan
 from tests.chaos.verdict import (
+    Drop,
     Excuse,
     Harm,
     Loss,
@@ -104,6 +105,18 @@ def explained(losses: list[Loss], *faults: Harm | Excuse) -> list[str]:
     harms = [one for one in faults if isinstance(one, Harm)]
     excuses = [one for one in faults if isinstance(one, Excuse)]
     return [one.because for one in explain(losses, harms, excuses, patience=5)]
+
+
+def test_dropped_datagram_explains_one_loss_of_its_time() -> None:
+    """What the kernel has dropped of a full UDP queue explains as many datagrams that nobody had, sent at that time."""
+    lost = Loss("udp", "quick", Outcome.SILENCE, 0, 10.0, 22.0)
+    drop = Drop(9.8, 10.2, 1)
+    found = [
+        [one.because for one in explain(losses, [], [], 12, [drop])]
+        for losses in ([lost], [lost, lost], [lost._replace(begin=11.0)], [lost._replace(taker=7)])
+    ]
+    assert found == [["dropped by the kernel"], ["dropped by the kernel", ""], [""], [""]]
+    assert explain([lost._replace(listener="unixgram")], [], [], 12, [drop])[0].because == ""
 
 
 def test_loss_is_explained_by_the_harm_to_its_own_worker_only() -> None:
