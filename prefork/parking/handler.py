@@ -11,6 +11,7 @@ from socketserver import BaseRequestHandler
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.edge.client import packed
+from prefork.parking.http import word_about_connection
 from prefork.workers.parking import Luggage
 from prefork.workers.worker.parking import (
     ATTRIBUTE,
@@ -134,9 +135,21 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         self.close_connection = True  # until the request says otherwise
         one_of_http()
 
+    def end_headers(self) -> None:
+        """End the head of an answer (handlers of ``http.server``), and say in it whether the connection goes on."""
+        parking = getattr(self.server, ATTRIBUTE, _HERE)
+        word = word_about_connection(self, is_closing=parking.is_closing())
+        if word is not None:
+            self.send_header("Connection", word)
+        super().end_headers()
+
 
 class _WithoutLot:
     """What stands for the lot in a process that has none: the connection stays where it is."""
+
+    def is_closing(self) -> bool:
+        """Return False: nothing is parked here, and nothing ends."""
+        return False
 
     def for_this_thread(self) -> _WithoutLot:
         """Return this object: each thread waits for its own connection."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.workers.scoreboard import PoolField
+from prefork.workers.states import Phase
 from tests.support import board
 from tests.support.clients import connect, hangs_up
 from tests.support.processes import fds_of, is_alive, live_children_of, status_of
@@ -34,7 +35,7 @@ COUNTING = """
 
         def handle(self):
             line = self.rfile.readline()
-            if not line or line == b"bye\\n":
+            if not line or line.strip() == b"bye":
                 self.close_connection = True
                 return
             if line.startswith(b"sleep"):
@@ -530,3 +531,44 @@ def test_without_a_server_that_parks_there_is_no_lot(
     program.address()
     assert board_of(program).pool(PoolField.LOT_PID) == 0
     assert len(live_children_of(program.pid)) == 2
+
+
+def test_answers_say_whether_the_connection_goes_on(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
+) -> None:
+    """A client of HTTP/1.0 that wants to keep its connection is told that it may; in drain_delay all are told to leave."""
+    program = start(HTTP.replace("workers=2", "workers=2, drain_delay=20"))
+    host, port = program.address()
+    scores = board_of(program)
+    with connect((host, port)) as old, connect((host, port)) as new:
+        for _ in range(2):
+            old.sendall(b"GET /old HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            assert "connection: keep-alive" in head_of(old)
+            new.sendall(b"GET /new HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert "connection:" not in head_of(new)
+        program.signal(signal.SIGTERM)
+        wait_until(lambda: scores.snapshot().phase is Phase.NOT_READY, "a pool that drains")
+        for client, version in ((old, "1.0"), (new, "1.1")):
+            client.sendall(
+                b"GET / HTTP/%s\r\nHost: x\r\nConnection: keep-alive\r\n\r\n" % version.encode()
+            )
+            assert "connection: close" in head_of(client)
+            assert is_over(client)
+    program.signal(signal.SIGQUIT)
+    program.wait()
+
+
+def head_of(client: socket.socket) -> str:
+    """Read an answer with a body; return its head, in lower case."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += client.recv(4096)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    (length,) = (
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    )
+    while len(body) < length:
+        body += client.recv(4096)
+    return head.decode().lower()

@@ -1301,6 +1301,23 @@ LINGERING = (
     ),
 )
 
+KEPT_HTTP = (
+    Mutant(
+        "clients of HTTP are told to leave before a stop",
+        "prefork/parking/http.py",
+        '    if is_closing:\n        return "close"\n',
+        "",
+        "tests/live/test_parking.py -k answers_say",
+    ),
+    Mutant(
+        "clients of HTTP/1.0 are told that they may keep their connections",
+        "prefork/parking/http.py",
+        'return "keep-alive" if handler.request_version == "HTTP/1.0" else None',
+        "return None",
+        "tests/live/test_parking.py -k answers_say",
+    ),
+)
+
 PARKING = (
     Mutant(
         "no more connections are parked than max_parked",
@@ -1987,6 +2004,7 @@ MUTANTS = (
     *LOG,
     *PYTHON_PROCESS,
     *LINGERING,
+    *KEPT_HTTP,
     *PARKING,
     *EDGE,
     *PROCESS_LIMITS,

@@ -272,7 +272,7 @@ class Parking:
         """
         if not can_be_parked(request) or request.fileno() < 0:
             return
-        if self._is_closing():
+        if self.is_closing():
             return
         if request.gettimeout() is not None:
             request.settimeout(None)  # the flag O_NONBLOCK would go along
@@ -313,7 +313,7 @@ class Parking:
         """Take a new connection whose client has spoken. Those whose clients have not are parked."""
         while True:
             request, address = take()
-            if self._is_closing() or has_spoken(request.fileno()):
+            if self.is_closing() or has_spoken(request.fileno()):
                 return request, address
             self.park(request, Luggage(address, answered_ns=monotonic_ns(), is_new=True))
             request.close()
@@ -324,14 +324,14 @@ class Parking:
         """Have the handlers of a child never linger, and leave the worker's epoll alone."""
         self._thread = 0
 
-    def _is_closing(self) -> bool:
+    def is_closing(self) -> bool:
         """Return whether the pool stops, so that an idle connection is closed and not parked."""
         return self.is_draining or self._phase[0] != _SERVING
 
     def _close_or_park(self, reader: Reader) -> Next:
         """Return what becomes of a connection with which the worker is not to go on."""
         request = reader.request
-        if self._is_closing():
+        if self.is_closing():
             return NOW if _has_some(reader) or has_spoken(request.fileno()) else NEVER
         # To give up a connection that cannot be parked would lose the request.
         return LATER if can_be_parked(request) or not _has_some(reader) else NOW
