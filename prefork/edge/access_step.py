@@ -26,13 +26,18 @@ def credentials_of(request: Any) -> Credentials | None:
     return None if pid == 0 and uid == 2**32 - 1 else Credentials(pid, uid, gid)
 
 
+def _credentials_of_client(passage: Passage) -> Credentials | None:
+    """Return the credentials of the client. Those of the connection are the proxy's, where there is one."""
+    return credentials_of(passage.request) if passage.client is passage.peer else None
+
+
 def access_step(rules: Rules) -> Callable[[Passage], None]:
     """Return the step that refuses clients which the rules exclude."""
 
     def check(passage: Passage) -> None:
         if passage.is_trusted:
             return  # the proxy itself, as in a health check
-        if not rules.permits(passage.client, lambda: credentials_of(passage.request)):
+        if not rules.permits(passage.client, lambda: _credentials_of_client(passage)):
             raise Refused(Rejection.ADDRESS, "allow and deny exclude this client")
 
     return check

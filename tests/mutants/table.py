@@ -1597,6 +1597,13 @@ NEWCOMERS = (
 
 EDGE = (
     Mutant(
+        "a client behind a proxy has not the account of the proxy",
+        "prefork/edge/access_step.py",
+        "if passage.client is passage.peer else None",
+        "if passage.peer is not None else None",
+        "tests/unit/test_edge_attempts.py -k account_of_the_proxy",
+    ),
+    Mutant(
         "a listener has the edge of its own table",
         "prefork/cli/commands/loading.py",
         "[file, table.layer, *stronger]",

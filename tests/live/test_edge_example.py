@@ -1,0 +1,84 @@
+"""The example of an encrypted server for known clients, alone and behind a real HAProxy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.certificates import Authority
+from tests.support.engines import free_port, needs, running
+from tests.support.server import environment
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.server import Program
+
+EDGE = Path(__file__).parents[2] / "examples" / "edge"
+
+pytestmark = pytest.mark.once
+
+
+def ask(authority: Authority, port: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run the client of the example."""
+    command = [sys.executable, str(EDGE / "client.py"), "--ca", authority.file, *more]
+    return subprocess.run(
+        [*command, "localhost", str(port), "hello", "there"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def serving(start: Callable[..., Program], authority: Authority, *more: str) -> tuple[Program, int]:
+    """Run the server of the example."""
+    port = free_port()
+    arguments: list[Any] = ["--certificate", authority.server("localhost")]
+    arguments += ["--client-ca", authority.file, "--host", "127.0.0.1", "--port", str(port), *more]
+    program = start(EDGE / "server.py", arguments=arguments, environ={"PYTHONWARNINGS": "error"})
+    return program, port
+
+
+def test_known_clients(start: Callable[..., Program], tmp_path: Path) -> None:
+    """A client with a certificate is greeted by its name, and one without is not."""
+    authority = Authority(tmp_path)
+    _, port = serving(start, authority)
+    alice = authority.client("alice")
+    done = wait_until(
+        lambda: found if (found := ask(authority, port, "--certificate", alice)).stdout else None,
+        lambda: "the server answers",
+    )
+    assert re.fullmatch(
+        r"CN=alice,.*O=Ex\\, Inc\. at 127\.0\.0\.1:\d+ said hello there\n", done.stdout
+    )
+    assert "does not want to talk" in ask(authority, port).stderr
+
+
+def test_behind_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
+    """With the configuration of the example, the server knows the client behind the proxy."""
+    haproxy = needs("haproxy")
+    authority = Authority(tmp_path)
+    program, port = serving(start, authority, "--proxy-from", "127.0.0.1")
+    front = free_port()
+    text = (EDGE / "haproxy.cfg").read_text()
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(text.replace(":9444", f":{port}").replace(":9443", f"127.0.0.1:{front}"))
+    alice = authority.client("alice")
+    with running([haproxy, "-db", "-f", str(config)], tmp_path, front):
+        done = wait_until(
+            lambda: (
+                found if (found := ask(authority, front, "--certificate", alice)).stdout else None
+            ),
+            lambda: "the server answers",
+        )
+        assert done.stdout.startswith("CN=alice,")
+        assert "does not want to talk" in ask(authority, front).stderr
+    assert program.popen.poll() is None
