@@ -231,7 +231,7 @@ def _slot(one: SlotSnapshot, now_ns: int) -> dict[str, Any]:
         "aborted": aborted,
         "busy": _count(one[SlotField.BUSY_NS]) / 1e9,
         "spawns": _count(one[SlotField.SPAWNS]),
-        "last_exit": one.last_exit and one.last_exit.value,
+        "last_exit": None if one.last_cause is None else str(one.last_cause),
     }
 
 

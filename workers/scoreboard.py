@@ -44,6 +44,7 @@ import msgspec
 from prefork.workers.cancel import CancelReason
 from prefork.workers.ledger import Growth, Ledger
 from prefork.workers.states import (
+    ExitCause,
     ExitKind,
     Order,
     Phase,
@@ -198,7 +199,7 @@ class SlotField(IntEnum):
     """Requests that ended with the worker for any other reason."""
     SLOW = 8
     LAST_EXIT = 9
-    """1 + the index of the ExitKind of the slot's last worker that has ended; 0 for none."""
+    """How the slot's last worker ended, as ``_exit_word()`` writes it; 0 where none has ended."""
     LAST_EXIT_NS = 10
     CPU_USER_NS = 11
     """CPU time of the slot's workers that have ended. The kernel counts that of the live one."""
@@ -290,6 +291,11 @@ time, and a queue of some thousand clients that have waited for an hour.
 """
 
 
+def _exit_word(index: int, status: int | None) -> int:
+    """Return the word for an end: 1 + the index of its kind, and above the lowest byte 1 + its status if known."""
+    return index + 1 + (0 if status is None else ((status & 0xFF) + 1) << 8)
+
+
 class SlotSnapshot(msgspec.Struct, frozen=True):
     """One slot as it was read. A worker wrote most of the words, so they are for showing only."""
 
@@ -332,7 +338,15 @@ class SlotSnapshot(msgspec.Struct, frozen=True):
     @property
     def last_exit(self) -> ExitKind | None:
         """Why the slot's last worker ended; None where none has."""
-        return kind_at(self[SlotField.LAST_EXIT] - 1)
+        return kind_at((self[SlotField.LAST_EXIT] & 0xFF) - 1)
+
+    @property
+    def last_cause(self) -> ExitCause | None:
+        """The same with the exit status or the signal, as far as the word makes sense."""
+        kind, status = self.last_exit, (self[SlotField.LAST_EXIT] >> 8) - 1
+        if kind is None:
+            return None
+        return ExitCause(kind, status if 0 <= status <= 0xFF else None)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -540,8 +554,12 @@ class Scoreboard:
         self.count_pool(PoolField.BOOT_NS, boot_ns)
         self.count_pool(PoolField.BOOTS + bisect_left(BOUNDS_NS, boot_ns))
 
-    def vacate_slot(self, slot: int, kind: ExitKind, now_ns: int) -> None:
+    def vacate_slot(
+        self, slot: int, kind: ExitKind, now_ns: int, status: int | None = None
+    ) -> None:
         """Publish that a slot has no worker any more, and why; its counters stay (master).
+
+        status: as ``ExitCause`` has it.
 
         The worker may have died with requests in hand. They count as timeouts or as aborted, and
         their time counts as busy, as far as the worker's life can have lasted.
@@ -555,7 +573,7 @@ class Scoreboard:
             self._add(base + lost, in_hand)
         self.words[base + SlotField.REQUEST_NS] = 0
         self.words[base + SlotField.IN_PROGRESS] = 0
-        self.words[base + SlotField.LAST_EXIT] = index + 1
+        self.words[base + SlotField.LAST_EXIT] = _exit_word(index, status)
         self.words[base + SlotField.LAST_EXIT_NS] = now_ns
         self.words[base + SlotField.PID] = 0
         self.ledger.settle(slot, self.words[base : base + SLOT_WORDS], now_ns)

@@ -167,7 +167,8 @@ def test_one_word_for_a_cause(start: Callable[..., Program]) -> None:
         assert "cpu=" in lines[0]
         assert "peak_memory=" in lines[0]
         with board_of(program.pid) as board:
-            assert board.snapshot().slots[0].last_exit == kind
+            slot = board.snapshot().slots[0]
+        assert (slot.last_exit, str(slot.last_cause)) == (kind, cause)
 
 
 THREADED = """

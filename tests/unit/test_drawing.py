@@ -16,7 +16,7 @@ from prefork.inspect.view import view
 from prefork.master.saturation import publish_saturation
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import Outcome
-from prefork.workers.states import ExitKind, Phase, SaturationCause, StartReason
+from prefork.workers.states import ExitCause, ExitKind, Phase, SaturationCause, StartReason
 from prefork.workers.states import Order as Asked
 from tests.support.boards import SECOND, look_at, occupy, scoreboard, slot_row, take_request
 
@@ -211,7 +211,8 @@ def test_last_exits_have_room() -> None:
             occupy(board, 0, 2**22, at=NOW)
             spawns = board.words[board.slot_at(0) + SlotField.SPAWNS]
             assert any(
-                line.rstrip().endswith(f"{spawns} {kind.value}") for line in lines_of(board, 80, 24)
+                line.rstrip().endswith(f"{spawns} {ExitCause(kind)}")
+                for line in lines_of(board, 80, 24)
             )
 
 

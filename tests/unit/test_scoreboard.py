@@ -389,12 +389,34 @@ def test_exits_are_counted_by_kind(board: Scoreboard, kind: ExitKind) -> None:
     assert [*seen.exits] == [*ExitKind]
 
 
+@pytest.mark.parametrize(
+    ("kind", "status", "word"),
+    [
+        (ExitKind.EXITED, 0, "exited(0)"),
+        (ExitKind.EXITED, 255, "exited(255)"),
+        (ExitKind.EXITED, None, "exited(unknown)"),
+        (ExitKind.KILLED, 11, "killed(SIGSEGV)"),
+        (ExitKind.KILLED, 255, "killed(signal 255)"),
+        (ExitKind.RETIRED, 0, "retired"),
+    ],
+)
+def test_slot_keeps_the_status_of_its_last_worker(
+    board: Scoreboard, kind: ExitKind, status: int | None, word: str
+) -> None:
+    """A slot says with which status or by which signal its last worker ended, as the log does."""
+    board.vacate_slot(0, kind, 40, status)
+    slot = board.snapshot().slots[0]
+    assert str(slot.last_cause) == word
+    assert slot.last_exit is kind
+
+
 @pytest.mark.parametrize("word", [-(2**63), -1, 0, len(ExitKind) + 1, 2**63 - 1])
 def test_unknown_last_exit_is_none(board: Scoreboard, word: int) -> None:
     """A number that is no kind of exit is shown as none."""
     board.words[board.slot_at(0) + SlotField.LAST_EXIT] = word
 
     assert board.snapshot().slots[0].last_exit is None
+    assert board.snapshot().slots[0].last_cause is None
 
 
 @pytest.mark.parametrize("reason", StartReason)

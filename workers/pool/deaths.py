@@ -105,7 +105,7 @@ class Deaths:
         report = "" if handle.is_ready else reports.shown(death.last_words)
         has_served = handle.has_served(self._board)
         facts = self._last_facts(death, now)
-        self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns())
+        self._board.vacate_slot(handle.slot, cause.kind, time.monotonic_ns(), cause.status)
         level = _level_of(cause, handle)
         repeats = bool(report) and self._failures.was_reported(report, now)
         if repeats and self._failures.is_row:
