@@ -245,6 +245,7 @@ def _queues(reading: Reading) -> Found:
         ),
         "prefork_accept_errors_total": _one(sum(words[SlotField.ACCEPT_FAILURES])),
         "prefork_datagrams_truncated_total": _one(sum(words[SlotField.TRUNCATED])),
+        "prefork_memory_returned_bytes_total": _one(sum(words[SlotField.RETURNED_BYTES])),
     }
 
 

@@ -137,6 +137,11 @@ _ABOUT_THE_POOL = (
         "prefork_worker_start_duration_seconds",
         "Time from the fork of a worker until it was ready.",
     ),
+    _counter(
+        "prefork_memory_returned_bytes_total",
+        "Memory that workers have returned to the system while they had nothing to do.",
+        unit="bytes",
+    ),
     _counter("prefork_spawn_failures_total", "Forks that the kernel refused."),
     _counter("prefork_hook_failures_total", "Hooks that raised in the master."),
     _gauge(

@@ -247,6 +247,12 @@ class SlotField(IntEnum):
     CANCEL_HEARD = 88
     """The last word CANCEL for which the worker has raised all that it asks for."""
 
+    HEAP_KEPT = 89
+    """Free bytes that malloc() keeps, as of the worker's last rest (workers/worker/trimming.py)."""
+    MODULES = 90
+    """Modules that the worker has imported since its fork, as of its last rest."""
+    RETURNED_BYTES = 91
+    """Bytes that resting workers have returned to the system."""
     REJECTIONS = 96
     """Requests that were rejected, one word for each Rejection. VERIFY has what is left of REJECTED."""
 
@@ -270,6 +276,7 @@ class HandshakeKind(IntEnum):
 
 _COUNT = Growth(per_second=10**7, burst=MOST_IN_PROGRESS)
 _TIME = Growth(per_second=10**9 * 10_000, burst=2**50)
+_MEMORY = Growth(per_second=2**36, burst=2**50)
 _WAIT = Growth(per_second=10**15, burst=2**56)
 
 GROWTH: dict[int, Growth] = {
@@ -284,6 +291,7 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(CANCELLED_FIELDS, _COUNT),
     **dict.fromkeys((SlotField.CPU_USER_NS, SlotField.CPU_SYSTEM_NS, SlotField.BUSY_NS), _TIME),
     SlotField.TLS_HANDSHAKE_NS: _TIME,
+    SlotField.RETURNED_BYTES: _MEMORY,
     SlotField.QUEUE_WAIT_NS: _WAIT,
 }
 """How fast the counters of a slot can grow: ten million events a second, ten thousand threads at a

@@ -740,11 +740,40 @@ class Timer:
             _libc.timer_settime(self._id, 0, ctypes.byref(times), None)
 
 
+class _Heap(ctypes.Structure):
+    # struct mallinfo2 of the GNU C library, since 2.33.
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+_malloc_trim = getattr(_libc, "malloc_trim", None)
+_mallinfo2 = getattr(_libc, "mallinfo2", None)
+if _mallinfo2 is not None:
+    _mallinfo2.restype = _Heap
+
+
+def can_trim_heap() -> bool:
+    """Return whether the C library can return free memory to the system on demand."""
+    return _malloc_trim is not None
+
+
 def trim_heap() -> None:
-    """Give free memory of the heap back to the kernel; nothing where the C library cannot."""
-    trim = getattr(_libc, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Return the free memory of the heap to the system; nothing happens where the C library cannot."""
+    if _malloc_trim is not None:
+        _malloc_trim(ctypes.c_size_t(0))
+
+
+def heap_kept() -> int:
+    """Return the bytes that malloc() has of the system and that are free; 0 if the C library does not say.
+
+    Pages of them that ``trim_heap()`` has returned count, too, until they are used again.
+    """
+    return 0 if _mallinfo2 is None else int(_mallinfo2().fordblks)
 
 
 def receive_urgent(fd: int) -> bytes | None:

@@ -7,7 +7,9 @@ is from before the fork: its private bytes are *copied*. In a range that has gro
 growth counts as allocated. A range that the master does not have is from after the fork: *allocated*, or a file
 that was mapped, which mostly is a module that was imported late.
 
-What malloc() holds and nobody uses is a part of what is allocated. Only the process itself could distinguish it.
+What malloc() keeps although it is free is a part of these bytes, mostly of what is allocated. Only the process itself
+can distinguish it, so workers publish this number, and how many modules they have imported since the fork, when they
+have nothing to do (workers/worker/trimming.py). Both are as old as the worker's last rest.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Mapping(msgspec.Struct, frozen=True):
 class Use(msgspec.Struct, frozen=True):
     """The memory of one worker, in bytes. late: the files that were mapped after the fork.
 
-    copied, allocated, mapped: what the private bytes are.
+    copied, allocated, mapped: what the private bytes are. kept: those of them that malloc() keeps although they
+    are free. modules: how many modules the worker has imported since the fork.
     """
 
     slot: int
@@ -48,6 +51,13 @@ class Use(msgspec.Struct, frozen=True):
     allocated: int
     mapped: int
     late: tuple[str, ...]
+    kept: int = 0
+    modules: int = 0
+
+    def as_said(self, kept: int, modules: int) -> Use:
+        """Return this with what the worker says of itself (pure). Its words may be untrue, and are bounded."""
+        bounded = {"kept": min(max(0, kept), self.private), "modules": min(max(0, modules), 10**6)}
+        return msgspec.structs.replace(self, **bounded)
 
     @property
     def private(self) -> int:

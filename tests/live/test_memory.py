@@ -44,6 +44,10 @@ def test_idle_worker_gives_memory_back(start: Callable[..., Program]) -> None:
     )
 
 
+_SPRINKLED = "[self.server.__dict__.update(few=[bytes(1000) for _ in range(6000)][::100])]"
+"""Takes 6 MB, too little to be returned, and frees nearly all."""
+
+
 _PRIVATE = (
     "sum(int(line.split()[1]) * 1024 for line in open('/proc/self/smaps_rollup') "
     "if line.startswith('Private_'))"
@@ -69,6 +73,11 @@ def test_memory_of_each_worker_is_explained(start: Callable[..., Program]) -> No
     )
     after = workers()
     assert after[busy]["allocated"] > before[busy]["allocated"] + 25_000_000
+    late = int(ask(address, f"[__import__('colorsys'), {_SPRINKLED}][0].ONE_SIXTH").split()[0])
+    wait_until(
+        lambda: (said := workers()[late])["modules"] >= 1 and said["kept"] > 1_000_000,
+        "the worker says what it has imported and what malloc() keeps",
+    )
     assert all(one["shared"] > 1_000_000 for one in after.values())
     text = subprocess.run(
         [*command[:4], str(program.pid)],

@@ -1985,6 +1985,30 @@ CANCELLING = (
     ),
 )
 
+REST = (
+    Mutant(
+        "looks at the heap take a small share of a worker's time",
+        "workers/worker/trimming.py",
+        "        self._next_look = ended + (ended - began) / SHARE",
+        "        self._next_look = ended",
+        "tests/unit/test_trimming.py",
+    ),
+    Mutant(
+        "what was returned is no memory that malloc keeps",
+        "workers/worker/trimming.py",
+        "words[SlotField.HEAP_KEPT] = kept - self._returned",
+        "words[SlotField.HEAP_KEPT] = kept",
+        "tests/unit/test_trimming.py",
+    ),
+    Mutant(
+        "prefork memory bounds what a worker says of itself",
+        "prefork/inspect/memory.py",
+        '"kept": min(max(0, kept), self.private)',
+        '"kept": kept',
+        "tests/unit/test_memory.py",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -2017,4 +2041,5 @@ MUTANTS = (
     *PROCESS_LIMITS,
     *BOX,
     *CANCELLING,
+    *REST,
 )

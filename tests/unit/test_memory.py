@@ -83,6 +83,14 @@ def test_one_more_worker_costs_what_the_others_do() -> None:
     assert cost_of_one_more([]) == 0
 
 
+def test_words_of_a_worker_are_bounded() -> None:
+    """What a worker says of itself may be untrue, and is never more than its private bytes, nor less than nothing."""
+    use = Use(0, 1, 0, 10, 20, 0, ())
+    assert (use.as_said(7, 3).kept, use.as_said(7, 3).modules) == (7, 3)
+    assert use.as_said(2**62, 2**62).kept == 30
+    assert (use.as_said(-5, -5).kept, use.as_said(-5, -5).modules) == (0, 0)
+
+
 def test_only_a_child_is_believed() -> None:
     """A pid that is no child of the master, or no process, is none of its workers."""
     assert is_child(os.getpid(), os.getppid())

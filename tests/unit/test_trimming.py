@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.scoreboard import Scoreboard
+from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
-from prefork.workers.worker.trimming import GROWN, Trimming, resident
+from prefork.workers.worker.trimming import GROWN, SHARE, Trimming, resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +24,16 @@ class Bench:
         self.writer = SlotWriter(self.board, 0)
         self.size = 100 << 20
         self.looks = self.trims = 0
-        self.trimming = Trimming(self.writer, self._look, self._trim)
+        self.kept = 0
+        self.now = self.takes = 0.0
+        self.trimming = Trimming(
+            self.writer, self._look, self._trim, lambda: self.kept, self._clock
+        )
         self.trimming.begin()
+
+    def _clock(self) -> float:
+        self.now += self.takes
+        return self.now
 
     def _look(self) -> int:
         self.looks += 1
@@ -38,6 +48,10 @@ class Bench:
         self.size += growth
         self.writer.account(Outcome.OK, 1)
         self.trimming.look()
+
+    def word(self, field: SlotField) -> int:
+        """Return a word of the slot."""
+        return self.writer.words[field]
 
     def close(self) -> None:
         """Take everything down."""
@@ -84,6 +98,38 @@ def test_heap_is_left_alone_during_a_request(bench: Bench, word: int) -> None:
     looks = bench.looks
     bench.trimming.look()
     assert (bench.looks, bench.trims) == (looks, 0)
+
+
+def test_looks_take_a_small_share_of_the_time(bench: Bench) -> None:
+    """However long a trim takes, looks take SHARE of a worker's time at most, and a look that is due comes later."""
+    bench.takes = 0.05
+    bench.serve(GROWN)
+    bench.takes = 0.0
+    bench.now += 0.05 / SHARE - 0.1
+    bench.serve(GROWN)
+    assert bench.trims == 1
+    bench.now += 0.2
+    bench.trimming.look()
+    assert bench.trims == 2
+
+
+def test_what_a_worker_says_of_its_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker publishes what it has returned, what malloc() keeps besides that, and how many modules are new."""
+    monkeypatch.setitem(sys.modules, "a_module_of_a_handler", ModuleType("a_module_of_a_handler"))
+    bench.kept = 3 << 20
+    bench.serve()
+    assert (bench.word(SlotField.HEAP_KEPT), bench.word(SlotField.MODULES)) == (3 << 20, 1)
+    bench.kept = 30 << 20
+    bench.serve(21 << 20)
+    assert (bench.trims, bench.word(SlotField.HEAP_KEPT)) == (1, 0)
+    assert bench.word(SlotField.RETURNED_BYTES) == 20 << 20
+    bench.kept = 10 << 20
+    bench.serve()
+    bench.kept = 14 << 20
+    bench.serve()
+    assert bench.word(SlotField.HEAP_KEPT) == 4 << 20
+    bench.trimming.begin()
+    assert bench.word(SlotField.HEAP_KEPT) == bench.word(SlotField.MODULES) == 0
 
 
 def test_size_of_this_process_is_known() -> None:

@@ -24,11 +24,13 @@ from time import monotonic_ns
 
 import msgspec
 
+from prefork.workers import system
 from prefork.workers.slot_writer import ORDER
 from prefork.workers.states import ExitKind, Order
 from prefork.workers.worker.accounting import AT_ONCE_NS
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.lanes import Common, Lane
+from prefork.workers.worker.trimming import REST
 
 WAIT_BOUND = 5.0
 """Seconds for which an idle worker sleeps before it looks for clients by itself.
@@ -127,7 +129,8 @@ class Loop:
         # the wait did not sleep (AT_ONCE_NS) several times in a row, requests are queued, and the next
         # turn is a burst, in which the lane takes one request after the other without a wait.
         poll, writer, lanes = self._epoll.poll, self._writer, self._lanes
-        bound = self._longest_wait()
+        bound = longest = self._longest_wait()
+        soon = self._wait_after_request()
         chores = [*self.chores, *self._checks]
         turns, at_once, ended = 0, 0, monotonic_ns()
         while not (self._reason or self._order or (writer.words[ORDER] and self.is_ordered())):
@@ -135,7 +138,9 @@ class Loop:
             lane = lanes.get(events[0][0]) if events else None
             if lane is None:
                 self._look_at(events)
+                bound = longest
             else:
+                bound = soon
                 now = until = monotonic_ns()
                 at_once = at_once + 1 if now - ended < AT_ONCE_NS else 0
                 if at_once == LOADED_AFTER:
@@ -150,6 +155,11 @@ class Loop:
 
     def _longest_wait(self) -> float:
         return CHORES_BOUND if self.chores else WAIT_BOUND
+
+    def _wait_after_request(self) -> float:
+        """Return for how long a worker sleeps before it looks at its heap, which it does once after requests."""
+        longest = self._longest_wait()
+        return min(REST, longest) if system.can_trim_heap() else longest
 
     def settle_steps(self) -> None:
         """Find again which steps the servers leave as they are, and choose the lanes again."""

@@ -18,7 +18,7 @@ from prefork.inspect.running_pool import RunningPool
 from prefork.workers.scoreboard import SlotField
 from prefork.workers.text import escaped
 
-HEADINGS = ("slot", "pid", "shared", "private", "copied", "allocated", "mapped")
+HEADINGS = ("slot", "pid", "shared", "private", "copied", "allocated", "mapped", "kept", "modules")
 MOST_FILES = 8
 
 
@@ -28,9 +28,11 @@ MOST_FILES = 8
 def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
     """Print how much of each worker's memory is shared, and why the rest is its own.
 
-    copied: pages from before the fork that the worker has written to. allocated: memory taken since the fork,
-    with what malloc() keeps. mapped: files mapped since the fork, mostly modules imported late. Import them
-    before the fork, and the workers share them.
+    copied: pages from before the fork that the worker has written to. allocated: memory taken since the fork.
+    mapped: files mapped since the fork, mostly modules imported late. Of these bytes malloc() keeps some
+    although they are free (kept). modules: how many modules were imported since the fork. Import them before
+    the fork, and the workers share them. Both numbers are as of the last time at which the worker had nothing
+    to do.
     """
     with find_pool(pool, name) as found:
         try:
@@ -57,7 +59,8 @@ def _uses(pool: RunningPool) -> list[Use]:
         pid = one[SlotField.PID]
         if memory.is_child(pid, pool.pid):
             try:
-                uses.append(memory.use_of(one.slot, pid, memory.read(pid), master))
+                use = memory.use_of(one.slot, pid, memory.read(pid), master)
+                uses.append(use.as_said(one[SlotField.HEAP_KEPT], one[SlotField.MODULES]))
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has ended meanwhile
     return uses
@@ -79,5 +82,5 @@ def _lines(uses: list[Use]) -> list[str]:
 
 
 def _row(one: Use) -> tuple[str, ...]:
-    sizes = (one.shared, one.private, one.copied, one.allocated, one.mapped)
-    return (str(one.slot), str(one.pid), *map(humanize.size, sizes))
+    sizes = (one.shared, one.private, one.copied, one.allocated, one.mapped, one.kept)
+    return (str(one.slot), str(one.pid), *map(humanize.size, sizes), humanize.count(one.modules))
