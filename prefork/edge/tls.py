@@ -42,6 +42,7 @@ from prefork.edge.certificates import (
 )
 from prefork.edge.client import TLSFacts
 from prefork.edge.passage import Passage, Refused
+from prefork.edge.x509 import parse_certificates
 from prefork.workers.scoreboard import HandshakeKind
 from prefork.workers.states import Rejection
 from prefork.workers.worker.side import current_account
@@ -51,6 +52,9 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 GOODBYE: Final = 1.0
 """Seconds for which a worker waits until close_notify can be sent, where the client reads slowly."""
+
+LONGEST_PASSWORD: Final = 1024
+"""Bytes of the longest password that OpenSSL takes from Python."""
 
 _UNREAD: Final = 65_536
 """Bytes of a refused client that are read before its connection is closed."""
@@ -105,15 +109,17 @@ def load(files: TLSFiles, now: float | None = None) -> Loaded:
     if len(keys) != len(files.certificates):
         reason = f"there are {len(keys)} keys for {len(files.certificates)} certificates; give each its key"
         raise TLSSettingError("tls_key", reason)
-    password = _password(files.password_file)
+    key_setting = "tls_key" if files.keys else "tls_certificate"
+    password = _password(files.password_file, key_setting)
     now = time() if now is None else now
     certificates = [_certificate(path, now) for path in files.certificates]
     contexts = []
     by_names: dict[str, ssl.SSLContext] = {}
     for group in _groups(certificates):
-        context = _context(files)
+        context = _context(files, now)
         for place in group:
-            _load_chain(context, certificates[place], keys[place], password)
+            chain = certificates[place].file, keys[place], password
+            _load_chain(context, *chain, setting=key_setting)
         for name in certificates[group[0]].names:
             by_names.setdefault(name, context)
         contexts.append(context)
@@ -129,20 +135,22 @@ def _groups(certificates: list[Certificate]) -> list[list[int]]:
         raise TLSSettingError("tls_certificate", str(error)) from None
 
 
-def _password(path: str | None) -> Callable[[], bytes]:
+def _password(path: str | None, key_setting: str) -> Callable[[], bytes]:
     if path is None:
         # Without this function OpenSSL would ask at the terminal.
         def missing() -> bytes:
-            raise TLSSettingError(
-                "tls_key", "the key is encrypted; give tls_key_password_file, too"
-            )
+            reason = "the key is encrypted; give tls_key_password_file, too"
+            raise TLSSettingError(key_setting, reason)
 
         return missing
     try:
         with open(path, "rb") as file:
-            content = file.read(4096).rstrip(b"\r\n")
-    except OSError as error:
+            content = file.read(LONGEST_PASSWORD + 3).rstrip(b"\r\n")
+    except (OSError, ValueError) as error:
         raise TLSSettingError("tls_key_password_file", _unreadable(path, error)) from None
+    if len(content) > LONGEST_PASSWORD:
+        reason = f"{path} has more than a password, which has {LONGEST_PASSWORD} bytes at most"
+        raise TLSSettingError("tls_key_password_file", reason)
     return lambda: content
 
 
@@ -158,7 +166,7 @@ def _certificate(path: str, now: float) -> Certificate:
     return certificate
 
 
-def _context(files: TLSFiles) -> ssl.SSLContext:
+def _context(files: TLSFiles, now: float) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -166,22 +174,38 @@ def _context(files: TLSFiles) -> ssl.SSLContext:
     if files.alpn:
         try:
             context.set_alpn_protocols(files.alpn)
-        except ssl.SSLError:
-            raise TLSSettingError("tls_alpn", "the name of a protocol has 1 to 255 bytes") from None
+        except (ssl.SSLError, UnicodeEncodeError):
+            reason = "the name of a protocol has 1 to 255 bytes of ASCII"
+            raise TLSSettingError("tls_alpn", reason) from None
     if files.client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(files.client_ca)
-        except ssl.SSLError:
-            reason = f"{files.client_ca} has no certificate in PEM form"
-            raise TLSSettingError("tls_client_ca", reason) from None
-        except OSError as error:
-            raise TLSSettingError("tls_client_ca", _unreadable(files.client_ca, error)) from None
+        _ask_certificates(context, files.client_ca, now)
     return context
 
 
+def _ask_certificates(context: ssl.SSLContext, path: str, now: float) -> None:
+    """Have clients show a certificate that one of the authorities in a file has signed."""
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        with open(path, "rb") as file:
+            authorities = parse_certificates(file.read())
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        reason = f"{path} has no certificate in PEM form"
+        raise TLSSettingError("tls_client_ca", reason) from None
+    except (OSError, ValueError) as error:
+        raise TLSSettingError("tls_client_ca", _unreadable(path, error)) from None
+    if not any(one.begins <= now < one.ends for one in authorities):
+        reason = f"{path} has no authority that is valid now, so that no client could connect"
+        raise TLSSettingError("tls_client_ca", reason)
+
+
 def _load_chain(
-    context: ssl.SSLContext, certificate: Certificate, key: str, password: Callable[[], bytes]
+    context: ssl.SSLContext,
+    certificate: str,
+    key: str,
+    password: Callable[[], bytes],
+    *,
+    setting: str,
 ) -> None:
     was_asked = False
 
@@ -193,24 +217,28 @@ def _load_chain(
     try:
         with open(key, "rb"):
             pass
-        context.load_cert_chain(certificate.file, key, asked)
+        context.load_cert_chain(certificate, key, asked)
     except ssl.SSLError as error:
-        reason = _why_no_chain(certificate.file, key, error, encrypted=was_asked)
-        raise TLSSettingError("tls_key", reason) from None
-    except OSError as error:
-        raise TLSSettingError("tls_key", _unreadable(key, error)) from None
+        if was_asked and error.reason != "KEY_VALUES_MISMATCH":
+            reason = f"the password in tls_key_password_file does not open {key}"
+            raise TLSSettingError("tls_key_password_file", reason) from None
+        reason = _why_no_chain(certificate, key, error)
+        raise TLSSettingError(setting, reason) from None
+    except TLSSettingError:
+        raise
+    except (OSError, ValueError) as error:
+        raise TLSSettingError(setting, _unreadable(key, error)) from None
 
 
-def _why_no_chain(certificate: str, key: str, error: ssl.SSLError, *, encrypted: bool) -> str:
+def _why_no_chain(certificate: str, key: str, error: ssl.SSLError) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"the key in {key} does not belong to the certificate in {certificate}"
-    if encrypted:
-        return f"the password in tls_key_password_file does not open {key}"
-    return f"{key} has no private key that can be used, in PEM form ({error.reason or error})"
+    reason = f"{key} has no private key that can be used, in PEM form ({error.reason or error})"
+    return f"{reason}; give the file of the key as tls_key" if key == certificate else reason
 
 
-def _unreadable(path: str, error: OSError) -> str:
-    reason = error.strerror or str(error)
+def _unreadable(path: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
     return f"{path} cannot be read ({reason}); check the path and its permissions"
 
 

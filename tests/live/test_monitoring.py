@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from prefork.metrics.names import METRICS, Metric, Type
+from tests.support.certificates import Authority
 from tests.support.clients import datagram_client, server_of
 from tests.support.load import Load
 from tests.support.server import Program, serving
@@ -371,20 +372,31 @@ def all_alternatives() -> set[str]:
 
 
 STREAMS = serving(workers=2, max_children=4, pause=0.005, metrics_address="127.0.0.1:0")
-DATAGRAMS = serving(
-    "EchoDatagram",
-    base="PreForkingUDPServer",
-    workers=1,
-    max_children=2,
-    pause=0.02,
-    metrics_address="127.0.0.1:0",
-)
+DATAGRAMS = """
+from tests.support.app import *
+import prefork
+
+class Datagrams(prefork.PreForkingUDPServer):
+    workers, max_children, pause = 1, 2, 0.02
+    metrics_address = "127.0.0.1:0"
+
+    def when_ready(self):
+        announce(self)
+
+class Encrypted(prefork.PreForkingTCPServer):
+    tls_certificate = "server.pem"
+
+log_to_stderr()
+with Datagrams(LOOPBACK, EchoDatagram) as datagrams, Encrypted(LOOPBACK, Echo) as encrypted:
+    prefork.serve(datagrams, encrypted)
+"""
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Let a real Prometheus scrape real pools in trouble for some seconds, ask it everything, end all."""
     folder = tmp_path_factory.mktemp("monitoring")
+    Authority(folder).server("localhost", file="server")
     with (
         Program(STREAMS, folder, name="streams") as streams,
         Program(DATAGRAMS, folder, name="datagrams") as datagrams,

@@ -490,11 +490,25 @@ def test_files_that_cannot_be_used(authority: Authority, certificate: str, tmp_p
     assert "no private key" in error("tls_key", keys=(str(empty),))
     assert "give each its key" in error("tls_key", keys=(certificate, other))
     assert "give tls_key_password_file" in error("tls_key", keys=(str(key),))
-    assert "does not open" in error("tls_key", keys=(str(key),), password_file=str(wrong))
+    opens = error("tls_key_password_file", keys=(str(key),), password_file=str(wrong))
+    assert "does not open" in opens
+    wrong.write_text("x" * 1025)
+    long = error("tls_key_password_file", keys=(str(key),), password_file=str(wrong))
+    assert "1024 bytes at most" in long
+    alone = tmp_path / "alone.pem"
+    text = Path(certificate).read_text()
+    alone.write_text(text[text.index("-----BEGIN CERTIFICATE") :])
+    assert "give the file of the key" in error("tls_certificate", certificates=(str(alone),))
+    assert "no authority that is valid now" in error("tls_client_ca", client_ca=old)
+    for setting in ("client_ca", "password_file"):
+        name = "tls_client_ca" if setting == "client_ca" else "tls_key_password_file"
+        assert "null" in error(name, **{setting: "a\0b"})
+    assert "null" in error("tls_key", keys=("a\0b",))
     assert "No such file" in error("tls_key_password_file", keys=(str(key),), password_file=missing)
     assert "has no certificate" in error("tls_client_ca", client_ca=str(empty))
     assert "No such file" in error("tls_client_ca", client_ca=missing)
-    assert "255 bytes" in error("tls_alpn", alpn=("x" * 300,))
+    for protocol in ("x" * 300, "\xe9"):
+        assert "255 bytes" in error("tls_alpn", alpn=(protocol,))
     load(TLSFiles((certificate,), (str(key),), str(password)))
 
 
