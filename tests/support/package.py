@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -49,3 +50,9 @@ unpacked source distribution there are no links.
 
 SOURCES: Final = _parsed()
 """Every module's syntax tree by its import name. Reading them takes half a second, once."""
+
+
+@functools.cache
+def nodes_of(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """Return all nodes of a syntax tree. Several rules look at each tree, and walking it takes a while."""
+    return tuple(ast.walk(tree))

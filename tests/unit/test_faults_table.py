@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ def rows() -> list[Row]:
     return found
 
 
+@functools.cache
 def functions_in(path: str) -> set[str]:
     """Return the test functions of a file."""
     source = HOME / path
