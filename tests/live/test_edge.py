@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -93,3 +94,29 @@ def test_books_know_the_client(start: Callable[..., Program], bases: str) -> Non
     assert "identity=bob" in failed
     assert len(program.logged("refused a client reason=")) in (1, 2)  # at most one a second
     assert len(program.logged("Traceback")) == 1  # that of the handler
+
+
+def test_stacks_name_the_client(start: Callable[..., Program]) -> None:
+    """The stacks of a slow request, and of one that is ended at its timeout, say whose request it is, escaped."""
+    program = start(
+        "from tests.support.app import *\n"
+        "import prefork\n"
+        "class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):\n"
+        "    slow_request = 0.2\n"
+        "    request_timeout = 1.5\n"
+        "    proxy_from = '127.0.0.1'\n"
+        "    def authenticate(self, request, client_address):\n"
+        "        return 'al\\nice'\n"
+        "serve(TellingRun, Server, workers=1)\n"
+    )
+    header = "PROXY TCP4 192.0.2.7 192.0.2.1 4711 1\r"
+    with send(program.address(), header) as client:
+        send_line(client, "time.sleep(60)")
+        program.wait_logged("has a slow request")
+        (line,) = program.wait_logged("Request of ")
+        assert re.search(
+            r"Request of client=192\.0\.2\.7:4711 peer=127\.0\.0\.1:\d+ identity=al\\nice$", line
+        )
+        assert read_to_the_end(client) == ""
+    program.wait_logged("Request of ", times=2)
+    program.wait_logged("request_timeout")

@@ -1597,6 +1597,13 @@ NEWCOMERS = (
 
 EDGE = (
     Mutant(
+        "the stacks of a slow request name its client",
+        "workers/worker/life.py",
+        "                os.write(report, _clients_in_hand(account))",
+        "                pass",
+        "tests/live/test_edge.py -k stacks",
+    ),
+    Mutant(
         "a client behind a proxy has not the account of the proxy",
         "prefork/edge/access_step.py",
         "if passage.client is passage.peer else None",

@@ -35,6 +35,9 @@ AT_ONCE_NS = 8_000
 EDGE: Final = "_prefork_edge"
 """The attribute of a server that has an edge (prefork/edge/edge.py)."""
 
+MOST_CLIENTS: Final = 20
+"""Clients of one worker that are named above its stacks."""
+
 _PLACES: Final = {reason: place for place, reason in enumerate(Rejection)}
 
 _TAKE = -1
@@ -78,6 +81,9 @@ class Account(Protocol):
 
     def note_client(self, request: Any, client: Any) -> None:
         """Note for whom a request is, where the edge has found out. client: a ``ClientAddress``."""
+
+    def clients(self) -> list[Any]:
+        """Return the addresses of the clients whose requests are in hand, as far as they are known."""
 
     def reject(self, request: Any, reason: Rejection) -> None:
         """Note that the edge refuses a request, before ``finish_request()`` returns."""
@@ -232,6 +238,10 @@ class OneAtATime:
         """Do as ``Account.note_client()`` says."""
         self._address = client
 
+    def clients(self) -> list[Any]:
+        """Do as ``Account.clients()`` says."""
+        return [self._address] if self._writer.words[REQUEST_NS] else []
+
     def reject(self, request: Any, reason: Rejection) -> None:  # noqa: ARG002 - as Overlapping's
         """Do as ``Account.reject()`` says."""
         count_rejection(self._writer, reason)
@@ -317,6 +327,7 @@ class Overlapping:
         self._outcomes: dict[int, Outcome] = {}
         self._finished_in: dict[int, int] = {}  # the thread in which finish_request() ran
         self._seen: dict[int, tuple[Listener, Any, int | None]] = {}  # for the access log
+        self._clients: dict[int, Any] = {}  # those that an edge knows
         self._idle_since = 0
 
     def watch(self, server: BaseServer) -> None:
@@ -396,11 +407,16 @@ class Overlapping:
 
     def note_client(self, request: Any, client: Any) -> None:
         """Do as ``Account.note_client()`` says."""
+        self._clients[id(request)] = client
         if (seen := self._seen.get(id(request))) is not None:
             self._seen[id(request)] = seen[0], client, seen[2]
 
     def close_shared(self, count: int, duration_ns: int, since: int) -> None:
         """Do nothing: each request has books of its own."""
+
+    def clients(self) -> list[Any]:
+        """Do as ``Account.clients()`` says."""
+        return list(self._clients.values())[:MOST_CLIENTS]
 
     def reject(self, request: Any, reason: Rejection) -> None:
         """Do as ``Account.reject()`` says."""
@@ -453,6 +469,7 @@ class Overlapping:
         with self._changed:
             since = self._since.pop(id(request), None)
             self._finished_in.pop(id(request), None)
+            self._clients.pop(id(request), None)
             if since is None:
                 return
             now = monotonic_ns()

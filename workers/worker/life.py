@@ -48,8 +48,10 @@ from prefork.workers.identity import CANCEL_NUMBER, DUMP_AT_ONCE, HANG_UP_NUMBER
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
+from prefork.workers.text import escaped
 from prefork.workers.worker import python_process
-from prefork.workers.worker.accounting import Overlapping
+from prefork.workers.worker.accounting import Account, Overlapping
+from prefork.workers.worker.clients import client_facts
 from prefork.workers.worker.hang_up import hang_up
 from prefork.workers.worker.lanes import Common
 from prefork.workers.worker.loop import Control, Loop
@@ -112,7 +114,8 @@ def _boot(prepared: PreparedWorker, info: ThisWorker, mask: set[int]) -> Loop:
     os.close(pipes.wake_write)
     control = Control(link.master_pid, link.life, pipes.wake_read, wakeup_read)
     loop = _make_loop(prepared, info, control)
-    _install_handlers(loop, pipes.report, _canceller(prepared.common))
+    write_stacks = _stack_writer(pipes.report, prepared.common.account)
+    _install_handlers(loop, pipes.report, write_stacks, _canceller(prepared.common))
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
     if (limits := spec.settings.process_limits) is not None:
@@ -208,7 +211,12 @@ def _canceller(common: Common) -> Callable[[int, Any], object]:
     return common.cancelling.interrupt
 
 
-def _install_handlers(loop: Loop, report: int, canceller: Callable[[int, Any], object]) -> None:
+def _install_handlers(
+    loop: Loop,
+    report: int,
+    write_stacks: Callable[[int, object], None],
+    canceller: Callable[[int, Any], object],
+) -> None:
     # A signal that a worker is to ignore is handled by operator.is_, a C function of two arguments
     # that does nothing. SIG_IGN would be inherited by programs that request handlers start. A
     # Python function would nest under a storm of signals until RecursionError, and does not run at
@@ -218,7 +226,7 @@ def _install_handlers(loop: Loop, report: int, canceller: Callable[[int, Any], o
         {
             **dict.fromkeys(_IGNORED, operator.is_),
             _TERM: loop.terminated.setdefault,
-            _USR1: _stack_writer(report),
+            _USR1: write_stacks,
             _CHLD: _DEFAULT,
             CANCEL_NUMBER: canceller,
             HANG_UP_NUMBER: hang_up,
@@ -229,16 +237,31 @@ def _install_handlers(loop: Loop, report: int, canceller: Callable[[int, Any], o
     system.enlarge_signal_stack()
 
 
-def _stack_writer(report: int) -> Callable[[int, object], None]:
-    """Return a handler that writes the stacks of all threads, between two bytecodes."""
+def _stack_writer(report: int, account: Account | None) -> Callable[[int, object], None]:
+    """Return a handler that writes the stacks of all threads, between two bytecodes.
+
+    Above the stacks it writes whose requests are in hand, as far as an account knows that.
+    """
 
     def write_stacks(_number: int, _frame: object) -> None:
-        try:  # noqa: SIM105 - suppress() needs more frames than what it protects
+        try:  # suppress() needs more frames than what it protects
+            if account is not None:
+                os.write(report, _clients_in_hand(account))
             faulthandler.dump_traceback(report, all_threads=True)
         except RecursionError:  # the handler nests when the signal comes again meanwhile
             pass
 
     return write_stacks
+
+
+def _clients_in_hand(account: Account) -> bytes:
+    """Return a line for each request in hand whose client is known. Raises nothing but RecursionError."""
+    lines = []
+    with contextlib.suppress(AttributeError, ValueError, TypeError):  # of a client's odd address
+        for address in account.clients():
+            facts = client_facts(address)
+            lines.append(" ".join(f"{key}={escaped(str(value))}" for key, value in facts.items()))
+    return "".join(f"Request of {line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
 def _set_title(title: str) -> None:
