@@ -14,6 +14,8 @@ have nothing to do (workers/worker/trimming.py). Both are as old as the worker's
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
@@ -21,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from prefork.inspect.proc import status_word
+from prefork.inspect.proc import own_pid_of
 
 _HEAD: Final = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(.*)$")
 _FIELD: Final = re.compile(r"^(Shared|Private)_(?:Clean|Dirty): +(\d+) kB$")
@@ -107,12 +109,21 @@ def read(pid: int) -> list[Mapping]:
         return [*mappings_in(smaps.read())]
 
 
-def is_child(pid: int, parent: int) -> bool:
-    """Return whether a process is a child of another one; the pids of a scoreboard may be untrue."""
-    try:
-        return pid > 0 and status_word(pid, "PPid", "0") == str(parent)
-    except OSError:
-        return False
+def children_of(master: int) -> dict[int, int]:
+    """Return the children of a process: the pid as seen from here, by the pid that the child itself has.
+
+    Both differ if the pool is in a container. The kernel lists the children, because the pids that a
+    scoreboard has may be untrue. OSError: the process has ended.
+    """
+    found: dict[int, int] = {}
+    for thread in os.listdir(f"/proc/{master}/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            with open(f"/proc/{master}/task/{thread}/children", encoding="ascii") as listing:
+                pids = [int(word) for word in listing.read().split()]
+            for pid in pids:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found[own_pid_of(pid)] = pid
+    return found
 
 
 def cost_of_one_more(uses: Sequence[Use]) -> int:

@@ -189,6 +189,9 @@ def test_lone_pool_in_a_container(start: Callable[..., Program], tmp_path: Path)
     assert master != int(inside_pid)
     outside = prefork("status", master)
     assert outside.out.startswith("prefork: serving, ready"), outside
+    workers = {child.pid for child in children_of(master)}
+    shown = json.loads(prefork("memory", "--json", master).out)["workers"]
+    assert {one["pid"] for one in shown} == workers
     assert prefork("stop", master).code == 0
 
 

@@ -9,8 +9,8 @@ import pytest
 from prefork.inspect.memory import (
     Mapping,
     Use,
+    children_of,
     cost_of_one_more,
-    is_child,
     mappings_in,
     read,
     use_of,
@@ -91,12 +91,12 @@ def test_words_of_a_worker_are_bounded() -> None:
     assert (use.as_said(-5, -5).kept, use.as_said(-5, -5).modules) == (0, 0)
 
 
-def test_only_a_child_is_believed() -> None:
-    """A pid that is no child of the master, or no process, is none of its workers."""
-    assert is_child(os.getpid(), os.getppid())
-    assert not is_child(os.getpid(), os.getpid())
-    assert not is_child(0, 0)
-    assert not is_child(2**22 + 1, os.getpid())
+def test_only_children_are_found() -> None:
+    """The children of a process are those that the kernel lists, and a process that has ended has none to be found."""
+    assert os.getpid() in children_of(os.getppid()).values()
+    assert os.getppid() not in children_of(os.getpid())
+    with pytest.raises(OSError, match="No such file"):
+        children_of(2**22 + 1)
 
 
 def test_this_process_can_be_read() -> None:

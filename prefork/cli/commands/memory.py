@@ -14,7 +14,7 @@ from prefork.inspect import humanize, memory
 from prefork.inspect.find import find_pool
 from prefork.inspect.memory import Use
 from prefork.inspect.proc import owner_of
-from prefork.inspect.running_pool import RunningPool
+from prefork.inspect.running_pool import PoolEndedError, RunningPool
 from prefork.workers.scoreboard import SlotField
 from prefork.workers.text import escaped
 
@@ -53,11 +53,14 @@ def command(pool: str | None, name: str | None, *, as_json: bool) -> int:
 
 
 def _uses(pool: RunningPool) -> list[Use]:
-    master = memory.read(pool.pid)
+    try:
+        master, children = memory.read(pool.pid), memory.children_of(pool.pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise PoolEndedError(f"the pool {pool} has ended") from None
     uses = []
     for one in pool.snapshot().slots:
-        pid = one[SlotField.PID]
-        if memory.is_child(pid, pool.pid):
+        pid = children.get(one[SlotField.PID])
+        if pid is not None:
             try:
                 use = memory.use_of(one.slot, pid, memory.read(pid), master)
                 uses.append(use.as_said(one[SlotField.HEAP_KEPT], one[SlotField.MODULES]))
