@@ -17,8 +17,9 @@ in the same epoll (``ResumeQueue``). The kernel balances the load here as it doe
 that is busy does not receive, so a free one does.
 
 The sockets are of the kind SOCK_SEQPACKET: messages keep their boundaries, and an end that is shut
-down is seen at the other. No side ever waits for the other. A worker that cannot send because the
-link is full closes the connection, and the lot keeps what it cannot send in a queue of its own.
+down is seen at the other. The lot never waits for a worker. A worker that cannot send because the
+link is full waits for some milliseconds, and then closes the connection. The lot keeps what it
+cannot send in a queue of its own.
 
 **Trust.** The lot believes nothing of a message but that it is bytes: the payload goes back to a
 worker as it came. Workers can send garbage, and could take each other's connections; they are of

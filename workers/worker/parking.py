@@ -65,6 +65,15 @@ IN_A_ROW_NS: Final = 50_000_000
 DRAIN_WAIT: Final = 20
 """Milliseconds for which a worker that drains waits for the lot to give back the next connection."""
 
+ROOM_WAIT_NS: Final = 20_000_000
+"""How long a worker waits for a lot that does not keep up, in nanoseconds."""
+
+MOST_TRIES: Final = 16
+"""How often a worker tries to send a connection: others may take the room that the lot has made."""
+
+ROOM_PAUSE_NS: Final = 2_000_000_000
+"""How long a worker does not wait again for a lot that has not kept up meanwhile."""
+
 _SERVING: Final = int(Phase.SERVING)
 
 
@@ -144,6 +153,8 @@ class Parking:
         """Look at the worker's epoll, which has everything else, and at that and one connection."""
         self._connection = -1
         """The descriptor of that connection; -1 for none."""
+        self._room_until = -ROOM_PAUSE_NS
+        """The end of the last wait for a lot that did not make room."""
         self._thread = 0
         """The thread whose handlers may linger: the one that runs the loop. 0 in no worker, and in its children."""
 
@@ -276,13 +287,17 @@ class Parking:
             return
         if request.gettimeout() is not None:
             request.settimeout(None)  # the flag O_NONBLOCK would go along
-        kind = READY if luggage.read_ahead else PARK
+        kind, payload = READY if luggage.read_ahead else PARK, encode(luggage)
         try:
-            send(self._socket, kind, luggage.answered_ns, encode(luggage), request.fileno())
-        except OSError:  # a worker never waits for the lot
-            self._writer.count(SlotField.PARK_FAILURES)
-        else:
-            os.close(request.detach())
+            for _ in range(MOST_TRIES):
+                if self._is_sent(kind, luggage.answered_ns, payload, request.fileno()):
+                    os.close(request.detach())
+                    return
+                if not self._lot_makes_room():
+                    break
+        except OSError:
+            pass
+        self._writer.count(SlotField.PARK_FAILURES)
 
     # --- for the sources
 
@@ -385,6 +400,34 @@ class Parking:
         if self._thread:
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
+
+    def _is_sent(self, kind: bytes, answered_ns: int, payload: bytes, fd: int) -> bool:
+        """Send a connection to the lot; return False where the link is full."""
+        try:
+            send(self._socket, kind, answered_ns, payload, fd)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _lot_makes_room(self) -> bool:
+        """Wait until the link takes messages again; return False where that takes too long.
+
+        A burst of connections can fill the link, and a lot that runs empties it in a moment. A lot that
+        was stopped does not. The wait for it is ROOM_WAIT_NS at most, and ROOM_PAUSE_NS pass until the
+        next wait: such a lot costs a worker 1 % of its time, and connections are closed.
+        """
+        now = monotonic_ns()
+        if now >= self._room_until + ROOM_PAUSE_NS:
+            self._room_until = now + ROOM_WAIT_NS
+        left = self._room_until - now
+        if left <= 0:
+            return False
+        poll = select.poll()
+        poll.register(self.link, select.POLLOUT)
+        if not poll.poll(left / 1e6):
+            return False
+        self._room_until = -ROOM_PAUSE_NS  # the lot runs: the next wait has its whole time
+        return True
 
     def _wait_for_the_lot(self) -> None:
         poll = select.poll()
