@@ -27,12 +27,30 @@ _REFUSALS: Final = (errno.ENOSYS, errno.EPERM, errno.EACCES)
 
 def refuse_without_calls() -> None:
     """Raise PreforkError if the kernel refuses a call that every pool needs."""
-    for name, try_it in _CALLS.items():
+    if (refused := _first_refused(tuple(_CALLS))) is not None:
+        raise _refusal(*refused)
+
+
+def why_no_process_can_be_held() -> str:
+    """Return why a command cannot find or signal a process here; "" where it can."""
+    refused = _first_refused(("pidfd_open", "pidfd_send_signal"))
+    if refused is None:
+        return ""
+    name, error = refused
+    return (
+        f"the system call {name} is refused ({error.strerror}), and a command finds and signals a "
+        "pool by it; allow it in the seccomp profile, or send signals to the master by kill"
+    )
+
+
+def _first_refused(names: tuple[str, ...]) -> tuple[str, OSError] | None:
+    for name in names:
         try:
-            try_it()
+            _CALLS[name]()
         except OSError as error:
             if error.errno in _REFUSALS:
-                raise _refusal(name, error) from None
+                return name, error
+    return None
 
 
 def _refusal(name: str, error: OSError) -> PreforkError:

@@ -37,7 +37,8 @@ class Endpoint:
         finally:
             sock.detach()
         self._path: tuple[str, Identity] | None = None
-        if bound.path and not bound.path.startswith("\0"):
+        self._has_file = bool(bound.path) and not bound.path.startswith("\0")
+        if self._has_file:
             path = os.path.abspath(bound.path)
             with contextlib.suppress(FileNotFoundError):  # someone has removed it
                 self._path = path, identity_of(path)
@@ -48,6 +49,11 @@ class Endpoint:
     def file(self) -> Identity | None:
         """The file of this Unix socket; None where it has none."""
         return None if self._path is None else self._path[1]
+
+    @property
+    def can_be_reached(self) -> bool:
+        """Whether clients find the socket: always, except for a Unix socket whose file was removed."""
+        return self._path is not None or not self._has_file
 
     def close(self) -> None:
         """Close the socket, and remove the path if it is still this socket's (master)."""

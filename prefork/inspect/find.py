@@ -12,6 +12,7 @@ from prefork.inspect.running_pool import NoPoolError, RunningPool
 from prefork.inspect.survey import Survey, look_around
 from prefork.workers.errors import PreforkError
 from prefork.workers.files import has_proc
+from prefork.workers.kernel import why_no_process_can_be_held
 from prefork.workers.text import escaped
 
 
@@ -47,6 +48,8 @@ def find_pool(which: str | None = None, name: str | None = None) -> RunningPool:
             "/proc is not mounted here, and a command finds running pools there; mount it, or send "
             "signals to the master by kill"
         )
+    if reason := why_no_process_can_be_held():
+        raise NoPoolError(reason)
     survey = look_around()
     chosen = None
     try:

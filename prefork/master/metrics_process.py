@@ -173,7 +173,7 @@ def _endpoint(address: str | None, previous: MetricsState | None) -> Endpoint | 
     if previous is None:
         return None if address is None else Endpoint(address)
     kept = Endpoint(previous.address, previous.fd)
-    if address is not None and is_same_place(address, kept.address):
+    if address is not None and is_same_place(address, kept.address) and kept.can_be_reached:
         return kept
     # Should this image fail before it has adopted everything, the next attempt needs the old socket.
     new = None if address is None else Endpoint(address)

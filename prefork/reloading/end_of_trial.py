@@ -23,11 +23,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from typing import Any, Final
 
 from prefork.host.process import process
+from prefork.reloading.leftovers import processes_of_multiprocessing
 from prefork.workers import system
+
+KILL_TIME: Final = 1.0
+"""Seconds that killed processes have for ending."""
 
 END_TIME: Final = 3.0
 """Seconds that a trial has for ending in order. Its report is written before."""
@@ -59,13 +64,30 @@ def _end_processes() -> None:
         util._exit_function()
 
 
+def _kill_children() -> None:
+    # The master kills the process group of the trial. A helper in a session of its own is in none
+    # of the trial's groups.
+    _, by_themselves = processes_of_multiprocessing()
+    children = []
+    for pid in {*system.children()} - by_themselves:
+        with contextlib.suppress(OSError):  # it has ended, and the program has collected it
+            children.append(system.Child(pid, system.hold_process(pid)))
+    for child in children:
+        system.send(child, signal.SIGKILL)
+    system.wait_for_all(children, KILL_TIME)
+    for child in children:
+        system.collect(child)
+
+
 def _end_tracker(pid: int) -> None:
     # Called after the other functions, except for multiprocessing's own one, if that was imported
     # before prefork. The tracker ends when no process has its pipe any more.
-    tracker: Any = sys.modules.get("multiprocessing.resource_tracker")
-    if tracker is None or pid != os.getpid():  # the copy in a child that the trial has forked
+    if pid != os.getpid():  # the copy in a child that the trial has forked
         return
     system.exit_after(END_TIME, 1)
+    tracker: Any = sys.modules.get("multiprocessing.resource_tracker")
     with contextlib.suppress(Exception):
         _end_processes()
-        tracker._resource_tracker._stop()
+        _kill_children()
+        if tracker is not None:
+            tracker._resource_tracker._stop()

@@ -85,7 +85,7 @@ def with_leftovers(state: MasterState) -> MasterState:
 
 
 def _children(known: set[int]) -> Iterator[Leftover]:
-    of_multiprocessing, by_themselves = _of_multiprocessing()
+    of_multiprocessing, by_themselves = processes_of_multiprocessing()
     started = [pid for pid in system.children() if process.is_of_program(pid)]
     for pid in dict.fromkeys([*started, *of_multiprocessing, *by_themselves]):
         if pid in known:
@@ -97,8 +97,8 @@ def _children(known: set[int]) -> Iterator[Leftover]:
             yield Leftover(child, escaped(name[:_LONGEST_NAME]), pid in by_themselves)
 
 
-def _of_multiprocessing() -> tuple[dict[int, str], set[int]]:
-    """Return the processes of ``multiprocessing`` by pid, and the pids of those that end by themselves."""
+def processes_of_multiprocessing() -> tuple[dict[int, str], set[int]]:
+    """Return the names of the processes of ``multiprocessing`` by pid, and the pids of those that end by themselves."""
     modules: dict[str, Any] = dict(sys.modules)
     processes, helpers = {}, set()
     with contextlib.suppress(KeyError, AttributeError):

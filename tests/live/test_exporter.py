@@ -704,6 +704,23 @@ def test_unix_socket_is_served_and_removed(start: Callable[..., Program], tmp_pa
     assert not path.exists()
 
 
+def test_unix_socket_whose_file_was_removed_comes_back_by_a_reload(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A reload binds the path of the metrics anew where its file is gone."""
+    path = tmp_path / "metrics"
+    program = start(observed(metrics_address=f"unix:{path}"))
+    program.address()
+    wait_until(path.exists, "the socket of the metrics")
+    path.unlink()
+    program.signal(signal.SIGHUP)
+    program.wait_logged("master reloaded")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert program.stop() == 0
+    assert not path.exists()
+
+
 def test_ipv6_and_abstract_addresses(start: Callable[..., Program]) -> None:
     """It can listen on IPv6 and on an abstract name."""
     for metrics_address in ("[::1]:0", f"unix:@prefork-test-{os.getpid()}"):

@@ -37,7 +37,7 @@ PROGRAM = """
         memory = shared_memory.SharedMemory(create=True, size=100, name="{name}-%d" % time.time_ns())
         manager = multiprocessing.Manager()
         shared = manager.dict(count=7)
-        helper = subprocess.Popen(["sleep", "1000"])
+        helper = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         daemon = multiprocessing.Process(target=sleeps, daemon=True)
         daemon.start()
         plain = multiprocessing.Process(target=sleeps)
@@ -46,6 +46,7 @@ PROGRAM = """
         serve(Using, prefork.PreForkingTCPServer, workers=1, graceful_timeout=5)
         plain.terminate()
         helper.terminate()
+        helper.wait()
         memory.close()
         memory.unlink()
 """

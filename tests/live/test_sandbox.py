@@ -49,6 +49,14 @@ def test_commands_fail_where_a_call_is_unknown(
     assert line.startswith("prefork: error: the system call pidfd_open is refused (Function not")
 
 
+def test_command_for_a_pool_names_the_call(start: Callable[..., Program]) -> None:
+    """A command that may hold no process does not say that no pool runs: it names the call."""
+    program = start(None, before=without("pidfd_open"), arguments=["-m", "prefork", "reload", "1"])
+    assert program.wait() == 2
+    (line,) = program.log.splitlines()
+    assert line.startswith("prefork: error: the system call pidfd_open is refused (Operation not")
+
+
 def test_without_workers_nothing_is_needed(start: Callable[..., Program]) -> None:
     """`workers = 0` serves where the calls of a pool are forbidden."""
     source = """

@@ -1487,6 +1487,20 @@ LEFTOVERS = (
         "tests/live/test_reload_leaves_nothing.py -k trial_that_fails",
     ),
     Mutant(
+        "a helper of a trial in a session of its own ends with the trial",
+        "prefork/reloading/end_of_trial.py",
+        "        _kill_children()\n        if tracker",
+        "        if tracker",
+        "tests/live/test_reload_leaves_nothing.py -k no_more",
+    ),
+    Mutant(
+        "the file of the metrics socket comes back by a reload",
+        "prefork/master/metrics_process.py",
+        " and kept.can_be_reached:",
+        ":",
+        "tests/live/test_exporter.py -k file_was_removed",
+    ),
+    Mutant(
         "a stop in a reload ends what the previous code has started",
         "prefork/reloading/reload.py",
         "        self._leftovers.end()",
@@ -1530,8 +1544,8 @@ SANDBOX = (
     Mutant(
         "a call that is forbidden for good fails the start",
         "workers/kernel.py",
-        "if error.errno in _REFUSALS:",
-        "if False:",
+        "            if error.errno in _REFUSALS:\n",
+        "            if False:\n",
         "tests/live/test_sandbox.py -k forbidden",
     ),
 )
