@@ -131,7 +131,7 @@ def test_nothing_is_lost_but_what_a_killed_worker_had_in_hand(
             done.append(next(things))
         talk.run(PAUSE)
     said = f"{talk.answered} answered, {talk.lost} lost, {done.count('kill')} kills, {len(done)} events"
-    print(said)
+    sys.stdout.write(f"{said}\n")
     assert talk.lost <= done.count("kill"), said
     for command in commands:
         command.wait(CEILING)
