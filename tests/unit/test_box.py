@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from prefork.master.box import FALL, RISE, Following, MemoryUse, allowed, follow
 from prefork.master.box_watch import BoxWatch
+from prefork.serving import _fitting
 from prefork.workers.machine import Usable
 from prefork.workers.pool.table import Table
 from prefork.workers.scoreboard import PoolField
+from prefork.workers.settings import Settings
 from tests.support.staged import StagedMaster, become_ready
 
 if TYPE_CHECKING:
@@ -235,6 +238,19 @@ def test_ceiling_follows_the_cpus(machine: Machine) -> None:
 
     stage.run(play())
     stage.close()
+
+
+@pytest.mark.parametrize("given", [{}, {"max_children": 40}])
+def test_ceiling_that_follows_is_nothing_to_warn_of(
+    machine: Machine, caplog: pytest.LogCaptureFixture, given: dict[str, int]
+) -> None:
+    """After a reload the scoreboard keeps its slots; the log says so only where another ``max_children`` was given."""
+    machine.cpus = 4
+    fitted = _fitting(Settings(**given), SimpleNamespace(pool=SimpleNamespace(slots=60)))  # type: ignore[arg-type]
+
+    assert (fitted.max_children, fitted.workers) == (60, 4)
+    assert "workers" in fitted.automatic
+    assert ("stays until a restart" in caplog.text) is bool(given)
 
 
 def test_what_was_given_stays(machine: Machine) -> None:
