@@ -135,10 +135,14 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         self.close_connection = True  # until the request says otherwise
         one_of_http()
 
+    def pool_is_closing(self) -> bool:
+        """Return whether the pool is about to stop, so that the connection ends after this request."""
+        closing: bool = getattr(self.server, ATTRIBUTE, _HERE).is_closing()
+        return closing
+
     def end_headers(self) -> None:
         """End the head of an answer (handlers of ``http.server``), and say in it whether the connection goes on."""
-        parking = getattr(self.server, ATTRIBUTE, _HERE)
-        word = word_about_connection(self, is_closing=parking.is_closing())
+        word = word_about_connection(self, is_closing=self.pool_is_closing())
         if word is not None:
             self.send_header("Connection", word)
         super().end_headers()

@@ -124,8 +124,14 @@ def _raise_descriptor_limit() -> None:
 
 
 def _obey(control: Receiver, lot: Lot) -> bool:
-    """Do what the next image of the master asks for: other limits, or one more link."""
-    message, fd = control.receive()
+    """Do what the next image of the master asks for: other limits, or one more link.
+
+    Return whether the master has ended. An end with signs of life that it has not read looks like a reset.
+    """
+    try:
+        message, fd = control.receive()
+    except ConnectionResetError:
+        return True
     if fd >= 0:
         lot.add_link(fd)
     elif message:

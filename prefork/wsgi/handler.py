@@ -13,7 +13,7 @@ from prefork.parking.handler import ParkingMixIn
 from prefork.workers import log
 from prefork.workers.cancel import RequestCancelled
 from prefork.workers.units import seconds
-from prefork.workers.worker.side import current_worker, is_stopping
+from prefork.workers.worker.side import current_worker
 from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
@@ -69,7 +69,9 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         self._answer(head, limits)
 
     def _answer(self, head: Head, limits: _Limits) -> None:
-        response = Response(self.request, head, keeps=head.keeps_alive and not is_stopping())
+        response = Response(
+            self.request, head, keeps=head.keeps_alive and not self.pool_is_closing()
+        )
         body = self._body_of(head, limits, response)
         environ = environ_of(head, limits.environ, self.client_address)
         environ["wsgi.input"] = body.file

@@ -517,6 +517,26 @@ def test_descriptors_do_not_grow(
     wait_until(lambda: descriptors() == before, lambda: f"{descriptors()} is not {before}")
 
 
+def test_lot_ends_quietly_with_its_master(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
+) -> None:
+    """A master that is killed, with signs of life that it has not read, takes the lot along without a traceback."""
+    program = start(program_with())
+    program.address()
+    scores = board_of(program)
+    lot = wait_until(lambda: scores.pool(PoolField.LOT_PID), "the lot runs")
+
+    def looks() -> int:
+        return int(status_of(lot)["voluntary_ctxt_switches"])
+
+    program.signal(signal.SIGSTOP)
+    before = looks()
+    wait_until(lambda: looks() > before + 1, "the lot gives a sign of life")
+    program.signal(signal.SIGKILL)
+    wait_until(lambda: not is_alive(lot), "the end of the lot")
+    assert "Traceback" not in program.log
+
+
 def test_without_a_server_that_parks_there_is_no_lot(
     start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
 ) -> None:

@@ -112,6 +112,22 @@ def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
         assert scores.total(SlotField.ERRORS) == 2
 
 
+def test_client_hears_of_a_stop(start: Callable[..., Program]) -> None:
+    """While the pool drains, an answer says that its connection ends, so that the client asks elsewhere next."""
+    program = start(program_on(settings="drain_delay = 30"))
+    with contextlib.closing(HTTPConnection(*program.address(), timeout=CEILING)) as client:
+        client.request("GET", "/a")
+        before = client.getresponse()
+        assert (before.getheader("Connection"), before.read()) == (None, b"/a")
+        program.terminate()
+        program.wait_logged("phase changed old=serving")
+        client.request("GET", "/b")
+        after = client.getresponse()
+        assert (after.getheader("Connection"), after.read()) == ("close", b"/b")
+    program.signal(signal.SIGQUIT)
+    program.wait()
+
+
 def test_request_that_is_ended_is_answered(start: Callable[..., Program]) -> None:
     """A request that soft_timeout ends gets 504, and what waited too long meanwhile gets 503."""
     program = start(program_on(settings="soft_timeout, max_queue_wait, workers = 0.5, 0.1, 1"))
