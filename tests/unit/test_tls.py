@@ -453,6 +453,26 @@ def test_parking_handler_serves_what_is_decrypted(authority: Authority, certific
         assert asked(server, authority.trusting, b"1\n2\n3\n")[0] == b"1\n2\n3\n"
 
 
+def test_parking_handler_waits_where_there_is_no_lot(
+    authority: Authority, certificate: str
+) -> None:
+    """Without a pool an encrypted connection stays with its handler, which serves the next request when it comes."""
+
+    class Lines(prefork.ParkingMixIn, socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.readline())
+
+    with Secure(LOOPBACK, Lines, tls_certificate=certificate) as server:
+        with (
+            one_request(server) as plain,
+            authority.trusting.wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            for line in (b"1\n", b"2\n"):
+                client.sendall(line)
+                assert client.recv(10) == line
+        assert server.errors == []
+
+
 # --- what is refused
 
 
