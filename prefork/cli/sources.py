@@ -11,6 +11,7 @@ name what is served, by the keys ``target`` and ``factory``, which are no settin
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -100,6 +101,21 @@ def read_file(config: str | None, environ: Mapping[str, str]) -> File:
     if _is_here(_PYPROJECT):
         return _read(Path(_PYPROJECT), "working directory", must_have_table=False)
     return File()
+
+
+def shadowed(config: str | None, environ: Mapping[str, str]) -> bool:
+    """Return whether ``[tool.prefork]`` of the pyproject.toml here is not read because of a prefork.toml.
+
+    config: the value of ``--config``. Both files are in use by mistake: one of them says what nothing follows.
+    """
+    if config is not None or environ.get(CONFIG_VARIABLE):
+        return False
+    if not (_is_here("prefork.toml") and _is_here(_PYPROJECT)):
+        return False
+    with contextlib.suppress(SettingsError):  # a file that is not read may be wrong
+        tool = _parse(Path(_PYPROJECT), "working directory").get("tool")
+        return isinstance(tool, dict) and "prefork" in tool
+    return False
 
 
 def _is_here(name: str) -> bool:

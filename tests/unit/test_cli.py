@@ -291,6 +291,17 @@ def test_target_is_missing(run: Callable[..., Any], command: str) -> None:
     assert f"Try 'prefork {command} --help'" in err
 
 
+def test_second_settings_file_is_told(run: Callable[..., Any]) -> None:
+    """A table in pyproject.toml that is not read because of prefork.toml is a warning."""
+    Path("prefork.toml").write_text("workers = 2\n")
+    Path("pyproject.toml").write_text("[tool.prefork]\nworkers = 3\n")
+    status, _, err = run("config")
+    said = (
+        "prefork: warning: ignores [tool.prefork] of pyproject.toml; prefork.toml is read instead"
+    )
+    assert (status, err) == (0, f"{said}\n")
+
+
 def test_config_keeps_the_target_of_the_file(run: Callable[..., Any]) -> None:
     """The output of ``prefork config`` can be saved as prefork.toml, with what the file serves."""
     Path("prefork.toml").write_text('target = "application:make"\nfactory = true\nworkers = 3\n')

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefork.cli import sources
 from prefork.cli.sources import layers, misspelt, read_file
 from prefork.workers.errors import SettingsError
 from prefork.workers.layers import Resolved, resolve
@@ -79,6 +80,25 @@ def test_pyproject_table(folder: Path) -> None:
     )
     (folder / "prefork.toml").write_text("")
     assert resolved().origins["umask"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "shadowed"),
+    [
+        ("[tool.prefork]\nworkers = 3", True),
+        ("[tool.other]", False),
+        ("tool = 1", False),
+        ("[", False),
+    ],
+)
+def test_second_file_is_noticed(folder: Path, pyproject: str, shadowed: bool) -> None:
+    """A ``[tool.prefork]`` beside a prefork.toml is not read, and that is noticed unless a file was named."""
+    (folder / "pyproject.toml").write_text(pyproject)
+    assert sources.shadowed(None, {}) is False
+    (folder / "prefork.toml").write_text("workers = 2\n")
+    assert sources.shadowed(None, {}) is shadowed
+    assert sources.shadowed("prefork.toml", {}) is False
+    assert sources.shadowed(None, {"PREFORK_CONFIG": "prefork.toml"}) is False
 
 
 def test_config_names_the_file(folder: Path) -> None:

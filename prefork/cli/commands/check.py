@@ -9,8 +9,8 @@ import click
 from prefork.cli import check_child, logs, messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
+    ignored_sources,
     load_and_plan,
-    misspelt_variables,
     read_settings,
     refuse_before_binding,
     refuse_before_loading,
@@ -55,7 +55,7 @@ def command(
     target, factory = given.what_to_serve(target, factory=factory)
     refuse_before_loading(given)
     if verdict_to is None:
-        for text in misspelt_variables():
+        for text in ignored_sources(config):
             messages.warning(text)
         return _check_in_child(_arguments_of(ctx), given.value("boot_timeout"))
     if (path := given.value("log_config")) is not None:

@@ -12,8 +12,8 @@ import click
 from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
+    ignored_sources,
     load_and_plan,
-    misspelt_variables,
     read_settings,
     resolved_with,
     spare_the_metrics_directory,
@@ -50,7 +50,7 @@ def command(
         click.echo(_example())
         return ExitCode.OK
     given = read_settings(flags, config)
-    for text in misspelt_variables():
+    for text in ignored_sources(config):
         messages.warning(text)
     if target is None:
         resolved = resolved_with([], given.layers)

@@ -110,12 +110,18 @@ def _refuse(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         PidFile(path, origins["pidfile"]).refuse_unusable()
 
 
-def misspelt_variables() -> list[str]:
-    """Return a warning for each environment variable that seems to be a misspelt one of prefork."""
-    return [
+def ignored_sources(config: str | None) -> list[str]:
+    """Return a warning for each environment variable that seems to be misspelt, and for a file that is not read.
+
+    config: the value of ``--config``.
+    """
+    said = [
         f"ignores the environment variable {name}; did you mean {guess}?"
         for name, guess in sources.misspelt(os.environ)
     ]
+    if sources.shadowed(config, os.environ):
+        said.append("ignores [tool.prefork] of pyproject.toml; prefork.toml is read instead")
+    return said
 
 
 def spare_the_metrics_directory() -> None:

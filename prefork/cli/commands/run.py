@@ -15,8 +15,8 @@ from prefork.cli.application_errors import application_report
 from prefork.cli.commands.exit_code import ExitCode
 from prefork.cli.commands.loading import (
     SettingsSoFar,
+    ignored_sources,
     load_and_plan,
-    misspelt_variables,
     read_settings,
     refuse_before_binding,
     refuse_before_loading,
@@ -90,6 +90,8 @@ def command(
         logs.set_up_from(path, given.origins["log_config"])
     try:
         with stops_unwind():
+            for text in ignored_sources(config):
+                event(logging.WARNING, "master", text)
             watched = sources.files(config, os.environ) if watch else None
             return _run(target, given, factory=factory, watched=watched)
     finally:
@@ -103,8 +105,6 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
     addresses. watched: the settings files, of which a change reloads like one of a source file;
     None without ``--watch``.
     """
-    for text in misspelt_variables():
-        event(logging.WARNING, "master", text)
     refuse_before_loading(given)
     process.systemd_sockets.take()  # before the application starts a program that would inherit them
     # Before the application makes its first metric, because a metric chooses its file when it is
