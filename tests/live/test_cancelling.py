@@ -142,7 +142,7 @@ BEYOND_REACH = {
     "in a thread of its own": (
         "Run",
         "prefork.PreForkingTCPServer",
-        "[swallow(0), [t.start() or t.join() for t in [threading.Thread(target=time.sleep, args=[1000])]]]",
+        "[swallow(0), [t.start() or t.join() for t in [threading.Thread(target=time.sleep, args=[1000], daemon=True)]]]",
     ),
 }
 
@@ -399,3 +399,50 @@ def test_answer_to_a_cancelled_request_is_encrypted(
         client.sendall(b"time.sleep(1000)\n")
         assert client.recv(100).endswith(b"ended: soft_timeout\n")
     wait_cancelled(1, program.pid, CancelReason.SOFT_TIMEOUT)
+
+
+HOSTS = """
+    import asyncio
+
+    async def wait():
+        await asyncio.sleep(1000)
+
+    async def group():
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(spinning())
+
+    async def spinning():
+        while True:
+            await asyncio.sleep(0)
+
+    vars(sys.modules[Run.__module__]).update(asyncio=asyncio, wait=wait, group=group)
+
+    class Parked(prefork.ParkingMixIn, Run):
+        pass
+"""
+
+
+def test_event_loop_of_a_handler_is_ended(start: Callable[..., Program]) -> None:
+    """A handler that runs an event loop is cancelled like any other: while it waits, and in its tasks."""
+    program = start(ANSWERING + HOSTS + f"    serve(Run, Server, workers=1, soft_timeout={SOFT})\n")
+    address = program.address()
+    for line in ("asyncio.run(wait())", "asyncio.run(group())"):
+        assert ask(address, line).endswith(" ended: soft_timeout")
+    assert ask(address, "1 + 1").endswith(" 2")
+    wait_cancelled(2, program.pid)
+
+
+def test_each_request_of_a_connection_has_its_own_deadline(start: Callable[..., Program]) -> None:
+    """Of a connection that is kept, the request in hand is the one that is ended, and earlier ones are not held against it."""
+    program = start(
+        ANSWERING + HOSTS + f"    serve(Parked, Server, workers=1, soft_timeout={SOFT}, linger=1)\n"
+    )
+    with connect(program.address()) as client, client.makefile() as answers:
+        for _ in range(4):
+            send_line(client, f"time.sleep({SOFT / 2})")
+            assert answers.readline().endswith(" None\n")
+        send_line(client, "time.sleep(1000)")
+        assert answers.readline().endswith(" ended: soft_timeout\n")
+        assert answers.read() == ""
+    wait_cancelled(1, program.pid)

@@ -1984,6 +1984,27 @@ CANCELLING = (
         "tests/unit/test_admission.py",
     ),
     Mutant(
+        "max_per_client counts the client behind a proxy",
+        "prefork/edge/edge.py",
+        "if not passage.is_trusted and not admits(passage.address()):",
+        "if passage.is_trusted and not admits(passage.address()):",
+        "tests/live/test_admission.py -k proxy",
+    ),
+    Mutant(
+        "request_cancelled() gets the encrypted socket",
+        "prefork/edge/edge.py",
+        "        if cancelled is None or account is None:\n",
+        "        if cancelled is not None or account is None:\n",
+        "tests/live/test_cancelling.py -k encrypted",
+    ),
+    Mutant(
+        "soft_timeout holds while a WSGI application waits for its client",
+        "workers/worker/cancelling.py",
+        'return _is_of(frame, "prefork") and not _is_of(frame, "prefork.wsgi")',
+        'return _is_of(frame, "prefork")',
+        "tests/live/test_wsgi.py -k waits_for_a_body",
+    ),
+    Mutant(
         "a worker without a request holds no client",
         "workers/worker/admission.py",
         "return sum(client == number and request != 0 for client, request in pairs)",

@@ -102,7 +102,7 @@ def caller_of_handler(frame: FrameType) -> FrameType | None:
 
     The local variable ``request`` of the frame that is returned is what the handler serves.
     """
-    if _is_of(frame, "prefork"):
+    if _is_ours(frame):
         return None
     called: FrameType | None = None
     here: FrameType | None = frame
@@ -114,6 +114,15 @@ def caller_of_handler(frame: FrameType) -> FrameType | None:
             return None
         called, here = here, here.f_back
     return None
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Return whether a frame runs code of prefork, which nothing interrupts.
+
+    The handler of the WSGI server is a handler like others: it waits for its client on behalf of the
+    application.
+    """
+    return _is_of(frame, "prefork") and not _is_of(frame, "prefork.wsgi")
 
 
 def _is_of(frame: FrameType, package: str) -> bool:
@@ -284,7 +293,7 @@ def _call_hook(server: Any, request: Any, address: Any, reason: CancelReason) ->
 
 
 def _is_in_hook(frame: FrameType) -> bool:
-    if _is_of(frame, "prefork"):
+    if _is_ours(frame):
         return False
     here: FrameType | None = frame
     while here is not None:
