@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socketserver
@@ -215,6 +216,26 @@ def test_exception_is_raised_in_setup_and_handle_only() -> None:
     other = Server(Own)
     other.process_request(1, None)  # type: ignore[arg-type]
     assert other.found == {"__init__ of its own": True, "close_request": False}
+
+
+def test_exception_is_not_raised_where_an_event_loop_swallows_it() -> None:
+    """Within an event loop a coroutine may be interrupted, and a callback, whose exceptions go nowhere, may not."""
+    server = Server(None)
+
+    async def main() -> None:
+        server.look("coroutine")
+        done = asyncio.Event()
+        asyncio.get_running_loop().call_soon(lambda: (server.look("callback"), done.set()))
+        await done.wait()
+
+    class Looping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asyncio.run(main())
+
+    server.RequestHandlerClass = Looping
+    server.process_request(1, None)  # type: ignore[arg-type]
+    del server.found["close_request"]
+    assert server.found == {"coroutine": True, "callback": False}
 
 
 # --- the worker

@@ -19,7 +19,7 @@ the signal is decided by one comparison in the process that serves the request, 
 the first frame of a known function decides (``_REGIONS``). ``BaseRequestHandler.__init__()`` calls
 ``setup()`` and ``handle()``, in which the exception may be raised, and ``finish()``, in which it must not
 be; the number of the line says which call is under way. The innermost frame must not be one of prefork's
-own, nor may an object's ``__del__()`` be on the way, because Python would swallow the exception there. The edge
+own, nor may there be a place on the way that swallows exceptions, such as an object's ``__del__()``. The edge
 (prefork/edge) has a deadline of its own, and is left alone.
 
 Only the main thread can be reached, so requests that run in threads or in processes of their own end at
@@ -61,6 +61,9 @@ ANSWER_RETRY: Final = 0.05
 
 MOST_PLACES: Final = 5
 """Frames that the one line of the log shows, the innermost first."""
+
+CO_COROUTINE: Final = 0x80
+"""The flag of the code of an ``async def`` (inspect.CO_COROUTINE; the module takes milliseconds to import)."""
 
 Region = Callable[[FrameType, FrameType], bool]
 """Says whether a handler runs: called with the frame of a known function and the one that it has called."""
@@ -110,10 +113,24 @@ def caller_of_handler(frame: FrameType) -> FrameType | None:
         region = _REGIONS.get(here.f_code)
         if region is not None:
             return here if called is not None and region(here, called) else None
-        if here.f_code.co_name == "__del__" or _is_of(here, "prefork.edge"):
+        if _swallows(here, called) or _is_of(here, "prefork.edge"):
             return None
         called, here = here, here.f_back
     return None
+
+
+def _swallows(frame: FrameType, called: FrameType | None) -> bool:
+    """Return whether an exception that comes out of what a frame has called would go no further.
+
+    Python swallows what leaves a ``__del__()``. The event loop of ``asyncio`` swallows what leaves a callback;
+    what leaves a coroutine goes to the task, and from there to the one that waits for the task.
+    """
+    code = frame.f_code
+    if code.co_name == "__del__":
+        return True
+    if code.co_name != "_run" or frame.f_globals.get("__name__") != "asyncio.events":
+        return False
+    return called is None or not called.f_code.co_flags & CO_COROUTINE
 
 
 def _is_ours(frame: FrameType) -> bool:
