@@ -332,8 +332,9 @@ def _drop_unread(secured: ssl.SSLSocket) -> None:
     that says why it was refused.
     """
     with contextlib.suppress(OSError):
+        secured.settimeout(0)  # or recv() would wait for a client that is silent
         secured.shutdown(socket.SHUT_WR)
-        secured.recv(_UNREAD, socket.MSG_DONTWAIT)  # plain bytes: shutdown() has ended TLS
+        secured.recv(_UNREAD)  # plain bytes: shutdown() has ended TLS
 
 
 def _facts(secured: ssl.SSLSocket, *, asks_certificate: bool) -> TLSFacts:

@@ -1667,6 +1667,13 @@ EDGE = (
         "tests/unit/test_tls.py -k reads_the_alert",
     ),
     Mutant(
+        "a refused client of TLS is not waited for",
+        "prefork/edge/tls.py",
+        "        secured.settimeout(0)  # or",
+        "        # or",
+        "tests/unit/test_tls.py -k silent",
+    ),
+    Mutant(
         "a certificate is shown for its own names only",
         "prefork/edge/certificates.py",
         "if set(certificates[group[0]].names) == set(one.names)]",

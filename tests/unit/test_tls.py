@@ -8,6 +8,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,6 +261,16 @@ def test_refused_client_reads_the_alert(
         secured.sendall(b"x" * 10_000)
         with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
             secured.recv(1)
+
+
+def test_silent_client_costs_edge_timeout(secure: Callable[..., Secure]) -> None:
+    """A client that says nothing keeps the server for edge_timeout, and no longer."""
+    server = secure(edge_timeout=1.0)
+    with socket.create_connection(server.server_address):
+        began = time.monotonic()
+        server.handle_request()
+        assert 0.9 < time.monotonic() - began < 1.8
+    assert refusals(server) == {Rejection.TIMEOUT: 1}
 
 
 def test_trickling_client_has_one_deadline(secure: Callable[..., Secure]) -> None:
