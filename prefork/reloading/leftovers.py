@@ -172,6 +172,12 @@ class Leftovers:
         for one in self._children:
             system.adopt(one.child)
 
+    def added_to(self, state: MasterState) -> MasterState:
+        """Return the state with all that is still left: another reload comes before it has ended."""
+        return msgspec.structs.replace(
+            state, leftovers=tuple(self._children), folders=tuple(self._folders)
+        )
+
     def step(self, now: float) -> None:
         """Continue to end what is left (in every tick, when no worker needs it any more)."""
         if self._remover is not None and self._remover.has_ended():
@@ -205,7 +211,9 @@ class Leftovers:
 
     def _collect(self) -> None:
         for one in [*self._children]:
-            if system.collect(one.child) is not None:
+            # Those that the fork server has started are no children of this process.
+            if system.wait_for_all([one.child], 0):
+                system.collect(one.child)
                 system.release(one.child)
                 self._children.remove(one)
 

@@ -159,7 +159,7 @@ class Reload:
         self._pool.call_hook("on_reload")
         try:
             log.flush()
-            hand_over_with_leftovers(self._state_to_hand_over())
+            hand_over_with_leftovers(self._leftovers.added_to(self._state_to_hand_over()))
         except HandoverError as error:
             self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - it ends the reload, not the pool

@@ -40,6 +40,7 @@ PROGRAM = """
         helper = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         daemon = multiprocessing.Process(target=sleeps, daemon=True)
         daemon.start()
+        multiprocessing.get_context("forkserver").Process(target=sleeps, daemon=True).start()
         plain = multiprocessing.Process(target=sleeps)
         plain.start()
         exec(open("more").read())
@@ -105,8 +106,9 @@ def test_reloads_leave_no_more_than_one_start(program: Program, tmp_path: Path) 
     """
     census = Census(program, tmp_path)
     first = census.count()
-    # The worker, the manager, two processes, the helper, the tracker of shared memory.
-    assert first == (6, 2, 1)
+    # The worker, the manager, two processes, the helper, the tracker of shared memory, and the fork
+    # server, which has a folder, too.
+    assert first == (7, 3, 1)
     late = "(time.sleep(1.2), self.manager_answers(), self.folder_is_there())[1:]"
     with connect(program.address()) as client:
         send_line(client, late)

@@ -1501,6 +1501,13 @@ LEFTOVERS = (
         "tests/live/test_exporter.py -k file_was_removed",
     ),
     Mutant(
+        "what a fork server has started is ended, too",
+        "prefork/reloading/leftovers.py",
+        "            if system.wait_for_all([one.child], 0):\n",
+        "            if system.collect(one.child) is not None:\n",
+        "tests/live/test_reload_leaves_nothing.py -k no_more",
+    ),
+    Mutant(
         "a stop in a reload ends what the previous code has started",
         "prefork/reloading/reload.py",
         "        self._leftovers.end()",
