@@ -2019,6 +2019,13 @@ CANCELLING = (
         "tests/live/test_wsgi.py -k waits_for_a_body",
     ),
     Mutant(
+        "nothing is raised where an event loop swallows it",
+        "workers/worker/cancelling.py",
+        "    return called is None or not called.f_code.co_flags & CO_COROUTINE",
+        "    return False",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
         "a worker without a request holds no client",
         "workers/worker/admission.py",
         "return sum(client == number and request != 0 for client, request in pairs)",
