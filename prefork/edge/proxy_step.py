@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -98,13 +99,14 @@ def _peek(passage: Passage, sock: socket.socket) -> bytes:
     """Return what has come, and wait for something if nothing has.
 
     A proxy sends its header as soon as it has connected, so mostly the bytes are there. To look for them
-    takes one system call, and to give the socket a timeout first would take three.
+    takes one system call, and to give the socket a timeout first would take three. A socket that has
+    a timeout already, such as ``client_timeout``, would wait that long in spite of MSG_DONTWAIT.
     """
-    try:
-        return sock.recv(_AT_ONCE, _LOOK_NOW)
-    except BlockingIOError:
-        passage.allow_time(sock)
-        return sock.recv(_AT_ONCE, _LOOK)
+    if sock.gettimeout() is None:
+        with contextlib.suppress(BlockingIOError):
+            return sock.recv(_AT_ONCE, _LOOK_NOW)
+    passage.allow_time(sock)
+    return sock.recv(_AT_ONCE, _LOOK)
 
 
 class ReplySocket:

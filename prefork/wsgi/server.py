@@ -27,10 +27,12 @@ class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type:
     def shed_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the hook's signature
         """Answer 503 to a request that has waited for longer than ``max_queue_wait`` (worker)."""
         with contextlib.suppress(OSError):
-            request.send(plain_answer(503, Retry_After="1"), socket.MSG_DONTWAIT)
+            # Without this a socket that has a client_timeout would wait for the client.
+            request.settimeout(0)
+            request.send(plain_answer(503, Retry_After="1"))
             # Unread bytes would have the kernel reset the connection, and the answer with it.
             request.shutdown(socket.SHUT_WR)
-            request.recv(1 << 16, socket.MSG_DONTWAIT)
+            request.recv(1 << 16)
 
 
 class WSGIServer(_OfApplication, PreForkingTCPServer):

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import socketserver
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,29 @@ def test_missing_header(server: Behind) -> None:
     server.edge_timeout = 0.1
     assert handled_with(server, LINE[:-1]) == b""
     assert refusals(server) == {Rejection.TIMEOUT: 1}
+
+
+@pytest.mark.parametrize("sent", [b"", b"PROXY TCP4 "])
+def test_silent_proxy_costs_edge_timeout(sent: bytes) -> None:
+    """A proxy that stops within its header costs edge_timeout, although the connection has a longer timeout."""
+
+    class Patient(Behind):
+        edge_timeout = 0.3
+
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            request.settimeout(5)
+            return request, address
+
+    with (
+        Patient(LOOPBACK, Answer) as server,
+        socket.create_connection(server.server_address) as peer,
+    ):
+        peer.sendall(sent)
+        began = time.monotonic()
+        server.handle_request()
+        assert time.monotonic() - began < 3
+        assert refusals(server) == {Rejection.TIMEOUT: 1}
 
 
 def test_rules_go_by_the_client(server: Behind) -> None:

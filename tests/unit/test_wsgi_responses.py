@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 from wsgiref.validate import validator
 
 import pytest
 
+from prefork.wsgi.server import WSGIServer
 from tests.support.http_exchange import HEAD, answers, exchange
 
 if TYPE_CHECKING:
@@ -266,3 +269,14 @@ def test_interim_answer_is_sent_when_the_body_is_wanted() -> None:
         application, b"POST /x HTTP/1.1\r\nHost: example\r\nContent-Length: 3\r\n\r\nabc" + NEW
     )
     assert answers(ignored) == [(200, b"nothing")] * 2
+
+
+def test_shed_client_is_not_waited_for() -> None:
+    """A client that is shed reads 503; one that has sent nothing is not waited for, whatever its timeout."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(5)
+    with ours, theirs:
+        began = time.monotonic()
+        WSGIServer.shed_request(None, ours, None)  # type: ignore[arg-type]  # it asks the server nothing
+        assert time.monotonic() - began < 3
+        assert theirs.recv(1000).startswith(b"HTTP/1.1 503 ")
