@@ -82,3 +82,49 @@ def test_behind_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
         assert done.stdout.startswith("CN=alice,")
         assert "does not want to talk" in ask(authority, front).stderr
     assert program.popen.poll() is None
+
+
+def test_passwords(start: Callable[..., Program], tmp_path: Path) -> None:
+    """With SCRAM a name and its password log in; a wrong password and an unknown name get the same answer."""
+    pytest.importorskip("scramp")
+    authority = Authority(tmp_path)
+    script = str(EDGE / "scram.py")
+
+    def run(said: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(
+            command,
+            input=said,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    users = tmp_path / "users.json"
+    users.write_text(f'{{"alice": {run("secret", "record").stdout}}}')
+    port = free_port()
+    arguments = [
+        "serve",
+        str(users),
+        "--certificate",
+        authority.server("localhost"),
+        "--port",
+        str(port),
+    ]
+    program = start(EDGE / "scram.py", arguments=arguments)
+
+    def ask_as(user: str, password: str) -> subprocess.CompletedProcess[str]:
+        who = ("--ca", authority.file, "--user", user)
+        return run(password, "ask", "localhost", str(port), "hello", *who)
+
+    wait_until(
+        lambda: ask_as("alice", "secret").stdout == "alice said hello\n", lambda: "alice logs in"
+    )
+    wrong, unknown = ask_as("alice", "other"), ask_as("bob", "secret")
+    assert (wrong.stdout, unknown.stdout) == ("", "")
+    assert (
+        wrong.stderr == unknown.stderr == "The server does not know this name with this password.\n"
+    )
+    assert program.wait_logged("refused a client reason=authentication")
