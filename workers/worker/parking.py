@@ -262,7 +262,9 @@ class Parking:
                     account.close_shared(short - 1, short_ns - duration, since)
                     account.next_on_connection(request, ended, now)
                     short = short_ns = 0
-                writer.words[REQUEST_NS] = since = now
+                else:
+                    writer.words[REQUEST_NS] = now
+                since = now
                 attributes.clear()
                 attributes.update(as_new)
                 attributes["state"] = known = state

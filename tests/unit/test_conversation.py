@@ -1,0 +1,111 @@
+"""A conversation: the requests of a client that asks again at once, and what the books say of them."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import prefork
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
+from prefork.workers.slot_writer import REQUEST_NS, Outcome, SlotWriter
+from prefork.workers.states import Phase
+from prefork.workers.worker.accounting import OneAtATime, Overlapping
+from prefork.workers.worker.parking import IN_A_ROW_NS, Parking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LINE = b"line\n"
+
+
+class Bench:
+    """A worker's parking with an account of a kind, and a client that asks again as soon as it has an answer."""
+
+    def __init__(self, account_class: type[Any], ends: contextlib.ExitStack) -> None:
+        self.board = Scoreboard.create(2)
+        ends.callback(self.board.close)
+        self.board.set_pool(PoolField.PHASE, Phase.SERVING)
+        self.writer = SlotWriter(self.board, 0)
+        self.account = account_class(self.writer)
+        self.server = SimpleNamespace()
+        link, lots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ends.enter_context(link)
+        ends.enter_context(lots_end)
+        listener: Any = SimpleNamespace(family=socket.AF_UNIX, socket_type=1, server=self.server)
+        phase = self.board.pool_word(PoolField.PHASE)
+        # The views of the board go before the board.
+        ends.callback(phase.release)
+        ends.callback(self.writer.words.release)
+        parking = Parking(
+            listener,
+            link.fileno(),
+            linger=0.5,
+            in_a_row_ns=IN_A_ROW_NS * 100,
+            phase=phase,
+            writer=self.writer,
+        )
+        epoll = select.epoll()
+        ends.callback(epoll.close)
+        epoll.register(link, select.EPOLLIN)
+        parking.begin(epoll, self.account, lambda: None)
+        ends.callback(parking._socket.detach)
+
+    def serve(self, requests: int) -> list[int]:
+        """Serve a conversation; return what REQUEST_NS said in each request."""
+        client, connection = socket.socketpair()
+        words = self.writer.words
+        seen: list[int] = []
+
+        class Answering(prefork.ParkingMixIn, prefork.StreamRequestHandler):
+            def handle(self) -> None:
+                self.wfile.write(self.rfile.readline())
+                seen.append(words[REQUEST_NS])
+                if len(seen) < requests:
+                    client.sendall(LINE)
+                else:
+                    client.shutdown(socket.SHUT_WR)
+
+        source: Any = SimpleNamespace(listener=None, waits=None)
+        with client, connection:
+            client.sendall(LINE)
+            self.account.taken(connection, time.monotonic_ns(), "", source)
+            Answering(connection, "", self.server)
+            self.account.judge(connection, Outcome.OK)
+            self.account.returned(connection, Outcome.OK)
+        return seen
+
+
+@pytest.fixture
+def ends() -> Iterator[contextlib.ExitStack]:
+    """Close what a test has opened."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3, 16, 17, 40])
+def test_each_request_counts_and_has_a_beginning_of_its_own(
+    ends: contextlib.ExitStack, requests: int
+) -> None:
+    """However the books of short requests are shared, each counts once, and the scoreboard says since when each is in hand."""
+    bench = Bench(OneAtATime, ends)
+    seen = bench.serve(requests)
+    assert len(set(seen)) == requests
+    assert seen == sorted(seen)
+    assert bench.board.snapshot().slots[0].ok == requests
+    assert bench.writer.words[SlotField.ERRORS] == 0
+    assert bench.writer.words[REQUEST_NS] == 0
+
+
+def test_older_request_of_a_thread_stays_the_oldest(ends: contextlib.ExitStack) -> None:
+    """A conversation does not hide that a thread of the worker has had a request in hand for longer."""
+    bench = Bench(Overlapping, ends)
+    older, since = object(), time.monotonic_ns()
+    source: Any = SimpleNamespace(listener=None, waits=None)
+    bench.account.taken(older, since, "", source)
+    assert bench.serve(5) == [since] * 5
