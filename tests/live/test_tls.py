@@ -207,8 +207,13 @@ def test_silent_clients(
         took = time.monotonic() - begun
         with board_of(program.pid) as board:
             if park_new:
+                # On a busy machine the lot may take them too slowly: then a worker closes some at once.
                 wait_until(
-                    lambda: board.pool(PoolField.PARKED) == count,
+                    lambda: (
+                        board.pool(PoolField.PARKED_TOTAL)
+                        + sum(slot[SlotField.PARK_FAILURES] for slot in board.snapshot().slots)
+                        >= count
+                    ),
                     lambda: f"{board.pool(PoolField.PARKED)} are parked",
                 )
                 assert sum(slot[SlotField.REJECTED] for slot in board.snapshot().slots) == 0
@@ -217,7 +222,7 @@ def test_silent_clients(
                 wait_until(
                     lambda: (
                         sum(one.rejections[Rejection.TIMEOUT] for one in board.snapshot().slots)
-                        == count
+                        >= count
                     ),
                     lambda: "each of them was counted",
                 )
