@@ -30,7 +30,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
 import weakref
@@ -235,6 +234,9 @@ class Leftovers:
             if asked:
                 system.wait_for_all(asked, seconds)
         self._collect()
-        for path in self._paths():
-            shutil.rmtree(path, ignore_errors=True)
+        if self._folders:
+            import shutil  # noqa: PLC0415 - loads the compressors, into every worker otherwise
+
+            for path in self._paths():
+                shutil.rmtree(path, ignore_errors=True)
         self._folders = []

@@ -437,6 +437,7 @@ def test_import_loads_no_metrics_and_no_command_line(module: str) -> None:
         "rich",
         "asyncio",
         "multiprocessing",
+        "shutil",
         "subprocess",
     }
     program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
