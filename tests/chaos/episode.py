@@ -252,7 +252,9 @@ class Episode:
     def _result(self) -> Result:
         book, ledger, findings, log = self._book, self._ledger, self._findings, self._pool.log
         now, lines = time.monotonic(), log.lines()
-        findings.check(judge_log(lines, now, is_whole=log.is_whole), Invariant.I15)
+        # Nobody logs the end of workers whose master was killed.
+        is_whole = log.is_whole and self._plan.ending is not Ending.KILL
+        findings.check(judge_log(lines, now, is_whole=is_whole), Invariant.I15)
         known = book.ended_as_asked | ledger.let_go | self._journal.doomed
         known |= {harm.pid for harm in ledger.harms}
         findings.check(judge_deaths(lines, now, known), Invariant.I4)

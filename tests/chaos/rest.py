@@ -90,8 +90,8 @@ class Rests:
 
     def _looked(self) -> Rest:
         lone = {listener: self._lone(listener)[0] for listener in (*STREAMS, *DATAGRAMS)}
-        told = status(self._pool)
         values = self._settled()  # after the last request
+        told = status(self._pool)
         self._journal.read()
         processes = [self._pool.pid, *self._pool.workers()]
         used, begun = sum(map(cpu_seconds, processes)), time.monotonic()
