@@ -370,7 +370,7 @@ class Master:
             case Effect.REPORT:
                 self._report_status()
             case Effect.CANCEL:
-                self.pool.cancels.note_named()
+                self.pool.cancels.note_named(now)
             case Effect.NONE:
                 phase = self._life.phase.name.lower()
                 log.event(logging.INFO, "master", "order has no effect", order=order, phase=phase)

@@ -207,7 +207,7 @@ def test_operator_ends_a_request(start: Callable[..., Program]) -> None:
             )
             first, second = (board.word(slot, SlotField.PID) for slot in range(2))
         status, said = cancel(0)
-        assert status == 0
+        assert status == 0, said
         assert "the request in slot 0 was ended" in said
         for client in (one, other):
             with contextlib.suppress(OSError):

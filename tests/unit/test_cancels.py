@@ -92,7 +92,7 @@ def test_strange_number_of_a_request_does_no_harm(staged: StagedPool, request_ns
     with pen(staged.pool, 1) as writer:
         writer.words[REQUEST_NS] = request_ns
     staged.pool.views(staged.now)
-    staged.pool.cancels.note_named()
+    staged.pool.cancels.note_named(staged.now)
     staged.apply(cancel=(Cancel(1, SOFT),))
     assert staged.received(1) == [CANCEL_NUMBER]
 
@@ -102,12 +102,18 @@ def test_only_the_named_request_is_unwanted(staged: StagedPool) -> None:
     fd = os.open(f"/proc/self/fd/{staged.pool.board.fd}", os.O_RDONLY)
     try:
         named_requests.name(fd, 76)
-        staged.pool.cancels.note_named()
+        staged.pool.cancels.note_named(staged.now)
         assert not staged.handle(1).asked.is_unwanted
         named_requests.name(fd, 77)
-        staged.pool.cancels.note_named()
+        staged.pool.cancels.note_named(staged.now)
         assert staged.handle(1).asked.is_unwanted
         assert not staged.handle(0).asked.is_unwanted
+        # It has begun since the master has looked at the slot.
+        with pen(staged.pool, 1) as writer:
+            writer.words[REQUEST_NS] = 79
+        named_requests.name(fd, 79)
+        staged.pool.cancels.note_named(staged.now)
+        assert staged.pool.views(staged.now)[1].is_unwanted
     finally:
         os.close(fd)
     assert not named_requests.is_named(staged.pool.board.fd, 77)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from prefork.workers import log
 from prefork.workers.cancel import FLAGS, CancelReason, word_of
@@ -23,9 +24,14 @@ class Cancels:
         self._board = board
         self._system = system
 
-    def note_named(self) -> None:
-        """Note the requests that commands have named (``prefork cancel``); each command has sent a signal."""
+    def note_named(self, now: float) -> None:
+        """Note the requests that commands have named (``prefork cancel``); each command has sent a signal.
+
+        Each slot is read anew: a request may have begun, and been named, since the previous tick.
+        """
+        now_ns = time.monotonic_ns()
         for handle in self._table:
+            handle.look(self._board, now, now_ns)
             if handle.request_ns > 0 and is_named(self._board.fd, handle.request_ns):
                 handle.asked.is_unwanted = True
 
