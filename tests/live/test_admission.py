@@ -65,7 +65,7 @@ def test_request_that_has_waited_too_long_is_shed(start: Callable[..., Program])
             send_line(first, "go on")
             assert read_to_the_end(old) == "busy"
             assert read_to_the_end(young).endswith(" 2")
-    assert rejected(program.pid, Rejection.QUEUE_WAIT) == 1
+    wait_until(lambda: rejected(program.pid, Rejection.QUEUE_WAIT) == 1, "one shed")
     assert len(program.all_told("verified")) == 2
     program.wait_logged(r"request shed reason=queue_wait client=127\.0\.0\.1:\d+ waited=0\.\d+")
 
@@ -109,7 +109,8 @@ def test_client_holds_a_few_workers_only(start: Callable[..., Program], kind: st
             send_line(client, "[tell('holds', os.getpid()), self.rfile.readline()]")
             program.told("holds", number)
         assert ask((host, port), "1 + 1") == ""
-        assert rejected(program.pid, Rejection.PER_CLIENT) == 1
+        # The client may see its end before the worker has counted it.
+        wait_until(lambda: rejected(program.pid, Rejection.PER_CLIENT) == 1, "one refused")
         with socket.create_connection((host, port), source_address=("127.0.0.2", 0)) as other:
             send_line(other, "1 + 1")
             assert read_to_the_end(other).endswith(" 2")
