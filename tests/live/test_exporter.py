@@ -781,7 +781,7 @@ def test_busy_address_has_the_exit_code_of_a_failed_bind(
         program = start(None, arguments=arguments)
         assert program.wait() == 4
     assert where in program.log
-    assert "address already in use" in program.log
+    assert "the address is in use by process" in program.log
 
 
 def test_clients_at_once_get_whole_answers(served: Observed) -> None:
