@@ -32,8 +32,12 @@ MAKING = """
         metrics_address = "127.0.0.1:0"
         when_ready = announce
 
+        def pre_fork(self, worker):
+            forked.wait()  # no worker, and no pipes of one, before the child is there
+
     first, second = Server(LOOPBACK, Echo), Server(LOOPBACK, Echo)
     pipes, made, go_on = iter(range(NTH)), threading.Event(), threading.Event()
+    forked = threading.Event()
     pipe2 = os.pipe2
 
     def slow_pipe2(flags):
@@ -53,6 +57,7 @@ MAKING = """
     sys.setswitchinterval(10)
     child = os.fork()
     sys.setswitchinterval(0.005)
+    forked.set()
     if child == 0:
         second.serve_forever()
         tell("child left")
