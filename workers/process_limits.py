@@ -173,7 +173,7 @@ def _niceness() -> int:
 
 def _oom_score_adj() -> int:
     try:
-        with open(_OOM_SCORE_ADJ, encoding="ascii") as file:
+        with open(_OOM_SCORE_ADJ, "rb") as file:
             return int(file.read())
     except (OSError, ValueError):  # /proc is not mounted, or not as Linux mounts it
         return -HIGHEST_ADJ

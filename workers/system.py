@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no stubs: what signal.py wraps
 import contextlib
 import ctypes
+import encodings.ascii  # noqa: F401 - loaded now: a process that becomes another user may not be able to read Python's library
 import errno
 import mmap
 import os

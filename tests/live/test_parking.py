@@ -566,6 +566,7 @@ def test_answers_say_whether_the_connection_goes_on(
             assert "connection: keep-alive" in head_of(old)
             new.sendall(b"GET /new HTTP/1.1\r\nHost: x\r\n\r\n")
             assert "connection:" not in head_of(new)
+        wait_parked(scores, 2)  # a worker that still waits for its client closes the connection
         program.signal(signal.SIGTERM)
         wait_until(lambda: scores.snapshot().phase is Phase.NOT_READY, "a pool that drains")
         for client, version in ((old, "1.0"), (new, "1.1")):
@@ -582,7 +583,7 @@ def head_of(client: socket.socket) -> str:
     """Read an answer with a body; return its head, in lower case."""
     answer = b""
     while b"\r\n\r\n" not in answer:
-        answer += client.recv(4096)
+        answer += received(client)
     head, _, body = answer.partition(b"\r\n\r\n")
     (length,) = (
         int(line.split(b":")[1])
@@ -590,5 +591,12 @@ def head_of(client: socket.socket) -> str:
         if line.lower().startswith(b"content-length:")
     )
     while len(body) < length:
-        body += client.recv(4096)
+        body += received(client)
     return head.decode().lower()
+
+
+def received(client: socket.socket) -> bytes:
+    """Return what a client receives next; its connection has not ended."""
+    piece = client.recv(4096)
+    assert piece, "the connection has ended"
+    return piece
