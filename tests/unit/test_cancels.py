@@ -9,6 +9,7 @@ import socketserver
 import sys
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -225,11 +226,25 @@ def test_exception_is_raised_in_setup_and_handle_only() -> None:
 
 
 def test_exception_is_not_raised_where_an_event_loop_swallows_it() -> None:
-    """Within an event loop a coroutine may be interrupted, and a callback, whose exceptions go nowhere, may not."""
+    """Within an event loop a coroutine and the wait for events may be interrupted, a callback and the turn of the loop may not."""
     server = Server(None)
+
+    class Ready(deque[Any]):
+        def popleft(self) -> Any:
+            server.look("turn")
+            return super().popleft()
 
     async def main() -> None:
         server.look("coroutine")
+        loop: Any = asyncio.get_running_loop()
+        loop._ready = Ready(loop._ready)
+        really_select = loop._selector.select
+
+        def select(timeout: float | None) -> Any:
+            server.look("select")
+            return really_select(timeout)
+
+        loop._selector.select = select
         done = asyncio.Event()
         asyncio.get_running_loop().call_soon(lambda: (server.look("callback"), done.set()))
         await done.wait()
@@ -241,7 +256,7 @@ def test_exception_is_not_raised_where_an_event_loop_swallows_it() -> None:
     server.RequestHandlerClass = Looping
     server.process_request(1, None)  # type: ignore[arg-type]
     del server.found["close_request"]
-    assert server.found == {"coroutine": True, "callback": False}
+    assert server.found == {"coroutine": True, "callback": False, "turn": False, "select": True}
 
 
 # --- the worker

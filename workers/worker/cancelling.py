@@ -123,14 +123,18 @@ def _swallows(frame: FrameType, called: FrameType | None) -> bool:
     """Return whether an exception that comes out of what a frame has called would go no further.
 
     Python swallows what leaves a ``__del__()``. The event loop of ``asyncio`` swallows what leaves a callback;
-    what leaves a coroutine goes to the task, and from there to the one that waits for the task.
+    what leaves a coroutine goes to the task, and from there to the one that waits for the task. In a turn of
+    the loop itself, the callback that was just taken off the queue would be lost, and with it the next step
+    of a task, for which the loop would wait for ever at its end. Only its wait for events can be left.
     """
-    code = frame.f_code
-    if code.co_name == "__del__":
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+    if name == "__del__":
         return True
-    if code.co_name != "_run" or frame.f_globals.get("__name__") != "asyncio.events":
-        return False
-    return called is None or not called.f_code.co_flags & CO_COROUTINE
+    if name == "_run_once" and module == "asyncio.base_events":
+        return called is None or called.f_code.co_name not in {"select", "_run"}
+    if name == "_run" and module == "asyncio.events":
+        return called is None or not called.f_code.co_flags & CO_COROUTINE
+    return False
 
 
 def _is_ours(frame: FrameType) -> bool:
