@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +57,17 @@ def _quota() -> Iterator[Path]:
     group = parent / f"prefork-test-{os.getpid()}"
     group.mkdir()
     yield group
-    for pid in (group / "cgroup.procs").read_text().split():
-        (parent / "cgroup.procs").write_text(pid)
-    group.rmdir()
+
+    def is_removed() -> bool:
+        # The program still runs: one of its workers may end before it is moved, and another begin.
+        with contextlib.suppress(OSError):
+            for pid in (group / "cgroup.procs").read_text().split():
+                (parent / "cgroup.procs").write_text(pid)
+            group.rmdir()
+            return True
+        return False
+
+    wait_until(is_removed, "the group is empty")
 
 
 @needs_two_cpus
