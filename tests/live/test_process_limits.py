@@ -80,8 +80,9 @@ class Greedy(Run):
             while True:
                 held.append(bytearray(1 << 20))
         if line == "crumbs":
-            while True:
-                held = (held,)
+            held = [None] * 2_000_000
+            for number in range(len(held)):
+                held[number] = bytes(40)
         if line == "one":
             held.append(bytes(8 << 30))
         self.wfile.write(f"{os.getpid()} {line}\\n".encode())
