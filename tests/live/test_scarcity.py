@@ -395,7 +395,9 @@ def test_worker_that_cannot_be_held_never_runs(
         wait_until(lambda: load.answered > answered + 50, "they serve")
     assert load.lost == {}
     spawned = {int(line.split("pid=")[1].split()[0]) for line in program.logged(" spawned ")}
-    assert set(program.all_told("init")) == spawned
+    wait_until(
+        lambda: set(program.all_told("init")) == spawned, "each has run its hook, and no other"
+    )
     assert program.stop() == 0
 
 
