@@ -8,7 +8,7 @@ import socket
 import socketserver
 import struct
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +20,9 @@ from prefork.edge.edge import edge_of
 from prefork.edge.failures import MOST_CLIENTS, Failures, client_key
 from prefork.edge.hmac_challenge import CHALLENGE, FAILURE, WELCOME, answer_to, key_of
 from prefork.workers.states import Rejection
+from tests.support.one_request import one_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 KEYS = {"one": b"secret one", "two": b"secret two"}
@@ -46,21 +46,6 @@ class Keyed(prefork.HMACMixIn, socketserver.TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Count errors of the program."""
         self.errors += 1
-
-
-@contextmanager
-def one_request(server: Any) -> Iterator[socket.socket]:
-    """Handle one request in a thread; the block is the client."""
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
-    try:
-        with socket.socket(server.address_family) as client:
-            client.settimeout(5)
-            client.connect(server.server_address)
-            yield client
-    finally:
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 def refusals(server: Any) -> dict[Rejection, int]:

@@ -7,7 +7,6 @@ import os
 import socket
 import socketserver
 import ssl
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +15,10 @@ import prefork
 from prefork.edge.edge import edge_of
 from prefork.workers.states import Rejection
 from tests.support.certificates import Authority
+from tests.support.one_request import one_request
 from tests.unit.test_proxy import IPV4, UNIX, binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -44,21 +43,6 @@ class Server(prefork.AccessMixIn, socketserver.TCPServer):
         self.handled: list[Any] = []
         vars(self).update(attributes)
         super().__init__(LOOPBACK, Note)
-
-
-@contextlib.contextmanager
-def one_request(server: Any) -> Iterator[socket.socket]:
-    """Handle one request in a thread; the block is the client."""
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
-    try:
-        with socket.socket(server.address_family) as client:
-            client.settimeout(5)
-            client.connect(server.server_address)
-            yield client
-    finally:
-        thread.join(10)
-    assert not thread.is_alive()
 
 
 def attempt(server: Any, said: bytes) -> bytes:
