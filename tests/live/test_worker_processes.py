@@ -70,6 +70,9 @@ def child(code: str) -> Iterator[int]:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        # The line comes before the wait, and to begin the wait is a switch that is counted.
+        there = psutil.Process(process.pid)
+        wait_until(lambda: there.status() == psutil.STATUS_SLEEPING, "the code is not waiting")
         yield process.pid
         process.kill()
 
