@@ -30,7 +30,7 @@ demo: check-venv $(installed) ## serve the Mandelbrot set with one worker, then 
 test: check-venv $(testable) ## run all tests (ARGS="-k upper" chooses some)
 	$(bin)/python -m pytest $(ARGS)
 
-quick: check-venv $(testable) ## run the tests that start no process, in half a minute
+quick: check-venv $(testable) ## run the tests that start no process, in under 20 seconds
 	$(bin)/python -m pytest -m quick tests/unit tests/compat $(ARGS)
 
 chaos: check-venv $(testable) ## do faults to a pool for an hour (ARGS="--minutes 5 --seed 7")

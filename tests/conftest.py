@@ -25,7 +25,7 @@ _PROGRAMS = pytest.StashKey[list[Program]]()
 EXAMPLES = 100
 """Examples that hypothesis invents for each of its tests."""
 
-QUICK_EXAMPLES = 15
+QUICK_EXAMPLES = 10
 """The same where only quick tests were asked for: they are run often, and see others each time."""
 
 

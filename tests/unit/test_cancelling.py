@@ -132,6 +132,8 @@ def test_request_of_a_round_is_not_asked_while_the_round_may_go_on() -> None:
     assert plan(settings=short, busy_since=NOW - MIN_AGE / 2).cancel == ()
 
 
+@pytest.mark.once  # arithmetic in virtual time
+@pytest.mark.simulated_hours
 def test_each_request_of_hours_ends_in_time_and_none_too_early() -> None:
     """Through hours of load a request that is short ends by itself, and one that is long ends soon after soft_timeout."""
     dice = random.Random(18)

@@ -105,6 +105,7 @@ def test_no_pool_at_all(survey: Callable[..., Survey]) -> None:
         (2**22 + 1, "there is no process 4194305"),
         (HERE, f"process {HERE} is not the master of a pool"),
     ],
+    ids=["absent", "no-master"],
 )
 def test_process_that_is_no_master(survey: Callable[..., Survey], pid: int, reason: str) -> None:
     """The error says what the process with this pid is instead of a master."""

@@ -138,6 +138,19 @@ def test_descriptors_of_one_memory_are_one_pool() -> None:
         (header(version=VERSION + 1), size_of(2), True),
         (header(slots=0), size_of(0), True),
     ],
+    ids=[
+        "empty",
+        "zeros",
+        "words",
+        "magic-alone",
+        "header-alone",
+        "unsealed",
+        "slots-negative",
+        "slots-huge",
+        "slots-too-many",
+        "version-later",
+        "slots-none",
+    ],
 )
 def test_rubbish_of_the_same_name_is_passed_over(
     content: bytes, size: int | None, *, sealed: bool

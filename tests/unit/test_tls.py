@@ -239,7 +239,8 @@ def test_malformed_message_writes_no_traceback(
 ) -> None:
     """A malformed first message is refused for its reason, and nothing of it reaches standard error."""
     server = secure()
-    with one_request(server) as client, contextlib.suppress(ConnectionError):
+    # The server may have reset the connection already: shutdown() raises a plain OSError then.
+    with one_request(server) as client, contextlib.suppress(OSError):
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         while client.recv(1000):
@@ -265,11 +266,11 @@ def test_refused_client_reads_the_alert(
 
 def test_silent_client_costs_edge_timeout(secure: Callable[..., Secure]) -> None:
     """A client that says nothing keeps the server for edge_timeout, and no longer."""
-    server = secure(edge_timeout=1.0)
+    server = secure(edge_timeout=0.2)
     with socket.create_connection(server.server_address):
         began = time.monotonic()
         server.handle_request()
-        assert 0.9 < time.monotonic() - began < 1.8
+        assert 0.19 < time.monotonic() - began < 1.0
     assert refusals(server) == {Rejection.TIMEOUT: 1}
 
 
