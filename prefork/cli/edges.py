@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from prefork.edge.access import Kind, parse_rule
-from prefork.edge.setup import CONFIGURED, KEYS, EdgeSettings, Place, check, configure
+from prefork.edge.access import BEHIND_A_PROXY, Kind, parse_rule
+from prefork.edge.setup import (
+    CONFIGURED,
+    KEYS,
+    EdgeSettings,
+    Place,
+    check,
+    configure,
+    unix_kinds,
+)
 from prefork.workers.layers import Layer, Resolved, attributes_layer, resolve
 
 if TYPE_CHECKING:
     from prefork.host.addresses import Address
-
-_RULES = ("proxy_from", "allow", "deny")
 
 
 def edge_settings(resolved: Resolved) -> EdgeSettings:
@@ -32,11 +38,20 @@ def edges_for(resolved: Resolved, addresses: Sequence[Address]) -> list[EdgeSett
     """
     settings = edge_settings(resolved)
     places = [place_of(address) for address in addresses]
-    found = []
-    for address, place in zip(addresses, places, strict=True):
-        fitting = _fitting(settings, place, places, str(address))
-        check(fitting, place)
-        found.append(fitting)
+    # The proxies first: rules can go by other things behind one.
+    found = _fitted(("proxy_from",), [settings] * len(places), [one.kinds for one in places])
+    kinds = [
+        BEHIND_A_PROXY if one.values["proxy_from"] else place.kinds
+        for one, place in zip(found, places, strict=True)
+    ]
+    found = _fitted(("allow", "deny"), found, kinds)
+    for address, place, fitted in zip(addresses, places, found, strict=True):
+        if settings.values["allow"] and not fitted.values["allow"]:
+            reason = (
+                f"none of its rules concerns a client of {address}, which would refuse everybody"
+            )
+            raise settings.error("allow", reason)
+        check(fitted, place)
     return found
 
 
@@ -51,7 +66,7 @@ def place_of(address: Address) -> Place:
     """Return what the edge has to know of an address."""
     is_datagram = address.scheme in ("udp", "unixgram")
     if address.scheme in ("unix", "unixgram"):
-        return Place(("Unix sockets",), is_datagram)
+        return Place(unix_kinds(is_datagram=is_datagram), is_datagram)
     if address.is_bound:
         return Place(get_args(Kind), is_datagram)
     return Place(_internet_kinds(address.host), is_datagram)
@@ -67,27 +82,23 @@ def _internet_kinds(host: str) -> Sequence[Kind]:
     return ("IPv4", "IPv6") if address.is_unspecified else ("IPv6",)
 
 
-def _fitting(
-    settings: EdgeSettings, place: Place, places: Sequence[Place], address: str
-) -> EdgeSettings:
-    """Return the settings without the rules that only other addresses are concerned with."""
-    elsewhere = {kind for other in places for kind in other.kinds}
-    values = dict(settings.values)
-    for key in _RULES:
-        given = values[key]
-        if not given or (key != "proxy_from" and values["proxy_from"]):
-            continue
-        values[key] = tuple(
-            text
-            for text in given
-            if (kind := _kind_of(text)) in place.kinds or kind not in elsewhere
-        )
-        if key == "allow" and not values[key]:
-            reason = (
-                f"none of its rules concerns a client of {address}, which would refuse everybody"
-            )
-            raise settings.error(key, reason)
-    return msgspec.structs.replace(settings, values=values)
+def _fitted(
+    keys: Sequence[str], settings: Sequence[EdgeSettings], kinds: Sequence[Sequence[Kind]]
+) -> list[EdgeSettings]:
+    """Return the settings of each address without the rules that only other addresses are concerned with.
+
+    keys: of the rules. settings, kinds: of each address; what rules can go by there.
+    """
+    anywhere = {kind for there in kinds for kind in there}
+    found = []
+    for one, there in zip(settings, kinds, strict=True):
+        elsewhere = anywhere.difference(there)
+        values = dict(one.values)
+        for key in keys:
+            if values[key]:
+                values[key] = tuple(text for text in values[key] if _kind_of(text) not in elsewhere)
+        found.append(msgspec.structs.replace(one, values=values))
+    return found
 
 
 def _kind_of(text: str) -> Kind | None:

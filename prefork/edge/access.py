@@ -16,12 +16,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-Kind = Literal["IPv4", "IPv6", "Unix sockets"]
-"""Where the clients of a server come from."""
+Kind = Literal["IPv4", "IPv6", "Unix sockets", "accounts"]
+"""What a rule goes by: where a client comes from, or the account that it has on this machine.
+
+The kernel knows the account behind a connection that was made to a Unix socket. The account behind a
+datagram is not known, nor is that of a client for whom a proxy speaks.
+"""
+
+BEHIND_A_PROXY: Final[tuple[Kind, ...]] = ("IPv4", "IPv6", "Unix sockets")
+"""What rules can go by where proxies speak for the clients, which can come from anywhere."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -40,11 +47,13 @@ class Rule(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> Kind:
-        """Which clients the rule is about."""
+        """What the rule goes by."""
         if self.bits == 32:
             return "IPv4"
         # Addresses of IPv4 within IPv6 have become rules about IPv4; but for the networks around them.
-        return "IPv6" if self.bits else "Unix sockets"
+        if self.bits:
+            return "IPv6"
+        return "Unix sockets" if self.uid is None and self.gid is None else "accounts"
 
     def covers(self, other: Rule) -> bool:
         """Return whether every client that the other rule matches is matched by this one."""
@@ -75,6 +84,10 @@ def parse_rule(text: str) -> Rule:
         return Rule(text)
     if text.startswith("unix:"):
         return _unix_rule(text)
+    if "%" in text:
+        raise ValueError(
+            f"{text} names an interface, and a rule holds for all of them; write the address alone"
+        )
     try:
         network = ip_network(text)
     except ValueError as error:
@@ -197,11 +210,18 @@ def _unknown() -> None:
 def why_useless(rule: Rule, others: Sequence[Rule], kinds: Sequence[Kind]) -> str:
     """Return why a rule can never decide anything, "" for one that can.
 
-    others: the rules that are asked first. kinds: of the clients that the server can have.
+    others: the rules that are asked first. kinds: what rules of the server can go by.
     """
     if rule.kind not in kinds:
-        return f"the rule {rule.text} never matches: clients of this server come from {' and '.join(kinds)}"
+        return f"the rule {rule.text} never matches: {_why_never(rule, kinds)}"
     stronger = next((one for one in others if one.covers(rule)), None)
     if stronger is not None:
         return f"the rule {rule.text} never matches: {stronger.text} in deny wins over it"
     return ""
+
+
+def _why_never(rule: Rule, kinds: Sequence[Kind]) -> str:
+    if rule.kind == "accounts" and "Unix sockets" in kinds:
+        return "the account behind a datagram, or of a client of a proxy, is not known"
+    origins = [kind for kind in kinds if kind != "accounts"]
+    return f"clients of this server come from {' and '.join(origins)}"

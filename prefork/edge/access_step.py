@@ -26,9 +26,13 @@ def credentials_of(request: Any) -> Credentials | None:
     return None if pid == 0 and uid == 2**32 - 1 else Credentials(pid, uid, gid)
 
 
-def _credentials_of_client(passage: Passage) -> Credentials | None:
-    """Return the credentials of the client. Those of the connection are the proxy's, where there is one."""
-    return credentials_of(passage.request) if passage.client is passage.peer else None
+def credentials_of_client(passage: Passage) -> Credentials | None:
+    """Return the credentials of the client, None where they are not known.
+
+    Behind a proxy those of the connection are the proxy's. This also holds where the header has no address, and
+    the client goes by that of the proxy.
+    """
+    return credentials_of(passage.request) if passage.proxy is None else None
 
 
 def access_step(rules: Rules) -> Callable[[Passage], None]:
@@ -37,7 +41,7 @@ def access_step(rules: Rules) -> Callable[[Passage], None]:
     def check(passage: Passage) -> None:
         if passage.is_trusted:
             return  # the proxy itself, as in a health check
-        if not rules.permits(passage.client, lambda: _credentials_of_client(passage)):
+        if not rules.permits(passage.client, lambda: credentials_of_client(passage)):
             raise Refused(Rejection.ADDRESS, "allow and deny exclude this client")
 
     return check

@@ -122,7 +122,8 @@ class AuthenticationMixIn(EdgeMixIn):
 class PeerCredentialsMixIn(AuthenticationMixIn):
     """Mix-in for a server on a Unix socket: the kernel says which user has connected.
 
-    The identity is ``uid=1000``. Behind a proxy the user is that of the proxy.
+    The identity is ``uid=1000``. A client for whom a proxy speaks is refused, because the kernel knows the
+    user of the proxy only; the proxy itself (``LOCAL``) has that user.
     """
 
     peer_uids: Collection[int] = ()
@@ -130,8 +131,11 @@ class PeerCredentialsMixIn(AuthenticationMixIn):
     peer_gids: Collection[int] = ()
     """The groups whose members may connect: the effective group of the process, and no other of its groups."""
 
-    def authenticate(self, request: Any, client_address: Any) -> str | None:  # noqa: ARG002 - the hook's signature
+    def authenticate(self, request: Any, client_address: Any) -> str | None:
         """Return the user at the other end (worker)."""
+        proxy = getattr(client_address, "proxy", None)
+        if proxy is not None and not proxy.is_local:
+            raise AuthenticationError("a proxy speaks for the client, whose user is not known")
         who = credentials_of(request)
         if who is None:
             raise AuthenticationError("the kernel does not say who is at the other end")

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 
-from prefork.edge.access import Kind, Rule, Rules, matcher, parse_rule, why_useless
+from prefork.edge.access import (
+    BEHIND_A_PROXY,
+    Kind,
+    Rule,
+    Rules,
+    matcher,
+    parse_rule,
+    why_useless,
+)
 from prefork.edge.access_step import access_step
 from prefork.edge.authentication import authentication_step
 from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
@@ -64,7 +72,7 @@ class EdgeSettings(msgspec.Struct, frozen=True):
 class Place(msgspec.Struct, frozen=True):
     """What the edge has to know of a server's socket.
 
-    kinds: where the clients come from. is_datagram: there are no connections.
+    kinds: what rules can go by. is_datagram: there are no connections.
     """
 
     kinds: Sequence[Kind]
@@ -136,11 +144,16 @@ def place_of(server: Any) -> Place:
     """Return what the edge has to know of a server's socket, as far as it is known by now."""
     is_datagram = getattr(server, "socket_type", None) == socket.SOCK_DGRAM
     if getattr(server, "address_family", None) == socket.AF_UNIX:
-        return Place(("Unix sockets",), is_datagram)
+        return Place(unix_kinds(is_datagram=is_datagram), is_datagram)
     bound = getattr(server, "socket", None)
     if not isinstance(bound, socket.socket) or bound.fileno() < 0:
         return Place(("IPv4", "IPv6"), is_datagram)
     return Place(_internet_kinds(bound), is_datagram)
+
+
+def unix_kinds(*, is_datagram: bool) -> Sequence[Kind]:
+    """Return what rules about the clients of a Unix socket can go by."""
+    return ("Unix sockets",) if is_datagram else ("Unix sockets", "accounts")
 
 
 def _internet_kinds(bound: socket.socket) -> Sequence[Kind]:
@@ -246,8 +259,7 @@ def check(settings: EdgeSettings, place: Place, context: Any = None) -> Parts:
             raise settings.error("proxy_from", reason)
         if reason := why_useless(rule, (), place.kinds):
             raise settings.error("proxy_from", reason)
-    # A proxy can speak for a client from anywhere.
-    kinds = get_args(Kind) if proxies else place.kinds
+    kinds = BEHIND_A_PROXY if proxies else place.kinds
     rules = Rules(_parsed("allow", settings), _parsed("deny", settings))
     for key, checked, stronger in (("deny", rules.deny, ()), ("allow", rules.allow, rules.deny)):
         for rule in checked:

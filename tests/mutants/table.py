@@ -1627,9 +1627,23 @@ EDGE = (
     Mutant(
         "a client behind a proxy has not the account of the proxy",
         "prefork/edge/access_step.py",
+        "if passage.proxy is None else None",
         "if passage.client is passage.peer else None",
-        "if passage.peer is not None else None",
+        "tests/unit/test_edge_attempts.py -k nobody_knows",
+    ),
+    Mutant(
+        "a client behind a proxy is not authenticated as the user of the proxy",
+        "prefork/edge/mixins.py",
+        "if proxy is not None and not proxy.is_local:",
+        "if proxy is None and client_address is None:",
         "tests/unit/test_edge_attempts.py -k account_of_the_proxy",
+    ),
+    Mutant(
+        "a rule about the accounts of datagrams is refused",
+        "prefork/edge/setup.py",
+        'return ("Unix sockets",) if is_datagram else ("Unix sockets", "accounts")',
+        'return ("Unix sockets", "accounts")',
+        "tests/unit/test_edge_attempts.py -k nobody_knows",
     ),
     Mutant(
         "a listener has the edge of its own table",

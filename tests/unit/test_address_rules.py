@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.edge.access import Credentials, Rules, matcher, parse_rule, why_useless
+from prefork.edge.access import (
+    BEHIND_A_PROXY,
+    Credentials,
+    Rules,
+    matcher,
+    parse_rule,
+    why_useless,
+)
 
 
 def rules(allow: str = "", deny: str = "") -> Rules:
@@ -96,6 +103,7 @@ def test_kernel_is_asked_for_unix_sockets_only() -> None:
         ("10.0.0", "is no network"),
         ("localhost", "is no network"),
         ("[::1]", "is no network"),
+        ("fe80::1%eth0", "write the address alone"),
         ("unix:pid=1", "unix:uid=1000"),
         ("unix:uid=root", "unix:uid=1000"),
         ("unix:uid=-1", "unix:uid=1000"),
@@ -114,12 +122,14 @@ def test_what_is_no_rule(text: str, words: str) -> None:
     [
         ("10.0.0.0/8", "", ("Unix sockets",), "come from Unix sockets"),
         ("unix:uid=0", "", ("IPv4", "IPv6"), "come from IPv4 and IPv6"),
+        ("unix:gid=0", "", BEHIND_A_PROXY, "is not known"),
+        ("unix:uid=0", "", ("Unix sockets",), "behind a datagram"),
         ("fd00::/8", "", ("IPv4",), "come from IPv4"),
         ("10.0.0.0/8", "10.0.0.0/8", ("IPv4",), "wins over"),
         ("10.1.0.0/16", "10.0.0.0/8", ("IPv4",), "wins over"),
-        ("unix:uid=5", "unix", ("Unix sockets",), "wins over"),
+        ("unix:uid=5", "unix", ("Unix sockets", "accounts"), "wins over"),
         ("10.0.0.0/8", "10.1.0.0/16", ("IPv4",), ""),
-        ("unix:uid=5", "unix:gid=5", ("Unix sockets",), ""),
+        ("unix:uid=5", "unix:gid=5", ("Unix sockets", "accounts"), ""),
         ("unix", "unix:uid=5", ("Unix sockets",), ""),
         ("::ffff:10.0.0.0/104", "", ("IPv4",), ""),
     ],

@@ -7,12 +7,18 @@ import os
 import socket
 import socketserver
 import ssl
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import prefork
+from prefork.edge.access import matcher, parse_rule
+from prefork.edge.access_step import credentials_of_client
 from prefork.edge.edge import edge_of
+from prefork.edge.passage import Passage
+from prefork.edge.proxy_step import stream_step
 from prefork.workers.states import Rejection
 from tests.support.certificates import Authority
 from tests.support.one_request import one_request
@@ -92,20 +98,76 @@ def test_stranger_claims_to_be_a_health_check() -> None:
         assert refusals(server) == {Rejection.ADDRESS: 1}
 
 
-def test_client_does_not_get_the_account_of_the_proxy(tmp_path: Path) -> None:
-    """A client that a proxy on a Unix socket speaks for has not the proxy's own user."""
+HEADERS_WITHOUT_AN_ACCOUNT = [
+    binary(UNIX, family=0x31),
+    binary(bytes(216), family=0x31),  # a client without a name, as most are
+    binary(family=0),
+    binary(IPV4),
+    b"PROXY UNKNOWN\r\n",
+]
+"""What a proxy says of clients whose account it does not say."""
 
-    class Local(prefork.AccessMixIn, socketserver.UnixStreamServer):
+
+def test_client_does_not_get_the_account_of_the_proxy(tmp_path: Path) -> None:
+    """A client that a proxy on a Unix socket speaks for has not the proxy's own user; the proxy itself has it."""
+
+    class Local(prefork.PeerCredentialsMixIn, socketserver.UnixStreamServer):
         proxy_from = "unix"
-        allow = f"unix:uid={os.geteuid()}"
+        peer_uids = (os.geteuid(),)
         handled: list[Any] = []  # noqa: RUF012 - one server
 
     path = tmp_path / "socket"
     with Local(str(path), Note) as server:
-        for header in (binary(UNIX, family=0x31), binary(IPV4)):
+        for header in HEADERS_WITHOUT_AN_ACCOUNT:
             assert attempt(server, header + b"hello\n") == b""
-        assert refusals(server) == {Rejection.ADDRESS: 2}
+        assert refusals(server) == {Rejection.AUTHENTICATION: 5}
         assert attempt(server, binary(command=0x20, family=0) + b"check\n") == b"check\n"
+    path.unlink()
+
+
+def test_rule_about_an_account_that_nobody_knows(tmp_path: Path) -> None:
+    """Behind a proxy, and for datagrams, a rule about accounts is refused: ``deny`` would let everybody in."""
+
+    class Datagrams(prefork.AccessMixIn, socketserver.UnixDatagramServer):
+        deny = f"unix:uid={os.geteuid()}"
+
+    class Behind(prefork.AccessMixIn, socketserver.UnixStreamServer):
+        proxy_from = "unix"
+        deny = f"unix:uid={os.geteuid()}"
+
+    for server in (Datagrams, Behind):
+        with pytest.raises(prefork.SettingsError, match="is not known"):
+            server(str(tmp_path / "socket"), Note)
+    for header in HEADERS_WITHOUT_AN_ACCOUNT:
+        assert _account_behind(header) is None
+
+
+def _account_behind(header: bytes) -> Any:
+    """Return the account that rules go by, behind a proxy on a Unix socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(header)
+        passage = Passage(ours, "", 5.0)
+        stream_step(matcher([parse_rule("unix")]))(passage)
+        return credentials_of_client(passage)
+
+
+@pytest.mark.processes
+def test_account_is_that_of_the_connect(tmp_path: Path) -> None:
+    """A process that gives up its user after the connect counts as the one that has connected."""
+
+    class Local(prefork.AccessMixIn, socketserver.UnixStreamServer):
+        deny = f"unix:uid={os.geteuid()}"
+        handled: list[Any] = []  # noqa: RUF012 - one server
+
+    path = tmp_path / "socket"
+    with Local(str(path), Note) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        asked = "import os, socket; os.geteuid() or os.setuid(65534); socket.socket(fileno=0).sendall(b'x\\n')"
+        subprocess.run([sys.executable, "-c", asked], stdin=client, check=True)
+        server.handle_request()
+        assert refusals(server) == {Rejection.ADDRESS: 1}
+        assert server.handled == []
     path.unlink()
 
 

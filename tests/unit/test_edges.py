@@ -39,9 +39,13 @@ def test_rules_are_for_the_addresses_that_they_fit() -> None:
 
 
 def test_behind_a_proxy_a_client_can_come_from_anywhere() -> None:
-    """With ``proxy_from`` rules of all kinds are kept."""
+    """With ``proxy_from`` rules about all addresses are kept, and those about accounts are for other sockets."""
     assert edges("unix:/x", proxy_from="unix", allow="10.0.0.0/8") == [
         {"proxy_from": ("unix",), "allow": ("10.0.0.0/8",)}
+    ]
+    assert edges("unix:/x :1", proxy_from="127.0.0.1", allow="10.0.0.0/8 unix:uid=0") == [
+        {"allow": ("unix:uid=0",)},
+        {"proxy_from": ("127.0.0.1",), "allow": ("10.0.0.0/8",)},
     ]
 
 
@@ -52,6 +56,8 @@ def test_behind_a_proxy_a_client_can_come_from_anywhere() -> None:
         (":1", {"deny": "fd00::/8"}, "flag --deny.*come from IPv4"),
         (":1 unix:/x", {"allow": "10.0.0.0/8"}, "no.*client of unix:/x"),
         (":1", {"proxy_from": "10.0.0.1/8"}, "flag --proxy_from.*write the network"),
+        (":1 unix:/x", {"proxy_from": "10.0.0.1 unix", "deny": "unix:uid=0"}, "is not known"),
+        ("unixgram:/x", {"deny": "unix:uid=0"}, "flag --deny.*is not known"),
         (":1", {"allow": "10.0.0.0/8", "deny": "10.0.0.0/8"}, "wins over"),
     ],
 )
