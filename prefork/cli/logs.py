@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 
 from prefork.cli.log_lines import FORMATTERS, LineFormatter, TextFormatter
-from prefork.cli.sinks import ATOMIC, sink_for
+from prefork.cli.sinks import ATOMIC, Sink, sink_for
 from prefork.workers import forks
 from prefork.workers.errors import SettingsError
 
@@ -36,21 +36,30 @@ class NonBlockingHandler(logging.Handler):
     The kernel may take only a part of a line: a terminal and a TCP socket do so, a pipe does not.
     The rest is kept and written first the next time, so that no line is cut. A forked worker
     inherits the rest and the count, which belong to its parent, and forgets both.
+
+    A closed handler opens its descriptor again for the next record. ``logging.config`` closes all
+    handlers that exist, and leaves those of the root logger in use unless the configuration names
+    others. Django does this with its default settings when an application is loaded. A
+    ``StreamHandler`` also writes on after ``close()``.
     """
 
     def __init__(self, fd: int = 2, formatter: LineFormatter | None = None) -> None:
         super().__init__()
         self.lines: LineFormatter = formatter if formatter is not None else TextFormatter()
         self.lost = 0
-        self._sink = sink_for(fd)
-        self._on_list = forks.add(self._part_in_child, every_time=True)
+        self._fd = fd
         self._why = ""
         self._rest = b""
         self._pid = os.getpid()
+        self._sink: Sink | None = None
+        self._is_closed = False
+        self._open()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, or count it as lost."""
         self._forget_the_parents_rest()
+        if self._is_closed:
+            self._open()
         try:
             written = self._settle() and self._write(self.lines.encoded(record, self._limit))
         except Exception as error:  # noqa: BLE001 - a log must not break what it reports on
@@ -65,13 +74,20 @@ class NonBlockingHandler(logging.Handler):
             self._settle()
 
     def close(self) -> None:
-        """Close the handler's own descriptor. Standard error stays open."""
-        forks.remove(self._on_list)
+        """Close the handler's own descriptor until the next record. Standard error stays open."""
         if self._sink is not None:
+            forks.remove(self._on_list)
             with contextlib.suppress(OSError):
                 self._sink.close()
-            self._sink = None
+            self._sink, self._is_closed = None, True
         super().close()
+
+    def _open(self) -> None:
+        # A descriptor that is not open now is never tried again: its number may be another file's later.
+        self._is_closed = False
+        self._sink = sink_for(self._fd)
+        if self._sink is not None:
+            self._on_list = forks.add(self._part_in_child, every_time=True)
 
     def _part_in_child(self) -> None:
         if self._sink is not None:

@@ -1210,6 +1210,13 @@ SURROUNDINGS = (
 
 LOG = (
     Mutant(
+        "a configuration that closes all handlers leaves the log of the command line",
+        "prefork/cli/logs.py",
+        "        if self._is_closed:\n            self._open()\n",
+        "",
+        "tests/unit/test_logs.py",
+    ),
+    Mutant(
         "logging that raises reaches no caller",
         "workers/log.py",
         '        problem = f"\\n    (logging has failed: {type(error).__name__})"\n',

@@ -176,6 +176,35 @@ def test_descriptor_closed_by_the_application(
     assert drain(reader).endswith(b"still here\n")
 
 
+def test_configuration_that_closes_all_handlers(
+    pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler]
+) -> None:
+    """A closed handler writes the next record all the same, as ``logging.config`` closes those it leaves in use."""
+    reader, writer = pipe
+    handler = handler_for(writer)
+    handler.close()
+    handler.emit(record("still here"))
+    assert drain(reader).endswith(b"still here\n")
+    assert handler.lost == 0
+
+
+def test_descriptor_that_closed_while_its_handler_was_closed(
+    pipe: tuple[int, int], handler_for: Callable[..., NonBlockingHandler], tmp_path: Path
+) -> None:
+    """A handler writes nothing into another file that gets the number of its descriptor later."""
+    _, writer = pipe
+    other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    handler = handler_for(writer)
+    handler.close()
+    os.close(writer)
+    handler.emit(record("lost"))
+    os.dup2(other, writer)
+    handler.emit(record("lost, too"))
+    assert handler.lost == 2
+    os.close(other)
+    assert (tmp_path / "other").read_bytes() == b""
+
+
 def test_full_disk(handler_for: Callable[..., NonBlockingHandler]) -> None:
     """A full disk costs a line, and the reason is reported."""
     fd = os.open("/dev/full", os.O_WRONLY)
