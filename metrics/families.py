@@ -25,6 +25,7 @@ from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, PARKED, TLS, Metric, Type
 from prefork.metrics.processes import Facts, was_used
 from prefork.metrics.saturation import REASONS
+from prefork.workers.answers import CLASSES, COUNTS, METHODS
 from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
@@ -280,6 +281,7 @@ def _requests(reading: Reading) -> Found:
     return {
         "prefork_requests_total": [*outcomes.items()],
         "prefork_rejected_requests_total": _rejections(words),
+        "prefork_http_responses_total": _answers(words),
         "prefork_requests_cancelled_total": cancelled,
         "prefork_request_duration_seconds": _summed(words, SlotField.DURATIONS, SlotField.BUSY_NS),
         "prefork_requests_in_progress": _one(sum(many or since > 0 for many, since in in_hand)),
@@ -299,6 +301,17 @@ def _rejections(words: Columns) -> Rows:
     others = sum(counts.values())
     counts[Rejection.VERIFY] = max(0, sum(words[SlotField.REJECTED]) - others)
     return [(reason.value, count) for reason, count in counts.items()]
+
+
+def _answers(words: Columns) -> Rows:
+    """Return the answers of HTTP by method and class of the status: all classes of each method that has one."""
+    rows: list[tuple[str, str, int]] = []
+    counts = iter(sum(words[SlotField.ANSWERS + place]) for place in range(COUNTS))
+    for method in METHODS:
+        row = [(method, status, next(counts)) for status in CLASSES]
+        if any(count for _, _, count in row):
+            rows += row
+    return rows
 
 
 _HANDSHAKES = (

@@ -204,8 +204,15 @@ _ABOUT_REQUESTS = (
         "Requests that were rejected, by reason: verify (verify_request() returned False), proxy (no PROXY header, "
         "or a malformed one), address (the rules allow and deny), tls (the handshake failed), authentication, "
         "throttled (too many failures of this client), timeout (edge_timeout), gone (the client went away), "
-        "queue_wait (it had waited for longer than max_queue_wait), per_client (the client held max_per_client workers).",
+        "queue_wait (it had waited for longer than max_queue_wait), per_client (the client held max_per_client workers), "
+        "request (it was malformed, too large or too slow, so that the handler has refused it).",
         "reason",
+    ),
+    _counter(
+        "prefork_http_responses_total",
+        "Responses of WSGI applications, and of the server in their place, by the method of the request (OTHER for "
+        "an unusual one) and the class of the status (2xx to 5xx).",
+        *("method", "status"),
     ),
     _histogram(
         "prefork_request_duration_seconds",

@@ -8,12 +8,13 @@ nothing is raised.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.saturation import REASONS, REMEDIES
+from prefork.workers.answers import CLASSES, COUNTS, METHODS
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     CANCELLED_FIELDS,
@@ -130,6 +131,7 @@ def _requests(snapshot: Snapshot) -> dict[str, Any]:
             "in_progress": sum(_in_progress(one) for one in slots),
         },
         "rejections": _rejections(slots),
+        "responses": _answers(slots),
         "slow_requests": _count(snapshot[PoolField.SLOW_REQUESTS]),
         "durations": _histogram(slots, SlotField.DURATIONS, SlotField.BUSY_NS),
         "queue_waits": _histogram(slots, SlotField.QUEUE_WAITS, SlotField.QUEUE_WAIT_NS),
@@ -142,6 +144,13 @@ def _rejections(slots: Iterable[SlotSnapshot]) -> dict[str, int]:
     for one in slots:
         sums.update(one.rejections)
     return {reason.value: _count(sums[reason]) for reason in Rejection}
+
+
+def _answers(slots: Sequence[SlotSnapshot]) -> dict[str, dict[str, int]]:
+    """Return the answers of HTTP by method and class of the status; {} in a pool without any."""
+    counts = iter(_total(slots, SlotField.ANSWERS + place) for place in range(COUNTS))
+    found = {method: {status: next(counts) for status in CLASSES} for method in METHODS}
+    return {method: classes for method, classes in found.items() if any(classes.values())}
 
 
 def _events(snapshot: Snapshot) -> dict[str, Any]:

@@ -176,8 +176,10 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """A directory for the metrics that handlers keep with prometheus_client, emptied at the start;
     PROMETHEUS_MULTIPROC_DIR names it, too.
     """
-    access_log: Literal["off", "text", "json"] = "off"
-    """Log a line for each request, for people (text) or for machines (json)."""
+    access_log: Literal["off", "text", "json", "common", "combined", "timed"] = "off"
+    """Log a line for each request: for people (text), for machines (json), or, of WSGI applications,
+    as other web servers do (common, combined, or timed: combined with duration and queue wait).
+    """
     run_as_user: str | int | None = None
     """The user that the workers run as; the master keeps its own."""
     run_as_group: str | int | None = None

@@ -38,7 +38,8 @@ from prefork.workers.listener import Listener
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.worker.accounting import may_overlap
+from prefork.workers.worker.access import WEB_FORMS
+from prefork.workers.worker.accounting import may_overlap, reports_answers
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
@@ -206,6 +207,7 @@ def serve(
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the program has the hook.
     """
     _refuse_to_count_threads(all_served, settings)
+    _refuse_web_lines(all_served, settings)
     if (inventory := process.inventory) is not None:
         _refuse_what_cannot_follow(settings, inventory)
         trial.end_of_trial(settings)
@@ -230,6 +232,17 @@ def _refuse_to_count_threads(all_served: Sequence[Served], settings: Settings) -
             "time, because process_request() is overridden, as in ThreadingMixIn; leave it out"
         )
         raise SettingsError("max_per_client", most, "settings", allowed)
+
+
+def _refuse_web_lines(all_served: Sequence[Served], settings: Settings) -> None:
+    """Refuse a form of the access log in which no server here would write a line."""
+    form = settings.access_log
+    if form in WEB_FORMS and not any(reports_answers(one.server) for one in all_served):
+        allowed = (
+            "it is a format for requests of HTTP, and none of these servers serves a WSGI application; use text "
+            "or json"
+        )
+        raise SettingsError("access_log", form, "settings", allowed)
 
 
 def _end(one: Served) -> None:

@@ -41,6 +41,7 @@ from enum import IntEnum
 
 import msgspec
 
+from prefork.workers.answers import COUNTS
 from prefork.workers.cancel import CancelReason
 from prefork.workers.ledger import Growth, Ledger
 from prefork.workers.states import (
@@ -58,7 +59,7 @@ from prefork.workers.states import (
 )
 
 MAGIC = 0x6B726F66657270  # "prefork", little-endian
-VERSION = 6
+VERSION = 7
 
 MEMFD_NAME = "prefork-scoreboard"
 """The name of the memory in /proc."""
@@ -255,10 +256,12 @@ class SlotField(IntEnum):
     """Bytes that resting workers have returned to the system."""
     REJECTIONS = 96
     """Requests that were rejected, one word for each Rejection. VERIFY has what is left of REJECTED."""
+    ANSWERS = 112
+    """Answers of HTTP, by method and class of the status (workers/answers.py)."""
 
 
 SLOT_WORDS = (
-    112  # fourteen cache lines, which no other slot's worker writes to; some words are spare
+    144  # eighteen cache lines, which no other slot's worker writes to; some words are spare
 )
 
 CANCELLED_FIELDS = range(SlotField.CANCELLED, SlotField.CANCELLED + len(CancelReason))
@@ -286,6 +289,7 @@ GROWTH: dict[int, Growth] = {
     **dict.fromkeys(range(SlotField.TIMEOUTS, SlotField.LAST_EXIT), _COUNT),
     **dict.fromkeys(range(SlotField.TLS_HANDSHAKES, SlotField.TLS_HANDSHAKE_NS), _COUNT),
     **dict.fromkeys(range(SlotField.REJECTIONS, SlotField.REJECTIONS + len(Rejection)), _COUNT),
+    **dict.fromkeys(range(SlotField.ANSWERS, SlotField.ANSWERS + COUNTS), _COUNT),
     **dict.fromkeys((SlotField.VOLUNTARY_SWITCHES, SlotField.INVOLUNTARY_SWITCHES), _COUNT),
     **dict.fromkeys((SlotField.SPAWNS, SlotField.PARK_FAILURES, SlotField.CLIENT_TIMEOUTS), _COUNT),
     **dict.fromkeys(CANCELLED_FIELDS, _COUNT),

@@ -539,10 +539,11 @@ class Settings(
         ),
     ] = None
     access_log: Annotated[
-        Literal["off", "text", "json"],
+        Literal["off", "text", "json", "common", "combined", "timed"],
         About(
-            help="Log a line for each request, for people (text) or for machines (json).",
-            allowed="one of off, text, json",
+            help="Log a line for each request: for people (text), for machines (json), or, of WSGI applications, as "
+            "other web servers do (common, combined, or timed: combined with duration and queue wait).",
+            allowed="one of off, text, json, common, combined, timed",
             metavar="FORMAT",
             attribute=SAME,
             read=lower,
@@ -732,7 +733,7 @@ class Settings(
             limit_body: int | str | None = None,
             metrics: str | None = None,
             metrics_dir: str | None = None,
-            access_log: Literal["off", "text", "json"] = "off",
+            access_log: Literal["off", "text", "json", "common", "combined", "timed"] = "off",
             user: str | int | None = None,
             group: str | int | None = None,
             umask: int | str | None = None,

@@ -37,6 +37,7 @@ CANCEL = int(SlotField.CANCEL)
 CANCEL_HEARD = int(SlotField.CANCEL_HEARD)
 _BUSY_NS = int(SlotField.BUSY_NS)
 _DURATIONS = int(SlotField.DURATIONS)
+_ANSWERS = int(SlotField.ANSWERS)
 
 
 class Outcome(IntEnum):
@@ -124,6 +125,14 @@ class SlotWriter:
         except ValueError:
             self.add(_BUSY_NS, duration_ns)
             self.add(_DURATIONS, requests)
+
+    def count_answer(self, place: int) -> None:
+        """Count an answer of HTTP. place: among the counts of workers/answers.py."""
+        words = self.words
+        try:
+            words[_ANSWERS + place] += 1
+        except ValueError:
+            self.add(_ANSWERS + place, 1)
 
     def detach(self) -> None:
         """Write to private memory from now on: this process is a fork of the worker."""

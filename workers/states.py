@@ -86,6 +86,8 @@ class Rejection(enum.StrEnum):
     """The request had waited in the kernel's queue for longer than ``max_queue_wait``."""
     PER_CLIENT = "per_client"
     """The client holds ``max_per_client`` workers already."""
+    REQUEST = "request"
+    """The handler refuses the request without its application, as with the statuses 400, 408 and 413 of HTTP."""
 
 
 class ExitKind(enum.StrEnum):

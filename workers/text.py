@@ -35,6 +35,23 @@ def escaped(text: str, longest: int = LONGEST) -> str:
     return shown if len(shown) <= longest else shown[:longest] + "…"
 
 
+def cut_for_json(text: str, room: int) -> str:
+    """Return the text; if JSON needs more than ``room`` characters for it, its beginning and an ellipsis."""
+    most = 2 if text.isascii() and text.isprintable() else _MOST_IN_JSON
+    if len(text) * most <= room:
+        return text
+    left = room - _MOST_IN_JSON  # for the ellipsis
+    for place, character in enumerate(text):
+        left -= 1 if " " <= character <= "~" and character not in '"\\' else _MOST_IN_JSON
+        if left < 0:
+            return f"{text[:place]}…"
+    return text
+
+
+_MOST_IN_JSON: Final = 12
+"""Characters that JSON in ASCII needs at most for one character of a text."""
+
+
 def nearest(word: str, words: Sequence[str], *, cutoff: float = 0.6) -> str | None:
     """Return the word that a user who wrote ``word`` probably meant, None where none is like it.
 

@@ -132,8 +132,8 @@ class TextFormatter(logging.Formatter):
         name = escaped(record.name)[:80]
         speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
         start = f"{_time(record)} {record.levelname:<7} {speaker}"
-        if name == "prefork.access" and _message(record).startswith("{"):
-            start = ""  # a JSON line of the access log has a time of its own and stays valid JSON
+        if getattr(record, "is_whole", False):
+            start = ""  # a line of the access log in a format that other programs read
 
         def render(entry: _Entry) -> str:
             below = (_INDENT + printable(line) for line in entry.report.splitlines())

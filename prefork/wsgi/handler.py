@@ -13,7 +13,10 @@ from prefork.parking.handler import ParkingMixIn
 from prefork.workers import log
 from prefork.workers.cancel import RequestCancelled
 from prefork.workers.units import seconds
+from prefork.workers.worker.clients import client_name
+from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.side import current_worker
+from prefork.wsgi.books import report_answer, report_refusal
 from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
@@ -44,6 +47,9 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
 
     application: ClassVar[Any] = None
 
+    reports_answers: ClassVar[bool] = True
+    """What tells the pool that the handlers report their answers, and the requests that they refuse."""
+
     _incoming: Incoming
 
     def setup(self) -> None:
@@ -58,13 +64,14 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         """Serve one request."""
         self.close_connection = True  # until the answer is complete
         limits = _limits(self.server)
+        data = None
         try:
             data = self._incoming.read_head(limits.head, limits.head_time)
             if data is None:
                 return
             head = parse_head(data, most_fields=limits.fields, most_body=limits.body)
         except RefusedRequest as refusal:
-            self._refuse(refusal)
+            self._refuse(refusal, data or b"")
             return
         self._answer(head, limits)
 
@@ -80,12 +87,12 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         except RefusedRequest as refusal:
             if response.is_begun:
                 raise
-            self._refuse(refusal)
+            self._refuse(refusal, head=head)
         except RequestCancelled:
             # Answered here, where it is known whether an answer has begun.
             if not response.is_begun:
                 with contextlib.suppress(OSError):
-                    self.request.sendall(plain_answer(504, with_body=head.method != "HEAD"))
+                    self._send_plain(504, head)
             raise
         except Exception as error:
             if not response.is_begun:
@@ -93,6 +100,9 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             raise
         else:
             self.close_connection = not (response.keeps and self._is_at_end(body))
+        finally:
+            if response.is_begun:
+                report_answer(head, response.status, response.sent)
 
     def _run(self, environ: dict[str, Any], response: Response) -> None:
         """Call the application, send its answer, and call ``close()`` of what it has returned."""
@@ -142,26 +152,27 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             self.request.settimeout(before)
         return body.is_read()
 
-    def _refuse(self, refusal: RefusedRequest) -> None:
-        log.event(
-            logging.INFO,
-            str(current_worker() or "master"),
+    def _refuse(self, refusal: RefusedRequest, data: bytes = b"", head: Head | None = None) -> None:
+        """Answer a request that the application does not get to see. data: its head, as far as that was read."""
+        _lines.subject = str(current_worker() or "master")
+        _lines.write(
+            refusal.status,
             "refused a request",
-            client=self.client_address,
+            client=client_name(self.client_address) or "-",
             status=refusal.status,
             reason=str(refusal),
         )
-        self._send_last(refusal.status)
+        report_refusal()
+        self._send_last(refusal.status, head, data.partition(b"\r\n")[0])
 
-    def _send_last(self, status: int, head: Head | None = None) -> None:
+    def _send_last(self, status: int, head: Head | None = None, line: bytes = b"") -> None:
         """Answer without the application, as the last answer on this connection.
 
         The client may still be sending. To close the socket while bytes are unread would reset the
         connection, and the client would never see the answer. So what has arrived is read first.
         """
-        with_body = head is None or head.method != "HEAD"
         with contextlib.suppress(OSError, ValueError):
-            self.request.sendall(plain_answer(status, with_body=with_body))
+            self._send_plain(status, head, line)
             until, left = monotonic() + UNREAD_TIME, MOST_UNREAD
             while left > 0 and (time := until - monotonic()) > 0:
                 self.request.settimeout(min(time, 0.05))
@@ -169,6 +180,16 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                 if not piece:
                     break
                 left -= len(piece)
+
+    def _send_plain(self, status: int, head: Head | None, line: bytes = b"") -> None:
+        """Send an answer of the server itself. line: the first of the request, where its head was not read."""
+        answer, length = plain_answer(status, with_body=head is None or head.method != "HEAD")
+        report_answer(head, str(status), length, line)
+        self.request.sendall(answer)
+
+
+_lines: Final = LimitedLines()
+"""The lines about refused requests: a client can send thousands of them in a second."""
 
 
 class _Errors:

@@ -308,16 +308,17 @@ _PHRASES: Final = {
 }
 
 
-def plain_answer(status: int, *, with_body: bool = True, **more: str) -> bytes:
-    """Return a whole answer of the server itself, after which the connection is closed.
+def plain_answer(status: int, *, with_body: bool = True, **more: str) -> tuple[bytes, int]:
+    """Return a whole answer of the server itself, and the bytes of its body. The connection is closed after it.
 
     more: further fields, with underscores for hyphens.
     """
     phrase = _PHRASES[status]
     body = f"{status} {phrase}\n" if with_body else ""
     fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in more.items())
-    return (
+    answer = (
         f"HTTP/1.1 {status} {phrase}\r\n{_date()}Server: prefork\r\n{fields}"
         "Content-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
-    ).encode()
+    )
+    return answer.encode(), len(body)

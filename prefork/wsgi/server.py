@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.servers import PreForkingTCPServer, PreForkingUnixStreamServer
+from prefork.wsgi.books import report_answer
 from prefork.wsgi.handler import LIMIT_FIELDS, LIMIT_HEAD, handler_for
 from prefork.wsgi.response import plain_answer
 
@@ -26,10 +27,12 @@ class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type:
 
     def shed_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the hook's signature
         """Answer 503 to a request that has waited for longer than ``max_queue_wait`` (worker)."""
+        answer, length = plain_answer(503, Retry_After="1")
+        report_answer(None, "503", length)
         with contextlib.suppress(OSError):
             # Without this a socket that has a client_timeout would wait for the client.
             request.settimeout(0)
-            request.send(plain_answer(503, Retry_After="1"))
+            request.send(answer)
             # Unread bytes would have the kernel reset the connection, and the answer with it.
             request.shutdown(socket.SHUT_WR)
             request.recv(1 << 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 from http.client import HTTPConnection
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.workers.answers import COUNTS, place_of
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import WorkerState
 from tests.support import board
+from tests.support.clients import read_to_the_end
 from tests.support.http_exchange import answers
 from tests.support.waiting import CEILING, wait_until
 
@@ -110,6 +113,42 @@ def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
     program.wait_logged(r"application says text=.?served /body", times=1)
     with board.board_of(program.pid) as scores:
         assert scores.total(SlotField.ERRORS) == 2
+
+
+def test_each_answer_is_logged_and_counted(start: Callable[..., Program]) -> None:
+    """Answers are counted by method and class of status, also those of the server itself, and each has its line."""
+    program = start(program_on(settings="access_log, workers, limit_body = 'timed', 1, 100"))
+    address = program.address()
+    asked = [
+        (b"GET /a?b HTTP/1.1\r\nHost: a\r\nUser-Agent: me\r\n\r\n", 'GET /a?b HTTP/1.1" 200 2'),
+        (b"HEAD /a HTTP/1.0\r\n\r\n", 'HEAD /a HTTP/1.0" 200 0'),
+        (b"GET /fail HTTP/1.1\r\nHost: a\r\n\r\n", 'GET /fail HTTP/1.1" 500 26'),
+        (b"BAD\r\n\r\n", 'BAD" 501 20'),
+        (b"PUT /body HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n", "413"),
+    ]
+    for sent, _ in asked:
+        with socket.create_connection(address, CEILING) as client:
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            read_to_the_end(client)
+    lines = wait_until(
+        lambda: found if len(found := program.logged(r" \+0000\] ")) == len(asked) else [],
+        "the lines of the access log",
+    )
+    for line, (_, expected) in zip(lines, asked, strict=True):
+        assert re.search(r" INFO 127\.0\.0\.1 - - \[", line)
+        assert expected in line
+        assert re.search(r' "-" "(-|me)" 0\.\d{6} \d\.\d{6}$', line)
+    with board.board_of(program.pid) as scores:
+        counts = [scores.total(SlotField.ANSWERS + place) for place in range(COUNTS)]
+        assert [(place, count) for place, count in enumerate(counts) if count] == [
+            (place_of("GET", "2"), 1),
+            (place_of("GET", "5"), 1),
+            (place_of("HEAD", "2"), 1),
+            (place_of("PUT", "4"), 1),
+            (place_of("OTHER", "5"), 1),
+        ]
+        assert scores.total(SlotField.REJECTED) == 2
 
 
 def test_client_hears_of_a_stop(start: Callable[..., Program]) -> None:

@@ -10,10 +10,13 @@ import socketserver
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.cli.log_lines import TextFormatter
+from prefork.workers.answers import Answer
 from prefork.workers.listener import Listener
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.worker.access import AccessLog
@@ -96,6 +99,100 @@ def test_json_line(caplog: pytest.LogCaptureFixture, listener: Listener) -> None
         "generation": 2,
         "listener": str(listener),
     }
+
+
+WEB = Answer(
+    "GET",
+    '/a?b="c',
+    "HTTP/1.1",
+    "200",
+    2326,
+    referer="https://example/",
+    user_agent="curl\\8",
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "address", "answer", "expected"),
+    [
+        ("common", ("192.0.2.7", 1), WEB, r'192.0.2.7 - - [T] "GET /a?b=\"c HTTP/1.1" 200 2326'),
+        (
+            *("combined", ("::1", 1, 0, 0), WEB),
+            r'::1 - - [T] "GET /a?b=\"c HTTP/1.1" 200 2326 "https://example/" "curl\\8"',
+        ),
+        (
+            *("timed", "", Answer(status="503", sent=4)),
+            '- - - [T] "-" 503 4 "-" "-" 0.012346 0.000002',
+        ),
+        (
+            *("common", "/run/x", Answer(target="\x16\x03\xe9 a\r\n", status="400")),
+            r'/run/x - - [T] "\x16\x03\xe9 a\x0d\x0a" 400 0',
+        ),
+    ],
+)
+def test_web_lines(
+    caplog: pytest.LogCaptureFixture,
+    listener: Listener,
+    form: str,
+    address: Any,
+    answer: Answer,
+    *,
+    expected: str,
+) -> None:
+    """Lines in the formats of other web servers are theirs byte for byte, and a client cannot leave its field."""
+    text = line(caplog, listener, form, address, answer=answer)
+    time = re.search(r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d \+0000\]", text)
+    assert time is not None
+    assert text.replace(time[0], "[T]") == expected
+    assert TextFormatter().format(caplog.records[0]) == text
+
+
+def test_json_line_of_an_answer(caplog: pytest.LogCaptureFixture, listener: Listener) -> None:
+    """An answer of HTTP adds its facts; a client that a proxy has named stands before the peer."""
+    answer = msgspec.structs.replace(WEB, client="198.51.100.9")
+    facts = json.loads(line(caplog, listener, "json", ("192.0.2.7", 1), answer=answer))
+    expected = {
+        "client": "198.51.100.9",
+        "peer": "192.0.2.7:1",
+        "method": "GET",
+        "target": '/a?b="c',
+        "protocol": "HTTP/1.1",
+        "status": 200,
+        "bytes": 2326,
+        "referer": "https://example/",
+        "user_agent": "curl\\8",
+        "duration": 0.012346,
+        "queue_wait": 0.000002,
+    }
+    assert facts.items() >= expected.items()
+
+
+@pytest.mark.parametrize("form", ["text", "json", "common", "combined", "timed"])
+@pytest.mark.parametrize("character", ["a", '"', "\xe9", "\0"])
+def test_line_of_a_long_request_fits_into_a_pipe(
+    caplog: pytest.LogCaptureFixture, listener: Listener, form: str, character: str
+) -> None:
+    """However long target and fields are, and whatever is in them, the line is whole, and a pipe takes it at once."""
+    long = character * 9000
+    answer = Answer("GET", long, "HTTP/1.1", "200", 1, referer=long, user_agent=long)
+    text = line(caplog, listener, form, ("192.0.2.7", 1), answer=answer)
+    assert len(text) < 4000
+    assert text.isascii()
+    assert text.isprintable()
+    if form == "json":
+        assert json.loads(text)["user_agent"].endswith("…")
+
+
+def test_connection_without_a_request_has_no_web_line(
+    caplog: pytest.LogCaptureFixture, listener: Listener
+) -> None:
+    """A client that connects and asks nothing has no line in a format for requests; one that is rejected has."""
+    log = AccessLog("common", 3, 2, worker())
+    with caplog.at_level(logging.INFO, "prefork.access"):
+        log.write(listener, ("192.0.2.7", 1), None, Outcome.OK, 1)
+        log.write(listener, ("192.0.2.7", 1), None, Outcome.REJECTED, 1)
+    (record,) = caplog.records
+    assert record.getMessage().endswith(' "-" - 0')
 
 
 @given(name=st.binary(max_size=108))

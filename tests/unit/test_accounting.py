@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefork.workers.answers import Answer
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, SlotSnapshot
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import Outcome, SlotWriter
+from prefork.workers.states import Rejection
 from prefork.workers.waits import QueueWaits
 from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import (
     AT_ONCE_NS,
     BecameBusy,
     OneAtATime,
+    OneJudged,
     Overlapping,
     account_for,
     busy_call,
@@ -157,7 +160,37 @@ def test_end_is_logged(slot: Slot, outcome: Outcome) -> None:
     account.taken("request", 1, "client", slot)  # type: ignore[arg-type]
     account.returned("request", outcome)
     (line,) = slot.lines
-    assert line == ("tcp://here:1", "client", None, outcome, slot.seen[SlotField.BUSY_NS])
+    assert line == ("tcp://here:1", "client", None, outcome, slot.seen[SlotField.BUSY_NS], None)
+
+
+def test_answer_is_logged_with_its_own_request(slot: Slot) -> None:
+    """What a handler reports of its answer stands in the line of that request, and in no other one."""
+    account = OneAtATime(slot.writer, log_request=slot.write)
+    account.taken("request", 1, "client", slot)  # type: ignore[arg-type]
+    for status in ("200", "404"):
+        account.note_answer(Answer(status=status))
+        account.next_on_connection("request", 2, 3)
+    account.returned("request", Outcome.OK)
+    assert [line[5] and line[5].status for line in slot.lines] == ["200", "404", None]
+
+
+def test_refused_request_is_rejected(slot: Slot) -> None:
+    """A request that its handler refuses counts as rejected for that reason, and so does the next one only if refused."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        reports_answers = True
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        account = account_for([server], slot.writer)
+    assert isinstance(account, OneJudged)
+    for refuses in (True, False):
+        account.taken("request", 1, "client", slot)  # type: ignore[arg-type]
+        if refuses:
+            account.refuse(Rejection.REQUEST)
+        account.returned("request", Outcome.OK)
+    assert slot.seen[SlotField.REJECTED] == 1
+    assert slot.seen.ok == 1
+    assert slot.seen.rejections[Rejection.REQUEST] == 1
 
 
 def test_end_in_a_thread_is_logged(slot: Slot) -> None:
@@ -168,6 +201,8 @@ def test_end_in_a_thread_is_logged(slot: Slot) -> None:
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            account.note_answer(Answer(status="200"))
+            account.refuse(Rejection.REQUEST)
             self.request.recv(1)
 
     slot.waits = QueueWaits(slot.writer)
@@ -188,5 +223,7 @@ def test_end_in_a_thread_is_logged(slot: Slot) -> None:
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
     (line,) = slot.lines
-    assert line[:4] == ("tcp://here:1", "client", 77, Outcome.OK)
+    assert line[:4] == ("tcp://here:1", "client", 77, Outcome.REJECTED)
+    assert line[5] == Answer(status="200")
+    assert account._served_by == account._answers == {}
     assert account._seen == {}

@@ -92,7 +92,16 @@ CROSSINGS = {
 
 # errors: a leaf; a directory for metrics that cannot be used is refused like any other setting.
 # forks: a leaf; whatever a fork changes in a process stands in its one list.
-OPEN_TO_METRICS = {"cancel", "scoreboard", "states", "settings", "errors", "text", "forks"}
+OPEN_TO_METRICS = {
+    "answers",
+    "cancel",
+    "scoreboard",
+    "states",
+    "settings",
+    "errors",
+    "text",
+    "forks",
+}
 """What the readers of the scoreboard may import of the workers."""
 
 PROCESS_CALLS = {

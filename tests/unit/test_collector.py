@@ -79,6 +79,8 @@ def test_families_are_what_the_table_says(board: Scoreboard) -> None:
     board.set_pool(PoolField.LOT_STARTS, 1)
     for slot in range(SLOTS):
         spawn(board, slot, os.getpid())
+        with pen(board, slot) as writer:
+            writer.count_answer(0)
     pool = PoolDescription(
         listeners=(ListenerDescription("x", inode=5),),
         certificates=(CertificateDescription("a.pem", 5.0),),

@@ -13,6 +13,7 @@ from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.families import families
 from prefork.metrics.kernel import Queue
 from prefork.metrics.processes import Facts
+from prefork.workers.answers import CLASSES, place_of
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
@@ -311,3 +312,15 @@ def test_tls_is_shown_where_it_is_used(board: Scoreboard) -> None:
     name = "prefork_rejected_requests_total"
     assert (value(found, name, reason="tls"), value(found, name, reason="verify")) == (3, 1)
     words.release()
+
+
+def test_answers_of_http_are_counted_apart(board: Scoreboard) -> None:
+    """Answers by method and class of the status: all classes of a method that has answers, no series of another."""
+    for slot, method, status in ((0, "GET", "200 OK"), (1, "GET", "204"), (2, "FETCH", "503 No")):
+        with pen(board, slot) as writer:
+            writer.count_answer(place_of(method, status))
+    found = samples(families(reading(board)))
+    name = "prefork_http_responses_total"
+    assert [value(found, name, method="GET", status=one) for one in CLASSES] == [2, 0, 0, 0]
+    assert [value(found, name, method="OTHER", status=one) for one in CLASSES] == [0, 0, 0, 1]
+    assert not any(dict(labels).get("method") == "POST" for _, labels in found)

@@ -16,6 +16,7 @@ from socketserver import BaseServer
 from time import monotonic_ns
 from typing import Any, Final, Protocol
 
+from prefork.workers.answers import Answer
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import HandshakeKind, PoolField, Scoreboard, SlotField
 from prefork.workers.settings import Settings
@@ -51,9 +52,11 @@ class Account(Protocol):
     """Hears of each request of a worker, and publishes what the scoreboard shows of it.
 
     most_shared: how many short requests of a connection may be noted together, by ``close_shared()``.
+    wants_answers: whether ``note_answer()`` has a use.
     """
 
     most_shared: int
+    wants_answers: bool
 
     def watched(self, take: Take) -> Take:
         """Return a take that counts as a request while it runs, because it may hang."""
@@ -91,6 +94,15 @@ class Account(Protocol):
     def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
         """Count a TLS handshake that has succeeded."""
 
+    def refuse(self, reason: Rejection) -> None:
+        """Note that the handler refuses the request that it serves (in the handler's thread)."""
+
+    def count_answer(self, place: int) -> None:
+        """Count an answer of HTTP. place: among the counts of workers/answers.py."""
+
+    def note_answer(self, answer: Answer) -> None:
+        """Note for the access log what the handler has answered (in the handler's thread, before it ends)."""
+
     def publish(self) -> None:
         """Publish once more what is in hand."""
 
@@ -114,8 +126,8 @@ def account_for(
     """
     if any(may_overlap(server) for server in servers):
         return Overlapping(writer, became_busy, log_request)
-    if any(has_edge(server) for server in servers):
-        return OneAtTheEdge(writer, became_busy, log_request)
+    if any(has_edge(server) or reports_answers(server) for server in servers):
+        return OneJudged(writer, became_busy, log_request)
     if became_busy is None and log_request is None and not parks:
         return None
     return OneAtATime(writer, became_busy, log_request)
@@ -124,6 +136,11 @@ def account_for(
 def has_edge(server: BaseServer) -> bool:
     """Return whether something stands before the handlers of a server, which reports to the account."""
     return EDGE in vars(server)
+
+
+def reports_answers(server: BaseServer) -> bool:
+    """Return whether the handlers of a server report their answers to the account, and what they refuse."""
+    return bool(getattr(server.RequestHandlerClass, "reports_answers", False))
 
 
 def may_overlap(server: BaseServer) -> bool:
@@ -185,7 +202,9 @@ class OneAtATime:
         self._source: Any = None
         self._address: Any = None
         self._waited: int | None = None
+        self._answer: Answer | None = None
         self.most_shared = MOST_SHARED if log_request is None else 1
+        self.wants_answers = log_request is not None
 
     def watched(self, take: Take) -> Take:
         """Do as ``Account.watched()`` says."""
@@ -209,7 +228,7 @@ class OneAtATime:
         duration = self._ended - self._since
         self._writer.account(outcome, duration)
         if self._log_request is not None:
-            self._log_request(self._source.listener, self._address, self._waited, outcome, duration)
+            self._log(outcome, duration)
             self._ended = monotonic_ns()
         return self._ended
 
@@ -222,11 +241,16 @@ class OneAtATime:
         writer = self._writer
         writer.account(Outcome.OK, ended - self._since)
         if self._log_request is not None:
-            listener, duration = self._source.listener, ended - self._since
-            self._log_request(listener, self._address, self._waited, Outcome.OK, duration)
+            self._log(Outcome.OK, ended - self._since)
             since = monotonic_ns()  # a log line is not the next one's time
         writer.words[REQUEST_NS] = self._since = since
         self._waited = 0
+
+    def _log(self, outcome: Outcome, duration: int) -> None:
+        answer, self._answer = self._answer, None
+        if self._log_request is not None:
+            listener, address = self._source.listener, self._address
+            self._log_request(listener, address, self._waited, outcome, duration, answer)
 
     def close_shared(self, count: int, duration_ns: int, since: int) -> None:
         """Do as ``Account.close_shared()`` says."""
@@ -246,6 +270,18 @@ class OneAtATime:
         """Do as ``Account.reject()`` says."""
         count_rejection(self._writer, reason)
 
+    def refuse(self, reason: Rejection) -> None:
+        """Do as ``Account.refuse()`` says."""
+        self.reject(None, reason)
+
+    def count_answer(self, place: int) -> None:
+        """Do as ``Account.count_answer()`` says."""
+        self._writer.count_answer(place)
+
+    def note_answer(self, answer: Answer) -> None:
+        """Do as ``Account.note_answer()`` says."""
+        self._answer = answer
+
     def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
         """Do as ``Account.note_handshake()`` says."""
         count_handshake(self._writer, kind, duration_ns)
@@ -258,10 +294,10 @@ class OneAtATime:
         """Return at once: nothing is left in hand."""
 
 
-class OneAtTheEdge(OneAtATime):
-    """The same behind an edge, which may find another client than the peer, or refuse the request.
+class OneJudged(OneAtATime):
+    """The same where an edge may find another client than the peer, or where edge or handler may refuse the request.
 
-    This is a class of its own, so that servers without an edge do not pay for these questions.
+    This is a class of its own, so that servers without either do not pay for these questions.
     """
 
     def __init__(
@@ -328,7 +364,10 @@ class Overlapping:
         self._finished_in: dict[int, int] = {}  # the thread in which finish_request() ran
         self._seen: dict[int, tuple[Listener, Any, int | None]] = {}  # for the access log
         self._clients: dict[int, Any] = {}  # those that an edge knows
+        self._served_by: dict[int, int] = {}  # the request that a thread serves, by the thread
+        self._answers: dict[int, Answer] = {}
         self._idle_since = 0
+        self.wants_answers = log_request is not None
 
     def watch(self, server: BaseServer) -> None:
         """Follow the requests of this server, on the worker's own copy of the object."""
@@ -341,12 +380,16 @@ class Overlapping:
 
     def _watched_finish(self, finish: Callable[..., None]) -> Callable[..., None]:
         def finish_request(request: Any, client_address: Any) -> None:
-            self._finished_in[id(request)] = threading.get_ident()
+            thread = threading.get_ident()
+            self._finished_in[id(request)] = thread
+            self._served_by[thread] = id(request)
             try:
                 finish(request, client_address)
             except BaseException as error:
                 self._outcomes[id(request)] = outcome_of(request, error)
                 raise
+            finally:
+                self._served_by.pop(thread, None)
             self._outcomes.setdefault(id(request), Outcome.OK)  # the edge may have judged
 
         return finish_request
@@ -424,6 +467,30 @@ class Overlapping:
         with self._changed:
             count_rejection(self._writer, reason)
 
+    def refuse(self, reason: Rejection) -> None:
+        """Do as ``Account.refuse()`` says."""
+        if (served := self._served_here()) is not None:
+            self._outcomes[served] = Outcome.REJECTED
+        with self._changed:
+            count_rejection(self._writer, reason)
+
+    def count_answer(self, place: int) -> None:
+        """Do as ``Account.count_answer()`` says."""
+        with self._changed:
+            self._writer.count_answer(place)
+
+    def note_answer(self, answer: Answer) -> None:
+        """Do as ``Account.note_answer()`` says."""
+        if (served := self._served_here()) is not None:
+            self._answers[served] = answer
+
+    def _served_here(self) -> int | None:
+        """Return the id of the request whose handler runs in the calling thread; None where none does.
+
+        The handler cannot name the request: behind an edge with TLS it has another object than the lane.
+        """
+        return self._served_by.get(threading.get_ident())
+
     def note_handshake(self, kind: HandshakeKind, duration_ns: int) -> None:
         """Do as ``Account.note_handshake()`` says."""
         with self._changed:
@@ -470,6 +537,7 @@ class Overlapping:
             since = self._since.pop(id(request), None)
             self._finished_in.pop(id(request), None)
             self._clients.pop(id(request), None)
+            answer = self._answers.pop(id(request), None)
             if since is None:
                 return
             now = monotonic_ns()
@@ -479,7 +547,7 @@ class Overlapping:
             seen = self._seen.pop(id(request), None)
             self._changed.notify_all()
         if self._log_request is not None and seen is not None:
-            self._log_request(*seen, outcome, now - since)
+            self._log_request(*seen, outcome, now - since, answer)
 
     def _publish(self) -> None:
         self._writer.words[IN_PROGRESS] = len(self._since)
