@@ -16,11 +16,13 @@ from prefork.workers.units import seconds
 from prefork.workers.worker.clients import client_name
 from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.side import current_worker
+from prefork.workers.worker.source import CLIENT_TIMEOUT
 from prefork.wsgi.books import report_answer, report_refusal
 from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
 from prefork.wsgi.response import FileWrapper, Response, plain_answer
+from prefork.wsgi.wire import Wire
 
 LIMIT_HEAD: Final = 32 * 1024
 """Bytes of a head, where the server says nothing else (``limit_head``)."""
@@ -50,11 +52,16 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     reports_answers: ClassVar[bool] = True
     """What tells the pool that the handlers report their answers, and the requests that they refuse."""
 
+    sets_timeouts: ClassVar[bool] = True
+    """What tells the pool that ``client_timeout`` is this class's business (``Source``)."""
+
     _incoming: Incoming
+    _wire: Wire
 
     def setup(self) -> None:
         """Begin with what an earlier handler of this connection has read ahead."""
-        self._incoming = Incoming(self.request, self._luggage.read_ahead)
+        self._wire = Wire(self.request, getattr(self.server, CLIENT_TIMEOUT, None))
+        self._incoming = Incoming(self._wire, self._luggage.read_ahead)
 
     def take_read_ahead(self) -> bytes:
         """Return what was read and belongs to the next request."""
@@ -76,9 +83,8 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         self._answer(head, limits)
 
     def _answer(self, head: Head, limits: _Limits) -> None:
-        response = Response(
-            self.request, head, keeps=head.keeps_alive and not self.pool_is_closing()
-        )
+        keeps = head.keeps_alive and not self.pool_is_closing()
+        response = Response(self._wire, head, keeps=keeps)
         body = self._body_of(head, limits, response)
         environ = environ_of(head, limits.environ, self.client_address)
         environ["wsgi.input"] = body.file
@@ -123,7 +129,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if awaited:
                 awaited = False
                 if not response.is_begun:
-                    self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self._wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         if head.is_chunked:
             return ChunkedBody(incoming, limits.body, limits.head, before)
@@ -185,7 +191,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         """Send an answer of the server itself. line: the first of the request, where its head was not read."""
         answer, length = plain_answer(status, with_body=head is None or head.method != "HEAD")
         report_answer(head, str(status), length, line)
-        self.request.sendall(answer)
+        self._wire.send(answer)
 
 
 _lines: Final = LimitedLines()

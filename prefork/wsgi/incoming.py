@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
-import ssl
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -12,28 +10,24 @@ from typing import Any, Final, Protocol
 import httptools
 
 from prefork.wsgi.head import END, RefusedRequest
+from prefork.wsgi.wire import Wire
 
 PIECE: Final = 1 << 16
 """Most bytes that are read at once."""
-
-LEAST: Final = 0.001
-"""Seconds of a wait, at least."""
 
 MOST_EMPTY_LINES: Final = 8
 """Bytes of empty lines that may precede a request: some clients send one after a body."""
 
 
 class Incoming:
-    """What a client sends. sock: the connection. ahead: what was read of it before.
+    """What a client sends. wire: its connection. ahead: what was read of it before.
 
     What has arrived and was not used yet is ``ahead``. It belongs to the next request.
     """
 
-    def __init__(self, sock: Any, ahead: bytes = b"") -> None:
+    def __init__(self, wire: Wire, ahead: bytes = b"") -> None:
         self.ahead = ahead
-        self._sock = sock
-        # An encrypted socket knows no flags, and one with a timeout waits in spite of them.
-        self._can_try = not isinstance(sock, ssl.SSLSocket) and sock.gettimeout() is None
+        self._wire = wire
 
     def read_head(self, most: int, seconds: float) -> bytes | None:
         """Return the next head with the empty line that ends it; None where the client sends nothing more.
@@ -52,7 +46,7 @@ class Incoming:
                 if end >= 0 or len(data) > most:
                     break
                 searched = len(data)
-            piece = self._try()
+            piece = self._wire.try_to_receive(PIECE)
             if piece is None:
                 until = monotonic() + seconds if until is None else until
                 piece = self._wait(until, begun=bool(data))
@@ -70,38 +64,21 @@ class Incoming:
     def receive(self, most: int = PIECE) -> bytes:
         """Return the next bytes, as many as are there; b"" at the end of the stream.
 
-        Waits as long as the socket's own timeout says, which is ``client_timeout``: TimeoutError.
+        TimeoutError: none came within ``client_timeout``.
         """
         if self.ahead:
             piece, self.ahead = self.ahead[:most], self.ahead[most:]
             return piece
-        received: bytes = self._sock.recv(min(most, PIECE))
-        return received
-
-    def _try(self) -> bytes | None:
-        """Return what is there already; None for nothing."""
-        if not self._can_try:
-            return None
-        try:
-            received: bytes = self._sock.recv(PIECE, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        return received
+        return self._wire.receive(min(most, PIECE))
 
     def _wait(self, until: float, *, begun: bool) -> bytes:
         """Wait for more of a head until this instant; b"" where the client has not begun by then."""
-        before = self._sock.gettimeout()
         try:
-            # Never 0, which would mean not to wait at all, and to say so by another exception.
-            self._sock.settimeout(max(LEAST, until - monotonic()))
-            received: bytes = self._sock.recv(PIECE)
+            return self._wire.receive_until(PIECE, until)
         except TimeoutError:
             if begun:
                 raise RefusedRequest(408, "the head did not arrive in time") from None
             return b""
-        finally:
-            self._sock.settimeout(before)
-        return received
 
 
 def _without_empty_lines(data: bytes) -> bytes:

@@ -22,6 +22,7 @@ from time import time
 from typing import Any, Final
 
 from prefork.wsgi.head import Head
+from prefork.wsgi.wire import Wire
 
 _STATUS: Final = re.compile(r"[2-9]\d\d [\t\x20-\x7e\xa0-\xff]*")
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -63,20 +64,20 @@ class FileWrapper:
 
 
 class Response:
-    """The answer to one request. sock: where it goes. keeps: the connection may stay open.
+    """The answer to one request. wire: where it goes. keeps: the connection may stay open.
 
     After the answer, ``keeps`` says whether the connection can go on. ``status`` and ``sent`` (bytes of
     the body) are for logs.
     """
 
-    def __init__(self, sock: Any, head: Head, *, keeps: bool) -> None:
+    def __init__(self, wire: Wire, head: Head, *, keeps: bool) -> None:
         self.keeps = keeps
         self.status = ""
         self.sent = 0
         self.is_begun = False
         """Whether the head has been sent, so that nothing else can be answered."""
-        self._send = sock.sendall
-        self._sock = sock
+        self._send = wire.send
+        self._wire = wire
         self._head = head
         self._fields: Fields = []
         self._left: int | None = None
@@ -195,7 +196,7 @@ class Response:
         self._begin(there, b"")
         if self._has_body:
             count = there if self._left is None else min(there, self._left)
-            sent = self._sock.sendfile(body.filelike, offset, count) if count else 0
+            sent = self._wire.send_file(body.filelike, offset, count) if count else 0
             self.sent = sent
             if self._left is not None:
                 self._left -= sent

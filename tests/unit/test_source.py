@@ -16,7 +16,7 @@ from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.waits import SO_TIMESTAMPNS
-from prefork.workers.worker.source import Source
+from prefork.workers.worker.source import CLIENT_TIMEOUT, Source
 from prefork.workers.worker.standard import is_standard
 
 if TYPE_CHECKING:
@@ -380,6 +380,20 @@ def test_timeout_of_get_request_wins() -> None:
         request, _ = source.take()
         with request:
             assert request.gettimeout() == 7
+
+
+def test_handler_class_may_set_timeouts_itself() -> None:
+    """Its connections have none, and the server says which one they are to have."""
+
+    class Own(Handler):
+        sets_timeouts = True
+
+    server = socketserver.TCPServer(("127.0.0.1", 0), Own)
+    with source_of(server, client_timeout=0.5) as source, request_to(server):
+        request, _ = source.take()
+        with request:
+            assert request.gettimeout() is None
+        assert getattr(server, CLIENT_TIMEOUT) == 0.5
 
 
 def test_datagram_socket_gets_no_timeout() -> None:

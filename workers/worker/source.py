@@ -11,7 +11,7 @@ import select
 import socket
 from collections.abc import Callable
 from socketserver import BaseServer, TCPServer, UDPServer
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from prefork.workers.listener import Kind, Listener
 from prefork.workers.slot_writer import SlotWriter
@@ -29,11 +29,15 @@ Take = Callable[[], tuple[Any, Any]]
 Verify = Callable[[Any, Any], bool]
 Process = Callable[[Any, Any], None]
 
+CLIENT_TIMEOUT: Final = "_prefork_client_timeout"
+"""The attribute of a server that holds ``client_timeout`` for a handler class that sets timeouts itself."""
+
 
 class Source:
     """Where requests come from, and the server that they are for.
 
-    client_timeout: the timeout in seconds that every connection gets; None or 0 for no timeout.
+    client_timeout: the timeout in seconds that every connection gets; None or 0 for no timeout. A handler
+    class with a true ``sets_timeouts`` finds it at the server (CLIENT_TIMEOUT), and sets it itself.
     sample_every: the queue wait of one request in this many is measured; 0 measures none.
     parking: where the server parks its connections; None for a server that does not. park_new: park
     a new connection until its client speaks.
@@ -63,6 +67,9 @@ class Source:
         self.parking = parking
         self._park_new = park_new
         self.server = listener.server
+        if getattr(getattr(self.server, "RequestHandlerClass", None), "sets_timeouts", False):
+            setattr(self.server, CLIENT_TIMEOUT, client_timeout or None)
+            client_timeout = None
         self._writer = writer
         self._client_timeout = client_timeout
         self._sample_every = sample_every
