@@ -25,6 +25,7 @@ LAYERS = (
     ("prefork.__main__", "prefork.cli"),
     ("prefork.inspect",),
     ("prefork.wsgi",),
+    ("prefork.rpc",),
     ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving"),
     ("prefork.misuse", "prefork.signature", "prefork.usable"),
     ("prefork.master",),
