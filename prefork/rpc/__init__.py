@@ -2,3 +2,24 @@
 
 Programs are classes, their procedures are methods, and the types of XDR (RFC 4506) are annotations.
 """
+
+from __future__ import annotations
+
+from prefork.rpc import xdr
+from prefork.rpc.message import AcceptStatus, AuthStatus, AuthSys, Flavor
+from prefork.rpc.program import Program, Refusal, procedure
+from prefork.rpc.server import RPCServer, UDPRPCServer, UnixRPCServer
+
+__all__ = [
+    "AcceptStatus",
+    "AuthStatus",
+    "AuthSys",
+    "Flavor",
+    "Program",
+    "RPCServer",
+    "Refusal",
+    "UDPRPCServer",
+    "UnixRPCServer",
+    "procedure",
+    "xdr",
+]

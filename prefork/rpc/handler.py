@@ -1,0 +1,187 @@
+"""Between a connection or a datagram and a procedure: one call, and its reply (worker)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from socketserver import BaseRequestHandler
+from typing import Any, Final
+
+import msgspec
+
+from prefork.edge.client import ClientAddress, client_address
+from prefork.parking.handler import ParkingMixIn
+from prefork.rpc.dispatch import GarbageArguments, Task, refusal_of, reply_with, task_of
+from prefork.rpc.message import AcceptStatus, AuthSys, Declined, NoCall, accepted
+from prefork.rpc.program import Programs, Refusal
+from prefork.rpc.record import RecordError, Records, marked
+from prefork.rpc.replay import Replays
+from prefork.workers.worker.clients import client_facts
+from prefork.workers.worker.limited_lines import LimitedLines
+from prefork.workers.worker.side import current_worker
+
+MOST_DATAGRAM: Final = 65507
+"""The most bytes of a datagram on IPv4."""
+
+_lines: Final = LimitedLines()
+
+
+class RPCStreamHandler(ParkingMixIn, BaseRequestHandler):
+    """Serves the calls of one connection, and parks the connection in between.
+
+    The server has ``programs``, ``limit_message`` and ``message_timeout``.
+    """
+
+    _records: Records
+
+    def setup(self) -> None:
+        """Begin with what an earlier handler of this connection has read ahead."""
+        self.state = self._luggage.state
+        self._records = Records(self.request, self._luggage.read_ahead)
+
+    def take_read_ahead(self) -> bytes:
+        """Return what was read and belongs to the next call."""
+        return self._records.ahead
+
+    def handle(self) -> None:
+        """Serve one call. A message that is none ends the connection, and so does an exception."""
+        self.close_connection = True  # until the call is answered
+        server: Any = self.server
+        try:
+            data = self._records.read(server.limit_message, server.message_timeout)
+            if data is None:
+                return
+            task = _task_of(data, server.programs, self.client_address, self._send)
+        except (RecordError, NoCall) as error:
+            _note_refused(self.client_address, error)
+            return
+        if task is not None:
+            self.state = execute(task, server, self.client_address, self.state, self._send)
+        self.close_connection = False
+
+    def _send(self, reply: bytes) -> None:
+        self.request.sendall(marked(reply))
+
+
+class RPCDatagramHandler(BaseRequestHandler):
+    """Serves the call in one datagram.
+
+    The server has ``programs``, and ``replays``: the calls that were served before; None for no memory
+    of them.
+    """
+
+    def handle(self) -> None:
+        """Serve the call. A message that is none gets no reply."""
+        server: Any = self.server
+        data, sock = self.request
+        send = _Datagram(sock, self.client_address).send
+        try:
+            task = _task_of(data, server.programs, self.client_address, send)
+        except NoCall as error:
+            _note_refused(self.client_address, error)
+            return
+        if task is None:
+            return
+        replays: Replays | None = server.replays
+        if replays is None or task.procedure.idempotent:
+            execute(task, server, self.client_address, b"", send)
+        else:
+            self._execute_once(task, replays, send)
+
+    def _execute_once(self, task: Task, replays: Replays, send: Callable[[bytes], None]) -> None:
+        data, address = self.request[0], self.client_address
+        claim = replays.claim(data, address)
+        if claim is None:
+            return  # the same call is being executed, which will be answered
+
+        def keep_and_send(reply: bytes) -> None:
+            # The place is free before the client has the reply: what the client sends next is answered.
+            claim.keep(reply)
+            claim.release()
+            send(reply)
+
+        try:
+            if claim.is_known:
+                claim.release()
+                send(claim.reply or accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))
+            else:
+                execute(task, self.server, address, b"", keep_and_send)
+        finally:
+            claim.release()
+
+
+class _Datagram(msgspec.Struct, frozen=True):
+    """The way back to the client of one datagram."""
+
+    sock: Any
+    address: Any
+
+    def send(self, reply: bytes) -> None:
+        """Send a reply. ValueError: no datagram has room for it; the client gets SYSTEM_ERR."""
+        if len(reply) > MOST_DATAGRAM:
+            xid = int.from_bytes(reply[:4], "big")
+            self.sock.sendto(accepted(xid, AcceptStatus.SYSTEM_ERR), self.address)
+            raise ValueError(f"a reply of {len(reply)} bytes, and a datagram has {MOST_DATAGRAM}")
+        self.sock.sendto(reply, self.address)
+
+
+def _task_of(
+    data: bytes, programs: Programs, client: Any, send: Callable[[bytes], None]
+) -> Task | None:
+    """Return what a message asks for; None for a call that was answered by a status. NoCall: it is none."""
+    try:
+        return task_of(data, programs)
+    except GarbageArguments as error:
+        _note_refused(client, error)
+        send(error.reply)
+    except Declined as error:
+        send(error.reply)
+    return None
+
+
+def execute(
+    task: Task, server: Any, client: Any, state: bytes, send: Callable[[bytes], None]
+) -> bytes:
+    """Execute a call and send the reply. Return the state of the connection afterwards.
+
+    What the procedure raises is answered by SYSTEM_ERR, and raised again: the server's
+    ``handle_error()`` logs it.
+    """
+    program = task.program()
+    program.server = server
+    program.call = task.call
+    program.state = state
+    program.credentials = credentials = task.call.credentials
+    program.client_address = client if credentials is None else _known(client, credentials)
+    try:
+        reply = reply_with(task, task.procedure.method(program, *task.arguments))
+    except Refusal as refusal:
+        reply = refusal_of(task, refusal)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            send(accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))
+        raise
+    send(reply)
+    return program.state
+
+
+def _known(client: Any, credentials: AuthSys) -> Any:
+    """Return the address of a client with what AUTH_SYS says; an identity that the edge has found stays.
+
+    The word ``auth_sys`` stands before the user, because the client only claims to be that user.
+    """
+    identity = f"auth_sys:uid={credentials.uid}"
+    if not isinstance(client, ClientAddress):
+        return client_address(client, client, identity=identity)
+    if client.identity is not None:
+        return client
+    plain: Any = client
+    base = next(kind for kind in (tuple, str, bytes) if isinstance(plain, kind))
+    return client_address(
+        base(plain), client.peer, identity=identity, tls=client.tls, proxy=client.proxy
+    )
+
+
+def _note_refused(client: Any, error: Exception) -> None:
+    _lines.subject = str(current_worker() or "master")
+    _lines.write(type(error).__name__, "refused a call", **client_facts(client), error=error)

@@ -1,0 +1,95 @@
+"""Servers of programs: the same ones on TCP, UDP and Unix sockets, at the same time if so wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from prefork.rpc.handler import RPCDatagramHandler, RPCStreamHandler
+from prefork.rpc.program import Program, Programs
+from prefork.rpc.replay import Replays
+from prefork.servers import PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
+from prefork.workers.errors import SettingsError
+
+LIMIT_MESSAGE: Final = 1 << 20
+"""Bytes of a call on a stream, where the server says nothing else."""
+
+UDP_BYTES: Final = 8800
+"""Bytes of a call in a datagram: what the C libraries send at most."""
+
+
+class _OfPrograms(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What servers of programs have in common, in front of a server class. handler: for this kind."""
+
+    handler: Any = RPCStreamHandler
+
+    def __init__(
+        self,
+        server_address: Any,
+        programs: type[Program] | Iterable[type[Program]],
+        bind_and_activate: bool = True,
+    ) -> None:
+        self.programs = Programs([programs] if isinstance(programs, type) else programs)
+        super().__init__(server_address, self.handler, bind_and_activate)
+
+
+class _OnStreams(_OfPrograms):
+    park_new: bool | str = True
+    limit_message: int = LIMIT_MESSAGE
+    message_timeout: float = 30.0
+
+
+class RPCServer(_OnStreams, PreForkingTCPServer):
+    """A pre-forked server of ONC RPC on TCP: ``RPCServer(address, Adder)``, or with a list of programs.
+
+    All settings of a pool are class attributes, as with the other servers. In addition:
+
+    limit_message: most bytes of a call; a longer one ends its connection. message_timeout: seconds from
+    the first byte of a call to its last one.
+
+    ``park_new`` is on: a client that connects and says nothing holds no worker.
+    """
+
+
+class UnixRPCServer(_OnStreams, PreForkingUnixStreamServer):
+    """A pre-forked server of ONC RPC on a Unix stream socket; see ``RPCServer``."""
+
+
+class UDPRPCServer(_OfPrograms, PreForkingUDPServer):
+    """A pre-forked server of ONC RPC on UDP: ``UDPRPCServer(address, Adder)``.
+
+    max_packet_size: most bytes of a call. limit_replays: calls that are remembered for a minute, by all
+    workers, so that one that comes again is not executed again; 0 for none. limit_replay: most bytes of
+    a reply that are remembered.
+    """
+
+    handler: Any = RPCDatagramHandler
+    max_packet_size = UDP_BYTES
+    limit_replays: int = 16384
+    limit_replay: int = 512
+
+    replays: Replays | None = None
+
+    def __init__(
+        self,
+        server_address: Any,
+        programs: type[Program] | Iterable[type[Program]],
+        bind_and_activate: bool = True,
+    ) -> None:
+        for name in ("limit_replays", "limit_replay"):
+            self._refuse_number(name)
+        super().__init__(server_address, programs, bind_and_activate)
+        if self.limit_replays:
+            self.replays = Replays(self.limit_replays, self.limit_replay)
+
+    def _refuse_number(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 24:
+            source = f"attribute {type(self).__name__}.{name}"
+            raise SettingsError(name, value, source, "a whole number from 0 to 16777216")
+
+    def server_close(self) -> None:
+        """Close the server and its memory of calls."""
+        super().server_close()
+        if self.replays is not None:
+            self.replays.close()
