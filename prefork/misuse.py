@@ -12,6 +12,7 @@ compared with the names of settings, and only a name that no base class has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import FunctionType, MethodType
 from typing import Final
 
 from prefork.workers.errors import MisuseError, SettingsError
@@ -24,15 +25,26 @@ SETTINGS: Final = {row.attribute: row for row in ROWS.values() if row.attribute 
 ELSEWHERE: Final = {"metrics": "metrics_address", "backlog": "request_queue_size"}
 """Keys of prefork.toml that have another name as an attribute, and that name."""
 
-HOOKS: Final = frozenset(
-    {
-        *("when_ready", "pre_fork", "worker_init", "worker_ready", "worker_exit", "worker_died"),
-        *("pool_resized", "on_reload", "on_exit"),
-    }
-)
+HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "when_ready": (),
+    "pre_fork": ("worker",),
+    "worker_init": ("worker",),
+    "worker_ready": ("worker",),
+    "worker_exit": ("worker", "cause"),
+    "worker_died": ("worker", "cause"),
+    "pool_resized": ("old", "new", "why"),
+    "on_reload": (),
+    "on_exit": (),
+    "shed_request": ("request", "client_address"),
+    "request_cancelled": ("request", "client_address", "reason"),
+}
+"""The methods that a class may override and the pool calls, and the arguments that each one gets."""
 
 LIKE: Final = 0.88
-"""How like a setting's name another one must be: one letter of ten is wrong or missing."""
+"""How like the name of a setting or hook another one must be: one letter of ten is wrong or missing."""
+
+_VARARGS: Final = 0x04
+"""The flag of a code object whose function has ``*args`` (inspect.CO_VARARGS; to import inspect takes long)."""
 
 
 def refuse_wrong_order(cls: type, mixin: type) -> None:
@@ -50,6 +62,78 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
         f"class {cls.__name__}: {mixin.__name__} has no effect behind {first.__name__}, whose methods "
         f"come first; write class {cls.__name__}({', '.join(bases)})"
     )
+
+
+def refuse_wrong_hooks(cls: type, mixin: type) -> None:
+    """Raise MisuseError for the first method of a class that is meant as a hook and cannot be one.
+
+    Hooks of all base classes are looked at, because a base class without the mix-in was not looked at
+    before. A method with nearly the name of a hook is refused only if it takes the hook's arguments.
+    """
+    for name in HOOKS:
+        base = next(base for base in cls.__mro__ if name in vars(base))
+        if base is not mixin:
+            _refuse_wrong_hook(cls, name, vars(base)[name], bound=False)
+    for name, value in vars(cls).items():
+        if isinstance(value, FunctionType) and not name.startswith("_"):
+            _refuse_near_hook(cls, name, value)
+
+
+def refuse_wrong_hooks_of(server: object) -> None:
+    """Raise MisuseError for the first hook that a server object has of its own and that the pool could not call."""
+    for name in HOOKS.keys() & vars(server).keys():
+        _refuse_wrong_hook(type(server), name, vars(server)[name], bound=True)
+
+
+def _refuse_wrong_hook(cls: type, name: str, value: object, *, bound: bool) -> None:
+    """Raise MisuseError if the pool could not call a hook.
+
+    A call with a wrong number of arguments would otherwise fail much later: ``worker_init()`` in each new
+    worker, ``worker_died()`` when the first worker dies.
+
+    value: what the class has under this name, or with ``bound`` what a server object has. Callables that do
+    not say what they take, such as those of C, are accepted.
+    """
+    given = HOOKS[name]
+    function, has_self = _function_of(value, bound=bound)
+    if function is None or _takes(function, len(given) + has_self):
+        return
+    code = function.__code__
+    own = ", ".join(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    wanted = ", ".join(["self"] * has_self + list(given))
+    raise MisuseError(
+        f"class {cls.__name__}: the hook {name}({own}) cannot be called with the arguments that it gets; "
+        f"write def {name}({wanted})"
+    )
+
+
+def _refuse_near_hook(cls: type, name: str, method: FunctionType) -> None:
+    """Raise MisuseError for a method of the program's own that is probably a misspelt hook."""
+    if any(hasattr(base, name) for base in cls.__mro__[1:]):
+        return
+    meant = nearest(name.lower(), list(HOOKS), cutoff=LIKE)
+    if meant is not None and meant != name and _takes(method, 1 + len(HOOKS[meant])):
+        raise MisuseError(
+            f"class {cls.__name__}: there is no hook {name}(); did you mean {meant}()?"
+        )
+
+
+def _function_of(value: object, *, bound: bool) -> tuple[FunctionType | None, bool]:
+    """Return the function of an attribute, None if there is no such, and whether a call adds ``self`` or ``cls``."""
+    has_self = not bound and not isinstance(value, staticmethod)
+    if isinstance(value, (staticmethod, classmethod, MethodType)):
+        has_self = has_self or isinstance(value, MethodType)
+        value = value.__func__
+    return (value if isinstance(value, FunctionType) else None), has_self
+
+
+def _takes(function: FunctionType, count: int) -> bool:
+    """Return whether a function can be called with this many positional arguments."""
+    code = function.__code__
+    needed = code.co_argcount - len(function.__defaults__ or ())
+    named_only = code.co_kwonlyargcount - len(function.__kwdefaults__ or ())
+    takes_more = bool(code.co_flags & _VARARGS) or count <= code.co_argcount
+    return needed <= count and takes_more and not named_only
 
 
 def refuse_misspelt(cls: type, values: Mapping[str, object]) -> None:

@@ -11,7 +11,12 @@ import msgspec
 
 from prefork import serving
 from prefork.edge.setup import prepare
-from prefork.misuse import refuse_misspelt, refuse_wrong_order
+from prefork.misuse import (
+    refuse_misspelt,
+    refuse_wrong_hooks,
+    refuse_wrong_hooks_of,
+    refuse_wrong_order,
+)
 from prefork.serving import Served, run_of
 from prefork.signature import SignatureOfInit
 from prefork.usable import refuse_unusable
@@ -216,6 +221,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         super().__init_subclass__(**given)
         refuse_wrong_order(cls, PreForkingMixIn)
         refuse_misspelt(cls, vars(cls))
+        refuse_wrong_hooks(cls, PreForkingMixIn)
 
     if not TYPE_CHECKING:  # type checkers, too, look at __new__() before they look at __init__()
 
@@ -416,6 +422,7 @@ def serve(
                 "PreForkingMixIn, as in serve(first, second)"
             )
         refuse_misspelt(type(server), vars(server))
+        refuse_wrong_hooks_of(server)
         prepare(server, given=settings)
     leader = servers[0]
     serving.serve(

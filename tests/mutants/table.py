@@ -1566,6 +1566,20 @@ SANDBOX = (
 
 NEWCOMERS = (
     Mutant(
+        "a hook that its pool could not call is refused",
+        "prefork/misuse.py",
+        "    if function is None or _takes(function, len(given) + has_self):\n        return\n",
+        "    if function is None or _takes(function, len(given) + has_self) or True:\n        return\n",
+        "tests/unit/test_misuse.py",
+    ),
+    Mutant(
+        "a misspelt hook is refused",
+        "prefork/misuse.py",
+        "            _refuse_near_hook(cls, name, value)",
+        "            pass",
+        "tests/unit/test_misuse.py",
+    ),
+    Mutant(
         "a pool has a waiting room where its class has not asked for one",
         "workers/listener.py",
         "self._listen(WAITING_ROOM)",

@@ -94,6 +94,42 @@ def test_hook_is_a_method(name: str) -> None:
         made(**{name: 1})
 
 
+HOOKS_THAT_FAIL: dict[str, tuple[str, Any]] = {
+    "def worker_init(self, worker)": ("worker_init", lambda self: None),
+    "def when_ready(self)": ("when_ready", lambda self, worker: None),
+    "def pool_resized(self, old, new, why)": ("pool_resized", lambda self, *, old: None),
+    "def worker_died(worker, cause)": ("worker_died", staticmethod(lambda worker: None)),
+}
+
+
+def test_hook_that_takes_other_arguments_is_refused() -> None:
+    """A hook that its pool could not call is refused with the line to write, in the class or in one of its bases."""
+    for remedy, (name, hook) in HOOKS_THAT_FAIL.items():
+        for bases in ((), (type("Hooks", (), {name: hook}), made())):
+            with pytest.raises(MisuseError) as refused:
+                made(*bases, **({} if bases else {name: hook}))
+            assert str(refused.value).endswith(f"write {remedy}")
+
+
+def test_hook_that_can_be_called_is_accepted() -> None:
+    """Hooks may have defaults, take any arguments, and be static, bound or made of C."""
+    made(worker_init=lambda _self, _worker, _more=1: None, on_exit=staticmethod(print))
+    made(worker_died=staticmethod(lambda *_: None), on_reload=classmethod(lambda _cls: None))
+    with made()(("127.0.0.1", 0), socketserver.BaseRequestHandler, False) as server:
+        server.worker_init = lambda: None
+        with pytest.raises(MisuseError, match=r"write def worker_init\(worker\)"):
+            server.serve_forever()
+
+
+def test_misspelt_hook_is_refused() -> None:
+    """A method is refused if it has nearly the name of a hook and takes the same arguments, otherwise it is the program's own."""
+    with pytest.raises(
+        MisuseError, match=r"no hook worker_dies\(\); did you mean worker_died\(\)\?"
+    ):
+        made(worker_dies=lambda _self, _worker, _cause: None)
+    made(worker_dies=lambda _self: None, _worker_inits=lambda _self, _worker: None)
+
+
 def test_attributes_of_a_program_are_its_own() -> None:
     """Attributes that are like no setting, private ones, methods and those of base classes are accepted."""
     attributes = {
