@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prefork.edge.proxies import proxies_in
 from prefork.host.addresses import Address
 from prefork.host.endpoint import address_for_metrics
 from prefork.metrics import slots
@@ -30,6 +31,8 @@ def refuse_unusable(values: Mapping[str, Any], origin: Callable[[str], str]) -> 
     if (text := values.get("metrics")) is not None:
         address_for_metrics(text, origin("metrics"))
         _refuse_without_proc(text, origin("metrics"))
+    if (proxies := values.get("forwarded_from")) is not None:
+        proxies_in("forwarded_from", proxies, origin("forwarded_from"))
     user, group = values.get("user"), values.get("group")
     if user is not None or group is not None:
         credentials_for(user, group, origin("user" if user is not None else "group"))

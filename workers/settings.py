@@ -519,6 +519,26 @@ class Settings(
             show=shown_size,
         ),
     ] = None
+    forwarded_from: Annotated[
+        _Names | None,
+        About(
+            help="A proxy, or a network of proxies, that is believed when it says in the head for whom a request is, for "
+            "WSGI applications; by default none.",
+            allowed="networks or addresses such as 10.0.0.0/8 or fd00::1, or unix for all peers of Unix sockets",
+            metavar="NET",
+            read=words,
+            show=" ".join,
+        ),
+    ] = None
+    forwarded_fields: Annotated[
+        Literal["x-forwarded", "forwarded"],
+        About(
+            help="The fields in which these proxies say so: X-Forwarded-For and X-Forwarded-Proto, or Forwarded.",
+            allowed="x-forwarded or forwarded",
+            metavar="KIND",
+            read=lower,
+        ),
+    ] = "x-forwarded"
     metrics: Annotated[
         Annotated[str, Meta(min_length=1)] | None,
         About(
@@ -731,6 +751,8 @@ class Settings(
             limit_head: int | str = 32768,
             limit_fields: int = 100,
             limit_body: int | str | None = None,
+            forwarded_from: tuple[str, ...] | list[str] | str | None = None,
+            forwarded_fields: Literal["x-forwarded", "forwarded"] = "x-forwarded",
             metrics: str | None = None,
             metrics_dir: str | None = None,
             access_log: Literal["off", "text", "json", "common", "combined", "timed"] = "off",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -112,13 +112,21 @@ def identity_in(decoded: Mapping[str, Any]) -> str | None:
     The name is the subject as RFC 4514 writes it, such as ``CN=alice,O=Example``, and otherwise the
     first alternative name, such as ``URI:spiffe://example.org/worker``.
     """
+    if subject := decoded.get("subject", ()):
+        return subject_of(subject)
+    return next((f"{kind}:{value}" for kind, value in decoded.get("subjectAltName", ())), None)
+
+
+def subject_of(name: Iterable[Iterable[tuple[str, str]]]) -> str:
+    """Return the name of a subject or an issuer as RFC 4514 writes it (pure); "" for an empty name.
+
+    name: as ``SSLSocket.getpeercert()`` has it.
+    """
     parts = [
         "+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in part)
-        for part in decoded.get("subject", ())
+        for part in name
     ]
-    if parts:
-        return ",".join(reversed(parts))
-    return next((f"{kind}:{value}" for kind, value in decoded.get("subjectAltName", ())), None)
+    return ",".join(reversed(parts))
 
 
 def _escaped(value: str) -> str:

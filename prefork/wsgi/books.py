@@ -12,11 +12,14 @@ from prefork.workers.worker.side import current_account
 from prefork.wsgi.head import Head
 
 
-def report_answer(head: Head | None, status: str, sent: int, line: bytes = b"") -> None:
+def report_answer(
+    head: Head | None, status: str, sent: int, *, line: bytes = b"", client: str | None = None
+) -> None:
     """Report the answer to a request.
 
     head: None for a request that could not be read; its first line is then ``line``, b"" where not even that
-    arrived. status: begins with three digits. sent: bytes of the body.
+    arrived. status: begins with three digits. sent: bytes of the body. client: for whom the request is, where a
+    proxy has said so.
     """
     account = current_account()
     if account is None:
@@ -24,7 +27,7 @@ def report_answer(head: Head | None, status: str, sent: int, line: bytes = b"") 
     method = line.partition(b" ")[0].decode("latin-1") if head is None else head.method
     account.count_answer(place_of(method, status))
     if account.wants_answers:
-        account.note_answer(_answer_of(head, status[:3], sent, line))
+        account.note_answer(_answer_of(head, status[:3], sent, line, client))
 
 
 def report_refusal() -> None:
@@ -34,7 +37,9 @@ def report_refusal() -> None:
         account.refuse(Rejection.REQUEST)
 
 
-def _answer_of(head: Head | None, status: str, sent: int, line: bytes) -> Answer:
+def _answer_of(
+    head: Head | None, status: str, sent: int, line: bytes, client: str | None
+) -> Answer:
     if head is None:
         return Answer(target=line.decode("latin-1"), status=status, sent=sent)
     found = dict(reversed(head.fields))  # of several fields with one name, the first counts
@@ -44,6 +49,7 @@ def _answer_of(head: Head | None, status: str, sent: int, line: bytes) -> Answer
         protocol="HTTP/1.1" if head.is_newest else "HTTP/1.0",
         status=status,
         sent=sent,
+        client=client,
         referer=_text(found.get(b"referer")),
         user_agent=_text(found.get(b"user-agent")),
     )

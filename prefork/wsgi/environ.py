@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from prefork.wsgi.forwarded import Forwarded
 from prefork.wsgi.head import Head
+from prefork.wsgi.tls_variables import native, tls_variables
 
 _MOST_NAMES: Final = 512
 """Names of fields whose keys are kept. A client can invent names, but not fill the memory with them."""
@@ -15,13 +17,16 @@ _keys: dict[bytes, str] = {}
 
 
 def environ_of(
-    head: Head, base: Mapping[str, Any], client_address: Any, **more: Any
+    head: Head,
+    base: Mapping[str, Any],
+    client_address: Any,
+    forwarded: Forwarded | None = None,
 ) -> dict[str, Any]:
     """Return the environment of a request.
 
     base: what is the same for all requests of the server. client_address: as socketserver has it, with
-    the attributes of ``prefork.ClientAddress`` where an edge is before the handler. more: further entries
-    whose names need no dot.
+    the attributes of ``prefork.ClientAddress`` where an edge is before the handler. forwarded: what a proxy that is
+    believed has said, None without one.
     """
     environ = dict(base)
     environ["REQUEST_METHOD"] = head.method
@@ -30,8 +35,9 @@ def environ_of(
     environ["REQUEST_URI"] = environ["RAW_URI"] = head.target
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.is_newest else "HTTP/1.0"
     _add_client(environ, client_address)
+    if forwarded is not None:
+        _add_forwarded(environ, forwarded)
     _add_fields(environ, head.fields)
-    environ.update(more)
     return environ
 
 
@@ -66,10 +72,22 @@ def _add_client(environ: dict[str, Any], address: Any) -> None:
     else:
         environ["REMOTE_ADDR"] = ""
     if (identity := getattr(address, "identity", None)) is not None:
-        environ["REMOTE_USER"] = str(identity)
+        environ["REMOTE_USER"] = native(str(identity))
     if (tls := getattr(address, "tls", None)) is not None:
         environ["wsgi.url_scheme"], environ["HTTPS"] = "https", "on"
-        environ["SSL_PROTOCOL"], environ["SSL_CIPHER"] = tls.version, tls.cipher
+        environ.update(tls_variables(tls))
+
+
+def _add_forwarded(environ: dict[str, Any], forwarded: Forwarded) -> None:
+    """Put the client of a proxy in the place of the proxy. Its port is not known."""
+    if forwarded.client is not None:
+        environ["REMOTE_ADDR"] = forwarded.client
+        environ.pop("REMOTE_PORT", None)
+    if forwarded.scheme == "https":
+        environ["wsgi.url_scheme"], environ["HTTPS"] = "https", "on"
+    elif forwarded.scheme == "http":
+        environ["wsgi.url_scheme"] = "http"
+        environ.pop("HTTPS", None)
 
 
 def _add_fields(environ: dict[str, Any], fields: list[tuple[bytes, bytes]]) -> None:

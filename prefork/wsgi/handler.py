@@ -19,9 +19,11 @@ from prefork.workers.worker.side import current_worker
 from prefork.workers.worker.source import CLIENT_TIMEOUT
 from prefork.wsgi.books import report_answer, report_refusal
 from prefork.wsgi.environ import base_environ, environ_of
+from prefork.wsgi.forwarded import Forwarded
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
 from prefork.wsgi.response import FileWrapper, Response, plain_answer
+from prefork.wsgi.trust import trust_of
 from prefork.wsgi.wire import Wire
 
 LIMIT_HEAD: Final = 32 * 1024
@@ -77,16 +79,17 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if data is None:
                 return
             head = parse_head(data, most_fields=limits.fields, most_body=limits.body)
+            forwarded = limits.trust and limits.trust(head.fields, self.client_address)
         except RefusedRequest as refusal:
             self._refuse(refusal, data or b"")
             return
-        self._answer(head, limits)
+        self._answer(head, limits, forwarded)
 
-    def _answer(self, head: Head, limits: _Limits) -> None:
+    def _answer(self, head: Head, limits: _Limits, forwarded: Forwarded | None) -> None:
         keeps = head.keeps_alive and not self.pool_is_closing()
         response = Response(self._wire, head, keeps=keeps)
         body = self._body_of(head, limits, response)
-        environ = environ_of(head, limits.environ, self.client_address)
+        environ = environ_of(head, limits.environ, self.client_address, forwarded)
         environ["wsgi.input"] = body.file
         try:
             self._run(environ, response)
@@ -108,7 +111,8 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             self.close_connection = not (response.keeps and self._is_at_end(body))
         finally:
             if response.is_begun:
-                report_answer(head, response.status, response.sent)
+                client = None if forwarded is None else forwarded.client
+                report_answer(head, response.status, response.sent, client=client)
 
     def _run(self, environ: dict[str, Any], response: Response) -> None:
         """Call the application, send its answer, and call ``close()`` of what it has returned."""
@@ -190,7 +194,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     def _send_plain(self, status: int, head: Head | None, line: bytes = b"") -> None:
         """Send an answer of the server itself. line: the first of the request, where its head was not read."""
         answer, length = plain_answer(status, with_body=head is None or head.method != "HEAD")
-        report_answer(head, str(status), length, line)
+        report_answer(head, str(status), length, line=line)
         self._wire.send(answer)
 
 
@@ -229,6 +233,7 @@ class _Limits:
         address = server.server_address
         name, port = (str(part) for part in address[:2]) if isinstance(address, tuple) else ("", "")
         self.environ = base_environ(name or "localhost", port or "80", _Errors(), FileWrapper)
+        self.trust = trust_of(server)
         self.environ["wsgi.multithread"] = isinstance(server, ThreadingMixIn)
         self.environ["wsgi.multiprocess"] = bool(getattr(server, "workers", 0))
 

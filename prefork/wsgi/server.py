@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.servers import PreForkingTCPServer, PreForkingUnixStreamServer
 from prefork.wsgi.books import report_answer
 from prefork.wsgi.handler import LIMIT_FIELDS, LIMIT_HEAD, handler_for
 from prefork.wsgi.response import plain_answer
+from prefork.wsgi.trust import trust_of
 
 
 class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -19,10 +21,13 @@ class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type:
     limit_head: int = LIMIT_HEAD
     limit_fields: int = LIMIT_FIELDS
     limit_body: int | None = None
+    forwarded_from: Sequence[str] | str | None = None
+    forwarded_fields: str = "x-forwarded"
 
     def __init__(
         self, server_address: Any, application: Any, bind_and_activate: bool = True
     ) -> None:
+        trust_of(self)  # refuses what cannot be used, before anything is bound
         super().__init__(server_address, handler_for(application), bind_and_activate)
 
     def shed_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the hook's signature
@@ -46,6 +51,10 @@ class WSGIServer(_OfApplication, PreForkingTCPServer):
     limit_head: most bytes of the head of a request (431). limit_fields: most fields in it (431).
     limit_body: most bytes of a body, None for any number (413). ``edge_timeout`` is the time for a
     head (408), and ``client_timeout`` the longest pause within a body.
+
+    forwarded_from: networks of proxies, as text; ``unix`` for all peers of Unix sockets. They are believed when they
+    say in the head for whom a request is. forwarded_fields: ``x-forwarded`` for X-Forwarded-For and X-Forwarded-Proto,
+    ``forwarded`` for Forwarded. The constructor raises SettingsError for a value that cannot be used.
 
     A request that is asked to end (``soft_timeout``) is answered by 504, one that has waited for longer
     than ``max_queue_wait`` by 503.

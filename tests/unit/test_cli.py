@@ -373,6 +373,8 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "limit_head": 32768,
         "limit_fields": 100,
         "limit_body": None,
+        "forwarded_from": None,
+        "forwarded_fields": "x-forwarded",
         "metrics": None,
         "metrics_dir": None,
         "access_log": "off",

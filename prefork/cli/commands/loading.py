@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from prefork.cli.listeners import ListenerTable
     from prefork.edge.setup import EdgeSettings
 
-LIMITS: Final = ("limit_head", "limit_fields", "limit_body")
+LIMITS: Final = (
+    *("limit_head", "limit_fields", "limit_body"),
+    *("forwarded_from", "forwarded_fields"),
+)
 """The settings that servers of WSGI applications have as attributes."""
 
 

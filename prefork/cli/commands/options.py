@@ -30,7 +30,10 @@ SECTIONS: Final = {
         *("tls_alpn", "tls_watch"),
     ),
     "Idle connections": ("max_parked", "park_timeout", "park_new", "linger"),
-    "Requests of WSGI applications": ("limit_head", "limit_fields", "limit_body"),
+    "Requests of WSGI applications": (
+        *("limit_head", "limit_fields", "limit_body"),
+        *("forwarded_from", "forwarded_fields"),
+    ),
     "Replacing workers": ("max_requests", "max_lifetime", "max_memory", "jitter"),
     "State of a worker": ("restore_process",),
     "Limits of a worker": ("limits", "nice", "oom_score_adj"),
