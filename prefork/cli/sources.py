@@ -169,4 +169,6 @@ def _parse(path: Path, source: str) -> dict[str, Any]:
         reason = f"the file cannot be read ({error.strerror}); check its path and permissions"
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         reason = f"the file is not valid TOML: {error}"
+        if path.suffix == ".py":
+            reason = f"it is no TOML; for a file of gunicorn, prefork config --from-gunicorn {path} prints its settings"
     raise SettingsError("config", str(path), source, reason)

@@ -19,9 +19,12 @@ from prefork.cli.commands.loading import (
     spare_the_metrics_directory,
 )
 from prefork.cli.commands.options import SAME_FLAGS, SECTIONS, factory_option, setting_options
+from prefork.cli.gunicorn import mapped
+from prefork.cli.gunicorn_file import read_gunicorn
 from prefork.cli.sources import File
 from prefork.workers.layers import Resolved
 from prefork.workers.settings import AUTO, ROWS, Row
+from prefork.workers.text import printable
 
 
 @click.command(
@@ -30,6 +33,12 @@ from prefork.workers.settings import AUTO, ROWS, Row
 @click.argument("target", required=False)
 @factory_option
 @click.option("--example", is_flag=True, help="Print a prefork.toml with every setting, commented.")
+@click.option(
+    "--from-gunicorn",
+    "gunicorn",
+    metavar="FILE",
+    help="Print a prefork.toml with the settings of this gunicorn.conf.py. Its code is run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 @setting_options(hidden=True)
 def command(
@@ -39,6 +48,7 @@ def command(
     factory: bool,
     as_json: bool,
     example: bool,
+    gunicorn: str | None,
     **flags: object,
 ) -> int:
     """Print every setting as TOML, with a comment that says where its value comes from.
@@ -48,6 +58,9 @@ def command(
     """
     if example:
         click.echo(_example())
+        return ExitCode.OK
+    if gunicorn is not None:
+        click.echo(_from_gunicorn(gunicorn))
         return ExitCode.OK
     given = read_settings(flags, config)
     for text in ignored_sources(config):
@@ -83,6 +96,20 @@ def _example() -> str:
         *("# on encryption.", "# [[listener]]", '# bind = "127.0.0.1:8000"', ""),
     ]
     return "\n".join(lines)
+
+
+def _from_gunicorn(path: str) -> str:
+    """Return a prefork.toml with the settings of a gunicorn.conf.py. SettingsError: one of them cannot be used."""
+    with contextlib.redirect_stdout(sys.stderr):
+        found = mapped(read_gunicorn(path))
+    lines = [f"# From {path}. Comments say what is to be done by hand."]
+    for key, value in found.settings.items():
+        row = ROWS.get(key)
+        if row is not None:
+            value = _toml_value(row, row.converted(value, path))  # noqa: PLW2901
+        lines.append(f"{key} = {value if row is not None else json.dumps(value)}")
+    lines += [f"# {name}: {remark}" for name, remark in found.remarks.items()]
+    return "\n".join(map(printable, lines))
 
 
 def _as_toml(resolved: Resolved, file: File) -> str:
