@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from prefork.host.addresses import Address
 from prefork.host.endpoint import Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
+from prefork.master.announcements import Announcements
 from prefork.master.lot_process import Links, limits_of
 from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
@@ -264,9 +265,20 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
         if only.run.begin_without_workers():
             subject, where = f"master pid={os.getpid()}", _where(only.server)
             log.event(logging.INFO, subject, "serves without workers", listeners=where)
-            only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
+            with _announced(_announcements(all_served)):
+                only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
     finally:
         only.run.without_workers = False
+
+
+@contextlib.contextmanager
+def _announced(announcements: Announcements) -> Iterator[None]:
+    """Have servers known while they are served without a master."""
+    try:
+        announcements.begin_without_workers()
+        yield
+    finally:
+        announcements.end()
 
 
 def _where(server: Any) -> str:
@@ -357,7 +369,15 @@ def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller
         publish_pids=publish_pids,
         poll_interval=0.5 if poll_interval is None else max(0.0, poll_interval),
         wants_reload=_wants_reload(all_served),
+        announcements=_announcements(all_served),
     )
+
+
+def _announcements(all_served: Sequence[Served]) -> Announcements:
+    """Return what makes the servers known to others: what their ``make_announcement()`` returns, if they have one."""
+    makers = [getattr(one.server, "make_announcement", None) for one in all_served]
+    made = [make() for make in makers if make is not None]
+    return Announcements([one for one in made if one is not None])
 
 
 def _wants_reload(all_served: Sequence[Served]) -> Callable[[float], str]:

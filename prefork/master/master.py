@@ -26,6 +26,7 @@ from prefork.host.description import describe, shown
 from prefork.host.handover import FORMAT, MasterState
 from prefork.host.notify import Notifier, status_line
 from prefork.host.process import process
+from prefork.master.announcements import Announcements
 from prefork.master.intakes import Intakes
 from prefork.master.lifecycle import (
     Effect,
@@ -84,13 +85,15 @@ class Caller(msgspec.Struct, frozen=True):
 
     service_actions: called in every tick. publish_pids: called in every tick with the pids of the
     live workers. poll_interval: most seconds between two ticks. wants_reload: called in every tick while
-    the pool serves; returns why it should be reloaded, "" for no reason.
+    the pool serves; returns why it should be reloaded, "" for no reason. announcements: what makes the
+    servers known to others.
     """
 
     service_actions: Callable[[], None]
     publish_pids: Callable[[set[int]], None]
     poll_interval: float
     wants_reload: Callable[[float], str] = _no_reload
+    announcements: Announcements = Announcements()
 
 
 class Master:
@@ -208,6 +211,7 @@ class Master:
             finally:
                 if self.pool.link.is_in_master:
                     self._reload.end()
+                    self._caller.announcements.end()
                     for listener in self._listeners:
                         listener.restore()
                     self.metrics.stop()
@@ -314,6 +318,9 @@ class Master:
         self._size.follow(plan.spares)
         self.pool.apply(plan, now)
         self._publish()
+        announced = self._caller.announcements.tick(
+            now, ready=self._ready_announced, phase=self._life.phase
+        )
         self.metrics.tick(self.pool, now)
         self.lot.tick(self.pool, now, draining=self._life.phase is Phase.DRAINING)
         self.pool.dumps.show_due(now)
@@ -322,7 +329,9 @@ class Master:
         self._notifier.tick(self._life.phase, functools.partial(self._status_line, view))
         trial = now + TRIAL_LOOK if self._reload.under_way else None
         load = self._size.watch(now, serving=self._life.phase.keeps_size)
-        return _earliest(plan.wake, self.pool.dumps.next_at, load, trial, next_instant(self._life))
+        return _earliest(
+            plan.wake, self.pool.dumps.next_at, load, trial, announced, next_instant(self._life)
+        )
 
     def runs_here(self) -> bool:
         """Return whether the calling thread is the one that runs the master."""

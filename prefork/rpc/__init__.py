@@ -8,6 +8,7 @@ from __future__ import annotations
 from prefork.rpc import xdr
 from prefork.rpc.message import AcceptStatus, AuthStatus, AuthSys, Flavor
 from prefork.rpc.program import Program, Refusal, procedure
+from prefork.rpc.registration import RegistrationError
 from prefork.rpc.server import RPCServer, UDPRPCServer, UnixRPCServer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Program",
     "RPCServer",
     "Refusal",
+    "RegistrationError",
     "UDPRPCServer",
     "UnixRPCServer",
     "procedure",

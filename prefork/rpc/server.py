@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
+from prefork.host.process import process
 from prefork.rpc.handler import RPCDatagramHandler, RPCStreamHandler
 from prefork.rpc.program import Program, Programs
+from prefork.rpc.registration import SOCKET, Mode, Registration, refuse_without_rpcbind
 from prefork.rpc.replay import Replays
+from prefork.rpc.rpcbind import entries_of, places_of
 from prefork.servers import PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
 from prefork.workers.errors import SettingsError
 
@@ -23,14 +26,37 @@ class _OfPrograms(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ig
 
     handler: Any = RPCStreamHandler
 
+    rpcbind: Mode = "off"
+    rpcbind_socket: str = SOCKET
+
     def __init__(
         self,
         server_address: Any,
         programs: type[Program] | Iterable[type[Program]],
         bind_and_activate: bool = True,
     ) -> None:
+        if self.rpcbind not in get_args(Mode):
+            source = f"attribute {type(self).__name__}.rpcbind"
+            raise SettingsError("rpcbind", self.rpcbind, source, "off, try or require")
         self.programs = Programs([programs] if isinstance(programs, type) else programs)
         super().__init__(server_address, self.handler, bind_and_activate)
+
+    def make_announcement(self) -> Registration | None:
+        """Return what registers the programs with rpcbind; None where that is off (master).
+
+        RegistrationError: registration is required, and there is no rpcbind. After a reload the pool
+        serves on in that case, and rpcbind is tried again.
+        """
+        if self.rpcbind == "off":
+            return None
+        mode = self.rpcbind
+        if mode == "require" and process.handover is not None:
+            mode = "try"
+        elif mode == "require":
+            refuse_without_rpcbind(self.rpcbind_socket)
+        places = places_of(self.socket)
+        entries = entries_of(self.programs.all, places)
+        return Registration(entries, places, mode=mode, path=self.rpcbind_socket)
 
 
 class _OnStreams(_OfPrograms):
@@ -47,6 +73,10 @@ class RPCServer(_OnStreams, PreForkingTCPServer):
     limit_message: most bytes of a call; a longer one ends its connection. message_timeout: seconds from
     the first byte of a call to its last one.
 
+    rpcbind: whether the master registers the programs with rpcbind, from which clients learn the
+    address: "off", "try" (the pool serves in any case, and tries again), or "require" (RegistrationError
+    where rpcbind does not take them at the start). rpcbind_socket: where rpcbind listens.
+
     ``park_new`` is on: a client that connects and says nothing holds no worker.
     """
 
@@ -60,7 +90,7 @@ class UDPRPCServer(_OfPrograms, PreForkingUDPServer):
 
     max_packet_size: most bytes of a call. limit_replays: calls that are remembered for a minute, by all
     workers, so that one that comes again is not executed again; 0 for none. limit_replay: most bytes of
-    a reply that are remembered.
+    a reply that are remembered. rpcbind: as for ``RPCServer``.
     """
 
     handler: Any = RPCDatagramHandler
