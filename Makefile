@@ -53,6 +53,7 @@ bench: check-venv $(installed) ## measure prefork beside the standard library (A
 docs: check-venv $(testable) ## write the generated tables and plots
 	$(bin)/python -m tests.unit.test_docs
 	$(bin)/python -m docs.images.policy
+	$(bin)/python -m docs.images.cluster
 
 clean: ## remove the environment and everything that was built
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
