@@ -132,19 +132,23 @@ class Registration:
 
     def _go_on(self, now: float) -> None:
         """Take the next steps of a conversation, as far as rpcbind has answered, or begin one."""
-        if self._talk is not None and self._step is None:
-            if self._talk.has_ended():
-                self.close()
-                self._is_settled, self._try_at = False, now
-            elif not self._is_settled:
-                self._ask_for_entries(self._talk, now)
-        if self._talk is None and not self._is_settled and now >= self._try_at:
-            self._talk = Talk(self._path)
-            self._ask_for_entries(self._talk, now)
+        if self._step is None:
+            self._begin(now)
         while self._talk is not None and self._step is not None and self._talk.receive():
             self._step(self._talk)
         if self._talk is not None and self._step is not None and now > self._talk.until:
             raise TimeoutError(f"rpcbind has not answered within {BOUND:g} s")
+
+    def _begin(self, now: float) -> None:
+        """Begin a conversation if there is a reason for one: a new wish, or a connection that has ended."""
+        if self._talk is not None and self._talk.has_ended():
+            self.close()
+            self._is_settled, self._try_at = False, now
+        if self._is_settled or now < self._try_at:
+            return
+        if self._talk is None:
+            self._talk = Talk(self._path)
+        self._ask_for_entries(self._talk, now)
 
     def _ask_for_entries(self, talk: Talk, now: float) -> None:
         talk.until = now + BOUND
