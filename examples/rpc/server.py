@@ -27,13 +27,25 @@ class Calculator(Program):
         return str(getattr(self.client_address, "identity", None))
 
 
+class TCP(RPCServer):
+    workers = 2
+    rpcbind = "try"
+
+
+class UDP(UDPRPCServer):
+    rpcbind = "try"
+
+
+class Unix(UnixRPCServer):
+    rpcbind = "try"
+
+
 if __name__ == "__main__":
-    port = int(sys.argv[1]) if len(sys.argv) > 1 else 40001
-    path = sys.argv[2] if len(sys.argv) > 2 else "/tmp/calculator.sock"  # noqa: S108 - an example
+    port, path = int(sys.argv[1]), sys.argv[2]
     with (
-        RPCServer(("127.0.0.1", port), Calculator) as tcp,
-        UDPRPCServer(tcp.server_address, Calculator) as udp,
-        UnixRPCServer(path, Calculator) as unix,
+        TCP(("127.0.0.1", port), Calculator) as tcp,
+        UDP(tcp.server_address, Calculator) as udp,
+        Unix(path, Calculator) as unix,
     ):
-        print(f"tcp and udp: {tcp.server_address}, unix: {path}", flush=True)
+        print(f"port {tcp.server_address[1]}", flush=True)
         prefork.serve(tcp, udp, unix)
