@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -100,6 +101,8 @@ SERVER = """
     import prefork
     from prefork.rpc import *
 
+    tell("apart")
+
     class One(Program):
         number, version = 0x20000042, 1
 
@@ -143,6 +146,11 @@ class Apart:
     def start_rpcbind(self) -> None:
         """Start an rpcbind."""
         self._rpcbind = subprocess.Popen(self.command("/usr/sbin/rpcbind", "-f"))
+        wait_until(self._has_rpcbind, "rpcbind answers")
+
+    def _has_rpcbind(self) -> bool:
+        command = self.command("/usr/sbin/rpcinfo", "-p")
+        return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def end_rpcbind(self) -> None:
         """End the rpcbind."""
@@ -164,23 +172,31 @@ class Apart:
         return {(row[1], row[2]) for row in rows if row and row[0] == NUMBER}
 
 
-@pytest.fixture(name="apart")
-def _apart(start: Callable[..., Program]) -> Iterator[Apart]:
-    """Start the program apart from the machine's network."""
+@pytest.fixture(name="start_apart")
+def _start_apart(start: Callable[..., Program]) -> Iterator[Callable[[str], Apart]]:
+    """``start_apart(source)`` starts a program apart from the machine's network."""
     needs("rpcbind", "rpcinfo", "unshare", "nsenter")
     unshare = ["unshare", "--net", "--mount"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network of its own can be made here; that needs root")
-    apart = Apart(start(SERVER, before=[*unshare, "sh", "-c", APART, sys.executable]))
-    yield apart
-    apart.end_rpcbind()
+    with contextlib.ExitStack() as ends:
+
+        def start_apart(source: str) -> Apart:
+            before = [*unshare, "sh", "-c", APART, sys.executable]
+            apart = Apart(start(source, before=before))
+            apart.program.told("apart")  # before, a command would land in the machine's own network
+            ends.callback(apart.end_rpcbind)
+            return apart
+
+        yield start_apart
 
 
 ALL = {("1", netid) for netid in ("tcp", "udp", "udp6", "local")}
 
 
-def test_rpcbind_of_debian(apart: Apart, tmp_path: Path) -> None:
+def test_rpcbind_of_debian(start_apart: Callable[[str], Apart], tmp_path: Path) -> None:
     """Programs are registered once rpcbind is there, again after its restart, over a reload, and until the stop."""
+    apart = start_apart(SERVER)
     program = apart.program
     program.wait_logged("cannot register with rpcbind, retrying", times=3)
     apart.start_rpcbind()
@@ -218,3 +234,45 @@ def test_rpcbind_of_debian(apart: Apart, tmp_path: Path) -> None:
         finally:
             keeper.kill()
     assert len(program.logged("taken back from rpcbind")) == 3
+
+
+INSTRUMENT = """
+    from tests.support.app import *
+    import runpy, select
+    log_to_stderr()
+    tell("apart")
+    while not os.path.exists("/run/rpcbind.sock"):
+        select.select([], [], [], 0.01)
+    sys.argv[1:] = []
+    runpy.run_path(EXAMPLE, run_name="__main__")
+"""
+
+CLIENT = """
+import pyvisa
+manager = pyvisa.ResourceManager("@py")
+meters = [manager.open_resource("TCPIP::127.0.0.1::INSTR", open_timeout=5000) for _ in range(3)]
+for number, meter in enumerate(meters):
+    print(meter.query("*IDN?").strip(), meter.query("MEAS:VOLT?").strip())
+    meter.write(f"ECHO? {number} " + 200 * "x")
+for number, meter in enumerate(meters):
+    assert meter.read_stb() == 16
+    assert meter.read().strip() == f"{number} " + 200 * "x"
+    meter.write("ECHO? abc")
+    meter.clear()
+    assert meter.read_stb() == 0
+    meter.assert_trigger()
+    meter.close()
+print("closed")
+"""
+
+
+def test_instrument_with_pyvisa(start_apart: Callable[[str], Apart]) -> None:
+    """pyvisa-py finds the VXI-11 example by rpcbind, and its answers wait with the connection."""
+    pytest.importorskip("pyvisa_py")
+    apart = start_apart(INSTRUMENT.replace("EXAMPLE", repr(str(EXAMPLE / "instrument.py"))))
+    apart.start_rpcbind()
+    apart.program.wait_logged("registered with rpcbind")
+    said = run(*apart.command(sys.executable, "-W", "ignore", "-c", CLIENT)).splitlines()
+    assert said == ["prefork,multimeter,0,1 +1.23400E+00"] * 3 + ["closed"]
+    assert not apart.program.logged("ERROR|Traceback")
+    assert apart.program.stop() == 0
