@@ -26,6 +26,7 @@ from prefork.metrics.description import PoolDescription
 from prefork.metrics.exposition import choose_encoder
 from prefork.metrics.names import METRICS
 from prefork.metrics.page import page
+from prefork.metrics.server import Server
 from prefork.metrics.slots import FILES
 from prefork.metrics.status import HUNG_AFTER, is_ready, last_tick, status
 from prefork.metrics.web import TEXT, Request, Response
@@ -109,8 +110,9 @@ def run(
     heed: Mapping[int, Callable[[], bool]],
     beat: Callable[[], bool],
 ) -> None:
-    """Serve the routes until ``heed`` or ``beat`` return True, as ``web.Server`` does."""
-    web.Server(listener, routes.respond, complain=complain, heed=heed, beat=beat).run()
+    """Serve the routes until ``heed`` or ``beat`` return True, as ``Server`` does."""
+    converse = web.conversation(routes.respond, complain)
+    Server(listener, converse, heed=heed, beat=beat).run()
 
 
 # --- verdicts

@@ -613,14 +613,14 @@ METRICS = (
     ),
     Mutant(
         "silent clients do not keep a scrape waiting",
-        "metrics/web.py",
+        "metrics/server.py",
         "if len(self._clients) >= MOST_CLIENTS:",
         "if len(self._clients) >= 1000 * MOST_CLIENTS:",
         "tests/unit/test_web.py tests/live/test_exporter.py -k 'silent or bounded'",
     ),
     Mutant(
         "a client of the metrics has five seconds for everything",
-        "metrics/web.py",
+        "metrics/server.py",
         "client = _Client(sock, time.monotonic() + CLIENT_TIME)",
         "client = _Client(sock, time.monotonic() + 1000 * CLIENT_TIME)",
         "tests/live/test_exporter.py -k five_seconds",
