@@ -54,8 +54,8 @@ class PoolDescription(msgspec.Struct, frozen=True):
     """One pool. An empty one stands for a pool that has not been described, or not legibly.
 
     name: the setting, None for a pool without a name. version, python: what serves. settings: the
-    text that a user would write to get the value, ``-`` for none. metrics: where the metrics
-    process listens, with its real port; None where there is no such process. certificates: each file once.
+    text that a user would write to get the value, ``-`` for none. metrics, agent: where the metrics
+    process listens, with its real port; None where it does not. certificates: each file once.
     """
 
     name: str | None = None
@@ -65,6 +65,7 @@ class PoolDescription(msgspec.Struct, frozen=True):
     settings: Mapping[str, str] = {}
     metrics: str | None = None
     certificates: tuple[CertificateDescription, ...] = ()
+    agent: str | None = None
 
     @classmethod
     def from_text(cls, text: str) -> PoolDescription:
@@ -92,6 +93,7 @@ class PoolDescription(msgspec.Struct, frozen=True):
                 CertificateDescription(_shown(one.file), one.ends)
                 for one in self.certificates[:MOST_LISTENERS]
             ),
+            agent=_shown(self.agent) if self.agent else None,
         )
 
 

@@ -103,7 +103,15 @@ class Server:
             self._epoll.register(fd, select.EPOLLIN)
 
     def run(self) -> None:
-        """Serve until ``heed`` or ``beat`` return True."""
+        """Serve until ``heed`` or ``beat`` return True. The listener stays open, the clients do not."""
+        try:
+            self._serve()
+        finally:
+            for client in list(self._clients.values()):
+                self._drop(client)
+            self._epoll.close()
+
+    def _serve(self) -> None:
         beat_at = time.monotonic()
         while True:
             now = time.monotonic()

@@ -25,6 +25,7 @@ from prefork.workers.scoreboard import (
     SlotSnapshot,
     Snapshot,
 )
+from prefork.workers.settings import LONGEST
 from prefork.workers.states import (
     READY,
     Phase,
@@ -39,6 +40,9 @@ LETTERS: Final = {"gone": ".", "starting": "S", "idle": "_", "busy": "B", "retir
 
 HUNG_AFTER: Final = 10.0
 """Seconds since its last tick after which a master counts as hung; it ticks every half second."""
+
+LONGEST_QUIET_NS: Final = int(LONGEST * 1e9)
+"""The longest time without ticks that is believed: that of the longest ``boot_timeout``."""
 
 
 def status(
@@ -74,6 +78,7 @@ def status(
         "slots": [_slot(one, now_ns) for one in snapshot.slots],
         "settings": dict(description.settings),
         "metrics": description.metrics,
+        "agent": description.agent,
     }
 
 
@@ -86,8 +91,14 @@ def is_ready(snapshot: Snapshot) -> bool:
 
 
 def last_tick(snapshot: Snapshot, now_ns: int) -> float:
-    """Return how many seconds ago the master's last tick was; before the first, its start."""
+    """Return how many seconds ago the master's last tick was; before the first, its start.
+
+    A master that loads new code in place cannot tick until the code serves. The time that it has for
+    that does not count (QUIET_UNTIL_NS), or each slow reload would look like a master that hangs.
+    """
     ticked = snapshot[PoolField.TICK_NS] or snapshot[PoolField.STARTED_NS]
+    if ticked > 0:
+        ticked = max(ticked, min(snapshot[PoolField.QUIET_UNTIL_NS], ticked + LONGEST_QUIET_NS))
     return _ago(now_ns, ticked) or 0.0
 
 

@@ -22,7 +22,11 @@ from prefork.workers.text import nearest
 SETTINGS: Final = {row.attribute: row for row in ROWS.values() if row.attribute is not None}
 """The settings that a class may have, by the name of the attribute."""
 
-ELSEWHERE: Final = {"metrics": "metrics_address", "backlog": "request_queue_size"}
+ELSEWHERE: Final = {
+    "metrics": "metrics_address",
+    "agent": "agent_address",
+    "backlog": "request_queue_size",
+}
 """Keys of prefork.toml that have another name as an attribute, and that name."""
 
 HOOKS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -177,6 +177,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     """
     metrics_address: str | None = None
     """Where the metrics process listens: /metrics, /livez, /readyz, /status and a status page."""
+    agent_address: str | None = None
+    """Where the metrics process answers HAProxy's agent check, which tells HAProxy how much this pool
+    can take.
+    """
+    agent_mode: Literal["maxconn", "weight"] = "maxconn"
+    """What the agent reports: how many workers take requests, so that HAProxy queues the rest
+    (maxconn), or the share of them that is idle (weight).
+    """
     metrics_dir: str | None = None
     """A directory for the metrics that handlers keep with prometheus_client, emptied at the start;
     PROMETHEUS_MULTIPROC_DIR names it, too.

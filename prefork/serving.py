@@ -20,7 +20,7 @@ import setproctitle
 from prefork.edge.edge import edge_of
 from prefork.edge.watch import FileWatch
 from prefork.host.addresses import Address
-from prefork.host.endpoint import Endpoint, is_same_place
+from prefork.host.endpoint import ENDPOINTS, Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
 from prefork.master.announcements import Announcements
@@ -225,9 +225,17 @@ def serve(
 
 
 def _refuse_to_count_threads(all_served: Sequence[Served], settings: Settings) -> None:
-    """Refuse ``max_per_client`` where a worker serves several clients at a time."""
+    """Refuse what counts a worker as one request, where a worker serves several clients at a time."""
     most = settings.max_per_client
-    if most is not None and any(may_overlap(one.server) for one in all_served):
+    if not any(may_overlap(one.server) for one in all_served):
+        return
+    if settings.agent is not None and settings.agent_mode == "maxconn":
+        allowed = (
+            "weight for this server: with maxconn HAProxy sends one connection for each worker, and a worker "
+            "of this server serves several, because process_request() is overridden, as in ThreadingMixIn"
+        )
+        raise SettingsError("agent_mode", settings.agent_mode, "settings", allowed)
+    if most is not None:
         allowed = (
             "it counts workers by their client, and a worker of this server serves several clients at a "
             "time, because process_request() is overridden, as in ThreadingMixIn; leave it out"
@@ -465,9 +473,10 @@ def _refuse_what_cannot_follow(settings: Settings, inventory: Inventory) -> None
         allowed = "a running pool cannot be reloaded to serve without workers; restart it"
         raise SettingsError("workers", 0, "settings", allowed)
     refuse_threads(settings)
-    wanted, has = settings.metrics, inventory.metrics
-    if wanted is not None and (has is None or not is_same_place(wanted, has)):
-        Endpoint(wanted).close()
+    for setting in ENDPOINTS:
+        wanted, has = getattr(settings, setting), inventory.endpoints.get(setting)
+        if wanted is not None and (has is None or not is_same_place(setting, wanted, has)):
+            Endpoint(setting, wanted).close()
 
 
 def _fitting(settings: Settings, previous: MasterState) -> Settings:

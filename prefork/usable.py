@@ -13,7 +13,7 @@ from typing import Any
 
 from prefork.edge.proxies import proxies_in
 from prefork.host.addresses import Address
-from prefork.host.endpoint import address_for_metrics
+from prefork.host.endpoint import ENDPOINTS, endpoint_address
 from prefork.metrics import slots
 from prefork.workers import files, process_limits
 from prefork.workers.credentials import credentials_for
@@ -28,9 +28,10 @@ def refuse_unusable(values: Mapping[str, Any], origin: Callable[[str], str]) -> 
     """
     for text in values.get("bind") or ():
         Address.parse(text, origin("bind"))
-    if (text := values.get("metrics")) is not None:
-        address_for_metrics(text, origin("metrics"))
-        _refuse_without_proc(text, origin("metrics"))
+    for setting in ENDPOINTS:
+        if (text := values.get(setting)) is not None:
+            endpoint_address(setting, text, origin(setting))
+            _refuse_without_proc(setting, text, origin(setting))
     if (proxies := values.get("forwarded_from")) is not None:
         proxies_in("forwarded_from", proxies, origin("forwarded_from"))
     user, group = values.get("user"), values.get("group")
@@ -42,7 +43,7 @@ def refuse_unusable(values: Mapping[str, Any], origin: Callable[[str], str]) -> 
     slots.refuse_unusable(folder, source, values.get("max_children") or 1)
 
 
-def _refuse_without_proc(text: str, source: str) -> None:
+def _refuse_without_proc(setting: str, text: str, source: str) -> None:
     if not files.has_proc():
-        reason = "the metrics process reads /proc, which is not mounted here; mount it, or leave metrics out"
-        raise SettingsError("metrics", text, source, reason)
+        reason = "the metrics process reads /proc, which is not mounted here; mount it, or leave this out"
+        raise SettingsError(setting, text, source, reason)

@@ -178,6 +178,9 @@ class PoolField(IntEnum):
     LOT_STARTS = 105
     """Lot processes forked, written by the master."""
 
+    QUIET_UNTIL_NS = 106
+    """Until when the master need not tick, because it loads new code in place; 0 while it ticks."""
+
 
 _POOL_WORDS = 120
 _TEXTS_AT = mmap.PAGESIZE  # in bytes; the header and the pool's words fit into one page
@@ -653,14 +656,19 @@ class Scoreboard:
 
     def snapshot(self) -> Snapshot:
         """Copy all numbers out (any process)."""
-        pool = self.words[_POOL_AT : _POOL_AT + _POOL_WORDS].tolist()
-        return Snapshot(tuple(pool), tuple(self.slot_snapshot(n) for n in range(self.slots)))
+        slots = tuple(self.slot_snapshot(n) for n in range(self.slots))
+        return Snapshot(pool_of(self).words, slots)
 
     def slot_snapshot(self, slot: int) -> SlotSnapshot:
         """Copy the numbers of one slot out (any process)."""
         base = self.slot_at(slot)
         words = self.words[base : base + SLOT_WORDS].tolist()
         return SlotSnapshot(slot, self.state(slot), tuple(words))
+
+
+def pool_of(board: Scoreboard) -> Snapshot:
+    """Copy the words of the pool out, without those of any slot (any process)."""
+    return Snapshot(tuple(board.words[_POOL_AT : _POOL_AT + _POOL_WORDS].tolist()), ())
 
 
 class Text:

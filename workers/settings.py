@@ -548,6 +548,26 @@ class Settings(
             attribute="metrics_address",
         ),
     ] = None
+    agent: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        About(
+            help="Where the metrics process answers HAProxy's agent check, which tells HAProxy how much this pool can take.",
+            allowed="an address such as 127.0.0.1:9101 or unix:/path",
+            metavar="ADDRESS",
+            attribute="agent_address",
+        ),
+    ] = None
+    agent_mode: Annotated[
+        Literal["maxconn", "weight"],
+        About(
+            help="What the agent reports: how many workers take requests, so that HAProxy queues the rest "
+            "(maxconn), or the share of them that is idle (weight).",
+            allowed="one of maxconn, weight",
+            metavar="WORD",
+            attribute=SAME,
+            read=lower,
+        ),
+    ] = "maxconn"
     metrics_dir: Annotated[
         Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None,
         About(
@@ -754,6 +774,8 @@ class Settings(
             forwarded_from: tuple[str, ...] | list[str] | str | None = None,
             forwarded_fields: Literal["x-forwarded", "forwarded"] = "x-forwarded",
             metrics: str | None = None,
+            agent: str | None = None,
+            agent_mode: Literal["maxconn", "weight"] = "maxconn",
             metrics_dir: str | None = None,
             access_log: Literal["off", "text", "json", "common", "combined", "timed"] = "off",
             user: str | int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from prefork._version import __version__
@@ -28,16 +28,17 @@ _FAMILIES: dict[int, Literal["inet", "inet6", "unix"]] = {
 
 
 def describe(
-    settings: Settings, listeners: Sequence[Listener], metrics: str | None
+    settings: Settings, listeners: Sequence[Listener], endpoints: Mapping[str, str]
 ) -> PoolDescription:
-    """Describe a pool (master). metrics: where the metrics process listens, with its real port."""
+    """Describe a pool (master). endpoints: where the metrics process listens, by setting, with real ports."""
     return PoolDescription(
         name=settings.name,
         version=__version__,
         python=sys.version.split(" ")[0],
         listeners=tuple(describe_listener(listener) for listener in listeners),
         settings=shown(settings),
-        metrics=metrics,
+        metrics=endpoints.get("metrics"),
+        agent=endpoints.get("agent"),
         certificates=_certificates(listeners),
     )
 

@@ -1,11 +1,15 @@
-"""Where the metrics process listens. The master binds the address before it forks anything."""
+"""Where the metrics process listens. The master binds the addresses before it forks anything.
+
+There are two: the setting ``metrics`` names the address for HTTP, the setting ``agent`` that for HAProxy's
+agent check.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
-from typing import Any
+from typing import Any, Final
 
 from prefork.host.addresses import Address
 from prefork.host.bind_errors import bind_reason
@@ -17,6 +21,9 @@ from prefork.workers.settings import ROWS
 BACKLOG = 64
 UNIX_MODE = 0o660
 
+ENDPOINTS: Final = ("metrics", "agent")
+"""The settings that name an address of the metrics process. Each is the key of its endpoint."""
+
 
 class Endpoint:
     """A bound address and its listening socket (master).
@@ -24,13 +31,15 @@ class Endpoint:
     The socket is kept as a bare descriptor number. Every child closes the number, and in a child a
     socket object would later close whatever file had reused the number.
 
-    text: the setting. fd: a socket that an earlier image of the master has bound there; it stays
+    setting: the key of the setting. text: its value. fd: a socket that an earlier image of the master has bound there; it stays
     open whatever is raised. Raises SettingsError for a text that is no address, BindError where the
     address cannot be had.
     """
 
-    def __init__(self, text: str, fd: int | None = None) -> None:
-        self.fd = _bound(address_for_metrics(text)).detach() if fd is None else fd
+    def __init__(self, setting: str, text: str, fd: int | None = None) -> None:
+        self.is_new = fd is None
+        """Whether the socket was bound by this object."""
+        self.fd = _bound(setting, endpoint_address(setting, text)).detach() if fd is None else fd
         sock = socket.socket(fileno=self.fd)
         try:
             bound = Address.of_socket(sock)
@@ -62,37 +71,37 @@ class Endpoint:
             unlink_if_still(*self._path)
 
 
-def is_same_place(text: str, address: str) -> bool:
+def is_same_place(setting: str, text: str, address: str) -> bool:
     """Return whether an address is what a setting asks for; port 0 asks for any port."""
-    asked = address_for_metrics(text)
+    asked = endpoint_address(setting, text)
     if asked.scheme == "unix":  # compared as it is shown: the path need not be UTF-8
         return str(asked) == address
-    has = address_for_metrics(address)
+    has = endpoint_address(setting, address)
     return (asked.scheme, asked.host) == (has.scheme, has.host) and asked.port in (0, has.port)
 
 
-def address_for_metrics(text: str, source: str = "settings") -> Address:
-    """Read the setting ``metrics``; SettingsError for a text that is no address of TCP or ``unix:``.
+def endpoint_address(setting: str, text: str, source: str = "settings") -> Address:
+    """Read one of ENDPOINTS; SettingsError for a text that is no address of TCP or ``unix:``.
 
     source: where the text came from, for the error.
     """
-    allowed = f"it must be {ROWS['metrics'].about.allowed}"
+    allowed = f"it must be {ROWS[setting].about.allowed}"
     try:
         address = Address.parse(text, allowed=allowed)
     except SettingsError as error:
-        raise SettingsError("metrics", text, source, error.allowed) from None
+        raise SettingsError(setting, text, source, error.allowed) from None
     if address.scheme not in ("tcp", "unix"):
-        raise SettingsError("metrics", text, source, allowed)
+        raise SettingsError(setting, text, source, allowed)
     return address
 
 
-def _bound(address: Address) -> socket.socket:
+def _bound(setting: str, address: Address) -> socket.socket:
     try:
         if address.scheme == "unix":
             return _bound_path(address.path)
         return _bound_port(address.host, address.port)
     except OSError as error:
-        raise BindError(f"{address} (metrics)", bind_reason(error, address.sockaddr)) from error
+        raise BindError(f"{address} ({setting})", bind_reason(error, address.sockaddr)) from error
 
 
 def _bound_port(host: str, port: int) -> socket.socket:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -23,7 +23,7 @@ from prefork.workers.parking import Link
 from prefork.workers.pool.table import PoolState
 from prefork.workers.system import Child
 
-FORMAT: Final = 11
+FORMAT: Final = 12
 """The version of ``MasterState``. A master does not exec code whose trial reports another one."""
 
 STATE_VARIABLE: Final = "PREFORK_HANDOVER"
@@ -35,16 +35,23 @@ TRIAL_VARIABLE: Final = "PREFORK_TRIAL"
 MEMFD_NAME: Final = "prefork-handover"
 
 
-class MetricsState(msgspec.Struct, frozen=True):
-    """The metrics process, which the next image replaces, and the socket that both answer on.
+class EndpointState(msgspec.Struct, frozen=True):
+    """A socket on which the metrics process answers. address: as ``Endpoint.address`` has it."""
 
-    child: the process; None where there is none at this moment. title, metrics_dir, umask,
+    address: str
+    fd: int
+
+
+class MetricsState(msgspec.Struct, frozen=True):
+    """The metrics process, which the next image replaces, and the sockets that both answer on.
+
+    endpoints: by the key of the setting. agent_mode: the setting. child: the process; None where there is none at this moment. title, metrics_dir, umask,
     credentials: what a metrics process is made from, as in MetricsSpec and WorkerSpec; the folder as
     bytes, because a path need not be UTF-8.
     """
 
-    address: str
-    fd: int
+    endpoints: dict[str, EndpointState]
+    agent_mode: Literal["maxconn", "weight"]
     child: Child | None
     title: str
     metrics_dir: bytes | None
@@ -54,7 +61,8 @@ class MetricsState(msgspec.Struct, frozen=True):
     @property
     def fds(self) -> list[int]:
         """All descriptors that have to survive the exec."""
-        return [self.fd] if self.child is None else [self.fd, self.child.pidfd]
+        sockets = [one.fd for one in self.endpoints.values()]
+        return sockets if self.child is None else [*sockets, self.child.pidfd]
 
 
 class MetricsOrders(msgspec.Struct, frozen=True):
@@ -251,7 +259,7 @@ class Inventory(msgspec.Struct, frozen=True):
     sockets: those that the new code's servers would take by their address.
     kept: descriptors of sockets that the program knows by their number; a trial has these.
     others: those that the program has bound beside the pool.
-    metrics: the address of the metrics process; None without one.
+    endpoints: the addresses of the metrics process, by the key of the setting.
     pidfile: device and inode of the pid file; None without one.
     files: the files that the trial must leave alone, by device and inode.
     metrics_dir: the folder in which the application's metrics are kept by slot; bytes, because a
@@ -260,7 +268,7 @@ class Inventory(msgspec.Struct, frozen=True):
 
     sockets: tuple[SocketName, ...]
     kept: tuple[int, ...] = ()
-    metrics: str | None = None
+    endpoints: dict[str, str] = {}
     pidfile: Identity | None = None
     others: tuple[SocketName, ...] = ()
     files: tuple[Identity, ...] = ()

@@ -175,7 +175,7 @@ class Master:
             self.pool,
             self._notifier,
             previous=previous,
-            metrics=self.metrics.endpoint,
+            endpoints=self.metrics.endpoints,
             state_to_hand_over=self._state_to_hand_over,
         )
         wakeup.register(self._poll)
@@ -234,7 +234,7 @@ class Master:
         board.set_pool(PoolField.MASTER_PID, os.getpid())
         if not self._is_successor:
             board.set_pool(PoolField.STARTED_NS, time.monotonic_ns())
-        description = describe(self._settings, self._listeners, self.metrics.address)
+        description = describe(self._settings, self._listeners, self.metrics.addresses)
         board.description.write(description.to_text())
         log.event(
             logging.INFO,
@@ -426,6 +426,8 @@ class Master:
     def _state_to_hand_over(self) -> MasterState:
         """Return what the next image of this master needs to go on."""
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
+        quiet_ns = int(self._settings.boot_timeout * 1e9)
+        self.pool.board.set_pool(PoolField.QUIET_UNTIL_NS, time.monotonic_ns() + quiet_ns)
         holdings = self._reload.holdings
         return MasterState(
             format=FORMAT,
@@ -507,6 +509,7 @@ class Master:
         board.write_header()
         board.set_pool(PoolField.MASTER_PID, os.getpid())
         board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
+        board.set_pool(PoolField.QUIET_UNTIL_NS, 0)
         board.set_pool(PoolField.PHASE, self._life.phase)
         board.set_pool(PoolField.GENERATION, self.pool.generation)
         self._size.publish(were_ready=self._ready_announced or self._is_successor)

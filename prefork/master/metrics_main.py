@@ -4,6 +4,10 @@ The process is forked like a worker, and boots with the same care and in the sam
 stand in workers/worker/life.py. It keeps the scoreboard, mapped for reading only, the socket that
 it answers on, an eventfd for its signs of life, and the read end of the life pipe. It serves no
 request of the program and runs no code of it.
+
+Two things are answered, each on a socket of its own: HTTP (``metrics/exporter.py``) in the only thread that
+waits for signals, and HAProxy's agent check (``metrics/agent.py``). Where both are wanted the agent has a
+second thread. Where the agent is alone, the libraries that a scrape needs are not even loaded.
 """
 
 from __future__ import annotations
@@ -16,13 +20,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn
 
 import msgspec
 import setproctitle
 
 from prefork.host.handover import MetricsOrders
+from prefork.metrics.agent import Agent, Mode, answering_in_thread
+from prefork.metrics.server import Conversation, Server
 from prefork.workers import forks, log, system
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
@@ -43,19 +49,22 @@ _NOTED = tuple(
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
     )
 )
+SWITCH_INTERVAL: Final = 0.001
+"""Seconds after which a scrape lets the agent's thread run, if that waits for the interpreter."""
+
 _CHLD, _DEFAULT = int(signal.SIGCHLD), int(signal.SIG_DFL)
 
 
 class MetricsSpec(msgspec.Struct, frozen=True):
     """What the metrics process is made from.
 
-    listener: the listening socket. beat: the eventfd for signs of life. title: the title of the
-    process.
+    listeners: the listening sockets, by setting. beat: the eventfd for signs of life. title: the
+    title of the process.
     """
 
     worker_spec: WorkerSpec
     link: PoolLink
-    listener: int
+    listeners: dict[str, int]
     beat: int
     title: str
 
@@ -86,19 +95,13 @@ def _prepare_and_serve(spec: MetricsSpec, mask: set[int], name: str) -> None:
     system.set_handlers({**dict.fromkeys(_NOTED, operator.is_), _CHLD: _DEFAULT})
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     system.set_mask(mask)
-    # Imported here and nowhere else, so that the master has neither prometheus_client nor psutil in
-    # its memory. Before the privileges are dropped, because only root may be able to read the
-    # interpreter's folders.
-    from prefork.metrics import exporter  # noqa: PLC0415
-
+    # Before the privileges are dropped, because only root may be able to read the interpreter's folders.
+    _load(spec.listeners)
     worker_spec.drop_privileges()
     with contextlib.suppress(Exception):  # a title is a nicety
         setproctitle.setproctitle(spec.title)
-    complain = _Complaints(name)
-    exporter.run(
-        socket.socket(fileno=spec.listener),
-        exporter.Routes(board, worker_spec.metrics_dir, complain),
-        complain=complain,
+    _Answers(name, board, worker_spec.metrics_dir, worker_spec.settings.agent_mode).give(
+        spec.listeners,
         heed=_heed(link.life, wakeup_read),
         beat=lambda: _beat(spec.beat, link.master_pid),
     )
@@ -120,9 +123,9 @@ def run_as_program() -> NoReturn:
 
 
 def _serve_as_program(orders: MetricsOrders, name: str) -> None:
-    from prefork.metrics import exporter  # noqa: PLC0415 - as in _prepare_and_serve()
-
     metrics = orders.metrics
+    listeners = {setting: one.fd for setting, one in metrics.endpoints.items()}
+    _load(listeners)
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     system.set_handlers(dict.fromkeys(_NOTED, operator.is_))
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -134,15 +137,70 @@ def _serve_as_program(orders: MetricsOrders, name: str) -> None:
         metrics.credentials.assume()
     with contextlib.suppress(Exception):
         setproctitle.setproctitle(metrics.title)
-    complain = _Complaints(name)
     folder = None if metrics.metrics_dir is None else os.fsdecode(metrics.metrics_dir)
-    exporter.run(
-        socket.socket(fileno=metrics.fd),
-        exporter.Routes(board, folder, complain),
-        complain=complain,
+    _Answers(name, board, folder, metrics.agent_mode).give(
+        listeners,
         heed=_heed(orders.life, wakeup_read),
         beat=lambda: os.getppid() != orders.master_pid,
     )
+
+
+def _load(listeners: Mapping[str, int]) -> None:
+    """Import what a scrape needs.
+
+    This is the only place, so that the master has neither prometheus_client nor psutil in its memory.
+    """
+    if "metrics" in listeners:
+        import prefork.metrics.exporter  # noqa: F401, PLC0415
+
+
+class _Answers:
+    """Answers on the sockets of this process. name: its name in the log. folder: the setting ``metrics_dir``."""
+
+    def __init__(self, name: str, board: Scoreboard, folder: str | None, mode: Mode) -> None:
+        self._name = name
+        self._board = board
+        self._folder = folder
+        self._mode = mode
+        self._complain = _Complaints(name)
+
+    def give(
+        self,
+        listeners: Mapping[str, int],
+        *,
+        heed: Mapping[int, Callable[[], bool]],
+        beat: Callable[[], bool],
+    ) -> None:
+        """Answer until ``heed`` or ``beat`` return True, as ``Server`` does. listeners: by setting."""
+        sockets = {setting: socket.socket(fileno=fd) for setting, fd in listeners.items()}
+        if "metrics" not in sockets:
+            Server(sockets["agent"], self._converse(), heed=heed, beat=beat).run()
+            return
+        with contextlib.ExitStack() as both:
+            if "agent" in sockets:
+                # The agent does not wait long for the interpreter while a scrape is computed.
+                sys.setswitchinterval(SWITCH_INTERVAL)
+                agent = answering_in_thread(sockets["agent"], self._converse(), self._die)
+                both.enter_context(agent)
+            self._export(sockets["metrics"], heed, beat)
+
+    def _export(
+        self,
+        listener: socket.socket,
+        heed: Mapping[int, Callable[[], bool]],
+        beat: Callable[[], bool],
+    ) -> None:
+        from prefork.metrics import exporter  # noqa: PLC0415 - as in _load()
+
+        routes = exporter.Routes(self._board, self._folder, self._complain)
+        exporter.run(listener, routes, complain=self._complain, heed=heed, beat=beat)
+
+    def _converse(self) -> Conversation:
+        return Agent(self._board, self._mode, self._complain).converse
+
+    def _die(self, error: BaseException) -> NoReturn:
+        log.failure(logging.ERROR, self._name, "ended by an exception in the agent's thread", error)
+        system.exit_now(1)
 
 
 def _heed(life: int, wakeup_read: int) -> dict[int, Callable[[], bool]]:

@@ -207,6 +207,9 @@ class Caretaker:
         if is_ordered:
             self._notifier.reloading()
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
+        if self._board is not None:
+            quiet_ns = int(self._state.load_timeout * 1e9)
+            self._board.set_pool(PoolField.QUIET_UNTIL_NS, time.monotonic_ns() + quiet_ns)
         try:
             hand_over_with_leftovers(self._state)
         except Exception as error:  # noqa: BLE001 - it is tried again
@@ -289,6 +292,7 @@ class Caretaker:
                     self._publish_failure(self._unpublished)
         if self._board is not None:
             self._board.set_pool(PoolField.TICK_NS, time.monotonic_ns())
+            self._board.set_pool(PoolField.QUIET_UNTIL_NS, 0)
 
     def _collect_ended(self) -> None:
         """Collect the workers that have ended, and free their slots."""
@@ -377,6 +381,8 @@ class Caretaker:
         A second order to stop, or ``at_once``, leaves them no time.
         """
         self._notifier.stopping()
+        if self._board is not None:
+            self._board.set_pool(PoolField.PHASE, Phase.LEAVING)
         children = [one.child for one in self._workers]
         for child in children:
             system.send(child, signal.SIGTERM)
@@ -399,7 +405,8 @@ class Caretaker:
         if (metrics := self._state.metrics) is not None:
             # New code with another address has had it closed by now.
             with contextlib.suppress(OSError):
-                Endpoint(metrics.address, metrics.fd).close()
+                for setting, one in metrics.endpoints.items():
+                    Endpoint(setting, one.address, one.fd).close()
 
 
 def _next_order() -> signal.Signals | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import msgspec
 
@@ -16,11 +17,11 @@ from prefork.workers.spec import WorkerSpec
 
 
 class Holdings:
-    """The sockets of this process, and its files. metrics: where the metrics process answers."""
+    """The sockets of this process, and its files. endpoints: where the metrics process answers, by setting."""
 
-    def __init__(self, spec: WorkerSpec, metrics: Endpoint | None) -> None:
+    def __init__(self, spec: WorkerSpec, endpoints: Mapping[str, Endpoint]) -> None:
         self._listeners = spec.listeners
-        self._metrics = metrics
+        self._endpoints = endpoints
         self.metrics_dir = None if spec.metrics_dir is None else os.fsencode(spec.metrics_dir)
 
     @property
@@ -38,8 +39,8 @@ class Holdings:
     @property
     def others(self) -> tuple[int, ...]:
         """The descriptors of the sockets that the program has bound beside the pool."""
-        metrics = [] if self._metrics is None else [self._metrics.fd]
-        return tuple(bound_sockets([*self.adoptable, *self.kept, *metrics]))
+        endpoints = [one.fd for one in self._endpoints.values()]
+        return tuple(bound_sockets([*self.adoptable, *self.kept, *endpoints]))
 
     def socket_files(self) -> dict[int, Identity]:
         """Return the file of each Unix socket that is handed over, by descriptor."""
@@ -51,11 +52,11 @@ class Holdings:
         """Return all of it by name, for a trial."""
         files = self.socket_files()
         pidfile = None if process.pidfile is None else identity_of(process.pidfile)
-        more = [pidfile, None if self._metrics is None else self._metrics.file]
+        more = [pidfile, *(one.file for one in self._endpoints.values())]
         return Inventory(
             sockets=tuple(_name_of(fd, files) for fd in self.adoptable),
             kept=self.kept,
-            metrics=None if self._metrics is None else self._metrics.address,
+            endpoints={setting: one.address for setting, one in self._endpoints.items()},
             pidfile=pidfile,
             others=tuple(_name_of(fd, files) for fd in self.others),
             files=(*files.values(), *(one for one in more if one is not None)),

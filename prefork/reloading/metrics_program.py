@@ -35,7 +35,7 @@ def start_metrics(state: MasterState) -> system.Child | None:
         program = start_program(
             command,
             environment=environment,
-            keep=[metrics.fd, pool.board, life],
+            keep=[*(one.fd for one in metrics.endpoints.values()), pool.board, life],
             has_terminal=True,
         )
         pid = program.release()

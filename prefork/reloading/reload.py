@@ -30,7 +30,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prefork.host.description import shown
 from prefork.host.endpoint import Endpoint
@@ -52,8 +52,8 @@ from prefork.workers.states import ReloadState
 class Reload:
     """The reloads of one master: the one that ends in this image, and those that begin in it.
 
-    previous: what an earlier image has left; None in the first one. metrics: where the metrics
-    process answers. state_to_hand_over: returns what this image leaves; called just before the
+    previous: what an earlier image has left; None in the first one. endpoints: where the metrics
+    process answers, by setting. state_to_hand_over: returns what this image leaves; called just before the
     exec.
     """
 
@@ -64,14 +64,14 @@ class Reload:
         notifier: Notifier,
         *,
         previous: MasterState | None,
-        metrics: Endpoint | None,
+        endpoints: Mapping[str, Endpoint],
         state_to_hand_over: Callable[[], MasterState],
     ) -> None:
         self._spec = spec
         self._pool = pool
         self._notifier = notifier
         self._previous = previous
-        self.holdings = Holdings(spec, metrics)
+        self.holdings = Holdings(spec, endpoints)
         self._state_to_hand_over = state_to_hand_over
         self.wanted_by = "" if previous is None else previous.again
         """The signal that has asked for a reload which has not begun; "" for none."""

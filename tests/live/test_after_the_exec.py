@@ -18,7 +18,7 @@ from tests.support.processes import fds_of, title_of, zombies_of
 from tests.support.reloadable import Reloadable
 from tests.support.server import Program, serving
 from tests.support.waiting import let_pass, stays, wait_until
-from tests.support.web import fetch
+from tests.support.web import agent_line, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,8 @@ def test_attempts_leave_no_descriptor_behind(reloadable: Callable[..., Reloadabl
 def test_metrics_process_is_replaced(reloadable: Callable[..., Reloadable], tmp_path: Path) -> None:
     """A metrics process that dies while the new code fails is collected and replaced, and tells the truth about the pool."""
     path = str(tmp_path / "metrics")
-    server = reloadable(metrics_address=f"unix:{path}")
+    agent = str(tmp_path / "agent")
+    server = reloadable(metrics_address=f"unix:{path}", agent_address=f"unix:{agent}")
     program = server.program
     with board_of(program.pid) as board:
 
@@ -192,14 +193,17 @@ def test_metrics_process_is_replaced(reloadable: Callable[..., Reloadable], tmp_
         second = wait_until(lambda: metrics_pid() not in (0, first) and metrics_pid(), "another")
         assert fetch(path, "/livez").text == "live\n"
         assert fetch(path, "/readyz").status == 200
+        assert agent_line(agent).startswith("ready up 100% maxconn:")
         assert title_of(second).startswith(f"prefork: metrics unix:{path}")
         assert zombies_of(program.pid) == set()
         server.write(first="", version="2")
         wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
         wait_until(lambda: metrics_pid() not in (0, second), "that of the new code")
     assert fetch(path, "/livez").text == "live\n"
+    assert agent_line(agent).startswith("ready up 100% maxconn:")
     assert program.stop() == 0
     assert not os.path.exists(path)
+    assert not os.path.exists(agent)
 
 
 HANGS = {

@@ -187,6 +187,7 @@ def test_settings_that_cannot_follow_are_refused(reloadable: Callable[..., Reloa
             ({"workers": 0}, "cannot be reloaded to serve without workers"),
             ({"metrics_address": taken}, "in use"),
             ({"metrics_address": "nowhere at all"}, "metrics"),
+            ({"agent_address": taken}, "in use"),
         ):
             server.write(settings=repr(settings))
             server.reload(board, fails=True)

@@ -34,6 +34,23 @@ def metrics_of(program: Program, nth: int = 0) -> Observed:
     return Observed(int(pid), (host.strip("[]"), int(port)))
 
 
+def agent_of(program: Program, nth: int = 0) -> Observed:
+    """Return the nth metrics process of a program by the address of its agent, once it answers."""
+    line = program.wait_logged(r"metrics pid=\d+ ready", times=nth + 1)[nth]
+    found = re.search(r"pid=(\d+) ready .*agent=(\S+)", line)
+    assert found is not None
+    host, _, port = found[2].rpartition(":")
+    return Observed(int(found[1]), (host, int(port)))
+
+
+def agent_line(address: Address) -> str:
+    """Return the line with which an agent answers a client that says nothing, as HAProxy does."""
+    with connect(address) as client:
+        line = received(client).decode()
+    assert line.endswith("\n"), f"no whole line: {line!r}"
+    return line.removesuffix("\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back: header names in lower case, the body as it was before compression."""

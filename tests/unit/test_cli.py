@@ -376,6 +376,8 @@ def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> No
         "forwarded_from": None,
         "forwarded_fields": "x-forwarded",
         "metrics": None,
+        "agent": None,
+        "agent_mode": "maxconn",
         "metrics_dir": None,
         "access_log": "off",
         "user": 0,

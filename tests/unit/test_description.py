@@ -56,7 +56,7 @@ def test_description_comes_back_as_it_was_written() -> None:
     """A master's description is read as it was made, with the listener's inode and the settings as text."""
     with PreForkingTCPServer(("127.0.0.1", 0), lambda *_: None) as server:  # type: ignore[arg-type]
         settings = Settings(workers=2, name="web")
-        written = describe(settings, [Listener(server)], "127.0.0.1:9100")
+        written = describe(settings, [Listener(server)], {"metrics": "127.0.0.1:9100"})
         inode = os.fstat(server.fileno()).st_ino
 
     assert PoolDescription.from_text(written.to_text()) == written
@@ -78,7 +78,7 @@ def test_texts_are_printable_and_short() -> None:
 def test_path_that_is_no_utf8_is_described() -> None:
     """A path of arbitrary bytes, which the system allows, does not keep a master from starting."""
     path = os.fsdecode(b"/tmp/pid\xff")
-    pool = describe(Settings(workers=1, pidfile=path), [], None)
+    pool = describe(Settings(workers=1, pidfile=path), [], {})
 
     assert PoolDescription.from_text(pool.to_text()).settings["pidfile"] == r"/tmp/pid\udcff"
 

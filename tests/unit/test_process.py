@@ -254,14 +254,16 @@ def report() -> Iterator[int]:
 
 def test_trial_has_names_in_place_of_sockets(report: int, listener: socket.socket) -> None:
     """A trial finds its inventory; a server claims the name of a socket, without the socket."""
-    inventory = Inventory((SocketName.of(listener.fileno()),), metrics="127.0.0.1:9100")
+    inventory = Inventory(
+        (SocketName.of(listener.fileno()),), endpoints={"metrics": "127.0.0.1:9100"}
+    )
     orders = msgspec.json.encode(TrialOrders(os.getppid(), report, inventory)).decode()
     environ = {TRIAL_VARIABLE: orders}
     process = Process(environ)
 
     assert process.is_trial
     assert process.inventory is not None
-    assert process.inventory.metrics == "127.0.0.1:9100"
+    assert process.inventory.endpoints == {"metrics": "127.0.0.1:9100"}
     assert environ == process.program.environment == {}
     name, fd = process.claim(socket.AF_INET, socket.SOCK_STREAM, listener.getsockname()) or (0, 0)
     assert isinstance(name, SocketName)

@@ -40,7 +40,7 @@ SECTIONS: Final = {
     "Starting workers": ("boot_timeout", "crash_loop", "fork_check"),
     "Logs and metrics": (
         *("log_level", "log_format", "log_config", "access_log"),
-        *("metrics", "metrics_dir"),
+        *("metrics", "metrics_dir", "agent", "agent_mode"),
     ),
     "Processes": ("name", "user", "group", "umask", "pidfile"),
 }

@@ -1,0 +1,186 @@
+"""HAProxy's agent check: one line that says how much traffic this pool should get (metrics process).
+
+HAProxy connects, reads one line and closes. The line sets the state of the server in HAProxy, and either
+how many connections HAProxy may have open to it at once (``maxconn``) or its weight:
+
+==============================  ===========================================================
+the line                        when
+==============================  ===========================================================
+``ready up 100% maxconn:N``     N workers take requests (``agent_mode = maxconn``)
+``ready up W%``                 W is the share of them that is idle (``agent_mode = weight``)
+``drain``                       from TERM on: the pool finishes what it has, and takes nothing new
+``down #REASON``                no worker takes requests, or nobody knows
+==============================  ===========================================================
+
+With ``maxconn``, HAProxy keeps in its own queue what no worker is free for. So a request waits in one
+queue for the first free worker of any machine, and not in the queue of one machine beside idle others.
+
+**What is stale is never up.** The counts come from the scoreboard, which the master keeps. A master that
+hangs replaces no worker and takes none off the scoreboard that has died. So after ``HUNG_AFTER`` without
+a tick the line says ``down``, whatever the scoreboard says. HAProxy keeps the last line where the agent
+does not answer, which is why a server with an agent needs HAProxy's own ``check`` as well.
+
+**Prompt, whatever else goes on.** The agent has a thread of its own in the metrics process, so that a scrape
+does not delay it. It asks neither the master nor a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from prefork.metrics.server import LAST_ANSWERS, Conversation, Server
+from prefork.metrics.status import HUNG_AFTER, last_tick
+from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, pool_of
+from prefork.workers.states import READY, Phase, WorkerState
+
+Mode = Literal["maxconn", "weight"]
+
+SHORTEST_LOOK: Final = 0.25
+"""Seconds over which the idle share is averaged, at least. A single moment says little: of two workers
+none, one or both are idle.
+"""
+
+LONGEST_LOOK: Final = 5.0
+"""Seconds over which the idle share is averaged, at most."""
+
+
+# --- what to say (pure)
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """What the agent sees of its pool.
+
+    last_tick: seconds since the master's last tick. listeners_closed: listeners that let no client in.
+    ready: workers that take requests. idle_share: the part of their time in which they were idle, 0 to 1.
+    """
+
+    phase: Phase
+    last_tick: float
+    listeners_closed: int
+    ready: int
+    idle_share: float = 1.0
+
+
+def line_for(sight: Sight, mode: Mode) -> str:
+    """Return the line of the agent, without its end (pure)."""
+    if sight.last_tick > HUNG_AFTER:
+        return f"down #the master has not ticked for {sight.last_tick:.0f} s"
+    if sight.phase is not Phase.SERVING:
+        return "drain"
+    if sight.listeners_closed > 0:
+        return f"down #{sight.listeners_closed} listeners let no client in"
+    if sight.ready <= 0:
+        return "down #no worker is ready"
+    if mode == "weight":
+        # 0% would be the same as drain. When every worker of every machine is busy, HAProxy would then
+        # have no server left.
+        return f"ready up {max(1, round(100 * sight.idle_share))}%"
+    return f"ready up 100% maxconn:{sight.ready}"
+
+
+def idle_share(busy_ns: int, length_ns: int, ready: int) -> float:
+    """Return the idle part of the workers' time, 0 to 1 (pure).
+
+    busy_ns: how long workers had a request in hand, added up. length_ns: the time that was looked at.
+    """
+    if length_ns <= 0 or ready <= 0:
+        return 0.0
+    return min(1.0, max(0.0, 1 - busy_ns / (length_ns * ready)))
+
+
+# --- looking
+
+
+class Agent:
+    """Answers for one pool. complain: called with what goes wrong; the client then gets no line."""
+
+    def __init__(
+        self, board: Scoreboard, mode: Mode, complain: Callable[[BaseException], None]
+    ) -> None:
+        self._board = board
+        self._mode = mode
+        self._complain = complain
+        self._looked_ns = self._busy_ns = 0
+        self._idle_share = 1.0
+
+    def converse(self, _received: bytes) -> bytes:
+        """Return the line, whatever the client has sent; an empty answer where there is none to give."""
+        try:
+            return f"{line_for(self.look(time.monotonic_ns()), self._mode)}\n".encode("ascii")
+        except Exception as error:  # noqa: BLE001 - the next client may get its line
+            self._complain(error)
+            return b""
+
+    def look(self, now_ns: int) -> Sight:
+        """Return what there is to see of the pool now. now_ns: CLOCK_MONOTONIC."""
+        board = self._board
+        pool = pool_of(board)
+        states = Counter(board.state(slot) for slot in range(board.slots))
+        ready = sum(states[state] for state in READY)
+        if self._mode == "weight":
+            self._average(now_ns, ready, states[WorkerState.BUSY])
+        return Sight(
+            phase=pool.phase,
+            last_tick=last_tick(pool, now_ns),
+            listeners_closed=pool[PoolField.LISTENERS_CLOSED],
+            ready=ready,
+            idle_share=self._idle_share,
+        )
+
+    def _average(self, now_ns: int, ready: int, busy: int) -> None:
+        """Bring the idle share up to date. Where the last look is long ago, this moment has to do."""
+        length_ns = now_ns - self._looked_ns
+        if length_ns < SHORTEST_LOOK * 1e9:
+            return
+        busy_ns = _busy_ns(self._board, now_ns)
+        if length_ns > LONGEST_LOOK * 1e9:
+            self._idle_share = 1 - busy / ready if ready else 0.0
+        else:
+            self._idle_share = idle_share(busy_ns - self._busy_ns, length_ns, ready)
+        self._looked_ns, self._busy_ns = now_ns, busy_ns
+
+
+def _busy_ns(board: Scoreboard, now_ns: int) -> int:
+    """Return for how long workers have had a request in hand, with the requests that are in hand now."""
+    since = (board.word(slot, SlotField.REQUEST_NS) for slot in range(board.slots))
+    in_hand = sum(max(0, now_ns - instant) for instant in since if instant > 0)
+    return board.total(SlotField.BUSY_NS) + in_hand
+
+
+# --- answering
+
+
+@contextlib.contextmanager
+def answering_in_thread(
+    listener: socket.socket, converse: Conversation, died: Callable[[BaseException], None]
+) -> Iterator[None]:
+    """Answer in a thread of its own for the length of a block.
+
+    died: called in the thread with what has ended it, which nothing should.
+    """
+    end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    server = Server(listener, converse, heed={end: lambda: True}, beat=lambda: False)
+
+    def live() -> None:
+        try:
+            server.run()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the process must not go on without it
+            died(error)
+
+    thread = threading.Thread(target=live, name="agent", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(end, 1)
+        thread.join(2 * LAST_ANSWERS)
+        os.close(end)
