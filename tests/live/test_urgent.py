@@ -47,7 +47,19 @@ HANDLER = """
             tell("shield held")
         spin()
 
-    vars(sys.modules[Run.__module__]).update(spin=spin, spin_shielded=spin_shielded)
+    def spin_abandoned():
+        def begun():
+            try:
+                yield
+            finally:
+                tell("in the clause")
+                spin()
+        next(begun())  # Python swallows what this clause raises
+        spin()
+
+    vars(sys.modules[Run.__module__]).update(
+        spin=spin, spin_shielded=spin_shielded, spin_abandoned=spin_abandoned
+    )
 
     class Plain(TellingRun):
         def finish(self):
@@ -92,7 +104,7 @@ def _field() -> SlotField:
 
 
 def test_urgent_byte_waits_for_its_moment(start: Callable[..., Program]) -> None:
-    """In a shielded block the byte waits for the end of the block, and in finish() it is left alone."""
+    """In a shielded block the byte waits for the end of the block, an exception that gets lost is raised again, and in finish() the byte is left alone."""
     program = start(
         HANDLER.replace("SERVER", "PreForkingTCPServer") + "    serve(Urgent, Server)\n"
     )
@@ -103,6 +115,11 @@ def test_urgent_byte_waits_for_its_moment(start: Callable[..., Program]) -> None
         client.send(b"X", socket.MSG_OOB)
         assert read_to_the_end(client) == "ended: urgent"
     assert program.all_told("shield held")
+    with connect(address) as client:
+        send_line(client, "spin_abandoned()")
+        program.told("in the clause")
+        client.send(b"X", socket.MSG_OOB)
+        assert read_to_the_end(client) == "ended: urgent"
     with connect(address) as client:
         send_line(client, "setattr(self, 'slow_end', 1)")
         program.told("finishing")

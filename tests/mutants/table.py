@@ -2082,6 +2082,27 @@ CANCELLING = (
         "tests/live/test_wsgi.py -k waits_for_a_body",
     ),
     Mutant(
+        "an exception that Python swallows is raised again",
+        "workers/worker/cancelling.py",
+        "            self._raised &= ~flag\n",
+        "            self._raised &= ~0 * flag\n",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "a hook of the program hears of all other exceptions that Python swallows",
+        "workers/worker/swallowed.py",
+        "            self._other(unraisable)",
+        "            pass",
+        "tests/unit/test_cancels.py",
+    ),
+    Mutant(
+        "an urgent byte whose exception got lost is handled again",
+        "workers/worker/urgent.py",
+        "            self._lost = byte\n",
+        "",
+        "tests/live/test_urgent.py -k waits_for_its_moment",
+    ),
+    Mutant(
         "nothing is raised where an event loop swallows it",
         "workers/worker/cancelling.py",
         "    return called is None or not called.f_code.co_flags & CO_COROUTINE",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socketserver
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -307,6 +309,46 @@ def test_each_reason_is_raised_once_for_the_request_in_hand(writer: SlotWriter) 
     writer.words[REQUEST_NS] = 78
     with pytest.raises(prefork.RequestTimeout):
         ask(writer, 78)
+
+
+@pytest.mark.usefixtures("worker")
+def test_exception_that_python_swallows_is_raised_again(
+    writer: SlotWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no caller could take the exception it is lost, not heard and not shown, and the next signal raises it."""
+    shown: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: shown.append(lost.exc_value))
+
+    def abandoned() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            ask(writer)
+
+    class Thing:
+        pass
+
+    def swallow_in_generator() -> None:
+        begun = abandoned()
+        next(begun)
+        del begun
+
+    def swallow_in_weak_reference() -> None:
+        thing = Thing()
+        weakref.finalize(thing, ask, writer)
+        del thing
+
+    def swallow_in_ctypes() -> None:
+        ctypes.CFUNCTYPE(None)(lambda: ask(writer))()
+
+    for swallow in (swallow_in_generator, swallow_in_weak_reference, swallow_in_ctypes):
+        swallow()
+        assert writer.words[CANCEL_HEARD] == word_of(writer.words[REQUEST_NS], 0)
+    assert not shown
+    with pytest.raises(prefork.RequestTimeout):
+        ask(writer)
+    weakref.finalize(Thing(), int, "no number")
+    assert [type(one) for one in shown] == [ValueError]
 
 
 @pytest.mark.usefixtures("worker")

@@ -19,8 +19,9 @@ the signal is decided by one comparison in the process that serves the request, 
 the first frame of a known function decides (``_REGIONS``). ``BaseRequestHandler.__init__()`` calls
 ``setup()`` and ``handle()``, in which the exception may be raised, and ``finish()``, in which it must not
 be; the number of the line says which call is under way. The innermost frame must not be one of prefork's
-own, nor may there be a place on the way that swallows exceptions, such as an object's ``__del__()``. The edge
-(prefork/edge) has a deadline of its own, and is left alone.
+own, nor may there be a place on the way that swallows exceptions, such as an object's ``__del__()``. Some
+such places have no frame that shows them; an exception that gets lost there is raised again (swallowed.py).
+The edge (prefork/edge) has a deadline of its own, and is left alone.
 
 Only the main thread can be reached, so requests that run in threads or in processes of their own end at
 ``request_timeout``, with the worker. The same holds for a call of C that does not return, because no
@@ -30,6 +31,7 @@ bytecode runs meanwhile.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -52,6 +54,7 @@ from prefork.workers.identity import CANCEL_NUMBER
 from prefork.workers.slot_writer import CANCEL, CANCEL_HEARD, REQUEST_NS, SlotWriter
 from prefork.workers.worker.clients import client_name
 from prefork.workers.worker.limited_lines import LimitedLines
+from prefork.workers.worker.swallowed import if_swallowed
 
 ANSWER_TIME: Final = 1.0
 """Seconds that ``request_cancelled()`` has. After that RequestCancelled is raised in it, too."""
@@ -220,7 +223,15 @@ class Cancelling:
             return None
         self._raised |= FLAGS[reason]
         words[CANCEL_HEARD] = word_of(request, self._raised)
-        return exception_for(reason, place_of(frame))
+        error = exception_for(reason, place_of(frame))
+        if_swallowed(error, functools.partial(self._forget_raised, request, FLAGS[reason]))
+        return error
+
+    def _forget_raised(self, request: int, flag: int) -> None:
+        """Note that an exception did not reach the handler. The master asks again."""
+        if request == self._request:
+            self._raised &= ~flag
+            self._writer.words[CANCEL_HEARD] = word_of(request, self._raised)
 
     def _follow(self, request: int) -> None:
         """Forget what was noted of another request."""
@@ -300,7 +311,13 @@ class Cancelling:
             self._set_timer(ANSWER_RETRY)
             return None
         self._answer_until = 0
-        return RequestCancelled("request_cancelled() took too long")
+        error = RequestCancelled("request_cancelled() took too long")
+        if_swallowed(error, self._end_answer_later)
+        return error
+
+    def _end_answer_later(self) -> None:
+        self._answer_until = monotonic_ns()
+        self._set_timer(ANSWER_RETRY)
 
     def _set_timer(self, seconds: float) -> None:
         # Made here, because most workers never need one.

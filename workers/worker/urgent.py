@@ -7,12 +7,14 @@ reads the byte and calls ``handle_urgent()``. So a handler that computes, or wai
 of the byte at once.
 
 The same places as for a cancelled request are excepted (cancelling.py): ``finish()``, prefork's own code,
-``__del__()``, and a block that is shielded. There the signal handler sets a timer, and tries again.
+``__del__()``, and a block that is shielded. There the signal handler sets a timer, and tries again. So it
+does where Python has swallowed what ``handle_urgent()`` has raised (swallowed.py).
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ from typing import Any, Final
 
 from prefork.workers import system
 from prefork.workers.worker import cancelling
+from prefork.workers.worker.swallowed import if_swallowed
 
 RETRY: Final = 0.02
 """Seconds until the next try, where the moment did not fit or the byte had not arrived."""
@@ -32,6 +35,8 @@ class Urgent:
 
     def __init__(self) -> None:
         self._handler: Any = None
+        self._lost = b""
+        """The byte for which the exception of ``handle_urgent()`` has got lost."""
         self._timer: system.Timer | None = None
         self._pid = 0
 
@@ -47,7 +52,7 @@ class Urgent:
         if self._pid != os.getpid():
             self._pid, self._timer = os.getpid(), None
             signal.signal(signal.SIGURG, self.interrupt)
-        self._handler = handler
+        self._handler, self._lost = handler, b""
         fcntl.fcntl(request, fcntl.F_SETOWN, self._pid)
 
     def forget(self) -> None:
@@ -67,11 +72,23 @@ class Urgent:
         if caller.f_locals.get("request") is not request:
             self.forget()  # of a request that has ended without finish()
             return
-        byte = system.receive_urgent(request.fileno())
+        byte, self._lost = self._lost or system.receive_urgent(request.fileno()), b""
         if byte is None:
             self._try_later()
         elif byte:
+            self._call(handler, byte)
+
+    def _call(self, handler: Any, byte: bytes) -> None:
+        try:
             handler.handle_urgent(byte)
+        except BaseException as error:
+            if_swallowed(error, functools.partial(self._call_again, handler, byte))
+            raise
+
+    def _call_again(self, handler: Any, byte: bytes) -> None:
+        if handler is self._handler:
+            self._lost = byte
+            self._try_later()
 
     def _try_later(self) -> None:
         if self._timer is None:
