@@ -2103,6 +2103,13 @@ CANCELLING = (
         "tests/live/test_urgent.py -k waits_for_its_moment",
     ),
     Mutant(
+        "a client of a Unix socket that has half-closed is there",
+        "workers/worker/client_check.py",
+        "return not events & _RESET and request.family == socket.AF_UNIX",
+        "return False",
+        "tests/unit/test_client_check.py",
+    ),
+    Mutant(
         "nothing is raised where an event loop swallows it",
         "workers/worker/cancelling.py",
         "    return called is None or not called.f_code.co_flags & CO_COROUTINE",

@@ -9,12 +9,13 @@ certain: the client's process has ended with unread data, or its machine has ref
 has *closed* its end looks to a TCP server like one that has only closed its sending side and waits for the
 answer, as ``nc`` and ``shutdown(SHUT_WR)`` do. So a closed client counts as gone only where the setting
 says so, which is right for protocols that do not half-close, such as HTTP. For a Unix socket the kernel
-distinguishes the two.
+distinguishes the two, and a client that has closed its sending side only is never taken for one that has gone.
 """
 
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,6 +49,16 @@ class ClientCheck:
         try:
             poll = select.poll()
             poll.register(request, select.POLLRDHUP)
-            return any(events & self._gone for _, events in poll.poll(0))
-        except (TypeError, ValueError, OSError):  # no socket, or one that the handler has closed
+            events = sum(found for _, found in poll.poll(0))
+            return bool(events & self._gone) and not _is_half_closed(request, events)
+        except (
+            TypeError,
+            ValueError,
+            OSError,
+            AttributeError,
+        ):  # no socket, or one that the handler has closed
             return False
+
+
+def _is_half_closed(request: Any, events: int) -> bool:
+    return not events & _RESET and request.family == socket.AF_UNIX
