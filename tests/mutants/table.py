@@ -2110,6 +2110,13 @@ CANCELLING = (
         "tests/unit/test_client_check.py",
     ),
     Mutant(
+        "max_per_client holds for ::1",
+        "workers/worker/admission.py",
+        "number = int(address) >> 64 or _LOOPBACK",
+        "number = int(address) >> 64",
+        "tests/unit/test_admission.py",
+    ),
+    Mutant(
         "nothing is raised where an event loop swallows it",
         "workers/worker/cancelling.py",
         "    return called is None or not called.f_code.co_flags & CO_COROUTINE",

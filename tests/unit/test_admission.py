@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         ("2001:db8::1", "2001:db8::ffff:1", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
         ("fe80::1%eth0", "fe80::2", True),
+        ("::1", "::2", True),
+        ("::1", "2001:db8::1", False),
     ],
 )
 def test_client_is_an_address_or_a_network(one: str, other: str, *, same: bool) -> None:

@@ -40,6 +40,10 @@ _IPV4: Final = 0xFFFF << 32
 """What stands in front of an IPv4 address; no network of IPv6 has this prefix."""
 
 
+_LOOPBACK: Final = 1
+"""The number of the network of ``::1``, which would be 0. The network with this prefix does not exist."""
+
+
 @functools.lru_cache(maxsize=1024)
 def client_number(host: str) -> int:
     """Return a number for a client: its IPv4 address, or the /64 network of its IPv6 address; 0 for neither."""
@@ -49,7 +53,7 @@ def client_number(host: str) -> int:
         return 0
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            number = int(address) >> 64
+            number = int(address) >> 64 or _LOOPBACK
             return number - 2**64 if number >= 2**63 else number
         address = address.ipv4_mapped
     return _IPV4 | int(address)
