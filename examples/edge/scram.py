@@ -73,7 +73,8 @@ class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):
             scram.set_client_final(receive_line(request))
             send_line(request, scram.get_server_final())
         except (scramp.ScramException, ValueError) as error:
-            send_line(request, "e=other-error")
+            with contextlib.suppress(OSError):  # a client that has left has failed as well
+                send_line(request, "e=other-error")
             raise prefork.AuthenticationError(str(error)) from None
         return names[0]
 

@@ -106,6 +106,11 @@ def client_address(
     return known
 
 
+def is_plain_address(address: Any) -> bool:
+    """Return whether an address is one of those of which ``client_address()`` makes another object."""
+    return type(address) in _KINDS
+
+
 # --- through the lot
 
 

@@ -20,6 +20,9 @@ gets a method that accepts everybody. For the same reason the edge calls ``handl
 a handler raises, and ``request_cancelled()`` when a request was asked to end: the call gets the client's
 address and the socket that the handler had. ``max_per_client`` counts the client that the edge has found.
 
+**Parked connections** have been through the edge, and only the address rules are asked again: those of a
+reload hold for the connections from before it, too.
+
 **Refusals.** A refused connection is closed. It costs one count, by its reason, and at most one line
 of the log a second. It never reaches ``handle_error()``.
 """
@@ -36,7 +39,7 @@ from typing import Any, Final
 
 import msgspec
 
-from prefork.edge.client import unpacked
+from prefork.edge.client import is_plain_address, unpacked
 from prefork.edge.passage import Passage, Refused
 from prefork.workers import log
 from prefork.workers.cancel import cancelled_in
@@ -58,15 +61,13 @@ INTERVAL: Final = 1.0
 """The least number of seconds between two lines about refusals of one server in one process."""
 
 
-_HOLDS_TOO_MANY: Final = (Rejection.PER_CLIENT, "the client holds max_per_client workers already")
-
-
 class Edge(msgspec.Struct, frozen=True):
     """What stands before the handlers of one server.
 
     timeout: seconds for all steps together. steps: in their order. end: ends the request that the
-    handler had; None where the server's own ``shutdown_request()`` is all that is needed. is_datagram:
-    requests are datagrams, which nobody waits for.
+    handler had; None where the server's own ``shutdown_request()`` is all that is needed. rules: the one of
+    the steps that holds a client to the address rules; None without rules. is_datagram: requests are
+    datagrams, which nobody waits for.
     verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
     certificates: those that the server shows. watched: files whose change asks for a reload, with
     their stamps from before they were read.
@@ -77,6 +78,7 @@ class Edge(msgspec.Struct, frozen=True):
     steps: Sequence[Step]
     refusals: Refusals
     end: End | None = None
+    rules: Step | None = None
     is_datagram: bool = False
     verifies: bool = False
     certificates: Sequence[Any] = ()
@@ -173,14 +175,8 @@ def _finish(
 ) -> None:
     """Do what ``finish_request()`` does, for a client that the edge admits."""
     luggage = getattr(request, "luggage", None)
-    if luggage is not None and not luggage.is_new:
-        client = _returned(luggage, address)
-        if admits(client):
-            _handle(server, finish, request, request, client)
-        else:
-            refusal = Refused(*_HOLDS_TOO_MANY)
-            passage = Passage(request, client, edge.timeout)
-            _refuse(edge, request, passage, refusal.reason, refusal)
+    if luggage is not None and _was_admitted(edge, luggage, address):
+        _finish_returned(server, edge, finish, request, _returned(luggage, address))
         return
     passage = Passage(request, address, edge.timeout)
     if not _is_admitted(server, edge, passage):
@@ -202,9 +198,37 @@ def _finish(
             edge.end(passage.request, went_well)
 
 
+def _was_admitted(edge: Edge, luggage: Any, address: Any) -> bool:
+    """Return whether a connection that comes back from the lot has been through an edge like this one.
+
+    Not so: a connection that was parked before its first request, and one from the time before a reload
+    when the server had no edge, or did not encrypt. What is encrypted is never parked.
+    """
+    if luggage.is_new or edge.end is not None:
+        return False
+    return luggage.client is not None or not is_plain_address(address)
+
+
 def _returned(luggage: Any, address: Any) -> Any:
-    """Return the client of a connection that was parked: the edge has admitted it before."""
+    """Return the client of a connection that was parked."""
     return address if luggage.client is None else unpacked(address, luggage.client)
+
+
+def _finish_returned(
+    server: Any, edge: Edge, finish: Callable[[Any, Any], None], request: Any, client: Any
+) -> None:
+    """Do the same for a connection that was parked: its client is known, but the rules may be new."""
+    passage = Passage(request, client, edge.timeout)
+    passage.proxy = getattr(client, "proxy", None)
+    passage.is_trusted = passage.proxy is not None and passage.proxy.is_local
+    try:
+        if edge.rules is not None:
+            edge.rules(passage)
+        _refuse_too_many(passage)
+    except Refused as refusal:
+        _refuse(edge, request, passage, refusal.reason, refusal)
+    else:
+        _handle(server, finish, request, request, client)
 
 
 def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
@@ -231,18 +255,23 @@ def _take_through(server: Any, edge: Edge, passage: Passage) -> None:
     before = None if edge.is_datagram else sock.gettimeout()
     for step in edge.steps:
         step(passage)
-    if not passage.is_trusted and not admits(passage.address()):
-        raise Refused(*_HOLDS_TOO_MANY)
-    _verify(server, edge, passage)
-    if not edge.is_datagram:
+    _refuse_too_many(passage)
+    if edge.verifies:
+        _verify(server, passage)
+    # To set a timeout is a system call, and to ask for it is none.
+    if not edge.is_datagram and passage.request.gettimeout() != before:
         passage.request.settimeout(before)
 
 
-def _verify(server: Any, edge: Edge, passage: Passage) -> None:
-    if edge.verifies:
-        verify = _method(server, "verify_request")
-        if not verify(passage.request, passage.address()):
-            raise Refused(Rejection.VERIFY, "verify_request() returned False")
+def _refuse_too_many(passage: Passage) -> None:
+    if not passage.is_trusted and not admits(passage.client):
+        raise Refused(Rejection.PER_CLIENT, "the client holds max_per_client workers already")
+
+
+def _verify(server: Any, passage: Passage) -> None:
+    verify = _method(server, "verify_request")
+    if not verify(passage.request, passage.address()):
+        raise Refused(Rejection.VERIFY, "verify_request() returned False")
 
 
 def _refuse(

@@ -16,6 +16,7 @@ the server solve the challenge of another connection.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import secrets
 import struct
@@ -48,7 +49,8 @@ def authenticate(sock: Any, keys: Mapping[str, bytes]) -> str:
     _send(sock, CHALLENGE + challenge)
     name = key_of(challenge, _receive(sock), keys)
     if name is None:
-        _send(sock, FAILURE)
+        with contextlib.suppress(OSError):  # a client that has left has failed as well
+            _send(sock, FAILURE)
         raise AuthenticationError("the client does not have the key")
     _send(sock, WELCOME)
     theirs = _receive(sock)

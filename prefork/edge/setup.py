@@ -174,8 +174,9 @@ def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> 
     if parts.proxies:
         make_step = datagram_step if place.is_datagram else stream_step
         steps.append(make_step(matcher(parts.proxies)))
-    if parts.rules.allow or parts.rules.deny:
-        steps.append(access_step(parts.rules))
+    rules = access_step(parts.rules) if parts.rules.allow or parts.rules.deny else None
+    if rules is not None:
+        steps.append(rules)
     if parts.tls is not None:
         steps.append(_tls().tls_step(parts.tls.context))
     if asks:
@@ -185,6 +186,7 @@ def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> 
     return Edge(
         timeout=settings.values["edge_timeout"],
         steps=steps,
+        rules=rules,
         refusals=Refusals(),
         is_datagram=place.is_datagram,
         verifies=bool(parts.proxies) or _TAKEN_OVER in vars(server),

@@ -26,7 +26,7 @@ import select
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic, monotonic_ns, time
 from typing import Any, Final
 
@@ -310,7 +310,9 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
         secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         try:
             secured.do_handshake()
-            passage.tls = _facts(secured, asks_certificate=asks_certificate)
+            passage.tls = tls = _facts(secured, asks_certificate=asks_certificate)
+            if tls.resumed and tls.certificate is not None:
+                _refuse_ended(tls.certificate)
         except BaseException as error:  # noqa: BLE001 - also an order to end that comes as an exception
             _drop_unread(secured)
             secured.close()  # the plain socket has no descriptor any more
@@ -323,6 +325,12 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
             account.note_handshake(_kind_of(passage.tls), monotonic_ns() - began)
 
     return shake_hands
+
+
+def _refuse_ended(certificate: Mapping[str, Any]) -> None:
+    """Refuse a certificate that has ended. OpenSSL does not look at it again when a session is resumed."""
+    if ssl.cert_time_to_seconds(certificate["notAfter"]) <= time():
+        raise Refused(Rejection.TLS, "client certificate: certificate has expired")
 
 
 def _drop_unread(secured: ssl.SSLSocket) -> None:

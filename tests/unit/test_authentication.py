@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 import prefork
 from prefork.edge.edge import edge_of
 from prefork.edge.failures import MOST_CLIENTS, Failures, client_key
-from prefork.edge.hmac_challenge import CHALLENGE, FAILURE, WELCOME, answer_to, key_of
+from prefork.edge.hmac_challenge import (
+    CHALLENGE,
+    FAILURE,
+    WELCOME,
+    answer_to,
+    authenticate,
+    key_of,
+)
 from prefork.workers.states import Rejection
 from tests.support.one_request import one_request
 
@@ -164,6 +171,33 @@ def test_empty_key_admits_nobody() -> None:
         with one_request(server) as client:
             assert client.recv(10) == b""
         assert server.errors == 1
+
+
+def test_client_that_leaves_has_failed() -> None:
+    """A guess counts as a failure although the client has reset the connection before the answer."""
+    keys = {"one": b"secret"}
+    for sent in (b"{sha256}" + bytes(32), b""):
+        with pytest.raises(prefork.AuthenticationError if sent else ConnectionError):
+            authenticate(Leaving(sent), keys)
+
+
+class Leaving:
+    """The server's side of a connection whose client sends a message, and takes nothing after the first one."""
+
+    def __init__(self, message: bytes) -> None:
+        self._data = struct.pack("!i", len(message)) + message if message else b""
+        self._is_gone = False
+
+    def sendall(self, _data: bytes) -> None:
+        """Take the challenge only."""
+        if self._is_gone:
+            raise ConnectionResetError
+        self._is_gone = True
+
+    def recv(self, count: int) -> bytes:
+        """Give the next bytes."""
+        part, self._data = self._data[:count], self._data[count:]
+        return part
 
 
 # --- peers of Unix sockets

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import socketserver
 import ssl
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import prefork
+from prefork.edge import tls
 from prefork.edge.access import matcher, parse_rule
 from prefork.edge.access_step import credentials_of_client
 from prefork.edge.edge import edge_of
 from prefork.edge.passage import Passage
 from prefork.edge.proxy_step import stream_step
+from prefork.edge.setup import prepare
+from prefork.workers.parking import Luggage, ParkedSocket
 from prefork.workers.states import Rejection
 from tests.support.certificates import Authority
 from tests.support.one_request import one_request
@@ -59,6 +65,15 @@ def attempt(server: Any, said: bytes) -> bytes:
         while part := client.recv(100):
             answer += part
     return answer
+
+
+def reasons(server: Any) -> list[str]:
+    """Return a list to which the edge adds why it refuses a client, in place of what it does otherwise."""
+    found: list[str] = []
+    edge = edge_of(server)
+    assert edge is not None
+    edge.refusals.note = lambda _reason, _passage, error: found.append(str(error))  # type: ignore[method-assign]
+    return found
 
 
 def refusals(server: Any) -> dict[Rejection, int]:
@@ -183,6 +198,51 @@ def test_two_headers() -> None:
         assert server.handled == [("192.0.2.7", 1)] * 2
 
 
+# --- parked connections
+
+
+def resumed(server: Any, address: Any, client: Any) -> bytes:
+    """Give a server a connection that was parked with a line in it, and return what comes back."""
+    ours, theirs = socket.socketpair()
+    request = ParkedSocket(ours.family, ours.type, 0, ours.detach())
+    request.luggage = Luggage(address, client=client)
+    with theirs:
+        theirs.sendall(b"hello\n")
+        theirs.shutdown(socket.SHUT_WR)
+        server.finish_request(request, address)
+        server.shutdown_request(request)
+        with contextlib.suppress(ConnectionError):
+            return theirs.recv(100)
+        return b""
+
+
+def test_parked_before_the_rules() -> None:
+    """What a reload denies is also denied to connections that were parked before; the others are served."""
+    with Server() as server:
+        prepare(server)
+        for address, wanted in (("203.0.113.9", b""), ("192.0.2.7", b"hello\n")):
+            assert resumed(server, (address, 1), ((address, 1), None, None)) == wanted
+        behind = (("203.0.113.9", 1), None, (1, False, (), None))
+        assert resumed(server, ("192.0.2.7", 1), behind) == b"hello\n"
+        assert resumed(server, ("203.0.113.9", 1), (("127.0.0.1", 1), None, None)) == b""
+        assert refusals(server) == {Rejection.ADDRESS: 2}
+
+
+def test_parked_before_there_was_an_edge(authority: Authority) -> None:
+    """A connection that no edge has admitted goes through the edge; one in the clear does not get around TLS."""
+    with Server(deny="192.0.2.7", proxy_from="192.0.2.8") as server:
+        prepare(server)
+        assert resumed(server, ("192.0.2.7", 1), None) == b""
+        assert resumed(server, ("192.0.2.8", 1), None) == b""
+        assert refusals(server) == {Rejection.ADDRESS: 1, Rejection.PROXY: 1}
+    with Server(tls_certificate=authority.server("localhost")) as server:
+        prepare(server)
+        for client in (None, (("192.0.2.7", 1), "alice", None)):
+            assert b"hello" not in resumed(server, ("192.0.2.7", 1), client)
+        assert refusals(server) == {Rejection.TLS: 2}
+        assert server.handled == []
+
+
 # --- sessions
 
 
@@ -231,6 +291,56 @@ def test_session_of_another_server(
             session_of(after_a_reload, known, as_alice)
         assert (len(for_known.handled), after_a_reload.handled) == (2, [])
         assert refusals(for_known) == refusals(after_a_reload) == {Rejection.TLS: 1}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_of_a_certificate_that_has_ended(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, version: ssl.TLSVersion
+) -> None:
+    """A session does not outlive the certificate that the client has shown when it began."""
+    ends = datetime.now(UTC) + timedelta(hours=1)
+    context = authority.context(authority.client("carol", not_after=ends))
+    context.maximum_version = version
+    certificate = authority.server("localhost")
+    with Server(tls_certificate=certificate, tls_client_ca=authority.file) as server:
+        session = session_of(server, context)
+        assert session_of(server, context, session) is not None
+        monkeypatch.setattr(tls, "time", lambda: ends.timestamp() + 1)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            session_of(server, context, session)
+        assert [one.tls.resumed for one in server.handled] == [False, True]
+        assert refusals(server) == {Rejection.TLS: 1}
+
+
+def test_certificates_that_prove_nothing(authority: Authority, tmp_path: Path) -> None:
+    """Nobody comes in with a certificate that has ended, has not begun, is for servers, or was signed by a client."""
+    now = datetime.now(UTC)
+    other = Authority(tmp_path)
+    for_clients = ExtendedKeyUsageOID.CLIENT_AUTH
+    shown = {
+        "expired": authority.client("late", not_after=now - timedelta(days=1)),
+        "not yet valid": authority.client(
+            "early", not_before=now + timedelta(days=1), not_after=now + timedelta(days=9)
+        ),
+        "unsuitable": authority.forged("server", usage=ExtendedKeyUsageOID.SERVER_AUTH),
+        "invalid CA|issuer": authority.forged(
+            "child", signed_with=authority.client("parent"), usage=for_clients
+        ),
+        "self-signed|issuer": other.client("alice"),
+    }
+    attributes = {"tls_certificate": authority.server("localhost"), "tls_client_ca": authority.file}
+    with Server(**attributes) as server:
+        whys = reasons(server)
+        good = authority.context(authority.forged("good", usage=for_clients))
+        assert session_of(server, good) is not None
+        assert server.handled.pop().identity == "CN=good"
+        for words, path in shown.items():
+            context = authority.context(path)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                session_of(server, context)
+            assert re.search(words, whys[-1]), (words, whys)
+        assert server.handled == []
+        assert len(whys) == len(shown)
 
 
 def test_another_name_does_not_change_who_may_come(authority: Authority) -> None:
