@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from prefork.edge.access import Credentials, Rules
+from prefork.edge.access import Credentials, Rules, verdicts
 from prefork.edge.passage import Passage, Refused
 from prefork.workers.states import Rejection
 
@@ -37,11 +37,12 @@ def credentials_of_client(passage: Passage) -> Credentials | None:
 
 def access_step(rules: Rules) -> Callable[[Passage], None]:
     """Return the step that refuses clients which the rules exclude."""
+    permits = verdicts(rules)
 
     def check(passage: Passage) -> None:
         if passage.is_trusted:
             return  # the proxy itself, as in a health check
-        if not rules.permits(passage.client, lambda: credentials_of_client(passage)):
+        if not permits(passage.client, lambda: credentials_of_client(passage)):
             raise Refused(Rejection.ADDRESS, "allow and deny exclude this client")
 
     return check

@@ -27,13 +27,15 @@ class Passage:
     itself, so that rules for clients do not concern it.
     """
 
+    # What no step has found out is an attribute of the class: each connection makes one of these objects.
+    identity: Any = None
+    tls: TLSFacts | None = None
+    proxy: ProxyFacts | None = None
+    is_trusted = False
+
     def __init__(self, request: Any, peer: Any, seconds: float) -> None:
         self.request = request
         self.peer = self.client = peer
-        self.identity: Any = None
-        self.tls: TLSFacts | None = None
-        self.proxy: ProxyFacts | None = None
-        self.is_trusted = False
         self._end = monotonic() + seconds
 
     def address(self) -> Any:

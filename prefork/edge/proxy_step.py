@@ -81,16 +81,16 @@ def _read(passage: Passage) -> proxy.Header:
     """
     sock: socket.socket = passage.request
     data = b""
+    end: int | None = None
     try:
-        while True:
+        while end is None:
             seen = _peek(passage, sock)
             if not seen:
                 raise ConnectionError("the peer has closed the connection before its PROXY header")
             end = proxy.end_of(data + seen)
             wanted = len(seen) if end is None else end - len(data)
             data += sock.recv(wanted, _NOW)
-            if end is not None:
-                return proxy.parse(data)
+        return proxy.parse(data)
     except proxy.ProxyError as error:
         raise Refused(Rejection.PROXY, str(error)) from None
 

@@ -59,6 +59,10 @@ LONGEST_PASSWORD: Final = 1024
 _UNREAD: Final = 65_536
 """Bytes of a refused client that are read before its connection is closed."""
 
+# Plain numbers: a member of an enumeration costs a look-up each time.
+_WRITING: Final = int(socket.SHUT_WR)
+_CORK: Final = (int(socket.IPPROTO_TCP), int(socket.TCP_CORK), 1)
+
 _ASKED: Final = "_prefork_server_name"
 """The attribute of an SSLSocket for the name that its client asked for."""
 
@@ -171,6 +175,9 @@ def _context(files: TLSFiles, now: float) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_ciphers(CIPHERS)
+    # OpenSSL gives a client of TLS 1.3 two tickets. Making the second one and its packet is a tenth of what a
+    # short connection costs, and a client that comes back gets another one then.
+    context.num_tickets = 1
     if files.alpn:
         try:
             context.set_alpn_protocols(files.alpn)
@@ -302,27 +309,29 @@ def tls_step(context: ssl.SSLContext) -> Callable[[Passage], None]:
     """Return the step that encrypts a connection."""
     # This takes ssl 20 µs to say, which each connection would pay.
     asks_certificate = context.verify_mode is not ssl.CERT_NONE
+    wrap = context.wrap_socket
 
     def shake_hands(passage: Passage) -> None:
         began = monotonic_ns()
         sock = passage.request
         passage.allow_time(sock)
-        secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        secured = wrap(sock, server_side=True, do_handshake_on_connect=False)
         try:
             secured.do_handshake()
-            passage.tls = tls = _facts(secured, asks_certificate=asks_certificate)
+            passage.tls = tls = _facts(secured, asks_certificate)
             if tls.resumed and tls.certificate is not None:
                 _refuse_ended(tls.certificate)
         except BaseException as error:  # noqa: BLE001 - also an order to end that comes as an exception
             _drop_unread(secured)
             secured.close()  # the plain socket has no descriptor any more
             raise _as_refusal(error) from None
-        if passage.tls.certificate is not None:
-            passage.identity = identity_in(passage.tls.certificate)
         passage.request = secured
         account = current_account()
         if account is not None:
-            account.note_handshake(_kind_of(passage.tls), monotonic_ns() - began)
+            kind = _COUNTED.get((tls.version, tls.resumed), _OTHER)
+            account.note_handshake(kind, monotonic_ns() - began)
+        if tls.certificate is not None:
+            passage.identity = identity_in(tls.certificate)
 
     return shake_hands
 
@@ -345,15 +354,15 @@ def _drop_unread(secured: ssl.SSLSocket) -> None:
         secured.recv(_UNREAD)  # plain bytes: shutdown() has ended TLS
 
 
-def _facts(secured: ssl.SSLSocket, *, asks_certificate: bool) -> TLSFacts:
+def _facts(secured: ssl.SSLSocket, asks_certificate: bool) -> TLSFacts:
     cipher = secured.cipher()
     return TLSFacts(
-        version=secured.version() or "",
-        cipher=cipher[0] if cipher else "",
-        server_name=getattr(secured, _ASKED, None),
-        alpn=secured.selected_alpn_protocol(),
-        resumed=bool(secured.session_reused),
-        certificate=(secured.getpeercert() or None) if asks_certificate else None,
+        secured.version() or "",
+        cipher[0] if cipher else "",
+        vars(secured).get(_ASKED),
+        secured.selected_alpn_protocol(),
+        secured.session_reused or False,
+        (secured.getpeercert() or None) if asks_certificate else None,
     )
 
 
@@ -370,10 +379,15 @@ def _as_refusal(error: BaseException) -> BaseException:
     return error
 
 
-def _kind_of(facts: TLSFacts) -> HandshakeKind:
-    if facts.version == "TLSv1.3":
-        return HandshakeKind.TLS_1_3_RESUMED if facts.resumed else HandshakeKind.TLS_1_3
-    return HandshakeKind.TLS_1_2_RESUMED if facts.resumed else HandshakeKind.TLS_1_2
+_COUNTED: Final = {
+    ("TLSv1.3", False): HandshakeKind.TLS_1_3,
+    ("TLSv1.3", True): HandshakeKind.TLS_1_3_RESUMED,
+    ("TLSv1.2", True): HandshakeKind.TLS_1_2_RESUMED,
+}
+"""How a handshake counts, by its version and whether it has resumed a session."""
+
+_OTHER: Final = HandshakeKind.TLS_1_2
+"""How all others count: those of older versions, too, which a program's own context may allow."""
 
 
 # --- the end (worker)
@@ -387,14 +401,14 @@ def end_of_tls(request: Any, went_well: bool) -> None:
         _hold_back(request)
         _send_close_notify(request)
     with contextlib.suppress(OSError):
-        request.shutdown(socket.SHUT_WR)
+        request.shutdown(_WRITING)
     request.close()
 
 
 def _hold_back(secured: ssl.SSLSocket) -> None:
     """Have the kernel send close_notify and the end of the connection in one packet."""
     with contextlib.suppress(OSError):  # a Unix socket
-        secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        secured.setsockopt(*_CORK)
 
 
 def _send_close_notify(secured: ssl.SSLSocket) -> None:

@@ -2091,8 +2091,8 @@ CANCELLING = (
     Mutant(
         "max_per_client counts the client behind a proxy",
         "prefork/edge/edge.py",
-        "if not passage.is_trusted and not admits(passage.address()):",
-        "if passage.is_trusted and not admits(passage.address()):",
+        "if not passage.is_trusted and not admits(passage.client):",
+        "if passage.is_trusted and not admits(passage.client):",
         "tests/live/test_admission.py -k proxy",
     ),
     Mutant(
