@@ -36,6 +36,7 @@ from prefork.workers.errors import SettingsError
 from prefork.workers.files import has_proc
 from prefork.workers.kernel import refuse_without_calls
 from prefork.workers.listener import Listener
+from prefork.workers.polled import PolledQueue, descriptor_of
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
@@ -192,8 +193,9 @@ class Served(msgspec.Struct, frozen=True):
     @property
     def listener(self) -> Listener:
         """The listener of its socket; another one if the server has another socket by now."""
-        if self.run.listener is None or not self.run.listener.is_still(self.server.fileno()):
-            self.run.listener = Listener(self.server)
+        fd = descriptor_of(self.server)
+        if self.run.listener is None or not self.run.listener.is_still(fd):
+            self.run.listener = PolledQueue(self.server) if fd is None else Listener(self.server)
         return self.run.listener
 
 
@@ -269,6 +271,9 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
             "workers", 0, "settings", "0 serves a single server; give it one, or some workers"
         )
     only = all_served[0]
+    if descriptor_of(only.server) is None:
+        allowed = "0 serves in the standard library's loop, which waits for a descriptor, and fileno() of this server gives none; use 1"
+        raise SettingsError("workers", 0, "settings", allowed)
     try:
         if only.run.begin_without_workers():
             subject, where = f"master pid={os.getpid()}", _where(only.server)
@@ -318,10 +323,16 @@ def _serve_with_pool(
                 settings = _fitting(settings, previous)
             with contextlib.closing(_lease(settings)) as user_metrics:
                 links = _links(all_served, previous)
-                spec = _spec_of_workers(
-                    all_served, settings, call_hook, user_metrics, wakeup, links=links
-                )
                 caller = _caller(all_served, poll_interval)
+                spec = _spec_of_workers(
+                    all_served,
+                    settings,
+                    call_hook,
+                    user_metrics,
+                    wakeup,
+                    links=links,
+                    poll_interval=caller.poll_interval,
+                )
                 master = Master(spec, wakeup, caller, previous, signals=signals, links=links)
                 _run(all_served, master)
     finally:
@@ -403,6 +414,7 @@ def _spec_of_workers(
     wakeup: Wakeup,
     *,
     links: Links,
+    poll_interval: float,
 ) -> WorkerSpec:
     """Return what every worker of these servers is made from."""
     listeners = [one.listener for one in all_served]
@@ -416,6 +428,7 @@ def _spec_of_workers(
         enter=_entrance_to(all_served, user_metrics, has_timeout=bool(settings.client_timeout)),
         metrics_dir=user_metrics.directory,
         links=links.for_workers,
+        poll_interval=poll_interval,
     )
 
 

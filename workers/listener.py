@@ -89,6 +89,8 @@ class Kind(enum.Enum):
     """Anything else with a descriptor. get_request() is called when it is readable."""
     RESUMED = enum.auto()
     """No listener, but the link by which parked connections come back (workers/parking.py)."""
+    POLLED = enum.auto()
+    """No descriptor at all: get_request() is called at intervals (workers/polled.py)."""
 
 
 class Listener:
@@ -132,9 +134,9 @@ class Listener:
         if self._path is not None:
             self._path = None if file is None else (self._path[0], file)
 
-    def is_still(self, fd: int) -> bool:
-        """Return whether that descriptor is still this listener."""
-        return fd == self.fd and is_still(fd, self._identity)
+    def is_still(self, fd: int | None) -> bool:
+        """Return whether that descriptor is still this listener. None: the server has no descriptor."""
+        return fd is not None and fd == self.fd and is_still(fd, self._identity)
 
     def __str__(self) -> str:
         return self.name

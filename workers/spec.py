@@ -31,6 +31,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     metrics_dir: the directory of the program's own metrics; None where it keeps none.
     links: the workers' end of the link to the lot, by the descriptor of the listener. A listener that
     is not in it parks no connections.
+    poll_interval: the seconds after which a worker asks a server without a socket again whether there is a request.
     """
 
     settings: Settings
@@ -42,6 +43,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     enter: Callable[[WorkerSide], None]
     metrics_dir: str | None
     links: Mapping[int, int] = msgspec.field(default_factory=dict)
+    poll_interval: float = 0.5
 
     def drop_privileges(self) -> None:
         """Take on a worker's umask and credentials (child, before code of the program runs)."""

@@ -741,6 +741,29 @@ class Timer:
             _libc.timer_settime(self._id, 0, ctypes.byref(times), None)
 
 
+class TimerDescriptor:
+    """A descriptor that becomes readable when a time is over, and stays so until it is set again.
+
+    Raises OSError if there is no descriptor left.
+    """
+
+    def __init__(self) -> None:
+        self.fd: int = _libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(number := ctypes.get_errno(), os.strerror(number))
+
+    def expire_after(self, seconds: float) -> None:
+        """Become readable after this time, and not before. 0 for at once."""
+        whole, part = divmod(seconds, 1)
+        # A time of 0 would mean never.
+        times = _TimerTimes(0, 0, int(whole), max(1, int(part * 1e9)))
+        _libc.timerfd_settime(self.fd, 0, ctypes.byref(times), None)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+
 class _Heap(ctypes.Structure):
     # struct mallinfo2 of the GNU C library, since 2.33.
     _fields_ = tuple(

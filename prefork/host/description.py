@@ -19,6 +19,7 @@ _KINDS: dict[Kind, Literal["stream", "datagram", "other"]] = {
     Kind.STREAM: "stream",
     Kind.DATAGRAM: "datagram",
     Kind.OTHER: "other",
+    Kind.POLLED: "other",
 }
 _FAMILIES: dict[int, Literal["inet", "inet6", "unix"]] = {
     socket.AF_INET: "inet",
@@ -56,7 +57,7 @@ def describe_listener(listener: Listener) -> ListenerDescription:
         name=listener.name,
         kind=_KINDS[listener.kind],
         family=_FAMILIES.get(listener.family, "other"),
-        inode=os.fstat(listener.fd).st_ino,
+        inode=0 if listener.kind is Kind.POLLED else os.fstat(listener.fd).st_ino,
         server=type(listener.server).__name__,
     )
 

@@ -119,7 +119,7 @@ class SystemdSockets:
         names = ", ".join(dict.fromkeys(escaped(one.name) for one in self._handed))
         return f"no socket of that name was handed over, only {names}"
 
-    def warn_of_unused(self, used: Collection[int]) -> None:
+    def warn_of_unused(self, used: Collection[int | None]) -> None:
         """Log each socket that no server has: its clients wait for nothing."""
         for one in self._handed:
             if one.fd not in used:

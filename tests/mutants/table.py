@@ -2003,6 +2003,37 @@ BOX = (
     ),
 )
 
+JOBS = (
+    Mutant(
+        "a worker asks at once after a request that did not come from a socket",
+        "workers/worker/polled.py",
+        "            if self._rests:\n                self._ask_at_once()",
+        "            pass",
+        "tests/unit/test_polled.py",
+    ),
+    Mutant(
+        "a descriptor that stays readable keeps no worker busy",
+        "workers/worker/polled.py",
+        "epoll.register(fd, select.EPOLLIN | select.EPOLLET)",
+        "epoll.register(fd, select.EPOLLIN)",
+        "tests/unit/test_polled.py",
+    ),
+    Mutant(
+        "a get_request() that raises is asked again after a while",
+        "workers/worker/polled.py",
+        "            except Exception:\n                self._rest(self._interval)\n                raise",
+        "            except Exception:\n                raise",
+        "tests/unit/test_polled.py",
+    ),
+    Mutant(
+        "what is not taken stays where it is when a worker leaves",
+        "workers/worker/polled.py",
+        'others will find it where it is."""\n        return False',
+        'others will find it where it is."""\n        return True',
+        "tests/unit/test_polled.py",
+    ),
+)
+
 CANCELLING = (
     Mutant(
         "a request is asked to end at its soft_timeout, and not before",
@@ -2230,5 +2261,6 @@ MUTANTS = (
     *PROCESS_LIMITS,
     *BOX,
     *CANCELLING,
+    *JOBS,
     *REST,
 )

@@ -72,14 +72,14 @@ def prepared(*bases: Any, **settings: Any) -> Iterator[PreparedWorker]:
 
 def lanes_of(worker: PreparedWorker) -> list[type]:
     """Return the lanes for one request at a time, in the order of the servers."""
-    return [type(lane) for lane in worker.lanes.values()]
+    return [type(lane) for lane in worker.lanes]
 
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_server_has_the_plain_lane(kind: str) -> None:
     """Without an access log, spares or threads requests are served one by one, queued plain datagrams in rounds."""
     with prepared(PLAIN[kind]) as worker:
-        (lane,) = worker.lanes.values()
+        (lane,) = worker.lanes
         assert type(lane) is OneByOne
         assert isinstance(lane.for_queue, Rounds) is (kind == "udp")
 
@@ -87,7 +87,7 @@ def test_plain_server_has_the_plain_lane(kind: str) -> None:
 def test_datagrams_of_a_server_with_its_own_step_go_one_by_one() -> None:
     """Where something stands between the socket and the handler there are no rounds."""
     with prepared(Verifying) as worker:
-        (lane,) = worker.lanes.values()
+        (lane,) = worker.lanes
         assert lane.for_queue is None
 
 
@@ -98,7 +98,7 @@ def test_request_that_is_reported_goes_through_an_account(
 ) -> None:
     """With an access log, or with spares, every request goes through the account, queued or not."""
     with prepared(PLAIN[kind], **settings) as worker:
-        (lane,) = worker.lanes.values()
+        (lane,) = worker.lanes
         assert type(lane) is Accounted
         assert lane.for_queue is None
 
@@ -123,7 +123,7 @@ def test_lanes_that_cannot_be_made_are_left_to_the_worker() -> None:
 
     Odd.broken = True
     with prepared(Odd) as worker:
-        assert worker.lanes == {}
+        assert worker.lanes == []
         with pytest.raises(RuntimeError, match="on purpose"):
             worker.make_lanes()
 

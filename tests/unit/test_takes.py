@@ -11,6 +11,7 @@ import pytest
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import Order
+from prefork.workers.worker.shortage import Meaning, meaning
 from prefork.workers.worker.takes import FRUITLESS_BOUND, FRUITLESS_TRY, Takes
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Source:
     def is_empty(self) -> bool:
         """Answer for the kernel."""
         return self.empty
+
+    def meaning_of(self, error: Exception, *, draining: bool, empty: bool) -> Meaning:
+        """Answer as the sources of sockets do."""
+        return meaning(error, draining=draining, empty=empty)
 
     def __str__(self) -> str:
         return "tcp://here:1"
@@ -87,6 +92,32 @@ def test_a_few_takes_in_vain_cost_nothing(bench: Bench, source: Any) -> None:
     """A worker whose siblings are faster does not pause, logs nothing and counts no failure."""
     assert bench.fail(source, NOTHING, FRUITLESS_BOUND // FRUITLESS_TRY - 1) == 0
     assert bench.accept_failures == 0
+
+
+class Polled(Source):
+    """A source that waits by itself when there is nothing to take."""
+
+    def meaning_of(self, error: Exception, *, draining: bool, empty: bool) -> Meaning:
+        """Answer as a server without a socket does."""
+        is_nothing = isinstance(error, BlockingIOError)
+        return (
+            Meaning.NOTHING
+            if is_nothing
+            else super().meaning_of(error, draining=draining, empty=empty)
+        )
+
+
+def test_source_that_waits_by_itself_costs_nothing(bench: Bench, caplog: Any) -> None:
+    """A source that waits by itself is never pausing because it has nothing, and to have nothing ends a shortage."""
+    source: Any = Polled()
+    assert bench.fail(source, NOTHING, 10 * FRUITLESS_BOUND) == 0
+    assert bench.takes.fruitless == 0
+    assert bench.fail(source, ValueError("no database"), 2) == 2
+    assert bench.fail(source, NOTHING, 2) == 0
+    assert [line.partition(" ")[2] for line in logged(caplog)] == [
+        "cannot take requests, retrying",
+        "takes requests again",
+    ]
 
 
 def test_endless_vain_takes_pause(bench: Bench, source: Any, caplog: Any) -> None:

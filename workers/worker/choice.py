@@ -7,9 +7,9 @@ from prefork.workers.worker.rounds import Rounds
 from prefork.workers.worker.source import Source
 
 
-def lanes_for(sources: list[Source], common: Common) -> dict[int, Lane]:
-    """Return a lane for each source, by the descriptor of its listener."""
-    return {source.listener.fd: _lane_for(source, common) for source in sources}
+def lanes_for(sources: list[Source], common: Common) -> list[Lane]:
+    """Return a lane for each source."""
+    return [_lane_for(source, common) for source in sources]
 
 
 def _lane_for(source: Source, common: Common) -> Lane:

@@ -82,7 +82,7 @@ class Loop:
 
     def __init__(
         self,
-        lanes: dict[int, Lane],
+        lanes: Sequence[Lane],
         common: Common,
         identity: str,
         control: Control,
@@ -93,7 +93,6 @@ class Loop:
         self.terminated: dict[int, object] = {}
         """Holds TERM once it has come: its ``setdefault`` is the handler, a function of C that notes it."""
         self._reason: ExitKind | None = None
-        self._lanes = lanes
         self._common = common
         self._writer = common.writer
         self._control = control
@@ -111,10 +110,11 @@ class Loop:
             self._epoll.register(fd, select.EPOLLIN)
             self._news.register(fd, select.POLLIN)
         common.begin(identity, self._epoll, self._pause)
-        for lane in lanes.values():
+        for lane in lanes:
             lane.source.enter_wait_queue(self._epoll)
+        self._lanes = _by_descriptor(lanes)
         self._parkings = {
-            source.parking for lane in lanes.values() if (source := lane.source).parking is not None
+            source.parking for lane in lanes if (source := lane.source).parking is not None
         }
         if common.account is not None:  # there always is one where servers park
             for parking in self._parkings:
@@ -166,7 +166,7 @@ class Loop:
         sources = [lane.source for lane in self._lanes.values()]
         for source in sources:
             source.settle_steps()
-        self._lanes = lanes_for(sources, self._common)
+        self._lanes = _by_descriptor(lanes_for(sources, self._common))
 
     def leave(self, reason: ExitKind) -> None:
         """Have ``run()`` return after the request in hand (any thread, signal handlers)."""
@@ -232,10 +232,9 @@ class Loop:
         self._epoll.close()
         for parking in self._parkings:
             parking.is_draining = True
-        # The queue of an inherited socket is left to the other process that holds the socket. One
-        # source may bring work to another: a request that was parked comes back. So the drain is over
+        # One source may bring work to another: a request that was parked comes back. So the drain is over
         # when all were found empty one after the other.
-        left = [one for one in self._lanes.values() if not one.source.listener.is_inherited]
+        left = [one for one in self._lanes.values() if one.source.is_drained]
         empty = not left
         while not empty and self._lanes and self._reason is None:
             empty = True
@@ -309,3 +308,8 @@ class Loop:
             self.leave(ExitKind.ORPHANED)
         if any(lane.source.is_closed for lane in self._lanes.values()):
             raise OSError(errno.EBADF, "a handler closed the server's socket")
+
+
+def _by_descriptor(lanes: Sequence[Lane]) -> dict[int, Lane]:
+    """Return the lanes by what the loop's epoll reports."""
+    return {lane.source.fd: lane for lane in lanes}

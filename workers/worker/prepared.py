@@ -7,6 +7,7 @@ import functools
 import os
 
 from prefork.workers.identity import WAKE, WorkerPipes
+from prefork.workers.listener import Kind
 from prefork.workers.parking import ResumeQueue
 from prefork.workers.scoreboard import PoolField
 from prefork.workers.settings import Settings
@@ -20,6 +21,7 @@ from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.client_check import ClientCheck
 from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.parking import IN_A_ROW_NS, Parking
+from prefork.workers.worker.polled import PolledSource
 from prefork.workers.worker.recycling import OnlyRequest
 from prefork.workers.worker.source import Source
 from prefork.workers.worker.turn import Turn
@@ -48,13 +50,13 @@ class PreparedWorker:
         self.common = Common(
             self.writer, self._make_account(turn), turn, self._client_check(), self._admission()
         )
-        self.lanes: dict[int, Lane] = {}
+        self.lanes: list[Lane] = []
         # Where a server's own code raises, the worker will meet the same error and report it.
         with contextlib.suppress(Exception):
             self.lanes = self.make_lanes()
 
-    def make_lanes(self) -> dict[int, Lane]:
-        """Return the ways in which the worker serves, one lane for each listener and link, by descriptor."""
+    def make_lanes(self) -> list[Lane]:
+        """Return the ways in which the worker serves, one lane for each listener and link."""
         spec, settings = self.spec, self.spec.settings
         make = functools.partial(
             Source,
@@ -62,9 +64,12 @@ class PreparedWorker:
             client_timeout=settings.client_timeout,
             sample_every=sample_every(settings),
         )
-        sources = []
+        sources: list[Source] = []
         for listener in spec.listeners:
             link = spec.links.get(listener.fd)
+            if listener.kind is Kind.POLLED:
+                sources.append(PolledSource(listener, self.writer, interval=spec.poll_interval))
+                continue
             if link is None:
                 sources.append(make(listener))
                 continue

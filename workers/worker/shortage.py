@@ -20,6 +20,8 @@ class Meaning(enum.Enum):
     """Nothing is queued; usually another worker was faster. Wait for the next event."""
     CLIENT_GONE = enum.auto()
     """The call used up one client, who is gone. The next one may be waiting behind it."""
+    NOTHING = enum.auto()
+    """There is nothing to take yet, and the source itself waits before it is asked again."""
     SHORTAGE = enum.auto()
     """The next call will fail in the same way. Pause before it."""
     DRAINED = enum.auto()

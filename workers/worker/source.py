@@ -19,6 +19,7 @@ from prefork.workers.waits import QueueWaits, wait_of_connection
 from prefork.workers.worker import no_empty_reply
 from prefork.workers.worker.datagrams import Datagrams, MeasuredDatagrams
 from prefork.workers.worker.parking import Parking
+from prefork.workers.worker.shortage import Meaning, meaning
 from prefork.workers.worker.standard import (
     accepts_plainly,
     is_standard_step,
@@ -109,6 +110,23 @@ class Source:
         return no_empty_reply.quiet_class(given) if self._is_quiet else given
 
     @property
+    def fd(self) -> int:
+        """The descriptor that the worker's loop waits for, which names the source in the loop."""
+        return self.listener.fd
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether a worker takes what is queued before it leaves.
+
+        The queue of an inherited socket is left to the other process that holds the socket.
+        """
+        return not self.listener.is_inherited
+
+    def meaning_of(self, error: Exception, *, draining: bool, empty: bool) -> Meaning:
+        """Return what a failed take means (shortage.py)."""
+        return meaning(error, draining=draining, empty=empty)
+
+    @property
     def has_connections(self) -> bool:
         """Whether a request is a connection to its client, and not a datagram."""
         return self.listener.kind in (Kind.STREAM, Kind.RESUMED)
@@ -168,7 +186,7 @@ class Source:
             take = _resumed_take(self.parking.take, self.waits)
             return _timed_take(take, self._client_timeout) if self._client_timeout else take
         if self.listener.kind is not Kind.STREAM or self._socket is None:
-            return _take_when_ready(self.server, self.listener)
+            return self._take_of_program()
         plain = self._accepts_plainly()
         accept = _plain_accept(self._socket, self.listener) if plain else self.server.get_request
         take = _stream_take(self._socket, accept)
@@ -177,6 +195,10 @@ class Source:
         if self.parking is not None and self._park_new:
             take = functools.partial(self.parking.take_new, take)
         return _timed_take(take, self._client_timeout) if self._client_timeout else take
+
+    def _take_of_program(self) -> Take:
+        """Return a take of a server that is not plain: its ``get_request()``, if something is there to take."""
+        return _take_when_ready(self.server, self.listener)
 
 
 # --- how a request is taken
@@ -256,12 +278,13 @@ def _resumed_take(take: Take, waits: QueueWaits | None) -> Take:
 
 
 def _take_when_ready(server: BaseServer, listener: Listener) -> Take:
-    get_request: Take = server.get_request
+    get_request: Callable[[], tuple[Any, Any] | None] = server.get_request
 
     def take() -> tuple[Any, Any]:
-        if not listener.has_work():
+        taken = get_request() if listener.has_work() else None
+        if taken is None:
             raise BlockingIOError
-        return get_request()
+        return taken
 
     return take
 

@@ -13,7 +13,7 @@ from prefork.workers import log
 from prefork.workers.scoreboard import SlotField
 from prefork.workers.slot_writer import ORDER, SlotWriter
 from prefork.workers.states import Order
-from prefork.workers.worker.shortage import Meaning, meaning
+from prefork.workers.worker.shortage import Meaning
 from prefork.workers.worker.source import Source
 
 FRUITLESS_BOUND = 1024
@@ -62,10 +62,15 @@ class Takes:
         draining = self.draining or self._writer.words[ORDER] == _DRAIN
         empty = draining and source.listener.is_empty()
         self.dry = False
-        match meaning(error, draining=draining, empty=empty):
+        match source.meaning_of(error, draining=draining, empty=empty):
             case Meaning.SIBLING:
                 self.dry = True
                 self.fruitless += FRUITLESS_TRY
+            case Meaning.NOTHING:
+                self.dry = True
+                if self.fruitless:
+                    self.succeeded(source)
+                return
             case Meaning.CLIENT_GONE:
                 self.fruitless += 1
                 if self.fruitless >= FRUITLESS_BOUND:
@@ -78,6 +83,10 @@ class Takes:
                 return
             case Meaning.BROKEN:
                 raise error
+        self._pause_if_useless(source)
+
+    def _pause_if_useless(self, source: Source) -> None:
+        """Pause where the next take will probably bring nothing either."""
         if self.fruitless >= FRUITLESS_BOUND:
             self.dry = True
             self._pause()

@@ -40,6 +40,7 @@ from prefork.mixin import serve
 from prefork.workers.errors import BootError, PreforkError
 from prefork.workers.layers import DEFAULT, Resolved, attributes_layer
 from prefork.workers.log import event, logger
+from prefork.workers.polled import descriptor_of
 from prefork.workers.settings import USUAL_CHILDREN
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
             servers: list[Any] = planned.build()
             for server in servers:
                 cleanup.callback(server.server_close)
-        process.systemd_sockets.warn_of_unused({server.fileno() for server in servers})
+        process.systemd_sockets.warn_of_unused({descriptor_of(server) for server in servers})
         # An instance may have settings that its class does not have.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))

@@ -1,0 +1,149 @@
+"""Requests that do not come from a socket: when a worker asks ``get_request()`` for the next one (worker).
+
+``get_request()`` of such a server returns a request and an address, as every other does. It returns None,
+or raises BlockingIOError, where there is nothing to take yet. The worker then *rests*: it asks again
+when the descriptor of the server becomes readable, if the server has one in this worker, and after an
+interval in any case. While requests are found it asks again at once, so that the queue, wherever it is,
+is empty before a worker rests.
+
+**One descriptor for the loop.** The worker's loop waits in one ``epoll_wait()`` for all its sources. An
+epoll of the source's own is what the loop waits for here. In that epoll are a timer and the server's
+descriptor. The timer that has expired stays readable, and means: ask again at once. To rest, the worker
+sets the timer anew. So a source of this kind has its turn among the others like a socket, and nothing else
+in the worker knows about it.
+
+**The descriptor of the server** is often a connection to a database, opened in ``worker_init()``, and
+another one after the database was restarted. So ``fileno()`` is called at each rest. The descriptor is
+watched edge-triggered: only what arrives counts. A descriptor that stays readable although there is nothing
+to take, because ``get_request()`` does not read from it, would otherwise keep the worker busy for ever. What
+arrives while ``get_request()`` looks is not missed, because the events are fetched before the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from typing import Any
+
+from prefork.workers import system
+from prefork.workers.polled import descriptor_of
+from prefork.workers.worker.shortage import Meaning
+from prefork.workers.worker.source import Source, Take
+
+LEAST_INTERVAL = 0.01
+"""Seconds between two questions at least, after an answer that there is nothing."""
+
+INTERVAL_WITH_DESCRIPTOR = 5.0
+"""Seconds after which a worker asks although the server's descriptor is silent.
+
+A request can come back without a message: when a worker is killed, its database lets go of what it had locked.
+"""
+
+
+class PolledSource(Source):
+    """Where a worker gets the requests of a server without a socket.
+
+    interval: the seconds between two questions while there is nothing, and the server has no descriptor.
+    """
+
+    def __init__(self, *arguments: Any, interval: float, **options: Any) -> None:
+        self._interval = max(interval, LEAST_INTERVAL)
+        self._epoll: select.epoll | None = None
+        self._timer: system.TimerDescriptor | None = None
+        self._watched: int | None = None
+        self._rests = False
+        super().__init__(*arguments, **options)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that the loop waits for: that of the epoll with the timer."""
+        return super().fd if self._epoll is None else self._epoll.fileno()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether a worker takes what is queued before it leaves: no, others will find it where it is."""
+        return False
+
+    def meaning_of(self, error: Exception, *, draining: bool, empty: bool) -> Meaning:  # noqa: ARG002 - of no importance here
+        """Return what a failed take means. All but BlockingIOError says that the server's own code has failed."""
+        if draining:
+            return Meaning.DRAINED
+        return Meaning.NOTHING if isinstance(error, BlockingIOError) else Meaning.SHORTAGE
+
+    def enter_wait_queue(self, epoll: select.epoll) -> None:
+        """Have this epoll report when it is time to ask (worker)."""
+        if self._epoll is None or self._timer is None:
+            self._epoll, self._timer = select.epoll(), system.TimerDescriptor()
+            self._epoll.register(self._timer.fd, select.EPOLLIN)
+            self._timer.expire_after(0)
+        epoll.register(self._epoll, select.EPOLLIN)
+
+    def leave_wait_queue(self, epoll: select.epoll) -> None:
+        """Ask no more."""
+        epoll.unregister(self.fd)
+
+    def close(self) -> None:
+        """Give back the descriptors, where the process goes on after the worker: in tests."""
+        if self._epoll is not None and self._timer is not None:
+            self._epoll.close()
+            self._timer.close()
+
+    def _take_of_program(self) -> Take:
+        get_request: Any = self.server.get_request
+
+        def take() -> tuple[Any, Any]:
+            self._fetch_events()
+            try:
+                taken = get_request()
+            except BlockingIOError:
+                taken = None
+            except Exception:
+                self._rest(self._interval)
+                raise
+            if taken is None:
+                self._rest_until_told()
+                raise BlockingIOError
+            if self._rests:
+                self._ask_at_once()
+            found: tuple[Any, Any] = taken
+            return found
+
+        return take
+
+    def _fetch_events(self) -> None:
+        if self._epoll is not None and self._watched is not None:
+            self._epoll.poll(0)
+
+    def _ask_at_once(self) -> None:
+        self._rests = False
+        if self._timer is not None:
+            self._timer.expire_after(0)
+
+    def _rest(self, seconds: float) -> None:
+        self._rests = True
+        if self._timer is not None:
+            self._timer.expire_after(seconds)
+
+    def _rest_until_told(self) -> None:
+        self._rest(self._interval)  # in any case: fileno() may raise
+        fd = descriptor_of(self.server)
+        is_open = fd is not None and fd >= 0
+        if self._epoll is not None:
+            self._watch(self._epoll, fd if is_open else None)
+        if is_open:
+            self._rest(INTERVAL_WITH_DESCRIPTOR)
+
+    def _watch(self, epoll: select.epoll, fd: int | None) -> None:
+        """Watch this descriptor, and no earlier one.
+
+        The kernel forgets a descriptor that is closed. The same number can be another file by now, so
+        it is registered at each rest; the kernel says so where it has it already.
+        """
+        if self._watched not in (None, fd):
+            with contextlib.suppress(OSError):  # closed
+                epoll.unregister(self._watched)
+        self._watched = None
+        if fd is not None:
+            with contextlib.suppress(FileExistsError):
+                epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+            self._watched = fd
