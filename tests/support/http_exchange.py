@@ -15,8 +15,6 @@ from prefork.wsgi import handler_for
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HEAD = b"GET / HTTP/1.1\r\nHost: example\r\n"
-
 
 def exchange(application: Any, *pieces: bytes, **server: object) -> bytes:
     """Return what the client gets for these bytes, after which it sends no more.

@@ -14,7 +14,8 @@ from prefork.wsgi import WSGIServer, handler_for
 from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.head import RefusedRequest, parse_head
 from prefork.wsgi.trust import trust_of
-from tests.support.http_exchange import HEAD, answers, exchange
+from tests.support.http_cases import HEAD
+from tests.support.http_exchange import answers, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,8 @@ from wsgiref.validate import validator
 import pytest
 
 from prefork.wsgi.server import WSGIServer
-from tests.support.http_exchange import HEAD, answers, exchange
+from tests.support.http_cases import HEAD
+from tests.support.http_exchange import answers, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
