@@ -29,19 +29,20 @@ The system calls in between keep the order of these accesses.
 Record locks belong to a process. Threads of one process are kept apart by a mutex and a set of the
 places in use.
 
-Layout of a set: WAYS digests, WAYS instants (nanoseconds of CLOCK_MONOTONIC, 0 for a free place), WAYS
-lengths of replies. The replies follow behind all sets.
+A set has one record for each place: the digest, the instant (nanoseconds of CLOCK_MONOTONIC, 0 for a
+free place), and the length of the reply. The replies follow behind all sets.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
 import os
 import secrets
 import struct
 import threading
+from collections.abc import Sequence
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
 from time import monotonic_ns
 from typing import Any, Final
 
@@ -50,14 +51,15 @@ WAYS: Final = 8
 WINDOW_NS: Final = 60_000_000_000
 """How long a call is known, in nanoseconds: a client may use its number again later."""
 
+TRY: Final = LOCK_EX | LOCK_NB
+
 _DIGEST: Final = 16
-_TIMES: Final = struct.Struct(f"={WAYS}Q")
-_TIME: Final = struct.Struct("=Q")
+_RECORD: Final = struct.Struct("=16sQI4x")
+_TIMES: Final = struct.Struct("=" + "16xQ8x" * WAYS)
 _LENGTH: Final = struct.Struct("=I")
-_TIMES_AT: Final = WAYS * _DIGEST
-_LENGTHS_AT: Final = _TIMES_AT + _TIMES.size
-_SET: Final = 256
-"""Bytes of one set: a power of two, so that no set crosses a page."""
+_LENGTH_AT: Final = 24
+_SET: Final = WAYS * _RECORD.size
+"""Bytes of the records of one set: a power of two, so that no set crosses a page."""
 
 _NO_REPLY: Final = 0
 """The length of a reply that is not there: it was not sent yet, or had no room."""
@@ -100,26 +102,24 @@ class Replays:
         is also returned where the kernel lets no worker look right now. now: nanoseconds of
         CLOCK_MONOTONIC.
         """
-        digest = self._digest(data, address)
+        whole = b"%b%b" % (data, repr(address).encode())
+        digest = hashlib.blake2b(whole, digest_size=_DIGEST, key=self._key).digest()
         number = int.from_bytes(digest[:8], "big") % self._sets
         with self._mutex:
-            if not self._lock(number):
+            try:
+                lockf(self._fd, TRY, 1, number)
+            except BlockingIOError:
                 return None
             try:
                 return self._look(number, digest, monotonic_ns() if now is None else now)
             finally:
-                self._unlock(number)
-
-    def _digest(self, data: bytes, address: Any) -> bytes:
-        digest = hashlib.blake2b(data, digest_size=_DIGEST, key=self._key)
-        digest.update(repr(address).encode())
-        return digest.digest()
+                lockf(self._fd, LOCK_UN, 1, number)
 
     def _look(self, number: int, digest: bytes, now: int) -> Claim | None:
         """Find the call in its set, or give it a place there; the set is locked."""
         at = number * _SET
-        times = _TIMES.unpack_from(self._memory, at + _TIMES_AT)
-        way = way_of(self._memory[at : at + _TIMES_AT], digest)
+        times = _TIMES.unpack_from(self._memory, at)
+        way = way_of(self._memory[at : at + _SET], digest)
         if way is not None:
             place = self._hold(number, way)
             if place is not None and now - times[way] < WINDOW_NS:
@@ -127,30 +127,27 @@ class Replays:
             elif place is not None:
                 place.begin(digest, now)
             return place
-        for oldest in sorted(range(WAYS), key=times.__getitem__):
-            place = self._hold(number, oldest)
-            if place is not None:
-                place.begin(digest, now)
-                return place
-        return None  # all places of the set are of calls that are being executed
+        place = self._hold(number, times.index(min(times))) or self._hold_another(number, times)
+        if place is not None:
+            place.begin(digest, now)
+        return place
+
+    def _hold_another(self, number: int, times: Sequence[int]) -> Claim | None:
+        """Return the oldest place of a set that is free; None where all are of calls that are being executed."""
+        held = (self._hold(number, way) for way in sorted(range(WAYS), key=times.__getitem__))
+        return next((place for place in held if place is not None), None)
 
     def _hold(self, number: int, way: int) -> Claim | None:
         """Return a place that this worker holds from now on; None where it is held."""
         place = number * WAYS + way
-        if place in self._executing or not self._lock(self._sets + place):
+        if place in self._executing:
+            return None
+        try:
+            lockf(self._fd, TRY, 1, self._sets + place)
+        except BlockingIOError:
             return None
         self._executing.add(place)
-        return Claim(self, number, way)
-
-    def _lock(self, what: int) -> bool:
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, what)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _unlock(self, what: int) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, what)
+        return Claim(self, place)
 
 
 class Claim:
@@ -160,29 +157,29 @@ class Claim:
     there.
     """
 
-    def __init__(self, replays: Replays, number: int, way: int) -> None:
+    __slots__ = (
+        *("_is_released", "_place", "_record_at", "_replays", "_reply_at"),
+        *("is_known", "reply"),
+    )
+
+    def __init__(self, replays: Replays, place: int) -> None:
         self.is_known = False
         self.reply = b""
         self._is_released = False
         self._replays = replays
-        self._place = number * WAYS + way
-        at = number * _SET
-        self._digest_at = at + way * _DIGEST
-        self._time_at = at + _TIMES_AT + way * _TIME.size
-        self._length_at = at + _LENGTHS_AT + way * _LENGTH.size
-        self._reply_at = replays._replies_at + self._place * replays.room  # noqa: SLF001 - its part
+        self._place = place
+        self._record_at = place * _RECORD.size
+        self._reply_at = replays._replies_at + place * replays.room  # noqa: SLF001 - its part
 
     def begin(self, digest: bytes, now: int) -> None:
         """Write that the call is being executed."""
         memory = self._replays._memory  # noqa: SLF001 - as above
-        _LENGTH.pack_into(memory, self._length_at, _NO_REPLY)
-        memory[self._digest_at : self._digest_at + _DIGEST] = digest
-        _TIME.pack_into(memory, self._time_at, now)
+        _RECORD.pack_into(memory, self._record_at, digest, now, _NO_REPLY)
 
     def note_known(self) -> None:
         """Read the reply. A length that cannot be is no length: other workers can write anything there."""
         memory = self._replays._memory  # noqa: SLF001 - as above
-        (length,) = _LENGTH.unpack_from(memory, self._length_at)
+        (length,) = _LENGTH.unpack_from(memory, self._record_at + _LENGTH_AT)
         self.is_known = True
         if length <= self._replays.room:
             self.reply = memory[self._reply_at : self._reply_at + length]
@@ -192,7 +189,7 @@ class Claim:
         if len(reply) <= self._replays.room:
             memory = self._replays._memory  # noqa: SLF001 - as above
             memory[self._reply_at : self._reply_at + len(reply)] = reply
-            _LENGTH.pack_into(memory, self._length_at, len(reply))
+            _LENGTH.pack_into(memory, self._record_at + _LENGTH_AT, len(reply))
 
     def release(self) -> None:
         """Let other workers have the place; a second call does nothing."""
@@ -202,12 +199,12 @@ class Claim:
         self._is_released = True
         with replays._mutex:  # noqa: SLF001 - as above
             replays._executing.discard(self._place)  # noqa: SLF001 - as above
-            replays._unlock(replays._sets + self._place)  # noqa: SLF001 - as above
+            lockf(replays._fd, LOCK_UN, 1, replays._sets + self._place)  # noqa: SLF001 - as above
 
 
-def way_of(digests: bytes, digest: bytes) -> int | None:
-    """Return which of the digests this one is, None for none (pure)."""
-    at = digests.find(digest)
-    while at % _DIGEST and at >= 0:
-        at = digests.find(digest, at + 1)
-    return None if at < 0 else at // _DIGEST
+def way_of(records: bytes, digest: bytes) -> int | None:
+    """Return which of the records of a set has this digest, None for none (pure)."""
+    at = records.find(digest)
+    while at % _RECORD.size and at >= 0:
+        at = records.find(digest, at + 1)
+    return None if at < 0 else at // _RECORD.size

@@ -131,12 +131,14 @@ def test_length_that_cannot_be(replays: Replays) -> None:
     claim = replays.claim(b"call", CLIENT, 1)
     assert claim is not None
     claim.release()
-    replays._memory[claim._length_at : claim._length_at + 4] = b"\xff\xff\xff\x7f"
+    replays._memory[claim._record_at + 24 : claim._record_at + 28] = b"\xff\xff\xff\x7f"
     assert known(replays, b"call") == b""
 
 
 def test_digest_across_two_places() -> None:
     """A digest is found where a place begins, and not where the ends of two places look like it."""
     digest = bytes(range(16))
-    assert way_of(bytes(8) + digest + bytes(8), digest) is None
-    assert way_of(bytes(8) + digest + bytes(8) + digest, digest) == 2
+    other = bytes(32)
+    assert way_of(bytes(24) + digest + bytes(24), digest) is None
+    assert way_of(other + digest + bytes(16), digest) == 1
+    assert way_of(bytes(8) + digest + bytes(8) + other + digest + bytes(16), digest) == 2
