@@ -16,7 +16,7 @@ installed := $(VENV)/.stamp-installed
 testable := $(VENV)/.stamp-testable
 equipped := $(VENV)/.stamp-equipped
 
-.PHONY: help demo test quick chaos kept mutants lint bench docs clean check-python check-venv
+.PHONY: help demo test quick chaos kept calls mutants lint bench docs clean check-python check-venv
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -38,6 +38,9 @@ chaos: check-venv $(testable) ## do faults to a pool for an hour (ARGS="--minute
 
 kept: check-venv $(testable) ## ask a million times on kept connections, while a pool is reloaded, resized and its workers killed
 	PREFORK_KEPT_REQUESTS=1000000 $(bin)/python -m pytest -s tests/live/test_kept_requests.py $(ARGS)
+
+calls: check-venv $(testable) ## call a program of ONC RPC a hundred thousand times, while its workers are killed
+	PREFORK_RPC_CALLS=100000 $(bin)/python -m pytest -s tests/live/test_rpc_kills.py $(ARGS)
 
 mutants: check-venv $(testable) ## break each promise on purpose, and see whether the tests notice
 	$(bin)/python -m tests.mutants $(ARGS)

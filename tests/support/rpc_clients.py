@@ -61,12 +61,29 @@ class Client:
         """Return the next message, b"" at the end of the connection."""
         return self.sock.recv(65536) if self._datagrams else receive_record(self.sock)
 
-    def ask(self, procedure: int, arguments: bytes = b"", *, version: int = 1) -> tuple[int, bytes]:
-        """Call a procedure; return the status of the reply and the bytes of the result."""
+    def ask(
+        self, procedure: int, arguments: bytes = b"", *, version: int = 1, again: bool = False
+    ) -> tuple[int, bytes]:
+        """Call a procedure; return the status of the reply and the bytes of the result.
+
+        again: whether the call is sent again, up to 40 times, when no reply has come within the timeout.
+        """
         self.xid += 1
-        self.send(call(self.xid, NUMBER, version, procedure, arguments))
+        message = call(self.xid, NUMBER, version, procedure, arguments)
+        self.send(message)
+        tries = 40 if again else 0
         while True:
-            xid, status, result = read_reply(self.receive())
+            try:
+                data = self.receive()
+            except TimeoutError:
+                if not tries:
+                    raise
+                tries -= 1
+                self.send(message)
+                continue
+            if not data:
+                raise ConnectionResetError("the connection has ended")
+            xid, status, result = read_reply(data)
             if xid == self.xid:
                 return status, result
 
