@@ -57,6 +57,7 @@ docs: check-venv $(testable) ## write the generated tables and plots
 	$(bin)/python -m tests.unit.test_docs
 	$(bin)/python -m docs.images.policy
 	$(bin)/python -m docs.images.cluster
+	$(bin)/python -m docs.images.autoscaler
 
 clean: ## remove the environment and everything that was built
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

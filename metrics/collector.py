@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 from prometheus_client import PlatformCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
+from prefork.metrics.demand import Demand
 from prefork.metrics.description import PoolDescription
-from prefork.metrics.families import Columns, Reading, families, family_of, memory_families
+from prefork.metrics.families import (
+    Columns,
+    Reading,
+    counts_of,
+    families,
+    family_of,
+    memory_families,
+)
 from prefork.metrics.kernel import queues
 from prefork.metrics.names import METRICS
 from prefork.metrics.processes import Processes, memory
@@ -35,6 +43,7 @@ class PoolCollector(Collector):
         self._board = board
         self._processes = Processes(board)
         self._good = 0
+        self._demand = Demand()
         self._to_unix_ns = 0
         self._master = ProcessCollector(pid=lambda: board.pool(PoolField.MASTER_PID), registry=None)
         self._platform = PlatformCollector(registry=None)
@@ -55,15 +64,19 @@ class PoolCollector(Collector):
         # A worker counts a request in the histogram first and as an error then: for a moment in
         # between the request looks like one that went well.
         self._good = max(self._good, words.good())
+        found = queues(description.listeners)
+        queued = sum(queue.depth or 0 for queue in found.values())
+        counts = counts_of(words, time.monotonic_ns(), queued)
         return Reading(
             snapshot=snapshot,
             words=words,
             description=description,
-            queues=queues(description.listeners),
+            queues=found,
             facts=self._processes.facts(snapshot),
             good=self._good,
             to_unix_ns=self._unix_offset(),
             now=time.time(),
+            needed=self._demand.look(counts, snapshot[PoolField.STARTED_NS] / 1e9),
         )
 
     def _unix_offset(self) -> int:

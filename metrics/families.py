@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 
+from prefork.metrics.demand import Counts
 from prefork.metrics.description import PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.names import METRICS, PARKED, TLS, Metric, Type
@@ -92,7 +93,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     words: of the snapshot's slots. queues: by the inode of the listener. facts: of the processes,
     by slot. good: requests that went well. to_unix_ns: what to add to CLOCK_MONOTONIC for Unix
-    time. now: Unix time of the scrape.
+    time. now: Unix time of the scrape. needed: workers that the load needs (metrics/demand.py).
     """
 
     snapshot: Snapshot
@@ -103,6 +104,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     good: int
     to_unix_ns: int
     now: float = 0.0
+    needed: float = 0.0
 
     def unix(self, monotonic_ns: int) -> float:
         """Return an instant as Unix time."""
@@ -171,6 +173,7 @@ def _pool(reading: Reading) -> Found:
         "prefork_config_last_reload_successful": _one(
             pool[PoolField.RELOAD_STATE] != ReloadState.FAILED
         ),
+        "prefork_workers_needed": _one(round(reading.needed, 3)),
         "prefork_config_last_reload_success_timestamp_seconds": _one(
             _count(pool[PoolField.RELOAD_OK_SECONDS])
         ),
@@ -397,6 +400,22 @@ def _of_used(used: Sequence[int], values: Sequence[float]) -> Rows:
 def _all_requests(words: Columns) -> list[int]:
     lost = words[SlotField.TIMEOUTS], words[SlotField.ABORTED]
     return [*map(sum, zip(words.finished(), *lost, strict=True))]
+
+
+_SHED = SlotField.REJECTIONS + tuple(Rejection).index(Rejection.QUEUE_WAIT)
+
+
+def counts_of(words: Columns, now_ns: int, queued: int) -> Counts:
+    """Return what the load is judged by. now_ns: CLOCK_MONOTONIC. queued: in all accept queues."""
+    since = [instant for instant in words[SlotField.REQUEST_NS] if instant > 0]
+    in_hand_ns = sum(max(0, now_ns - instant) for instant in since)
+    return Counts(
+        at=now_ns / 1e9,
+        taken=sum(_all_requests(words)) + len(since),
+        shed=sum(words[_SHED]),
+        busy=(sum(words[SlotField.BUSY_NS]) + in_hand_ns) / 1e9,
+        queued=queued,
+    )
 
 
 def _processes(facts: Mapping[int, Facts]) -> Found:

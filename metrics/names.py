@@ -107,6 +107,11 @@ _ABOUT_THE_POOL = (
         unit="ratio",
     ),
     _gauge(
+        "prefork_workers_needed",
+        "Workers that the load of the last minute needs: arrivals per second x mean service time / 0.7; arrivals are "
+        "the requests that were taken, and the growth of the accept queues.",
+    ),
+    _gauge(
         "prefork_pool_saturated",
         "1 while every worker is busy and clients wait, for ten seconds or more, by cause: workers_compute (there "
         "are too few), workers_wait (mostly for connections that stay open).",

@@ -1,0 +1,90 @@
+"""How many workers the load needs: what an autoscaler of machines should follow (pure).
+
+By Little's law the mean number of requests in hand is the rate at which they arrive times the mean time
+that one takes. That many workers would have to be busy all the time. Requests do not arrive evenly, so the
+number is divided by the share of its time for which a worker should be busy:
+
+    needed = arrivals per second x mean service time / TARGET
+
+**Why not the share of busy workers, or CPU time.** Both say at most 100 % when there are too few workers, so
+an autoscaler that follows them adds the same few machines whether the load is twice or ten times what the
+pool can take. Arrivals have no such limit. CPU time is also low while the workers wait, for a database that
+has become slow, and then needs more workers, not fewer.
+
+**What counts as an arrival.** What workers have taken, and by how much the accept queues have grown: in an
+overloaded pool this is the part that no worker shows. A request that was shed because it had waited too long
+has arrived, too, and has taken no time; the mean service time is that of the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import msgspec
+
+TARGET: Final = 0.7
+"""The share of its time for which a worker should be busy."""
+
+SPAN: Final = 60.0
+"""Seconds that the numbers are averaged over. Scrapes that are further apart make it longer."""
+
+APART: Final = 5.0
+"""Seconds between two readings that are kept, at least: several scrapers may ask at once."""
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """One reading of a pool.
+
+    at: seconds, on any clock. taken: requests that workers have taken so far. shed: those among them
+    that were refused because they had waited too long. busy: seconds that requests were in hand, those
+    that are in hand now included. queued: connections in the accept queues now.
+    """
+
+    at: float
+    taken: int = 0
+    shed: int = 0
+    busy: float = 0.0
+    queued: int = 0
+
+
+def workers_needed(first: Counts, last: Counts, target: float = TARGET) -> float:
+    """Return how many workers the load between two readings needs; never negative.
+
+    There are never more than one worker for each request that was in hand or waiting.
+    """
+    length = last.at - first.at
+    if length <= 0:
+        return 0.0
+    in_hand = max(0.0, last.busy - first.busy) / length
+    most = in_hand + max(0, last.queued)
+    arrived = max(0, last.taken - first.taken + last.queued - first.queued)
+    served = last.taken - first.taken - max(0, last.shed - first.shed)
+    if served <= 0:  # requests that last longer than the time that was looked at
+        return most / target
+    # Arrivals per second times seconds of work for each request that was served.
+    return min(most, (arrived / length) * (in_hand * length / served)) / target
+
+
+class Demand:
+    """Compares each reading with one that is about SPAN old. One scrape at a time uses it."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Counts] = deque()
+
+    def look(self, counts: Counts, started: float) -> float:
+        """Return how many workers the load needs, and keep the reading.
+
+        started: when the pool started, on the same clock. A pool that is younger than SPAN is looked
+        at as a whole. Where nothing of the right age was kept, as in a new metrics process, this moment
+        alone is not enough: then the pool's whole life has to do.
+        """
+        kept = self._kept
+        while len(kept) > 1 and counts.at - kept[1].at >= SPAN:
+            kept.popleft()
+        first = kept[0] if kept else Counts(started)
+        if not kept or counts.at - kept[-1].at >= APART:
+            kept.append(counts)
+        if counts.at - started <= SPAN:
+            first = Counts(started)
+        return workers_needed(first, counts)
