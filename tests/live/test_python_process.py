@@ -51,7 +51,9 @@ def use(owner):
     daemon = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
     daemon.start()
     pids = [daemon.pid, processes.submit(os.getpid).result()]
-    return [thing, folder, records, threads, processes, daemon], [folder.name, *pids]
+    file = open(os.dup(1), "w")
+    print(json.dumps([owner + " file", os.getpid()]), file=file)  # stays in the buffer
+    return [thing, folder, records, threads, processes, daemon, file], [folder.name, *pids]
 
 class Uses(socketserver.StreamRequestHandler):
     def handle(self):
@@ -67,6 +69,7 @@ class Uses(socketserver.StreamRequestHandler):
 
 ENDED_OF_WORKER = [
     "worker atexit",
+    "worker file",
     "worker finalizer",
     "worker record",
     "worker thread",
@@ -102,7 +105,7 @@ def reach_limit(program: Program, _worker: int) -> None:
 def test_what_a_worker_started_ends_with_it(
     start: Callable[..., Program], way: Callable[[Program, int], None]
 ) -> None:
-    """However a worker leaves, its executors, children, folders, atexit functions and log records end in order."""
+    """However a worker leaves, its executors, children, folders, files, atexit functions and log records end in order."""
     most = 2 if way is reach_limit else None
     program = start(f"{USER}\nserve(Uses, workers=1, max_requests={most})\n")
     worker, folder, *children = json.loads(ask(program.address(), "use"))
@@ -133,13 +136,14 @@ serve(Uses, workers=2, fork_check="off", max_requests=1)
         "the end of three workers",
     )
 
-    assert not any(program.all_told(f"master {what}") for what in ("atexit", "finalizer", "record"))
+    ends = ("atexit", "file", "finalizer", "record")
+    assert not any(program.all_told(f"master {what}") for what in ends)
     assert Path(folder).exists()
     assert all(map(is_alive, children))
 
     assert program.stop() == 0
     program.wait_silent()
-    for what in ("atexit", "finalizer", "record"):
+    for what in ends:
         assert program.all_told(f"master {what}") == [program.pid]
     assert not Path(folder).exists()
 
@@ -422,6 +426,36 @@ def test_worker_is_a_process_of_its_own_to_multiprocessing(start: Callable[..., 
         ask(program.address(), "put")
     program.terminate()
     program.wait()
+
+
+def test_worker_starts_processes_by_a_fork_server_of_its_own(
+    start: Callable[..., Program],
+) -> None:
+    """Where the master has used the start method forkserver, its workers can use it, too, and so can the master afterwards."""
+    program = start("""
+from tests.support.app import *
+import multiprocessing, socketserver
+context = multiprocessing.get_context("forkserver")
+
+def exit_code():
+    process = context.Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+class Starts(socketserver.StreamRequestHandler):
+    def handle(self):
+        if self.rfile.readline():
+            self.wfile.write(b"%d" % exit_code())
+
+if __name__ == "__main__":
+    exit_code()
+    serve(Starts, workers=1, fork_check="off")
+    tell("exit code", exit_code())
+""")
+    assert ask(program.address(), "start") == "0"
+    program.terminate()
+    assert program.told("exit code") == 0
 
 
 def test_queue_that_a_request_has_filled_is_written_to_its_end(

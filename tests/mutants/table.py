@@ -2141,6 +2141,20 @@ CANCELLING = (
         "tests/live/test_wsgi.py -k waits_for_a_body",
     ),
     Mutant(
+        "a worker writes what its open files hold back",
+        "workers/worker/python_process.py",
+        "    _try(identity, _flush_files)\n",
+        "",
+        "tests/live/test_python_process.py -k started_ends_with_it",
+    ),
+    Mutant(
+        "a worker has no fork server of the master's",
+        "workers/worker/python_process.py",
+        "    server.__init__()\n",
+        "",
+        "tests/live/test_python_process.py -k fork_server",
+    ),
+    Mutant(
         "an exception that Python swallows is raised again",
         "workers/worker/cancelling.py",
         "            self._raised &= ~flag\n",

@@ -20,7 +20,7 @@ The end
     first: those of executors are asked to finish, and all that are not daemons are joined. Then come
     the ``atexit`` functions, the last one registered first. ``multiprocessing`` is among them: it
     terminates daemonic children, joins the others and writes what its queues still hold. The handlers
-    of ``logging`` are flushed last.
+    of ``logging`` are flushed next, and the files that the worker has opened last.
 
 Any of this can take for ever: a thread that never returns, a queue that nothing reads. The master bounds
 it for each worker that leaves (workers/pool/deadlines.py): at the deadline it logs the worker's stacks,
@@ -40,6 +40,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import gc
+import io
 import itertools
 import logging
 import os
@@ -48,7 +50,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from prefork.workers import log, system
 
@@ -62,6 +64,9 @@ _TERM, _DEFAULT = int(signal.SIGTERM), int(signal.SIG_DFL)
 
 _began: list[bool] = []
 """Not empty in a worker that has forgotten what the master has registered."""
+
+_files_of_master: list[weakref.ref[Any]] = []
+"""Files that were open at the birth and that the garbage collector knows. It does not know a frozen heap."""
 
 
 # --- the birth
@@ -80,6 +85,8 @@ def begin(number: int, master_pid: int, life: int) -> None:
     for step in (
         _forget_finalizers,
         _forget_executors,
+        _forget_fork_server,
+        _forget_files,
         _forget_buffered_records,
         _renew_thread_id,
         _reseed_numpy,
@@ -111,6 +118,25 @@ def _forget_executors() -> None:
     ):
         if module in sys.modules:
             getattr(sys.modules[module], name).clear()
+
+
+def _forget_fork_server() -> None:
+    # The fork server of multiprocessing is a child of the master. A worker would ask for its status before
+    # it starts a process, and get an error. The worker starts one of its own when it needs one. The server
+    # ends when no process has the pipe any more that is closed here.
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    if module is None:
+        return
+    server = module._forkserver
+    alive, preload = server._forkserver_alive_fd, server._preload_modules
+    if alive is not None:
+        os.close(alive)
+    server.__init__()
+    server._preload_modules = preload
+
+
+def _forget_files() -> None:
+    _files_of_master[:] = map(weakref.ref, _open_files())
 
 
 def _forget_buffered_records() -> None:
@@ -214,7 +240,8 @@ def bound(seconds: float, *, has_master: bool) -> None:
     the bound here. A worker without one writes its stacks to standard error first.
     """
     late = LATER_THAN_MASTER if has_master else DUMP_BEFORE_END
-    with contextlib.suppress(ValueError):  # CPython 3.13.0 in a child that a thread has forked
+    # CPython 3.13.0 in a child that a thread has forked; a sandbox that forbids timers.
+    with contextlib.suppress(ValueError, OSError):
         system.end_after(seconds + late)
     if has_master:
         return
@@ -235,6 +262,7 @@ def end(identity: str) -> None:
     _try(identity, _flush_logging)
     _try(identity, threading._shutdown)  # type: ignore[attr-defined]
     _try(identity, atexit._run_exitfuncs)
+    _try(identity, _flush_files)
 
 
 def _try(identity: str, step: Callable[[], object]) -> None:
@@ -242,6 +270,27 @@ def _try(identity: str, step: Callable[[], object]) -> None:
         step()
     except BaseException as error:  # noqa: BLE001 - the process ends either way
         log.failure(logging.ERROR, identity, "could not end in order", error)
+
+
+# --- files
+
+_BUFFERED: Final = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+
+
+def _open_files() -> Iterator[Any]:
+    """Yield the files with a buffer that the garbage collector knows; some of them may be closed."""
+    return (one for one in gc.get_objects() if type(one) in _BUFFERED)
+
+
+def _flush_files() -> None:
+    # Python writes what the buffers of open files still hold when it takes down the objects of a process.
+    # A file that the master has opened is left alone: its buffer is a copy, in which may stand what the
+    # master will write itself.
+    kept = {id(ref()) for ref in _files_of_master}
+    for one in _open_files():
+        if id(one) not in kept:
+            with contextlib.suppress(Exception):  # closed, a full disk, a pipe without a reader
+                one.flush()
 
 
 # --- logging
