@@ -23,7 +23,7 @@ import msgspec
 
 from prefork.host.clock import Clock
 from prefork.host.description import describe, shown
-from prefork.host.handover import FORMAT, MasterState
+from prefork.host.handover import FORMAT, HandoverError, MasterState
 from prefork.host.notify import Notifier, status_line
 from prefork.host.process import process
 from prefork.master.announcements import Announcements
@@ -424,7 +424,12 @@ class Master:
         self._reload.step(now)
 
     def _state_to_hand_over(self) -> MasterState:
-        """Return what the next image of this master needs to go on."""
+        """Return what the next image of this master needs to go on.
+
+        Raises HandoverError if ``on_reload()`` has called ``shutdown()``: the next image would not know.
+        """
+        if self._shutdown_asked:
+            raise HandoverError("shutdown() was called meanwhile")
         self._notifier.feed()  # the next sign of life is given when the new code is loaded
         quiet_ns = int(self._settings.boot_timeout * 1e9)
         self.pool.board.set_pool(PoolField.QUIET_UNTIL_NS, time.monotonic_ns() + quiet_ns)

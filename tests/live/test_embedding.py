@@ -115,6 +115,7 @@ def test_shutdown_in_a_handler_stops_the_pool(start: Callable[..., Program]) -> 
         ("pre_fork", 2),
         ("when_ready", 2),
         ("worker_ready", 2),
+        ("on_reload", 2),
         ("service_actions", 2),
         ("service_actions", 0),
         ("a signal handler", 2),
@@ -153,6 +154,8 @@ def test_shutdown_in_the_thread_that_serves(
             Server.service_actions = service_actions
         else:
             setattr(Server, "{place}", stop)
+        if "{place}" == "on_reload":
+            Server.worker_ready = lambda self, _worker: os.kill(os.getpid(), signal.SIGHUP)
         with server:
             server.serve_forever()
         server.shutdown()  # after the end there is nothing to wait for

@@ -2155,6 +2155,13 @@ CANCELLING = (
         "tests/live/test_python_process.py -k fork_server",
     ),
     Mutant(
+        "shutdown() in on_reload() is obeyed",
+        "prefork/master/master.py",
+        '            raise HandoverError("shutdown() was called meanwhile")',
+        "            pass",
+        "tests/live/test_embedding.py -k thread_that_serves",
+    ),
+    Mutant(
         "an exception that Python swallows is raised again",
         "workers/worker/cancelling.py",
         "            self._raised &= ~flag\n",
