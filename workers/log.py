@@ -82,10 +82,17 @@ def flush() -> None:
 
 
 def is_wanted(target: logging.Logger, level: int) -> bool:
-    """Return whether a record of this level has to be made."""
-    if target.disabled and level >= logging.WARNING:
-        return target.manager.disable < level >= target.getEffectiveLevel()
-    return target.isEnabledFor(level)
+    """Return whether a record of this level has to be made. Raises nothing.
+
+    Where the logger itself raises, such as one whose level is no number, a warning has to be made: ``emit()``
+    finds a way for it.
+    """
+    try:
+        if target.disabled and level >= logging.WARNING:
+            return target.manager.disable < level >= target.getEffectiveLevel()
+        return target.isEnabledFor(level)
+    except Exception:  # noqa: BLE001 - a logger of the program's own
+        return level >= logging.WARNING
 
 
 def emit(target: logging.Logger, level: int, text: str, extra: Mapping[str, object]) -> None:

@@ -2141,6 +2141,13 @@ CANCELLING = (
         "tests/live/test_wsgi.py -k waits_for_a_body",
     ),
     Mutant(
+        "a logger that raises costs its caller nothing",
+        "workers/log.py",
+        "    except Exception:  # noqa: BLE001 - a logger of the program's own\n",
+        "    except OSError:\n",
+        "tests/unit/test_log.py",
+    ),
+    Mutant(
         "a worker writes what its open files hold back",
         "workers/worker/python_process.py",
         "    _try(identity, _flush_files)\n",

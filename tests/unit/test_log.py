@@ -197,6 +197,17 @@ def test_program_whose_logging_raises(capsys: pytest.CaptureFixture[str], by_fil
     )
 
 
+def test_logger_that_raises(capsys: pytest.CaptureFixture[str]) -> None:
+    """A logger whose level is no number costs its caller nothing, hides no warning, and wants no information."""
+    with logging_with(Caught(), level="DEBUG"):
+        log.event(logging.INFO, "master", "started")
+        log.event(logging.WARNING, "master", "has reached max_children")
+        assert not log.is_wanted(log.logger, logging.DEBUG)
+    assert capsys.readouterr().err == (
+        "master has reached max_children\n    (logging has failed: TypeError)\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("shown", "handlers", "attributes"),
     [

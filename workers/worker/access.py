@@ -69,7 +69,7 @@ class AccessLog:
         the end. answer: what a handler of HTTP has reported; None where there is no such report.
         """
         # A process that a handler has forked comes here, too. The request is its worker's.
-        if not logger.isEnabledFor(logging.INFO) or self._writer.is_detached:
+        if not log.is_wanted(logger, logging.INFO) or self._writer.is_detached:
             return
         if answer is None and self._is_web:
             if outcome is Outcome.OK:

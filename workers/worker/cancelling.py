@@ -278,7 +278,7 @@ class Cancelling:
             "client": client_name(address) or "-",
             "at": error.place or "-",
         }
-        if log.logger.isEnabledFor(logging.DEBUG):
+        if log.is_wanted(log.logger, logging.DEBUG):
             log.failure(logging.DEBUG, subject, "request cancelled", error, **facts)
         self._lines.write(error.reason, "request cancelled", **facts)
         self._answer_until = monotonic_ns() + int(ANSWER_TIME * 1e9)

@@ -92,7 +92,7 @@ class LostClients:
         the previous line that had no line.
         """
         what = "client timed out" if isinstance(error, TimeoutError) else "client went away"
-        if log.logger.isEnabledFor(logging.DEBUG):
+        if log.is_wanted(log.logger, logging.DEBUG):
             log.failure(logging.DEBUG, subject, what, error, **client_facts(address))
         now = self._clock()
         if now < self._quiet_until:
