@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,7 +19,7 @@ from prefork.misuse import (
 )
 from prefork.serving import Served, run_of
 from prefork.signature import SignatureOfInit
-from prefork.usable import refuse_unusable
+from prefork.usable import kind_of, refuse_unfit, refuse_unusable
 from prefork.workers.identity import WorkerInfo
 from prefork.workers.layers import from_attributes
 from prefork.workers.settings import Settings
@@ -435,20 +435,27 @@ def serve(
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],
-        _usable(leader, settings),
+        _usable(servers, settings),
         poll_interval,
         _hooks_of(leader),
     )
 
 
-def _usable(leader: PreForkingMixIn, given: Settings | None) -> Settings:
+def _usable(servers: Sequence[PreForkingMixIn], given: Settings | None) -> Settings:
     """Return the given settings, or those of the leading server. Each of their values can be used."""
-    if given is not None:
-        refuse_unusable(msgspec.structs.asdict(given), lambda key: f"Settings({key}=…)")
-        return given
-    resolved = from_attributes(leader)
-    refuse_unusable(msgspec.structs.asdict(resolved.settings), resolved.origins.__getitem__)
-    return resolved.settings
+    if given is None:
+        resolved = from_attributes(servers[0])
+        settings, origin = resolved.settings, resolved.origins.__getitem__
+    else:
+        settings, origin = given, _origin_of_given
+    values = msgspec.structs.asdict(settings)
+    refuse_unusable(values, origin)
+    refuse_unfit(values, origin, [kind_of(server) for server in servers])
+    return settings
+
+
+def _origin_of_given(key: str) -> str:
+    return f"Settings({key}=…)"
 
 
 def _hooks_of(leader: PreForkingMixIn) -> Callable[..., bool]:

@@ -24,7 +24,7 @@ from prefork.host.endpoint import ENDPOINTS, Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
 from prefork.master.announcements import Announcements
-from prefork.master.lot_process import Links, limits_of
+from prefork.master.lot_process import Links
 from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
@@ -40,8 +40,6 @@ from prefork.workers.polled import PolledQueue, descriptor_of
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.worker.access import WEB_FORMS
-from prefork.workers.worker.accounting import may_overlap, reports_answers
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
@@ -209,8 +207,6 @@ def serve(
 
     call_hook: called as ``call_hook(name, *arguments)``; returns whether the program has the hook.
     """
-    _refuse_to_count_threads(all_served, settings)
-    _refuse_web_lines(all_served, settings)
     if (inventory := process.inventory) is not None:
         _refuse_what_cannot_follow(settings, inventory)
         trial.end_of_trial(settings)
@@ -224,36 +220,6 @@ def serve(
                 _serve_without_workers(all_served, poll_interval)
             else:
                 _serve_with_pool(all_served, settings, poll_interval, call_hook)
-
-
-def _refuse_to_count_threads(all_served: Sequence[Served], settings: Settings) -> None:
-    """Refuse what counts a worker as one request, where a worker serves several clients at a time."""
-    most = settings.max_per_client
-    if not any(may_overlap(one.server) for one in all_served):
-        return
-    if settings.agent is not None and settings.agent_mode == "maxconn":
-        allowed = (
-            "weight for this server: with maxconn HAProxy sends one connection for each worker, and a worker "
-            "of this server serves several, because process_request() is overridden, as in ThreadingMixIn"
-        )
-        raise SettingsError("agent_mode", settings.agent_mode, "settings", allowed)
-    if most is not None:
-        allowed = (
-            "it counts workers by their client, and a worker of this server serves several clients at a "
-            "time, because process_request() is overridden, as in ThreadingMixIn; leave it out"
-        )
-        raise SettingsError("max_per_client", most, "settings", allowed)
-
-
-def _refuse_web_lines(all_served: Sequence[Served], settings: Settings) -> None:
-    """Refuse a form of the access log in which no server here would write a line."""
-    form = settings.access_log
-    if form in WEB_FORMS and not any(reports_answers(one.server) for one in all_served):
-        allowed = (
-            "it is a format for requests of HTTP, and none of these servers serves a WSGI application; use text "
-            "or json"
-        )
-        raise SettingsError("access_log", form, "settings", allowed)
 
 
 def _end(one: Served) -> None:
@@ -318,7 +284,6 @@ def _serve_with_pool(
     try:
         with handled(signals, wakeup):
             _warn_without_proc()
-            limits_of(settings)
             if previous is not None:
                 settings = _fitting(settings, previous)
             with contextlib.closing(_lease(settings)) as user_metrics:

@@ -39,8 +39,10 @@ from prefork.edge.setup import EdgeSettings, configure
 from prefork.host.addresses import Address
 from prefork.mixin import PreForkingMixIn
 from prefork.servers import server_for
+from prefork.usable import ServerKind, kind_of, kind_of_class
 from prefork.workers.errors import TargetError
 from prefork.workers.settings import ROWS
+from prefork.workers.worker.accounting import reports_answers
 
 _SERVABLE: Final = (
     "a handler class (of socketserver.BaseRequestHandler), a server class (of "
@@ -57,11 +59,14 @@ class ServePlan(msgspec.Struct, frozen=True):
 
     text: one line for people. build: makes and binds the servers. It raises BindError for an
     address that cannot be bound, and BootError for everything else that the application raises.
-    Servers that were bound before the error are closed again.
+    Servers that were bound before the error are closed again. addresses: what ``build`` binds. kinds: of the
+    servers. Both are empty where only the application knows.
     """
 
     text: str
     build: Callable[[], list[BaseServer]]
+    addresses: Sequence[Address] = ()
+    kinds: Sequence[ServerKind] = ()
 
 
 class Requested(msgspec.Struct, frozen=True):
@@ -120,7 +125,8 @@ def _plan_handler(
     def make(address: Address) -> BaseServer:
         return server_for(address, handler, backlog=requested.backlog)
 
-    return _plan_per_address(f"handler class {handler.__name__}", make, requested)
+    kind = ServerKind(reports=reports_answers(handler))
+    return _plan_per_address(f"handler class {handler.__name__}", make, requested, kind)
 
 
 def _plan_application(target: str, application: object, requested: Requested) -> ServePlan:
@@ -137,7 +143,8 @@ def _plan_application(target: str, application: object, requested: Requested) ->
             setattr(server, name, value)
         return server
 
-    return _plan_per_address(f"WSGI application {target}", make, requested)
+    kind = ServerKind(reports=True)
+    return _plan_per_address(f"WSGI application {target}", make, requested, kind)
 
 
 def is_application(found: object) -> bool:
@@ -168,7 +175,8 @@ def _plan_server_class(target: str, cls: type[BaseServer], requested: Requested)
         server: BaseServer = made(*arguments)
         return server
 
-    return _plan_per_address(f"server class {cls.__name__}", make, requested)
+    kind = kind_of_class(cls)
+    return _plan_per_address(f"server class {cls.__name__}", make, requested, kind)
 
 
 def _check_call(target: str, cls: type[BaseServer], handler: object) -> None:
@@ -234,7 +242,7 @@ def _prepared(cls: type[BaseServer], address: Address, backlog: int | None) -> t
 
 
 def _plan_per_address(
-    what: str, make: Callable[[Address], BaseServer], requested: Requested
+    what: str, make: Callable[[Address], BaseServer], requested: Requested, kind: ServerKind
 ) -> ServePlan:
     def build() -> list[BaseServer]:
         with _closing_on_failure() as servers:
@@ -245,7 +253,8 @@ def _plan_per_address(
                 configure(server, edge)
         return servers
 
-    return ServePlan(f"{what} on {' '.join(_described(requested))}", build)
+    text = f"{what} on {' '.join(_described(requested))}"
+    return ServePlan(text, build, requested.addresses, [kind])
 
 
 def _described(requested: Requested) -> Iterator[str]:
@@ -284,7 +293,7 @@ def _plan_instances(target: str, servers: list[BaseServer], requested: Requested
             )
             raise TargetError(target, reason)
     names = ", ".join(type(server).__name__ for server in servers)
-    return ServePlan(f"server {names}", lambda: servers)
+    return ServePlan(f"server {names}", lambda: servers, kinds=[*map(kind_of, servers)])
 
 
 def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan:

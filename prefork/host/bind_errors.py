@@ -32,6 +32,9 @@ _LISTENING: Final = "0A"
 _ANY: Final = {"00000000", "0" * 32}
 """The addresses of a socket that is bound to all addresses of the machine."""
 
+OVERLAP: Final = "this process listens there already; leave out one of the addresses that overlap"
+"""Why a process cannot bind what it has bound itself."""
+
 _REMEDIES: Final = {
     errno.EADDRNOTAVAIL: "this machine does not have that address; choose one of its own, or 0.0.0.0 for all",
     errno.EACCES: "permission denied; a port below 1024 needs CAP_NET_BIND_SERVICE, a path a writable folder",
@@ -66,7 +69,7 @@ def bind_reason(error: OSError, sockaddr: Any = None, kind: int = socket.SOCK_ST
         if holder is None:
             return "the address is in use; stop the program that listens there, or choose another address"
         if holder.pid == os.getpid():
-            return "this process listens there already; leave out one of the addresses that overlap"
+            return OVERLAP
         return f"the address is in use by {holder}; stop it, or choose another address"
     return _REMEDIES.get(error.errno or 0) or (error.strerror or str(error)).lower()
 

@@ -58,18 +58,26 @@ def can_park(server: Any) -> bool:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Return what the lot is bounded by. Raises SettingsError where the kernel allows less."""
-    allowed = max(1, descriptors_allowed() - RESERVE)
-    if settings.max_parked is not None and settings.max_parked > allowed:
-        raise SettingsError(
-            "max_parked",
-            settings.max_parked,
-            "settings",
-            f"at most {allowed}: a process of this user may have {descriptors_allowed()} descriptors "
-            f"(RLIMIT_NOFILE), of which {RESERVE} are for the lot itself",
-        )
-    most = settings.max_parked or min(MOST_PARKED, allowed)
+    """Return what the lot is bounded by: what the settings ask for, and what the kernel allows."""
+    most = min(settings.max_parked or MOST_PARKED, _most_allowed())
     return Limits(most, settings.park_timeout or None)
+
+
+def refuse_too_many(most: int, source: str) -> None:
+    """Raise SettingsError for a ``max_parked`` that the kernel does not allow.
+
+    source: where the value came from.
+    """
+    if most > (allowed := _most_allowed()):
+        reason = (
+            f"at most {allowed}: a process of this user may have {descriptors_allowed()} descriptors "
+            f"(RLIMIT_NOFILE), of which {RESERVE} are for the lot itself"
+        )
+        raise SettingsError("max_parked", most, source, reason)
+
+
+def _most_allowed() -> int:
+    return max(1, descriptors_allowed() - RESERVE)
 
 
 class Links:

@@ -666,6 +666,11 @@ REFUSED = {
     "a user that is unknown": ["app.py:Echo", "-u", "nobody-of-this-name"],
     "more workers than there may be": ["app.py:Echo", "-w", "41", "--max-children", "40"],
     "several addresses without workers": ["app.py:Echo", "-w0", "-b", ":0", "-b", ":0"],
+    "one address twice": ["app.py:S", "-b", "127.0.0.1:4711", "-b", "127.0.0.1:4711"],
+    "metrics where a server listens": ["app.py:S", "-b", ":4711", "--metrics", "127.0.0.1:4711"],
+    "a socket in a folder that is missing": ["app.py:Echo", "-b", "unix:nowhere/socket"],
+    "clients counted in threads": ["app.py:Overlapping", "--max-per-client", "4"],
+    "a format of HTTP for other requests": ["app.py:Echo", "--access-log", "combined"],
     "watching without workers": ["app.py:Echo", "-w0", "--watch"],
     "threads that are refused": ["app.py:Threaded", "--fork-check", "error"],
     "a factory that takes arguments": ["app.py:factory", "--factory"],
@@ -683,6 +688,8 @@ class NoHandler(prefork.PreForkingMixIn, socketserver.TCPServer): pass
 class S(prefork.PreForkingTCPServer): RequestHandlerClass = Echo
 class Measured(S): metrics_address = "here"
 class Kept(S): metrics_dir = "nowhere"
+class Overlapping(prefork.PreForkingMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
+    RequestHandlerClass = Echo
 plain = socketserver.TCPServer(("127.0.0.1", 0), Echo, False)
 made = S(("127.0.0.1", 0), Echo)
 def factory(argument): return Echo

@@ -1594,6 +1594,27 @@ SANDBOX = (
 
 NEWCOMERS = (
     Mutant(
+        "addresses that certainly cannot be bound are refused before anything is bound",
+        "prefork/cli/commands/loading.py",
+        "    refuse_unbindable(planned.addresses, _endpoints(resolved))",
+        "    pass",
+        "tests/live/test_cli.py -k refuse_the_same",
+    ),
+    Mutant(
+        "addresses overlap where one is for all addresses of the machine",
+        "prefork/host/unbindable.py",
+        "(is_any and one.family == other.family)",
+        "False",
+        "tests/unit/test_unbindable.py",
+    ),
+    Mutant(
+        "check refuses what does not fit the servers",
+        "prefork/cli/commands/loading.py",
+        "    refuse_for_servers(resolved, planned.kinds)",
+        "    pass",
+        "tests/live/test_cli.py -k refuse_the_same",
+    ),
+    Mutant(
         "a hook that its pool could not call is refused",
         "prefork/misuse.py",
         "    if function is None or _takes(function, len(given) + has_self):\n        return\n",

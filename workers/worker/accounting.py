@@ -128,9 +128,9 @@ def account_for(
 
     As soon as the requests of one server may overlap, those of all are accounted for together.
     """
-    if any(may_overlap(server) for server in servers):
+    if any(may_overlap(type(server)) for server in servers):
         return Overlapping(writer, became_busy, log_request)
-    if any(has_edge(server) or reports_answers(server) for server in servers):
+    if any(has_edge(server) or reports_answers(server.RequestHandlerClass) for server in servers):
         return OneJudged(writer, became_busy, log_request)
     if became_busy is None and log_request is None and not parks:
         return None
@@ -142,14 +142,14 @@ def has_edge(server: BaseServer) -> bool:
     return EDGE in vars(server)
 
 
-def reports_answers(server: BaseServer) -> bool:
-    """Return whether the handlers of a server report their answers to the account, and what they refuse."""
-    return bool(getattr(server.RequestHandlerClass, "reports_answers", False))
+def reports_answers(handler: object) -> bool:
+    """Return whether handlers of a class report their answers to the account, and what they refuse."""
+    return bool(getattr(handler, "reports_answers", False))
 
 
-def may_overlap(server: BaseServer) -> bool:
-    """Return whether a worker may have several requests of this server in hand."""
-    return not is_standard(type(server).process_request, BaseServer, "process_request")
+def may_overlap(cls: type[BaseServer]) -> bool:
+    """Return whether a worker may have several requests of a server of this class in hand."""
+    return not is_standard(cls.process_request, BaseServer, "process_request")
 
 
 def busy_call(

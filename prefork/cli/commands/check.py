@@ -62,7 +62,7 @@ def command(
         logs.set_up_from(path, given.origins["log_config"])
     spare_the_metrics_directory()
     resolved, planned = load_and_plan(target, given, factory=factory)
-    refuse_before_binding(resolved, watch=watch)
+    refuse_before_binding(resolved, planned, watch=watch)
     settings = resolved.settings
     text = f"{planned.text}, workers={settings.workers} max_children={settings.max_children}"
     os.write(verdict_to, text.encode("utf-8", "replace")[:4000])

@@ -17,9 +17,11 @@ from prefork.cli.serve_plan import Requested, ServePlan, is_application, plan
 from prefork.cli.target import load
 from prefork.cli.watch import refuse_where_impossible
 from prefork.host.addresses import Address
+from prefork.host.endpoint import ENDPOINTS, endpoint_address
 from prefork.host.process import process
+from prefork.host.unbindable import refuse_unbindable
 from prefork.metrics import slots
-from prefork.usable import refuse_unusable
+from prefork.usable import ServerKind, refuse_unfit, refuse_unusable
 from prefork.workers.errors import SettingsError
 from prefork.workers.kernel import refuse_without_calls
 from prefork.workers.layers import DEFAULT, Layer, Resolved, attributes_layer, merge, resolve
@@ -92,19 +94,37 @@ def refuse_before_loading(given: SettingsSoFar) -> None:
     _refuse(given.values, given.origins)
 
 
-def refuse_before_binding(resolved: Resolved, *, watch: bool) -> None:
+def refuse_before_binding(resolved: Resolved, planned: ServePlan, *, watch: bool) -> None:
     """Refuse what cannot be served, now that the application is loaded (``run`` and ``check``).
 
     Both commands call this function, so ``check`` finds whatever ``run`` would refuse before it
     binds anything. SettingsError: a value cannot be used. BootError: the application has started
-    threads, and ``fork_check`` refuses them. PreforkError: the kernel refuses what a pool needs.
+    threads, and ``fork_check`` refuses them. BindError: an address certainly cannot be bound. PreforkError:
+    the kernel refuses what a pool needs.
     """
     _refuse(msgspec.structs.asdict(resolved.settings), resolved.origins)
+    refuse_for_servers(resolved, planned.kinds)
+    refuse_unbindable(planned.addresses, _endpoints(resolved))
     if watch:
         refuse_where_impossible(resolved.settings.workers)
     if resolved.settings.workers:
         refuse_without_calls()
         refuse_threads(resolved.settings)
+
+
+def _endpoints(resolved: Resolved) -> dict[str, Address]:
+    """Return where the metrics process is going to listen, by setting."""
+    texts = {key: getattr(resolved.settings, key) for key in ENDPOINTS}
+    return {
+        key: endpoint_address(key, text, resolved.origins[key])
+        for key, text in texts.items()
+        if text is not None
+    }
+
+
+def refuse_for_servers(resolved: Resolved, kinds: Sequence[ServerKind]) -> None:
+    """Raise SettingsError for the first value that does not fit the servers of the pool."""
+    refuse_unfit(msgspec.structs.asdict(resolved.settings), resolved.origins.__getitem__, kinds)
 
 
 def _refuse(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from prefork.cli.commands.loading import (
     read_settings,
     refuse_before_binding,
     refuse_before_loading,
+    refuse_for_servers,
     refuse_several_without_workers,
     resolved_with,
 )
@@ -37,6 +38,7 @@ from prefork.host.process import process
 from prefork.host.stopping import stops_deferred, stops_unwind, undisturbed_cleanup
 from prefork.metrics import slots
 from prefork.mixin import serve
+from prefork.usable import kind_of
 from prefork.workers.errors import BootError, PreforkError
 from prefork.workers.layers import DEFAULT, Resolved, attributes_layer
 from prefork.workers.log import event, logger
@@ -112,7 +114,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
     # made.
     slots.enable(given.value("metrics_dir"), source=given.origins.get("metrics_dir", DEFAULT))
     resolved, planned = load_and_plan(target, given, factory=factory)
-    refuse_before_binding(resolved, watch=watched is not None)
+    refuse_before_binding(resolved, planned, watch=watched is not None)
     settings = resolved.settings
     if settings.umask is not None:
         os.umask(settings.umask)
@@ -127,6 +129,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
         # An instance may have settings that its class does not have.
         resolved = resolved_with([attributes_layer(servers[0])], given.layers)
         refuse_several_without_workers(resolved, len(servers))
+        refuse_for_servers(resolved, [kind_of(server) for server in servers])
         configure_all(servers, given.layers)
         if resolved.cpus is not None:
             reason = resolved.cpus.reason
