@@ -114,7 +114,8 @@ _ABOUT_THE_POOL = (
     _gauge(
         "prefork_pool_saturated",
         "1 while every worker is busy and clients wait, for ten seconds or more, by cause: workers_compute (there "
-        "are too few), workers_wait (mostly for connections that stay open).",
+        "are too few), workers_wait (mostly for connections that stay open), handlers_wait (within requests, in a "
+        "pool that parks idle connections).",
         "cause",
     ),
     _counter(

@@ -9,6 +9,7 @@ from prefork.workers.states import SaturationCause
 REASONS: Final = {
     SaturationCause.WORKERS_COMPUTE: "the workers compute",
     SaturationCause.WORKERS_WAIT: "the workers wait, and connections that stay open hold a worker",
+    SaturationCause.HANDLERS_WAIT: "the workers wait within requests, for other servers or for slow clients",
 }
 """What the workers do while clients wait."""
 
@@ -19,6 +20,10 @@ REMEDIES: Final = {
     SaturationCause.WORKERS_WAIT: (
         "set client_timeout or min_spare, put ThreadingMixIn behind the mix-in, or park idle "
         "connections (ParkingMixIn)"
+    ),
+    SaturationCause.HANDLERS_WAIT: (
+        "raise workers or set min_spare, and limit the wait by client_timeout, soft_timeout or "
+        "request_timeout"
     ),
 }
 """What to do about it."""

@@ -163,6 +163,9 @@ class SaturationCause(enum.IntEnum):
     """The pool keeps up, or has not failed to do so for long."""
     WORKERS_COMPUTE = 1
     WORKERS_WAIT = 2
+    """For anything, mostly for clients that keep their connections open."""
+    HANDLERS_WAIT = 3
+    """Within requests. Connections that stay open hold no worker of this pool, because they are parked."""
 
 
 class ExitCause(msgspec.Struct, frozen=True):

@@ -167,7 +167,9 @@ class Master:
         )
         self._size = PoolSize(self.pool, first_size(settings, previous))
         self._saturation = Saturation(
-            self._listeners, functools.partial(publish_saturation, self.pool.board)
+            self._listeners,
+            functools.partial(publish_saturation, self.pool.board),
+            parks=len(links.queues) == len(spec.listeners),
         )
         self._notifier = Notifier(was_ready=previous is not None)
         self._reload = Reload(

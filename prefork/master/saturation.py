@@ -3,11 +3,13 @@
 A pool is saturated while every worker is busy and clients wait in the kernel's queue. A moment of that
 is what a pool is for. After ``PATIENCE`` seconds the log gets one line, and one more when it is over.
 
-Two opposite causes look the same from outside, and the time that the workers compute tells them apart:
+Opposite causes look the same from outside, and the time that the workers compute tells them apart:
 
 - They compute. There are too few workers, or too few CPUs.
 - They wait, usually for clients: a connection that stays open between requests occupies a worker. More
   workers help little, because a few more clients occupy those, too.
+- They wait in a pool that parks idle connections, such as one of a WSGI application. Then the wait is within
+  requests, for a database or for a slow client. More workers help.
 
 The cause is judged anew every ``PATIENCE`` seconds, because a long episode can change its nature. While an
 episode lasts, its length and its cause are on the scoreboard, for the metrics, the status and the page.
@@ -77,10 +79,14 @@ def share_of_cpu(before: Mapping[int, float], after: Mapping[int, float], second
     return sum(spent) / (len(spent) * seconds) if spent and seconds > 0 else 0.0
 
 
-def cause_of(share: float) -> SaturationCause:
-    """Return the cause for a share of time on a CPU, as ``share_of_cpu()`` returns it."""
-    computes = share >= COMPUTES
-    return SaturationCause.WORKERS_COMPUTE if computes else SaturationCause.WORKERS_WAIT
+def cause_of(share: float, *, parks: bool) -> SaturationCause:
+    """Return the cause for a share of time on a CPU, as ``share_of_cpu()`` returns it.
+
+    parks: whether all servers of the pool park their idle connections.
+    """
+    if share >= COMPUTES:
+        return SaturationCause.WORKERS_COMPUTE
+    return SaturationCause.HANDLERS_WAIT if parks else SaturationCause.WORKERS_WAIT
 
 
 def cpu_of(pids: set[int]) -> dict[int, float]:
@@ -123,8 +129,9 @@ def publish_saturation(board: Scoreboard, cause: SaturationCause, seconds: float
 class Saturation:
     """The saturation of one pool.
 
-    publish: called in every tick, with the cause and the seconds of the present episode. cpu, waiting: return
-    what ``cpu_of()`` and ``clients_waiting()`` return; tests pass other ones.
+    publish: called in every tick, with the cause and the seconds of the present episode. parks: whether all
+    servers park their idle connections. cpu, waiting: return what ``cpu_of()`` and ``clients_waiting()`` return;
+    tests pass other ones.
     """
 
     def __init__(
@@ -133,9 +140,12 @@ class Saturation:
         publish: Callable[[SaturationCause, float], None],
         cpu: Callable[[set[int]], dict[int, float]] = cpu_of,
         waiting: Callable[[Sequence[Listener]], int | None] = clients_waiting,
+        *,
+        parks: bool = False,
     ) -> None:
         self._listeners = listeners
         self._publish = publish
+        self._parks = parks
         self._cpu = cpu
         self._waiting = waiting
         self._episode: Episode | None = None
@@ -164,7 +174,7 @@ class Saturation:
             return
         cpu = self._cpu(pids)
         share = share_of_cpu(episode.cpu, cpu, now - episode.judged)
-        cause = cause_of(share)
+        cause = cause_of(share, parks=self._parks)
         self._episode = msgspec.structs.replace(episode, judged=now, cpu=cpu, cause=cause)
         if episode.cause is SaturationCause.NONE:
             self._log(view, cause, share, now)

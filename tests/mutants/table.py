@@ -1594,6 +1594,13 @@ SANDBOX = (
 
 NEWCOMERS = (
     Mutant(
+        "a pool that parks is not advised to park",
+        "prefork/master/saturation.py",
+        "SaturationCause.HANDLERS_WAIT if parks else",
+        "SaturationCause.HANDLERS_WAIT if False else",
+        "tests/unit/test_saturation.py",
+    ),
+    Mutant(
         "addresses that certainly cannot be bound are refused before anything is bound",
         "prefork/cli/commands/loading.py",
         "    refuse_unbindable(planned.addresses, _endpoints(resolved))",

@@ -50,14 +50,20 @@ def view(
 class Watched:
     """A pool whose saturation is looked at. share: how much of their time the workers compute."""
 
-    def __init__(self, lines: list[tuple[str, dict[str, Any]]], share: float) -> None:
+    def __init__(
+        self, lines: list[tuple[str, dict[str, Any]]], share: float, *, parks: bool = False
+    ) -> None:
         self.lines = lines
         self.now = 100.0
         self.cpu = 0.0
         self.share = share
         self.published = (SaturationCause.NONE, 0.0)
         self._saturation = Saturation(
-            [], self._publish, lambda _pids: {7: self.cpu, 8: self.cpu}, lambda _listeners: 16
+            [],
+            self._publish,
+            lambda _pids: {7: self.cpu, 8: self.cpu},
+            lambda _listeners: 16,
+            parks=parks,
         )
 
     def _publish(self, cause: SaturationCause, seconds: float) -> None:
@@ -74,14 +80,14 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
-    """``watched(share=0.0)`` returns a pool; its ``lines`` are the events that were logged."""
+    """``watched(share=0.0, parks=False)`` returns a pool; its ``lines`` are the events that were logged."""
     lines: list[tuple[str, dict[str, Any]]] = []
 
     def note(_level: int, _subject: str, what: str, **facts: Any) -> None:
         lines.append((what, facts))
 
     monkeypatch.setattr(saturation.log, "event", note)
-    return lambda share=0.0: Watched(lines, share)
+    return lambda share=0.0, parks=False: Watched(lines, share, parks=parks)
 
 
 def test_one_line_after_ten_seconds_and_one_when_it_is_over(
@@ -125,14 +131,19 @@ def test_moment_between_two_requests_ends_nothing(watched: Callable[..., Watched
 
 
 @pytest.mark.parametrize(
-    ("share", "cause"),
-    [(0.02, SaturationCause.WORKERS_WAIT), (0.9, SaturationCause.WORKERS_COMPUTE)],
+    ("share", "parks", "cause"),
+    [
+        (0.02, False, SaturationCause.WORKERS_WAIT),
+        (0.02, True, SaturationCause.HANDLERS_WAIT),
+        (0.9, False, SaturationCause.WORKERS_COMPUTE),
+        (0.9, True, SaturationCause.WORKERS_COMPUTE),
+    ],
 )
 def test_remedy_fits_the_cause(
-    watched: Callable[..., Watched], share: float, cause: SaturationCause
+    watched: Callable[..., Watched], share: float, cause: SaturationCause, *, parks: bool
 ) -> None:
-    """Workers that compute need more workers; workers that wait have connections that stay open."""
-    pool = watched(share=share)
+    """Workers that wait have connections that stay open, or slow handlers where these are parked."""
+    pool = watched(share=share, parks=parks)
     pool.look(PATIENCE + 1)
     assert pool.lines[0][1]["remedy"] == f"{REASONS[cause]}: {REMEDIES[cause]}"
     assert pool.lines[0][1]["cpu"] == f"{share:.0%}"
