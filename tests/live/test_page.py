@@ -354,7 +354,7 @@ def test_slots_are_walked_by_keyboard(site: Site, browser: Browser) -> None:
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_nothing_is_wider_than_the_window(site: Site, browser: Browser, width: int) -> None:
-    """On a phone, a tablet and a desk nothing has to be scrolled sideways, whatever the length of a path."""
+    """On a phone, a tablet and a desk nothing has to be scrolled sideways, and a phone shows no empty slots."""
     path = "unix:/run/" + "a" * 90
     site.description = PoolDescription(
         name="n" * 64,
@@ -369,6 +369,8 @@ def test_nothing_is_wider_than_the_window(site: Site, browser: Browser, width: i
 
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.run("return innerWidth") == width
+    empty = "return [...document.querySelectorAll('#grid .gone')].some((one) => one.offsetParent)"
+    assert browser.run(empty) == (width >= 600)
 
 
 def test_hidden_page_asks_no_more(site: Site, browser: Browser) -> None:
