@@ -29,6 +29,16 @@ Settings:
     Class attributes of the server. help(prefork.Settings) describes each of them.
     Settings: the same as one value, for serve()
 
+Connections that stay open between two requests (docs/PARKING.md):
+    ParkingMixIn: put it in front of a handler class, so that an idle connection holds no worker
+
+Requests that are asked to end (docs/CANCELLING.md):
+    RequestCancelled: what is raised in the handler; RequestTimeout, CPUTimeExceeded and ClientGone
+    are kinds of it
+    CancelReason: what request_cancelled() of the server is given
+    shielded(): a block that is not interrupted
+    UrgentMixIn: hear of urgent data of the client in a handler
+
 In a handler or a hook:
     current_worker(): the worker that the code runs in (ThisWorker), None in the master
     is_stopping(): whether that worker was asked to leave

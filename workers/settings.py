@@ -864,8 +864,10 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that the setting can be; () for one that is not chosen from words."""
-        kinds = _alternatives(self.type)
-        return get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
+        kind = _alternatives(self.type)[0]
+        if kind is bool:
+            return ("on", "off")
+        return get_args(kind) if get_origin(kind) is Literal else ()
 
     @property
     def raw_type(self) -> str:

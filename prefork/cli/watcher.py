@@ -36,6 +36,7 @@ def main() -> None:
     """
     master, level, form, folder, *settings_files = sys.argv[1:]
     logs.set_up(level, form)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # our own line names the files
     watch(int(master), folder, settings_files)
 
 

@@ -141,7 +141,7 @@ def _line(name: str, text: str) -> str:
 
 
 _HEADINGS: Final = (
-    *("slot", "pid", "gen", "state", "age", "requests", "errors", "busy", "spawns", "last exit"),
+    *("slot", "pid", "gen", "state", "age", "requests", "not ok", "busy", "spawns", "last exit"),
 )
 
 

@@ -29,7 +29,7 @@ from prefork.workers.errors import (
     SettingsError,
     TargetError,
 )
-from prefork.workers.settings import ROWS
+from prefork.workers.settings import AUTO, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -311,8 +311,19 @@ def test_config_keeps_the_target_of_the_file(run: Callable[..., Any]) -> None:
     assert read["workers"] == 3
 
 
+def test_config_keeps_the_target_of_the_command_line(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The output of ``prefork config TARGET`` names the target, so that ``prefork run`` then needs none."""
+    (tmp_path / "served.py").write_text(
+        "import prefork\nclass H(prefork.BaseRequestHandler): pass\n"
+    )
+    status, out, _ = run("config", "served.py:H")
+    assert (status, tomllib.loads(out)["target"]) == (0, "served.py:H")
+
+
 def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
-    """``prefork config --example`` has each setting with its sentence, and is TOML once it is uncommented."""
+    """``prefork config --example`` has each setting with its sentence, and each of its lines can be uncommented."""
     status, out, _ = run("config", "--example")
 
     assert (status, tomllib.loads(out)) == (0, {})
@@ -327,6 +338,8 @@ def test_example_is_a_commented_prefork_toml(run: Callable[..., Any]) -> None:
     assert list(read) == ["target", "factory", *keys]
     for row in ROWS.values():
         assert row.about.help in out.replace("\n# ", " ")
+        if read[row.key] != AUTO:
+            row.converted(read[row.key], "the example")
 
 
 def test_config_is_a_prefork_toml(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_choices_are_shown_and_completed(capfd: pytest.CaptureFixture[str]) -> N
     shown = " ".join(capfd.readouterr().out.split())
     for row in ROWS.values():
         if row.choices:
-            assert f"[{'|'.join(row.choices)}; default: {row.default}]" in shown
+            assert f"[{'|'.join(row.choices)}; default: {row.shown(row.default)}]" in shown
             assert completed("run", row.flag, "") == list(row.choices)
     assert completed("sta") == ["status"]
 

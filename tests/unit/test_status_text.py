@@ -67,7 +67,7 @@ def test_status_as_text() -> None:
         "exits      1 max_requests",
         "events     ceiling reached: 2",
         "",
-        "slot   pid  gen  state      age  requests  errors   busy  spawns  last exit",
+        "slot   pid  gen  state      age  requests  not ok   busy  spawns  last exit",
         "   0  4711    0  idle       10s        99       0  297ms       1  -",
         "   1  4712    0  busy 2.0s  10s         1       1  700ms       1  -",
         "   2  4720    0  idle       10s         1       0  3.0ms       2  max_requests",

@@ -6,8 +6,11 @@ import contextlib
 import json
 import sys
 import textwrap
+from collections.abc import Mapping
+from typing import Final
 
 import click
+import msgspec
 
 from prefork.cli import messages
 from prefork.cli.commands.exit_code import ExitCode
@@ -71,14 +74,32 @@ def command(
         spare_the_metrics_directory()
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for the TOML
             resolved, _ = load_and_plan(target, given, factory=factory)
-    click.echo(_as_json(resolved, given.file) if as_json else _as_toml(resolved, given.file))
+    served = (
+        Served(target, factory, "argument TARGET") if target is not None else _of_file(given.file)
+    )
+    click.echo(
+        _as_json(resolved, given.file) if as_json else _as_toml(resolved, given.file, served)
+    )
     return ExitCode.OK
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What is served. target: None where nothing names it. origin: where it is named."""
+
+    target: str | None
+    factory: bool
+    origin: str
+
+
+def _of_file(file: File) -> Served:
+    return Served(file.target, file.factory, str(file.name))
 
 
 def _example() -> str:
     """Return a file in which each setting stands as a comment, with its sentence and its default."""
     lines = [
-        *("# prefork.toml: remove the first # of a line to set something.", ""),
+        "# prefork.toml: remove the first # of a line to set something. A line shows the default, or an example",
+        *("# where a setting is off by default.", ""),
         "# What is served: module:attribute or file.py:attribute. With factory = true it is a function that",
         *("# returns what is served.", '#target = "app:Handler"', "#factory = false", ""),
     ]
@@ -86,9 +107,9 @@ def _example() -> str:
         lines += [f"# --- {title}", ""]
         for row in (ROWS[key] for key in keys):
             lines += [f"# {line}" for line in textwrap.wrap(f"{row.about.help}", 98)]
-            lines += [f"# Allowed: {line}" for line in [row.about.allowed]]
-            shown = '""' if row.default is None else _toml_value(row, row.default)
-            lines += [f"#{row.key} = {shown}", ""]
+            off = "" if row.default is not None else " (an example; off by default)"
+            lines += [f"# Allowed: {row.about.allowed}{off}"]
+            lines += [f"#{row.key} = {_shown_in_example(row)}", ""]
     lines += [
         "# --- Listeners with settings of their own",
         "",
@@ -112,12 +133,60 @@ def _from_gunicorn(path: str) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _as_toml(resolved: Resolved, file: File) -> str:
+EXAMPLES: Final[Mapping[str, object]] = {
+    "backlog": 2048,
+    "min_spare": 2,
+    "max_spare": 4,
+    "request_timeout": "30s",
+    "soft_timeout": "25s",
+    "cpu_timeout": "10s",
+    "slow_request": "5s",
+    "client_timeout": "30s",
+    "defer_accept": "5s",
+    "max_queue_wait": "1s",
+    "max_per_client": 4,
+    "proxy_from": ["10.0.0.0/8"],
+    "allow": ["10.0.0.0/8"],
+    "deny": ["10.66.0.0/16"],
+    "tls_certificate": ["server.pem"],
+    "tls_key": ["server.key"],
+    "tls_key_password_file": "server.password",
+    "tls_client_ca": "clients.pem",
+    "tls_alpn": ["http/1.1"],
+    "max_parked": 10000,
+    "limit_body": "10M",
+    "max_requests": 10000,
+    "max_lifetime": "12h",
+    "max_memory": "256M",
+    "limits": "nofile=1024 core=0",
+    "nice": 5,
+    "oom_score_adj": 500,
+    "log_config": "logging.toml",
+    "metrics": "127.0.0.1:9100",
+    "metrics_dir": "/run/myserver/metrics",
+    "agent": "127.0.0.1:9101",
+    "forwarded_from": ["10.0.0.0/8"],
+    "name": "myserver",
+    "user": "www-data",
+    "group": "www-data",
+    "umask": "027",
+    "pidfile": "/run/myserver/pid",
+}
+"""A value for each setting that is off by default."""
+
+
+def _shown_in_example(row: Row) -> str:
+    if row.default is not None:
+        return _toml_value(row, row.default)
+    return json.dumps(EXAMPLES[row.key])
+
+
+def _as_toml(resolved: Resolved, file: File, served: Served) -> str:
     lines = []
-    if file.target is not None:
-        lines.append(f"{f'target = {json.dumps(file.target)}':<40}  # {file.name}")
-    if file.factory:
-        lines.append(f"{'factory = true':<40}  # {file.name}")
+    if served.target is not None:
+        lines.append(f"{f'target = {json.dumps(served.target)}':<40}  # {served.origin}")
+    if served.factory:
+        lines.append(f"{'factory = true':<40}  # {served.origin}")
     for row in ROWS.values():
         value = getattr(resolved.settings, row.key)
         entry = f"# {row.key} =" if value is None else f"{row.key} = {_toml_value(row, value)}"
