@@ -114,8 +114,8 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _said(error: click.ClickException) -> str:
-    """Return the message of a usage error. A word of another server is answered with ours."""
-    said = error.format_message()
+    """Return the message of a usage error, in one line. A word of another server is answered with ours."""
+    said = " ".join(error.format_message().split())  # click lists choices one below the other
     if isinstance(error, click.NoSuchOption) and (ours := habits.instead_of(error.option_name)):
         return f"No such option '{error.option_name}'; prefork has {ours}."
     return said
