@@ -145,19 +145,27 @@ class Address(msgspec.Struct, frozen=True):
 def _host_and_port(text: str) -> tuple[str, int]:
     match = _HOST_AND_PORT.fullmatch(text)
     if match is None:
-        if text.count(":") > 1 and "[" not in text and "/" not in text:
-            raise ValueError(
-                f"an IPv6 address is written in brackets, such as [{text.rpartition(':')[0]}]:8000"
-            )
-        if text.isascii() and text.isdigit():
-            raise ValueError(
-                f"a port needs its colon: :{text} for all addresses, or 127.0.0.1:{text}"
-            )
-        raise ValueError
+        raise ValueError(_what_was_meant(text))
     port = int(match["port"])
     if port > 65_535:
         raise ValueError("a port is a number from 0 to 65535")
     return _host(match["host"], match["v6"]), port
+
+
+def _what_was_meant(text: str) -> str:
+    """Return how a text that is no address is probably meant, "" where nothing says so."""
+    scheme, separator, rest = text.partition("://")
+    if separator and _HOST_AND_PORT.fullmatch(rest):
+        return f"there is no scheme {escaped(scheme, 20)}; write {rest}"
+    if text.startswith(("/", "./", "@")):
+        return f"a Unix socket has its scheme: unix:{printable(text)}"
+    if text.count(":") > 1 and not separator and "[" not in text:
+        return f"an IPv6 address is written in brackets, such as [{text.rpartition(':')[0]}]:8000"
+    if text.isascii() and text.isdigit():
+        return f"a port needs its colon: :{text} for all addresses, or 127.0.0.1:{text}"
+    if _HOST_NAME.fullmatch(text):
+        return f"the port is missing: {text}:8000"
+    return ""
 
 
 def _host(host: str | None, v6: str | None) -> str:

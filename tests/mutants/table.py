@@ -1680,7 +1680,7 @@ NEWCOMERS = (
     Mutant(
         "check refuses what run refuses",
         "prefork/cli/commands/check.py",
-        "    refuse_before_binding(resolved, watch=watch)",
+        "    refuse_before_binding(resolved, planned, watch=watch)",
         "    pass",
         "tests/live/test_cli.py -k refuse_the_same",
     ),

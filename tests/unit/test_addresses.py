@@ -50,7 +50,7 @@ def test_texts_that_are_addresses(canonical: str, text: str) -> None:
     ("hint", "text"),
     [
         ("such as 127.0.0.1:8000", ""),
-        ("such as 127.0.0.1:8000", "nonsense"),
+        ("the port is missing: nonsense:8000", "nonsense"),
         (":8000 for all addresses", "8000"),
         ("is written in brackets, such as [::1]:8000", "::1:80"),
         ("[1::2::3] is no IPv6 address", "[1::2::3]:80"),
@@ -61,7 +61,8 @@ def test_texts_that_are_addresses(canonical: str, text: str) -> None:
         ("such as 127.0.0.1:8000", "a: 1"),
         ("such as 127.0.0.1:8000", "a b:1"),
         ("such as 127.0.0.1:8000", "a:٣"),
-        ("such as 127.0.0.1:8000", "http://a:1"),
+        ("there is no scheme http; write a:1", "http://a:1"),
+        ("has its scheme: unix:/run/x", "/run/x"),
         ("such as 127.0.0.1:8000", "tcp://a:1/path"),
         ("such as 127.0.0.1:8000", "user@a:1"),
         ("each part has 63 letters at most", "a" * 64 + ":1"),
