@@ -2285,6 +2285,107 @@ REST = (
     ),
 )
 
+WSGI = (
+    Mutant(
+        "a request ends where its length says, so that proxy and pool agree on it",
+        "prefork/wsgi/handler.py",
+        "incoming.ahead = ahead[head.length :]",
+        "incoming.ahead = ahead[0:]",
+        "tests/live/test_wsgi_smuggling.py",
+    ),
+    Mutant(
+        "what is sent after the last chunk belongs to the next request",
+        "prefork/wsgi/incoming.py",
+        "self._incoming.ahead = data[used:] + self._incoming.ahead",
+        "self._incoming.ahead = data[used + 1 :] + self._incoming.ahead",
+        "tests/unit/test_wsgi_requests.py -k reach_the_application",
+    ),
+    Mutant(
+        "a request of HTTP/1.1 names one host",
+        "prefork/wsgi/head.py",
+        "if found.hosts > 1 or (is_newest and not found.hosts):",
+        "if is_newest and not found.hosts:",
+        "tests/unit/test_wsgi_requests.py -k refused",
+    ),
+    Mutant(
+        "a field with an underscore does not pass for a proxy's",
+        "prefork/wsgi/environ.py",
+        'if b"_" in name or name == b"proxy":',
+        'if name == b"proxy":',
+        "tests/unit/test_wsgi_requests.py -k fields_are",
+    ),
+    Mutant(
+        "the bytes between chunks are bounded",
+        "prefork/wsgi/incoming.py",
+        "if self._allowed < 0:",
+        "if self._allowed < -(2**40):",
+        "tests/unit/test_wsgi_requests.py -k bounds",
+    ),
+    Mutant(
+        "a client cannot say who it is: a list of clients is read from its end",
+        "prefork/wsgi/forwarded.py",
+        "for entry in reversed(read(fields)):",
+        "for entry in read(fields):",
+        "tests/unit/test_wsgi_forwarded.py -k cannot_say",
+    ),
+    Mutant(
+        "only named proxies are believed",
+        "prefork/wsgi/forwarded.py",
+        "if not is_proxy(peer):",
+        "if not is_proxy(peer) and False:",
+        "tests/unit/test_wsgi_forwarded.py -k other_peers",
+    ),
+    Mutant(
+        "a malformed Forwarded makes nobody pass for the proxy",
+        "prefork/wsgi/forwarded.py",
+        'raise RefusedRequest(400, "the field Forwarded is malformed")',
+        "return [Forwarded()]",
+        "tests/unit/test_wsgi_forwarded.py -k cannot_say",
+    ),
+    Mutant(
+        "a refused request counts as rejected",
+        "prefork/wsgi/books.py",
+        "account.refuse(Rejection.REQUEST)",
+        "pass",
+        "tests/live/test_wsgi.py -k logged_and_counted",
+    ),
+    Mutant(
+        "methods that clients invent make no new series",
+        "workers/answers.py",
+        "return _ROWS.get(method, _LAST_ROW) + _COLUMNS.get(status[0], 3)",
+        "return _ROWS[method] + _COLUMNS.get(status[0], 3)",
+        "tests/unit/test_families.py -k answers_of_http",
+    ),
+    Mutant(
+        "a client cannot leave its field of a line in the access log",
+        "workers/worker/web_lines.py",
+        'return f"\\\\{character}"',
+        "return character",
+        "tests/unit/test_access.py -k web_lines",
+    ),
+    Mutant(
+        "the line of a long request fits into a pipe",
+        "workers/text.py",
+        'return f"{text[:place]}…"',
+        "return text",
+        "tests/unit/test_access.py -k long_request",
+    ),
+    Mutant(
+        "an answer is logged with its own request",
+        "workers/worker/accounting.py",
+        "answer, self._answer = self._answer, None",
+        "answer = self._answer",
+        "tests/unit/test_accounting.py -k answer_is_logged",
+    ),
+    Mutant(
+        "the jitter of a gunicorn.conf.py keeps its range",
+        "prefork/cli/gunicorn.py",
+        "most = int(value) + more",
+        "most = int(value)",
+        "tests/unit/test_gunicorn.py -k become",
+    ),
+)
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -2318,5 +2419,6 @@ MUTANTS = (
     *BOX,
     *CANCELLING,
     *JOBS,
+    *WSGI,
     *REST,
 )
