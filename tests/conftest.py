@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
+pytest_plugins = ["prefork.testing.plugin"]
+
 _PROGRAMS = pytest.StashKey[list[Program]]()
 
 EXAMPLES = 100

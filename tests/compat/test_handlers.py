@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
-from typing import TYPE_CHECKING
+import socketserver
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import prefork
+from tests.support.app import LOOPBACK
 from tests.support.clients import (
     TIMEOUT,
     ask,
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from prefork.testing import ServedPool
     from tests.support.server import Program
 
 HEAD = """
@@ -39,26 +43,34 @@ Pool.workers = 2
 """
 
 
-@pytest.mark.parametrize("base", ["Pool", "prefork.PreForkingUnixStreamServer"])
-def test_large_answers(start: Callable[..., Program], tmp_path: Path, base: str) -> None:
-    """Ten megabytes written to wfile arrive whole, though the client reads late (P13, H05, H06)."""
-    address = "LOOPBACK" if base == "Pool" else repr(str(tmp_path / "socket"))
-    program = start(
-        HEAD
-        + f"""
-import prefork
 class Large(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.rfile.readline()
-        self.wfile.write(bytes(range(250)) * 40_000)
+    """Answers with ten megabytes."""
 
-serve_here({base}, Large, {address}, workers=3)
-"""
+    content = bytes(range(250)) * 40_000
+
+    def handle(self) -> None:
+        """Answer one line."""
+        self.rfile.readline()
+        self.wfile.write(self.content)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_large_answers(
+    prefork_pool: Callable[..., ServedPool], tmp_path: Path, transport: str
+) -> None:
+    """Ten megabytes written to wfile arrive whole, though the client reads late (P13, H05, H06)."""
+    server: Any = (
+        prefork.PreForkingTCPServer(LOOPBACK, Large)
+        if transport == "tcp"
+        else prefork.PreForkingUnixStreamServer(str(tmp_path / "socket"), Large)
     )
-    expected = hashlib.sha256(bytes(range(250)) * 40_000).hexdigest()
+    server.workers = 3
+    pool = prefork_pool(server)
+    expected = hashlib.sha256(Large.content).hexdigest()
 
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(program.address())) for _ in range(3)]
+        clients = [stack.enter_context(connect(pool.address)) for _ in range(3)]
         for client in clients:
             send_line(client, "all of it")
         for client in reversed(clients):
@@ -68,28 +80,28 @@ serve_here({base}, Large, {address}, workers=3)
             assert digest.hexdigest() == expected
 
 
-def test_handler_settings(start: Callable[..., Program]) -> None:
-    """A handler's own timeout, buffering and Nagle setting work as documented (H05-H08)."""
-    program = start(
-        HEAD
-        + """
-import socket
-class Careful(Echo):
+class Careful(socketserver.StreamRequestHandler):
+    """Says which settings of a handler class its connection has got."""
+
     timeout = 0.05
     wbufsize = -1
     disable_nagle_algorithm = True
-    def handle(self):
+
+    def handle(self) -> None:
+        """Wait for a line that does not come."""
         nodelay = self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         try:
             self.rfile.readline()
         except TimeoutError:
             self.wfile.write(f"{nodelay} {self.connection.gettimeout()}".encode())
 
-serve_here(Pool, Careful)
-"""
-    )
 
-    with connect(program.address()) as client:
+@pytest.mark.processes
+def test_handler_settings(prefork_pool: Callable[..., ServedPool]) -> None:
+    """A handler's own timeout, buffering and Nagle setting work as documented (H05-H08)."""
+    pool = prefork_pool(prefork.PreForkingTCPServer(LOOPBACK, Careful))
+
+    with connect(pool.address) as client:
         assert read_all(client) == "1 0.05"
 
 

@@ -23,6 +23,7 @@ CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
 LAYERS = (
     ("prefork.__main__", "prefork.cli"),
+    ("prefork.testing",),
     ("prefork.inspect",),
     ("prefork.wsgi",),
     ("prefork.rpc",),
@@ -125,6 +126,8 @@ ALLOWED_CALLS = {
     "prefork.workers.programs": {"subprocess"},
     # Inside that child, once the verdict is written: threads of the application would keep it.
     "prefork.cli.command_line": {"os._exit"},
+    # It runs in a test of the program, and neither in a master nor in a worker.
+    "prefork.testing.pool": {"multiprocessing", "os.kill"},
 }
 """Calls outside of workers/system.py, each with its reason."""
 
