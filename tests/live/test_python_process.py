@@ -125,7 +125,13 @@ def test_what_the_master_started_ends_in_the_master_alone(start: Callable[..., P
     program = start(f"""{USER}
 kept, facts = use("master")
 tell("facts", facts)
-serve(Uses, workers=2, fork_check="off", max_requests=1)
+
+def when_ready(self):
+    announce(self)
+    kept.append(open(os.dup(1), "w"))
+    print(json.dumps(["master late file", os.getpid()]), file=kept[-1])
+
+serve(Uses, workers=2, fork_check="off", max_requests=1, when_ready=when_ready)
 """)
     folder, *children = program.told("facts")
     address = program.address()
@@ -136,7 +142,7 @@ serve(Uses, workers=2, fork_check="off", max_requests=1)
         "the end of three workers",
     )
 
-    ends = ("atexit", "file", "finalizer", "record")
+    ends = ("atexit", "file", "late file", "finalizer", "record")
     assert not any(program.all_told(f"master {what}") for what in ends)
     assert Path(folder).exists()
     assert all(map(is_alive, children))

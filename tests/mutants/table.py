@@ -2183,6 +2183,13 @@ CANCELLING = (
         "tests/live/test_python_process.py -k started_ends_with_it",
     ),
     Mutant(
+        "a worker writes nothing that the files of the master hold back",
+        "workers/worker/python_process.py",
+        "    gc.freeze()\n",
+        "    pass\n",
+        "tests/live/test_python_process.py -k in_the_master_alone",
+    ),
+    Mutant(
         "a worker has no fork server of the master's",
         "workers/worker/python_process.py",
         "    server.__init__()\n",

@@ -65,9 +65,6 @@ _TERM, _DEFAULT = int(signal.SIGTERM), int(signal.SIG_DFL)
 _began: list[bool] = []
 """Not empty in a worker that has forgotten what the master has registered."""
 
-_files_of_master: list[weakref.ref[Any]] = []
-"""Files that were open at the birth and that the garbage collector knows. It does not know a frozen heap."""
-
 
 # --- the birth
 
@@ -136,7 +133,9 @@ def _forget_fork_server() -> None:
 
 
 def _forget_files() -> None:
-    _files_of_master[:] = map(weakref.ref, _open_files())
+    # What is frozen, the garbage collector does not list: at the end, it lists what the worker has made.
+    # Most of the heap is frozen already (before_fork.py). To look for files here would copy pages.
+    gc.freeze()
 
 
 def _forget_buffered_records() -> None:
@@ -277,18 +276,12 @@ def _try(identity: str, step: Callable[[], object]) -> None:
 _BUFFERED: Final = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 
 
-def _open_files() -> Iterator[Any]:
-    """Yield the files with a buffer that the garbage collector knows; some of them may be closed."""
-    return (one for one in gc.get_objects() if type(one) in _BUFFERED)
-
-
 def _flush_files() -> None:
     # Python writes what the buffers of open files still hold when it takes down the objects of a process.
     # A file that the master has opened is left alone: its buffer is a copy, in which may stand what the
     # master will write itself.
-    kept = {id(ref()) for ref in _files_of_master}
-    for one in _open_files():
-        if id(one) not in kept:
+    for one in gc.get_objects():
+        if type(one) in _BUFFERED:
             with contextlib.suppress(Exception):  # closed, a full disk, a pipe without a reader
                 one.flush()
 
