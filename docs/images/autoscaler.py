@@ -203,7 +203,13 @@ def picture() -> str:
     came.area([(minute / 60, rate(minute * 60)) for minute in range(1440)], GREY_FILL)
     pool = Panel(56, 178, 680, 150, bare, Axis(0, 40, (0, 10, 20, 30, 40)), "machines of 4 workers")
     wait = Panel(
-        56, 368, 680, 110, hours, Axis(0, 300, (0, 100, 200, 300)), "seconds that a request waits"
+        56,
+        368,
+        680,
+        110,
+        hours,
+        Axis(0, 300, (0, 100, 200, 300)),
+        "seconds that a request waits (cut at 300)",
     )
     for name, colour in zip(WISHES, (BLUE, ORANGE), strict=True):
         found = day(name)
@@ -212,7 +218,7 @@ def picture() -> str:
         wait.steps([(n / 60, min(300.0, longest)) for n, longest in enumerate(minutes)], colour)
     pool.label((1, 34), "follows prefork_workers_needed", BLUE)
     pool.label((1, 28), "follows CPU time", ORANGE)
-    pool.label((18.5, 36), "slow database", PALE, "middle")
+    pool.label((16.3, 36), "slow database", PALE, "middle")
     came.label((10.5, 330), "burst", PALE)
     return chart(
         "A day of two autoscalers",

@@ -21,6 +21,7 @@ from prefork.cli.commands import (
     completion,
     config,
     dump,
+    haproxy,
     memory,
     reload,
     run,
@@ -157,7 +158,7 @@ SECTIONS: Final = {
         *(scale.command, reload.command, reload.upgrade),
         *(cancel.command, stop.command),
     ),
-    "Set up": (completion.command,),
+    "Set up": (haproxy.command, completion.command),
 }
 """All commands, by the sections of the help."""
 

@@ -654,6 +654,27 @@ METRICS = (
         "tests/unit/test_agent.py",
     ),
     Mutant(
+        "what waits in the accept queue counts as load",
+        "metrics/demand.py",
+        "+ last.queued - first.queued)",
+        ")",
+        "tests/unit/test_demand.py",
+    ),
+    Mutant(
+        "a request that was shed does not make the others look short",
+        "metrics/demand.py",
+        "- max(0, last.shed - first.shed)",
+        "",
+        "tests/unit/test_demand.py",
+    ),
+    Mutant(
+        "a name with a line break puts no line into HAProxy's configuration",
+        "prefork/cli/commands/haproxy.py",
+        "_HOST.fullmatch(host)",
+        "_HOST.match(host)",
+        "tests/live/test_haproxy_command.py",
+    ),
+    Mutant(
         "a request head of the metrics is bounded",
         "metrics/web.py",
         "if len(received) > LONGEST_HEAD:",
