@@ -21,6 +21,7 @@ from prefork.workers.settings import (
     Settings,
     no_such_setting,
     refuse_contradictions,
+    refuse_late_soft_timeout,
     room_for,
 )
 
@@ -81,13 +82,14 @@ def resolve(layers: Sequence[Layer], *, cpus: Callable[[], Usable] = usable_cpus
     most = values.setdefault("max_children", room)
     if counted is not None:
         values["workers"] = min(counted.count, most)
+
+    def source(key: str) -> str:
+        return origins.get(key, DEFAULT)
+
     refuse_contradictions(
-        values["workers"],
-        most,
-        values.get("min_spare"),
-        values.get("max_spare"),
-        lambda key: origins.get(key, DEFAULT),
+        values["workers"], most, values.get("min_spare"), values.get("max_spare"), source
     )
+    refuse_late_soft_timeout(values.get("soft_timeout"), values.get("request_timeout"), source)
     settings = Settings(**values)
     automatic = {"workers"} if counted is not None else set()
     if "max_children" not in origins:

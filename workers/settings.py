@@ -814,6 +814,9 @@ class Settings(
             self.max_spare,
             lambda key: f"Settings({key}=…)",
         )
+        refuse_late_soft_timeout(
+            self.soft_timeout, self.request_timeout, lambda key: f"Settings({key}=…)"
+        )
 
     @property
     def process_limits(self) -> ProcessLimits | None:
@@ -981,3 +984,17 @@ def refuse_contradictions(
     if min_spare is not None and workers == 0:
         allowed = "a pool that follows load needs at least one worker; leave min_spare out"
         raise SettingsError("workers", workers, source("workers"), allowed)
+
+
+def refuse_late_soft_timeout(
+    soft: float | None, hard: float | None, source: Callable[[str], str]
+) -> None:
+    """Raise SettingsError for a ``soft_timeout`` that would come when the worker is killed already.
+
+    hard: the ``request_timeout``. source: as for ``refuse_contradictions()``.
+    """
+    if soft is not None and hard is not None and soft >= hard:
+        key = "request_timeout"
+        bound = f"{key} = {ROWS[key].shown(hard)} (from {source(key)})"
+        allowed = f"less than {bound}, which kills the worker"
+        raise SettingsError("soft_timeout", soft, source("soft_timeout"), allowed)

@@ -246,6 +246,21 @@ def test_given_max_children_is_a_hard_bound() -> None:
             Settings(max_children=40, **values)
 
 
+def test_soft_timeout_comes_before_the_worker_is_killed() -> None:
+    """A soft_timeout that could never be reached is refused, with both settings, values and sources."""
+    with pytest.raises(SettingsError) as caught:
+        resolve(
+            [layer("prefork.toml", soft_timeout="10s"), layer("flag -t", request_timeout="10s")]
+        )
+    assert str(caught.value) == (
+        "soft_timeout = 10.0 (from prefork.toml) is refused: "
+        "less than request_timeout = 10s (from flag -t), which kills the worker"
+    )
+    with pytest.raises(SettingsError, match="less than request_timeout"):
+        Settings(soft_timeout=11, request_timeout=10)
+    Settings(soft_timeout=9, request_timeout=10)
+
+
 def test_given_workers_need_no_counting() -> None:
     """CPUs are counted only for ``auto``."""
     resolved = resolve([layer("flag --workers", workers="auto"), layer("x", workers=1)])
