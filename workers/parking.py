@@ -69,7 +69,7 @@ _ROOM: Final = socket.CMSG_SPACE(2 * _INT)  # for one descriptor more than is wa
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-_LOOK: Final = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
+LOOK: Final = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 
 SHORTAGES: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 """Why a message cannot be sent now, although the other end is there.
@@ -173,7 +173,7 @@ def has_spoken(fd: int) -> bool:
         return False
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)  # of any family, to receive
     try:
-        return bool(sock.recv(1, _LOOK))
+        return bool(sock.recv(1, LOOK))
     except OSError:
         return False
     finally:
@@ -276,7 +276,7 @@ class ResumeQueue(Listener):
         if not any(events & select.POLLRDHUP for _, events in self._poll.poll(0)):
             return True
         with contextlib.suppress(BlockingIOError), borrowed(self.fd) as sock:
-            return bool(sock.recv(1, _LOOK))
+            return bool(sock.recv(1, LOOK))
         return False
 
     def needs_draining(self) -> bool:

@@ -59,8 +59,11 @@ class WSGIServer(_OfApplication, PreForkingTCPServer):
     A request that is asked to end (``soft_timeout``) is answered by 504, one that has waited for longer
     than ``max_queue_wait`` by 503.
 
-    ``park_new`` is on: a client that connects and says nothing holds no worker.
+    ``park_new`` is on: a client that connects and says nothing holds no worker. ``defer_accept`` is one
+    second, so that the kernel reports a client that speaks at once together with its request.
     """
+
+    defer_accept: float | str | None = 1.0
 
 
 class UnixWSGIServer(_OfApplication, PreForkingUnixStreamServer):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import prefork
+from prefork.cli.commands.loading import OF_APPLICATIONS
 from prefork.cli.serve_plan import Requested, plan
 from prefork.host.addresses import Address
 from prefork.workers.errors import BindError, BootError, TargetError
+from prefork.wsgi import WSGIServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +102,12 @@ def test_applications_are_served(
     assert {server.RequestHandlerClass.__name__ for server in servers} == {"WSGIHandler"}
     assert all(server.RequestHandlerClass.application is found for server in servers)
     assert [server.limit_body for server in servers] == [7, 7]
+
+
+def test_application_has_the_defaults_of_its_server_class() -> None:
+    """The command line and the server class agree on what is the default for WSGI applications."""
+    found = {name: getattr(WSGIServer, name) for name in OF_APPLICATIONS}
+    assert found == OF_APPLICATIONS == {"park_new": True, "defer_accept": 1.0}
 
 
 def test_application_serves_no_datagrams() -> None:

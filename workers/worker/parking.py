@@ -39,6 +39,7 @@ from typing import Any, Final, Protocol
 from prefork.workers import forks
 from prefork.workers.listener import Listener
 from prefork.workers.parking import (
+    LOOK,
     MOST_STATE,
     PARK,
     READY,
@@ -330,7 +331,7 @@ class Parking:
         """Take a new connection whose client has spoken. Those whose clients have not are parked."""
         while True:
             request, address = take()
-            if self.is_closing() or has_spoken(request.fileno()):
+            if self.is_closing() or _has_spoken(request):
                 return request, address
             self.park(request, Luggage(address, answered_ns=monotonic_ns(), is_new=True))
             request.close()
@@ -462,6 +463,16 @@ def refuse_state(state: object) -> None:
         raise TypeError(f"state must be bytes to be parked, not {type(state).__name__}")
     if len(state) > MOST_STATE:
         raise ValueError(f"state has {len(state)} bytes, and at most {MOST_STATE} can be parked")
+
+
+def _has_spoken(request: Any) -> bool:
+    """Return whether a client has sent something. Of a plain socket this is one call, and no other object."""
+    if type(request) is not socket.socket or request.gettimeout() is not None:
+        return has_spoken(request.fileno())
+    try:
+        return bool(request.recv(1, LOOK))
+    except OSError:
+        return False
 
 
 def _has_some(reader: Reader) -> bool:

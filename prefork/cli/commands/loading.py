@@ -72,6 +72,14 @@ class SettingsSoFar(msgspec.Struct, frozen=True):
         return self.file.target, factory or self.file.factory
 
 
+OF_APPLICATIONS: Final = {"park_new": True, "defer_accept": 1.0}
+"""What is the default for WSGI applications alone, as for ``WSGIServer``.
+
+A client of HTTP speaks first, so a client that says nothing need not hold a worker. The kernel keeps the
+connection for a second. This spares the way through the lot to the clients that speak at once.
+"""
+
+
 def read_settings(flags: Mapping[str, object], config: str | None) -> SettingsSoFar:
     """Return the settings of flags, environment and file.
 
@@ -237,8 +245,7 @@ def _attributes_of(found: object) -> list[Layer]:
     ``build()``.
     """
     if is_application(found):
-        # A client of HTTP speaks first, so one that says nothing need not hold a worker.
-        return [Layer({"park_new": True}, lambda _key: "the default for WSGI applications")]
+        return [Layer(OF_APPLICATIONS, lambda _key: "the default for WSGI applications")]
     is_server = isinstance(found, BaseServer) or (
         isinstance(found, type) and issubclass(found, BaseServer)
     )
