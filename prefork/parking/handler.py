@@ -85,15 +85,20 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         try:
             following = self._handle_in_a_row(handle, parking, reader, as_new)
             if following is LATER:
-                address, client = packed(as_new["client_address"])
-                ahead, answered = reader.read_ahead(), reader.answered_ns
-                self._luggage = Luggage(
-                    address, self.state, ahead, client=client, answered_ns=answered
-                )
+                self._luggage = self._luggage_with(reader.ahead, as_new["client_address"])
             else:
                 self.close_connection = True
         finally:
             reader.end()
+
+    def _luggage_with(self, ahead: bytes, client_address: Any) -> Luggage:
+        """Return what goes along with the connection: the same as came with it, if nothing has changed."""
+        before = self._luggage
+        has_changed = before is _NOTHING or before.is_new or before.state != self.state
+        if not (has_changed or before.read_ahead or ahead):
+            return before
+        address, client = packed(client_address)
+        return Luggage(address, self.state, ahead, client=client)
 
     def _handle_in_a_row(
         self, handle: Callable[[], None], parking: Any, reader: Reader, as_new: dict[str, Any]

@@ -374,7 +374,7 @@ WORKER = (
     Mutant(
         "a busy listener does not starve the others",
         "workers/worker/loop.py",
-        "BURST_NS if len(lanes) == 1 else 0",
+        "BURST_NS if len(lanes) == 1 else SHARED_BURST_NS",
         "100 * BURST_NS",
         "tests/live/test_embedding.py -k starve",
     ),
@@ -1427,9 +1427,16 @@ PARKING = (
     Mutant(
         "what a handler has read ahead goes along with its connection",
         "prefork/parking/handler.py",
-        "                ahead, answered = reader.read_ahead(), reader.answered_ns\n",
-        '                ahead, answered = b"", reader.answered_ns\n',
+        'self._luggage_with(reader.ahead, as_new["client_address"])',
+        'self._luggage_with(b"", as_new["client_address"])',
         "tests/live/test_parking.py -k keep_nobody_waiting",
+    ),
+    Mutant(
+        "what a handler leaves is what the next one finds, also where nothing else has changed",
+        "prefork/parking/handler.py",
+        "or before.state != self.state",
+        "",
+        "tests/unit/test_conversation.py -k luggage",
     ),
     Mutant(
         "an idle connection holds no worker",

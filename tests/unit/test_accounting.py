@@ -17,7 +17,6 @@ from prefork.workers.states import Rejection
 from prefork.workers.waits import QueueWaits
 from prefork.workers.worker.access import access_log_for
 from prefork.workers.worker.accounting import (
-    AT_ONCE_NS,
     BecameBusy,
     OneAtATime,
     OneJudged,
@@ -25,6 +24,7 @@ from prefork.workers.worker.accounting import (
     account_for,
     busy_call,
 )
+from prefork.workers.worker.turn import AT_ONCE_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
@@ -12,16 +13,30 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import prefork
+from prefork.workers.parking import (
+    INSTANT,
+    PARK,
+    RESUMED,
+    Luggage,
+    Receiver,
+    decode,
+    encode,
+    send,
+    unpack,
+)
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import Phase
 from prefork.workers.worker.accounting import OneAtATime, Overlapping
-from prefork.workers.worker.parking import IN_A_ROW_NS, Parking
+from prefork.workers.worker.parking import ATTRIBUTE, IN_A_ROW_NS, Parking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LINE = b"line\n"
+
+LONG_AGO_NS = 10**10
+"""When a client spoke that is not quick, on a machine that has run for longer."""
 
 
 class Bench:
@@ -36,7 +51,7 @@ class Bench:
         self.server = SimpleNamespace()
         link, lots_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ends.enter_context(link)
-        ends.enter_context(lots_end)
+        self.lots_end = ends.enter_context(lots_end)
         listener: Any = SimpleNamespace(family=socket.AF_UNIX, socket_type=1, server=self.server)
         phase = self.board.pool_word(PoolField.PHASE)
         # The views of the board go before the board.
@@ -55,6 +70,40 @@ class Bench:
         epoll.register(link, select.EPOLLIN)
         parking.begin(epoll, self.account, lambda: None)
         ends.callback(parking._socket.detach)
+
+    def serve_resumed(self, luggage: Luggage, new_state: bytes) -> bytes:
+        """Serve a request of a connection that comes from the lot; return the luggage that goes back."""
+
+        class Answering(prefork.ParkingMixIn, prefork.StreamRequestHandler):
+            def handle(self) -> None:
+                self.wfile.write(self.rfile.readline())
+                self.state = new_state
+
+        client, connection = socket.socketpair()
+        parking = getattr(self.server, ATTRIBUTE)
+        source: Any = SimpleNamespace(listener=None, waits=None)
+        with client, connection:
+            client.sendall(LINE)
+            send(
+                self.lots_end,
+                RESUMED,
+                LONG_AGO_NS,
+                INSTANT.pack(0) + encode(luggage),
+                connection.fileno(),
+            )
+            request, address = parking.take()
+            with request:
+                self.account.taken(request, time.monotonic_ns(), address, source)
+                Answering(request, address, self.server)
+                request.shutdown(socket.SHUT_WR)
+                self.account.returned(request, Outcome.OK)
+            message, fd = Receiver(self.lots_end).receive()
+            os.close(fd)
+            client.sendall(LINE)  # the connection is open: what was parked was not shut down
+        kind, _, payload = unpack(message)
+        assert kind == PARK
+        assert INSTANT.unpack_from(payload)[0] > LONG_AGO_NS
+        return payload[INSTANT.size :]
 
     def serve(self, requests: int) -> list[int]:
         """Serve a conversation; return what REQUEST_NS said in each request."""
@@ -100,6 +149,26 @@ def test_each_request_counts_and_has_a_beginning_of_its_own(
     assert bench.board.snapshot().slots[0].ok == requests
     assert bench.writer.words[SlotField.ERRORS] == 0
     assert bench.writer.words[REQUEST_NS] == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "read_ahead", "is_new", "new_state"),
+    [
+        (b"a", b"", False, b"a"),
+        (b"a", b"", False, b"b"),
+        (b"a", LINE, False, b"a"),
+        (b"a", b"", True, b"a"),
+    ],
+)
+def test_luggage_is_that_of_the_last_request(
+    ends: contextlib.ExitStack, state: bytes, read_ahead: bytes, is_new: bool, new_state: bytes
+) -> None:
+    """What goes back to the lot is what the handler has left, whether or not that is what came with the connection."""
+    bench = Bench(OneAtATime, ends)
+    came = Luggage(["a", 1], state, read_ahead, is_new)
+    back = decode(bench.serve_resumed(came, new_state))
+    # A line that was read ahead is served first, and the one in the socket is not looked at.
+    assert back == Luggage(["a", 1], new_state)
 
 
 def test_older_request_of_a_thread_stays_the_oldest(ends: contextlib.ExitStack) -> None:

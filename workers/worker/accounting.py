@@ -26,12 +26,10 @@ from prefork.workers.worker.access import LogRequest
 from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.standard import is_standard
+from prefork.workers.worker.turn import AT_ONCE_NS
 
 MOST_SHARED = 16
 """Short requests of one connection that share their books at most."""
-
-AT_ONCE_NS = 8_000
-"""A wait shorter than this did not sleep: there is a queue."""
 
 EDGE: Final = "_prefork_edge"
 """The attribute of a server that has an edge (prefork/edge/edge.py)."""

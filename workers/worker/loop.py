@@ -27,10 +27,10 @@ import msgspec
 from prefork.workers import system
 from prefork.workers.slot_writer import ORDER
 from prefork.workers.states import ExitKind, Order
-from prefork.workers.worker.accounting import AT_ONCE_NS
 from prefork.workers.worker.choice import lanes_for
 from prefork.workers.worker.lanes import Common, Lane
 from prefork.workers.worker.trimming import REST
+from prefork.workers.worker.turn import AT_ONCE_NS
 
 WAIT_BOUND = 5.0
 """Seconds for which an idle worker sleeps before it looks for clients by itself.
@@ -54,6 +54,14 @@ After one such wait there may have been a single client, and a take in vain cost
 
 BURST_NS = 50_000_000
 """How long a loaded worker takes without waiting. Between two such bursts it looks at everything else."""
+
+SHARED_BURST_NS = 2_000_000
+"""The same for a worker with several listeners, each of which has to wait for the bursts of the others.
+
+A request that takes longer than this is a burst by itself. With shorter requests a worker waits once for many
+of them, in place of once for each. A pool that parks has two listeners: that of new connections, and
+that of those whose clients have spoken again.
+"""
 
 CHORES_BOUND = 0.5
 """Seconds for which an idle worker sleeps if its server class has something done between requests."""
@@ -98,8 +106,7 @@ class Loop:
         self._control = control
         self._checks = checks
         self._thread = threading.get_ident()
-        # With several listeners a busy one must not starve the others: one request of each, or one round.
-        self._burst_ns = BURST_NS if len(lanes) == 1 else 0
+        self._burst_ns = BURST_NS if len(lanes) == 1 else SHARED_BURST_NS
         self._epoll = select.epoll()
         self._news = select.poll()
         self._order = 0

@@ -30,6 +30,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
@@ -39,6 +40,7 @@ from typing import Any, Final, Protocol
 from prefork.workers import forks
 from prefork.workers.listener import Listener
 from prefork.workers.parking import (
+    INSTANT,
     LOOK,
     MOST_STATE,
     PARK,
@@ -56,6 +58,7 @@ from prefork.workers.scoreboard import SHORTEST_NS, SlotField
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, SlotWriter
 from prefork.workers.states import Phase
 from prefork.workers.worker.reader import READ_NOTHING, Reader
+from prefork.workers.worker.turn import AT_ONCE_NS
 
 ATTRIBUTE: Final = "_prefork_parking"
 """The attribute of a server that holds its ``Parking``, in a worker of a pool that has a lot."""
@@ -114,7 +117,8 @@ NEVER: Final = Next.NEVER
 
 def can_be_parked(request: Any) -> bool:
     """Return whether a connection can leave its process: that of TLS cannot, because its state is here."""
-    return type(request) in {socket.socket, ParkedSocket}
+    kind = type(request)
+    return kind is ParkedSocket or kind is socket.socket
 
 
 class Parking:
@@ -194,7 +198,8 @@ class Parking:
         With NOW the request so far is counted as finished, and the next one as begun. reader: what
         the handler reads its requests through.
         """
-        reader.answered_ns = ended = monotonic_ns()
+        ended = monotonic_ns()
+        reader.ahead = reader.read_ahead()
         reader.until_ns = reader.until_ns or ended + self._in_a_row_ns
         if reader.request.fileno() < 0:  # the handler has closed or passed on the connection
             following = NEVER
@@ -205,7 +210,7 @@ class Parking:
         if following is NOW:
             reader.began_ns = monotonic_ns()
             self._account.next_on_connection(reader.request, ended, reader.began_ns)
-        else:
+        elif monotonic_ns() - ended >= AT_ONCE_NS:
             self._account.note_end(ended)
         return following
 
@@ -244,6 +249,7 @@ class Parking:
                 if state is not known:
                     refuse_state(state)
                 if ended >= until or phase[0] != _SERVING or writer.words[ORDER]:
+                    reader.ahead = reader.read_ahead()
                     following = self._close_or_park(reader)
                     break
                 following = LATER
@@ -273,7 +279,7 @@ class Parking:
         finally:
             account.close_shared(short, short_ns, since)
             self._wait_no_more_for(fd)
-        reader.answered_ns = ended
+        reader.ahead = reader.read_ahead()
         account.note_end(ended)
         return following
 
@@ -290,10 +296,11 @@ class Parking:
             return
         if request.gettimeout() is not None:
             request.settimeout(None)  # the flag O_NONBLOCK would go along
-        kind, payload = READY if luggage.read_ahead else PARK, encode(luggage)
+        kind, now = READY if luggage.read_ahead else PARK, monotonic_ns()
+        payload = INSTANT.pack(now) + _packed(request, luggage)
         try:
             for _ in range(MOST_TRIES):
-                if self._is_sent(kind, luggage.answered_ns, payload, request.fileno()):
+                if self._is_sent(kind, now, payload, request.fileno()):
                     os.close(request.detach())
                     return
                 if not self._lot_makes_room():
@@ -316,14 +323,15 @@ class Parking:
             raise BlockingIOError
         try:
             _, spoke_ns, payload = unpack(message)
-            luggage = decode(payload)
-        except ValueError:
+            (parked_ns,), packed = INSTANT.unpack_from(payload), payload[INSTANT.size :]
+            luggage = decode(packed)
+        except (ValueError, struct.error):
             os.close(fd)
             raise BlockingIOError from None
         request = ParkedSocket(self._listener.family, self._listener.socket_type, 0, fd)
-        request.luggage = luggage
+        request.luggage, request.packed = luggage, packed
         request.waited_ns = max(0, monotonic_ns() - spoke_ns)
-        request.is_quick = spoke_ns - luggage.answered_ns < self._quick_ns
+        request.is_quick = spoke_ns - parked_ns < self._quick_ns
         address = luggage.address
         return request, tuple(address) if isinstance(address, list) else address
 
@@ -333,7 +341,7 @@ class Parking:
             request, address = take()
             if self.is_closing() or _has_spoken(request):
                 return request, address
-            self.park(request, Luggage(address, answered_ns=monotonic_ns(), is_new=True))
+            self.park(request, Luggage(address, is_new=True))
             request.close()
 
     # --- inside
@@ -357,23 +365,21 @@ class Parking:
     def _wait_for_first(self, reader: Reader) -> Next:
         """Wait for the next request of a connection with which there is no conversation yet."""
         request = reader.request
-        fd = request.fileno()
-        if self._others.poll(0):
-            return self._close_or_park(reader)
         if _has_some(reader):
-            return NOW
+            return self._close_or_park(reader) if self._others.poll(0) else NOW
         if not getattr(request, "is_quick", True):
             return LATER
+        fd = request.fileno()
         if self._connection != fd:  # a poll knows a descriptor by its number alone
             if self._connection >= 0:
                 self._both.unregister(self._connection)
             self._both.register(fd, select.POLLIN | select.POLLRDHUP)
             self._connection = fd
-        events = dict(self._both.poll(self._linger * 1000))
-        if fd not in events or len(events) > 1:
-            return LATER
+        events = self._both.poll(self._linger * 1000)
+        if len(events) != 1 or events[0][0] != fd:
+            return self._close_or_park(reader)
         # A client that has closed its side may have spoken before that.
-        if events[fd] & select.POLLRDHUP and not has_spoken(fd):
+        if events[0][1] & select.POLLRDHUP and not has_spoken(fd):
             return NEVER
         if can_be_parked(request):
             reader.note_use()
@@ -446,7 +452,7 @@ class ParkingOnly:
 
     def asks_again(self, reader: Reader) -> Next:
         """Return LATER."""
-        reader.answered_ns = monotonic_ns()
+        reader.ahead = reader.read_ahead()
         return LATER
 
 
@@ -477,7 +483,15 @@ def _has_spoken(request: Any) -> bool:
 
 def _has_some(reader: Reader) -> bool:
     """Return whether bytes of the next request have been read with the last one."""
-    return bool(reader.read_ahead()) or has_decrypted(reader.request)
+    return bool(reader.ahead) or has_decrypted(reader.request)
+
+
+def _packed(request: Any, luggage: Luggage) -> bytes:
+    """Return the bytes of a luggage; those that came with the connection where it is the same."""
+    if type(request) is ParkedSocket and luggage is request.luggage:
+        return request.packed
+    packed: bytes = encode(luggage)
+    return packed
 
 
 def has_decrypted(request: Any) -> bool:

@@ -34,14 +34,14 @@ class Reader:
     request: the socket. read_ahead: returns what was read and belongs to the next request. peek: the
     file's method. raw: the raw file below it; None for a file that cannot be looked into.
     receive: reads into a buffer from the socket. is_in_use: whether the handler is known to read its
-    requests through the file. answered_ns: when the last request ended, in nanoseconds of
-    CLOCK_MONOTONIC. until_ns: when the worker is to look at everything else; 0 before the first request
-    has ended. began_ns: since when the request in hand counts, after the first one.
+    requests through the file. ahead: what ``read_ahead()`` has returned after the last request.
+    until_ns: when the worker is to look at everything else; 0 before the first request has ended.
+    began_ns: since when the request in hand counts, after the first one.
     """
 
     __slots__ = (
         *(
-            "answered_ns",
+            "ahead",
             "began_ns",
             "is_in_use",
             "peek",
@@ -58,7 +58,8 @@ class Reader:
         self.request = request
         self.read_ahead = read_ahead
         self.is_in_use = False
-        self.answered_ns = self.until_ns = self.began_ns = 0
+        self.ahead = b""
+        self.until_ns = self.began_ns = 0
         if self.raw is not None:
             self.peek = rfile.peek
             self.receive = request.recv_into

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+AT_ONCE_NS = 8_000
+"""A wait shorter than this did not sleep: there is a queue."""
+
 
 class Turn:
     """When the turn in progress ends: two instants, in monotonic nanoseconds.
