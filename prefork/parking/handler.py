@@ -81,7 +81,8 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         # The object and this function know each other: only a garbage collection would free both.
         del attributes["handle"]
         as_new = attributes.copy()
-        reader = Reader(attributes.get("rfile"), self.request, self.take_read_ahead)
+        rfile = attributes.get("rfile")
+        reader = Reader(rfile, self.request, self.take_read_ahead, self.announces_end)
         try:
             following = self._handle_in_a_row(handle, parking, reader, as_new)
             if following is LATER:
@@ -144,6 +145,15 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
         """Return whether the pool is about to stop, so that the connection ends after this request."""
         closing: bool = getattr(self.server, ATTRIBUTE, _HERE).is_closing()
         return closing
+
+    def announces_end(self) -> bool:
+        """Return whether the answers of the protocol say that the connection ends, as those of HTTP do.
+
+        During ``drain_delay`` a connection then goes on until an answer has said so. With other protocols
+        it ends after its request. A handler that overrides this method looks at ``pool_is_closing()``
+        when it answers, and sets ``close_connection`` where the answer says so.
+        """
+        return hasattr(self, "handle_one_request")
 
     def end_headers(self) -> None:
         """End the head of an answer (handlers of ``http.server``), and say in it whether the connection goes on."""

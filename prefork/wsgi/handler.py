@@ -65,6 +65,10 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         self._wire = Wire(self.request, getattr(self.server, CLIENT_TIMEOUT, None))
         self._incoming = Incoming(self._wire, self._luggage.read_ahead)
 
+    def announces_end(self) -> bool:
+        """Return True: an answer says whether its connection ends."""
+        return True
+
     def take_read_ahead(self) -> bytes:
         """Return what was read and belongs to the next request."""
         return self._incoming.ahead

@@ -566,7 +566,6 @@ def test_answers_say_whether_the_connection_goes_on(
             assert "connection: keep-alive" in head_of(old)
             new.sendall(b"GET /new HTTP/1.1\r\nHost: x\r\n\r\n")
             assert "connection:" not in head_of(new)
-        wait_parked(scores, 2)  # a worker that still waits for its client closes the connection
         program.signal(signal.SIGTERM)
         wait_until(lambda: scores.snapshot().phase is Phase.NOT_READY, "a pool that drains")
         for client, version in ((old, "1.0"), (new, "1.1")):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.workers.answers import COUNTS, place_of
-from prefork.workers.scoreboard import PoolField, SlotField
+from prefork.workers.scoreboard import SlotField
 from prefork.workers.states import WorkerState
 from tests.support import board
 from tests.support.clients import read_to_the_end
@@ -158,8 +158,6 @@ def test_client_hears_of_a_stop(start: Callable[..., Program]) -> None:
         client.request("GET", "/a")
         before = client.getresponse()
         assert (before.getheader("Connection"), before.read()) == (None, b"/a")
-        with board.board_of(program.pid) as scores:  # before, a worker would close the connection
-            wait_until(lambda: scores.pool(PoolField.PARKED) == 1, "the connection is parked")
         program.terminate()
         program.wait_logged("phase changed old=serving")
         client.request("GET", "/b")

@@ -1439,6 +1439,20 @@ PARKING = (
         "tests/unit/test_conversation.py -k luggage",
     ),
     Mutant(
+        "a connection of HTTP goes on until its client has been told that it ends",
+        "workers/worker/parking.py",
+        "(self.is_closing() and not reader.announces_end())",
+        "self.is_closing()",
+        "tests/unit/test_conversation.py -k client_knows",
+    ),
+    Mutant(
+        "a client that has spoken while a worker talks with it is served at a stop",
+        "workers/worker/parking.py",
+        "if (then := self._without_waiting(reader, ends=self.ends(reader))) is not NOW:",
+        "if (then := self._without_waiting(reader, ends=self.ends(reader))) or True:",
+        "tests/unit/test_conversation.py -k has_spoken",
+    ),
+    Mutant(
         "an idle connection holds no worker",
         "prefork/parking/handler.py",
         "            parking.park(request, self._luggage)",

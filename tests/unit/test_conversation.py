@@ -42,7 +42,9 @@ LONG_AGO_NS = 10**10
 class Bench:
     """A worker's parking with an account of a kind, and a client that asks again as soon as it has an answer."""
 
-    def __init__(self, account_class: type[Any], ends: contextlib.ExitStack) -> None:
+    def __init__(
+        self, account_class: type[Any], ends: contextlib.ExitStack, *, linger: float = 0.5
+    ) -> None:
         self.board = Scoreboard.create(2)
         ends.callback(self.board.close)
         self.board.set_pool(PoolField.PHASE, Phase.SERVING)
@@ -60,7 +62,7 @@ class Bench:
         parking = Parking(
             listener,
             link.fileno(),
-            linger=0.5,
+            linger=linger,
             in_a_row_ns=IN_A_ROW_NS * 100,
             phase=phase,
             writer=self.writer,
@@ -105,8 +107,12 @@ class Bench:
         assert INSTANT.unpack_from(payload)[0] > LONG_AGO_NS
         return payload[INSTANT.size :]
 
-    def serve(self, requests: int) -> list[int]:
-        """Serve a conversation; return what REQUEST_NS said in each request."""
+    def serve(self, requests: int, *, draining_from: int = 0) -> list[int]:
+        """Serve a conversation; return what REQUEST_NS said in each request.
+
+        draining_from: the request during which the pool begins to drain; 0 for none.
+        """
+        board = self.board
         client, connection = socket.socketpair()
         words = self.writer.words
         seen: list[int] = []
@@ -115,6 +121,8 @@ class Bench:
             def handle(self) -> None:
                 self.wfile.write(self.rfile.readline())
                 seen.append(words[REQUEST_NS])
+                if len(seen) == draining_from:
+                    board.set_pool(PoolField.PHASE, Phase.DRAINING)
                 if len(seen) < requests:
                     client.sendall(LINE)
                 else:
@@ -149,6 +157,63 @@ def test_each_request_counts_and_has_a_beginning_of_its_own(
     assert bench.board.snapshot().slots[0].ok == requests
     assert bench.writer.words[SlotField.ERRORS] == 0
     assert bench.writer.words[REQUEST_NS] == 0
+
+
+@pytest.mark.parametrize("draining_from", [1, 2, 3, 17])
+def test_client_that_has_spoken_is_served_while_the_pool_drains(
+    ends: contextlib.ExitStack, draining_from: int
+) -> None:
+    """A worker that talks with a client when the pool begins to drain answers what the client has asked."""
+    assert len(Bench(OneAtATime, ends).serve(20, draining_from=draining_from)) == 20
+
+
+@pytest.mark.parametrize(
+    ("phase", "announces", "is_parked"),
+    [
+        (Phase.SERVING, False, True),
+        (Phase.SERVING, True, True),
+        (Phase.NOT_READY, False, False),
+        (Phase.NOT_READY, True, True),
+        (Phase.DRAINING, True, False),
+        (Phase.LEAVING, False, False),
+    ],
+)
+def test_connection_ends_when_its_client_knows(
+    ends: contextlib.ExitStack, phase: Phase, *, announces: bool, is_parked: bool
+) -> None:
+    """During drain_delay a connection goes on after its request only where an answer will say that it ends."""
+    bench = Bench(OneAtATime, ends, linger=0)
+
+    class Answering(prefork.ParkingMixIn, prefork.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.readline())
+            bench.board.set_pool(PoolField.PHASE, phase)
+
+        def announces_end(self) -> bool:
+            return announces
+
+    client, connection = socket.socketpair()
+    with client, connection:
+        client.sendall(LINE)
+        bench.account.taken(connection, 1, "", SimpleNamespace(listener=None, waits=None))
+        Answering(connection, "", bench.server)
+        assert (connection.fileno() < 0) is is_parked
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_parked"),
+    [(Phase.SERVING, True), (Phase.NOT_READY, True), (Phase.DRAINING, False)],
+)
+def test_idle_connection_is_parked_until_the_pool_drains(
+    ends: contextlib.ExitStack, phase: Phase, *, is_parked: bool
+) -> None:
+    """A connection whose last answer came before drain_delay began waits in the lot as all others."""
+    bench = Bench(OneAtATime, ends)
+    client, connection = socket.socketpair()
+    with client, connection:
+        bench.board.set_pool(PoolField.PHASE, phase)
+        getattr(bench.server, ATTRIBUTE).park(connection, Luggage(""))
+        assert (connection.fileno() < 0) is is_parked
 
 
 @pytest.mark.parametrize(

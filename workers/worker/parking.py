@@ -21,7 +21,10 @@ A connection that comes back from the lot is taken like a new one (``Parking.tak
 the loop do not know the difference.
 
 While the pool stops nothing is parked. A connection whose client has spoken already is served by
-the first way, and all others are closed.
+the first way, and all others are closed. During ``drain_delay`` before that, a connection ends after its
+request, and a connection that has had its last answer before goes on: it is parked, and its client
+gets one more answer. HTTP says in the answer whether the connection ends (``announces_end()``), and there that
+decides.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ ROOM_PAUSE_NS: Final = 2_000_000_000
 """How long a worker does not wait again for a lot that has not kept up meanwhile."""
 
 _SERVING: Final = int(Phase.SERVING)
+_NOT_READY: Final = int(Phase.NOT_READY)
 
 
 class Books(Protocol):
@@ -204,7 +208,7 @@ class Parking:
         if reader.request.fileno() < 0:  # the handler has closed or passed on the connection
             following = NEVER
         elif ended >= reader.until_ns or self._phase[0] != _SERVING or self._writer.words[ORDER]:
-            following = self._close_or_park(reader)
+            following = self._without_waiting(reader, ends=self.ends(reader))
         else:
             following = self._wait_for_first(reader)
         if following is NOW:
@@ -236,8 +240,8 @@ class Parking:
         raw, peek, receive = reader.raw, reader.peek, reader.receive
         wait, linger, others = self._epoll.poll, self._linger, self._others.poll
         phase, writer, account = self._phase, self._writer, self._account
+        known, following = as_new["state"], LATER
         most, short, short_ns, since = account.most_shared, 0, 0, reader.began_ns
-        known = as_new["state"]
         fd = self._wait_also_for(request)
         spoke = [(fd, select.EPOLLIN)]
         try:
@@ -249,20 +253,20 @@ class Parking:
                 if state is not known:
                     refuse_state(state)
                 if ended >= until or phase[0] != _SERVING or writer.words[ORDER]:
-                    reader.ahead = reader.read_ahead()
-                    following = self._close_or_park(reader)
-                    break
-                following = LATER
-                raw.readinto = READ_NOTHING
-                if not peek(1):
-                    if (events := wait(linger, 1)) != spoke:
-                        following = self._gone_or_later(events, fd)
+                    if (then := self._without_waiting(reader, ends=self.ends(reader))) is not NOW:
+                        following = then
                         break
-                    raw.readinto = receive
-                    peek(1)
-                elif others(0):
-                    break
-                del raw.readinto
+                else:
+                    raw.readinto = READ_NOTHING
+                    if not peek(1):
+                        if (events := wait(linger, 1)) != spoke:
+                            following = self._gone_or_later(events, fd)
+                            break
+                        raw.readinto = receive
+                        peek(1)
+                    elif others(0):
+                        break
+                    del raw.readinto
                 now, duration = monotonic_ns(), ended - since
                 short, short_ns = short + 1, short_ns + duration
                 if short == most or duration > SHORTEST_NS:
@@ -290,9 +294,7 @@ class Parking:
         Only plain sockets can be parked, because the state of an encrypted connection cannot leave
         its process.
         """
-        if not can_be_parked(request) or request.fileno() < 0:
-            return
-        if self.is_closing():
+        if not can_be_parked(request) or request.fileno() < 0 or self._closes_idle():
             return
         if request.gettimeout() is not None:
             request.settimeout(None)  # the flag O_NONBLOCK would go along
@@ -339,7 +341,7 @@ class Parking:
         """Take a new connection whose client has spoken. Those whose clients have not are parked."""
         while True:
             request, address = take()
-            if self.is_closing() or _has_spoken(request):
+            if self._closes_idle() or _has_spoken(request):
                 return request, address
             self.park(request, Luggage(address, is_new=True))
             request.close()
@@ -351,13 +353,24 @@ class Parking:
         self._thread = 0
 
     def is_closing(self) -> bool:
-        """Return whether the pool stops, so that an idle connection is closed and not parked."""
+        """Return whether the pool is about to stop, so that a connection ends after its request."""
         return self.is_draining or self._phase[0] != _SERVING
 
-    def _close_or_park(self, reader: Reader) -> Next:
-        """Return what becomes of a connection with which the worker is not to go on."""
+    def _closes_idle(self) -> bool:
+        """Return whether the pool stops, so that an idle connection is closed and not parked."""
+        return self.is_draining or self._phase[0] > _NOT_READY
+
+    def ends(self, reader: Reader) -> bool:
+        """Return whether a connection ends after the request that was just answered."""
+        # Where an answer says so, the handler has ended the connection by itself: here are those of
+        # which the answer has said that they go on.
+        return self._closes_idle() or (self.is_closing() and not reader.announces_end())
+
+    def _without_waiting(self, reader: Reader, *, ends: bool) -> Next:
+        """Return what becomes of a connection for whose client the worker is not to wait."""
         request = reader.request
-        if self.is_closing():
+        reader.ahead = reader.read_ahead()
+        if ends:
             return NOW if _has_some(reader) or has_spoken(request.fileno()) else NEVER
         # To give up a connection that cannot be parked would lose the request.
         return LATER if can_be_parked(request) or not _has_some(reader) else NOW
@@ -366,7 +379,8 @@ class Parking:
         """Wait for the next request of a connection with which there is no conversation yet."""
         request = reader.request
         if _has_some(reader):
-            return self._close_or_park(reader) if self._others.poll(0) else NOW
+            others = self._others.poll(0)
+            return self._without_waiting(reader, ends=self._closes_idle()) if others else NOW
         if not getattr(request, "is_quick", True):
             return LATER
         fd = request.fileno()
@@ -377,7 +391,7 @@ class Parking:
             self._connection = fd
         events = self._both.poll(self._linger * 1000)
         if len(events) != 1 or events[0][0] != fd:
-            return self._close_or_park(reader)
+            return self._without_waiting(reader, ends=self._closes_idle())
         # A client that has closed its side may have spoken before that.
         if events[0][1] & select.POLLRDHUP and not has_spoken(fd):
             return NEVER
@@ -449,11 +463,12 @@ class ParkingOnly:
 
     def __init__(self, parking: Parking) -> None:
         self.park = parking.park
+        self.ends = parking.ends
 
     def asks_again(self, reader: Reader) -> Next:
-        """Return LATER."""
+        """Return LATER, or NEVER where the connection ends after this request."""
         reader.ahead = reader.read_ahead()
-        return LATER
+        return NEVER if self.ends(reader) else LATER
 
 
 def start_anew(handler: Any, as_new: dict[str, Any]) -> None:

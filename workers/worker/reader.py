@@ -31,7 +31,7 @@ returns None and keeps nothing.
 class Reader:
     """The file from which one handler reads.
 
-    request: the socket. read_ahead: returns what was read and belongs to the next request. peek: the
+    request: the socket. announces_end: the handler's method. read_ahead: returns what was read and belongs to the next request. peek: the
     file's method. raw: the raw file below it; None for a file that cannot be looked into.
     receive: reads into a buffer from the socket. is_in_use: whether the handler is known to read its
     requests through the file. ahead: what ``read_ahead()`` has returned after the last request.
@@ -42,6 +42,7 @@ class Reader:
     __slots__ = (
         *(
             "ahead",
+            "announces_end",
             "began_ns",
             "is_in_use",
             "peek",
@@ -53,10 +54,17 @@ class Reader:
         "until_ns",
     )
 
-    def __init__(self, rfile: Any, request: Any, read_ahead: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        rfile: Any,
+        request: Any,
+        read_ahead: Callable[[], bytes],
+        announces_end: Callable[[], bool],
+    ) -> None:
         self.raw = _raw_of(rfile)
         self.request = request
         self.read_ahead = read_ahead
+        self.announces_end = announces_end
         self.is_in_use = False
         self.ahead = b""
         self.until_ns = self.began_ns = 0
