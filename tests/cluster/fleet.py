@@ -35,7 +35,7 @@ class Way(StrEnum):
 
 
 class Reports(msgspec.Struct, frozen=True):
-    """What the agents say, and how old it is.
+    """What the agents say, and how old it is: the number of workers, or the share of their time that was idle.
 
     interval: between two reports of a machine to one balancer; the first one is due at random within it.
     """
@@ -53,10 +53,10 @@ class Loss(msgspec.Struct, frozen=True):
 
     at: float
     machines: int
-    inter: float = 0.5
+    inter: float = 0.4
     fast: float = 0.1
-    timeout: float = 0.5
-    fall: int = 2
+    timeout: float = 0.4
+    fall: int = 3
     connect: float = 0.5
 
 
@@ -97,11 +97,27 @@ class Found(msgspec.Struct):
 
 
 class _Machine:
-    __slots__ = ("busy", "is_lost", "queue", "workers")
+    __slots__ = ("busy", "busy_time", "is_lost", "looked", "queue", "since", "workers")
 
     def __init__(self, workers: int) -> None:
         self.workers, self.busy, self.is_lost = workers, 0, False
+        self.busy_time = self.since = 0.0
+        self.looked: dict[int, tuple[float, float]] = {}
         self.queue: deque[tuple[int, _Balancer]] = deque()
+
+    def change(self, by: int, now: float) -> None:
+        """Count a worker that begins or ends a request."""
+        self.busy_time += self.busy * (now - self.since)
+        self.since = now
+        self.busy += by
+
+    def idle_share(self, asker: int, now: float) -> float:
+        """Return the idle part of the workers' time since the same balancer has asked before."""
+        self.change(0, now)
+        before, busy_before = self.looked.get(asker, (0.0, 0.0))
+        self.looked[asker] = (now, self.busy_time)
+        passed = (now - before) * self.workers
+        return 1 - (self.busy_time - busy_before) / passed if passed else 1.0
 
 
 class _Balancer:
@@ -253,7 +269,7 @@ class Simulation:
             one.queue.append((number, balancer))
 
     def _serve(self, number: int, balancer: _Balancer, machine: int) -> None:
-        self._machines[machine].busy += 1
+        self._machines[machine].change(1, self._now)
         self._idle -= 1
         ends = self._now + self._arrivals[number].service
         self._plan(ends, self._finish, number, balancer, machine)
@@ -263,7 +279,7 @@ class Simulation:
         if one.is_lost:
             self.found.lost += 1
             return
-        one.busy -= 1
+        one.change(-1, self._now)
         self._idle += one.busy < one.workers
         if self._fleet.way_there:
             self._plan(self._now + self._fleet.way_there, self._return, number, balancer, machine)
@@ -306,7 +322,7 @@ class Simulation:
         if one.is_lost or self._now > self._end:
             return
         if self._fleet.way is Way.WEIGHTS:
-            balancer.weigh(machine, 1 - one.busy / one.workers)
+            balancer.weigh(machine, one.idle_share(id(balancer), self._now))
         elif balancer.limits[machine] != one.workers:
             balancer.limit(machine, one.workers)
             self._empty_queue(balancer)

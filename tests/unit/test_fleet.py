@@ -69,7 +69,7 @@ def test_lost_machine_holds_as_many_as_it_has_workers() -> None:
     assert 0 < found.lost <= 4
     assert found.delayed > 0
     assert found.requests + found.lost == asked
-    assert found.noticed[-1] <= 0.5 + 0.5 + 0.1 + 0.5
+    assert found.noticed[-1] <= 0.4 + 3 * 0.4 + 2 * 0.1
 
 
 def test_page_has_the_bounds_of_a_fleet() -> None:
