@@ -15,6 +15,7 @@ from prefork.metrics.description import ListenerDescription, PoolDescription
 from prefork.metrics.kernel import Queue
 from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers.answers import CLASSES, COUNTS, METHODS
+from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import (
     BOUNDS_NS,
     CANCELLED_FIELDS,
@@ -107,11 +108,12 @@ def last_tick(snapshot: Snapshot, now_ns: int) -> float:
 
 def _workers(snapshot: Snapshot) -> dict[str, Any]:
     ready, busy = snapshot.count(*READY), snapshot.count(WorkerState.BUSY)
+    room = len(snapshot.slots)
     return {
         "workers": {
             "floor": _count(snapshot[PoolField.FLOOR]),
             "target": _count(snapshot[PoolField.TARGET]),
-            "max": len(snapshot.slots),
+            "max": min(_count(snapshot[PoolField.CEILING]) or room, room),
             "needed": _count(snapshot[PoolField.NEEDED]),
             "starting": snapshot.count(WorkerState.STARTING),
             "idle": snapshot.count(WorkerState.IDLE),
@@ -119,6 +121,7 @@ def _workers(snapshot: Snapshot) -> dict[str, Any]:
             "retiring": snapshot.count(WorkerState.RETIRING),
             "ready": ready,
         },
+        "usable_cpus": _count(snapshot[PoolField.USABLE_CPUS]) or None,
         "utilization": busy / ready if ready else 0.0,
         "scoreboard": "".join(LETTERS[_word(one.state)] for one in snapshot.slots),
     }
@@ -126,12 +129,16 @@ def _workers(snapshot: Snapshot) -> dict[str, Any]:
 
 def _requests(snapshot: Snapshot) -> dict[str, Any]:
     slots = snapshot.slots
+    cancellations = {
+        reason.value: _total(slots, field)
+        for reason, field in zip(CancelReason, CANCELLED_FIELDS, strict=True)
+    }
     requests = {
         "ok": sum(_count(one.ok) for one in slots),
         "error": _total(slots, SlotField.ERRORS),
         "rejected": _total(slots, SlotField.REJECTED),
         "client_timeout": _total(slots, SlotField.CLIENT_TIMEOUTS),
-        "cancelled": sum(_total(slots, field) for field in CANCELLED_FIELDS),
+        "cancelled": sum(cancellations.values()),
         "timeout": _total(slots, SlotField.TIMEOUTS),
         "aborted": _total(slots, SlotField.ABORTED),
     }
@@ -142,6 +149,7 @@ def _requests(snapshot: Snapshot) -> dict[str, Any]:
             "in_progress": sum(_in_progress(one) for one in slots),
         },
         "rejections": _rejections(slots),
+        "cancellations": cancellations,
         "responses": _answers(slots),
         "slow_requests": _count(snapshot[PoolField.SLOW_REQUESTS]),
         "durations": _histogram(slots, SlotField.DURATIONS, SlotField.BUSY_NS),

@@ -145,6 +145,9 @@ def _utilization(view: View, width: int, *, ascii_only: bool) -> Text:
         (f" {humanize.percent(view.busy):>4}  ", "bold"),
         text,
     )
+    cpus = "".join(f", {one}" for one in humanize.cpus(view.usable_cpus))
+    if line.cell_len + len(cpus) <= width:
+        line.append(cpus)
     line.truncate(width, overflow="ellipsis")
     return line
 

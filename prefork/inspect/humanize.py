@@ -178,6 +178,11 @@ def day(instant: float) -> str:
         return "-"
 
 
+def cpus(found: int | None) -> list[str]:
+    """Return the CPUs that a pool counts, as a part of a line; nothing in a pool that counts none."""
+    return [f"{found} CPU{'s' * (found > 1)}"] if found else []
+
+
 def nonzero(numbers: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return the pairs whose number is not 0, the largest number first."""
     return sorted(((key, n) for key, n in numbers.items() if n), key=lambda one: (-one[1], one[0]))

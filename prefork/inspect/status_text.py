@@ -16,6 +16,7 @@ def as_lines(status: dict[str, Any], width: int) -> list[str]:
         *_saturation(status, width),
         *_workers(status, width),
         *_requests(status, width),
+        *_cancelled(status, width),
         *_listeners(status),
         *_tls(status, width),
         *_parked(status, width),
@@ -53,6 +54,7 @@ def _workers(status: dict[str, Any], width: int) -> list[str]:
     said = [f"{workers['busy']} busy", f"{workers['idle']} idle"]
     said += [f"{workers[key]} {key}" for key in ("starting", "retiring") if workers[key]]
     wanted = [f"{key} {workers[key]}" for key in ("floor", "target", "max")]
+    wanted += humanize.cpus(status.get("usable_cpus"))
     board = status["scoreboard"].rstrip(".")
     free = len(status["scoreboard"]) - len(board)
     pieces = humanize.chunks(board, width - len(_INDENT))
@@ -75,6 +77,12 @@ def _requests(status: dict[str, Any], width: int) -> list[str]:
     if status["slow_requests"]:
         said.append(f"{status['slow_requests']} slow")
     return [*_wrapped("requests", said, width), _line("latency", _latencies(histogram))]
+
+
+def _cancelled(status: dict[str, Any], width: int) -> list[str]:
+    reasons = humanize.nonzero(status.get("cancellations", {}))
+    said = [f"{count} {reason.replace('_', ' ')}" for reason, count in reasons]
+    return _wrapped("cancelled", said, width)
 
 
 def _latencies(histogram: dict[str, Any]) -> str:

@@ -80,6 +80,7 @@ class View(msgspec.Struct, frozen=True):
     total: int
     busy: float
     workers: Mapping[str, int]
+    usable_cpus: int | None
     scoreboard: str
     listeners: Sequence[Mapping[str, Any]]
     parked: Mapping[str, int] | None
@@ -108,6 +109,7 @@ def view(before: Look | None, now: Look) -> View:
         total=status["requests"]["total"],
         busy=_utilization(before, status, rows),
         workers=status["workers"],
+        usable_cpus=status.get("usable_cpus"),
         scoreboard=status["scoreboard"],
         listeners=status["listeners"],
         parked=status["parked"],

@@ -60,6 +60,8 @@ def busy_board(board: Scoreboard) -> None:
     board.prepare_slot(5, 1, NOW)
     board.occupy_slot(5, 1_000_009, StartReason.RESPAWNED)
     board.set_pool(PoolField.CEILING_REACHED, 3)
+    board.set_pool(PoolField.CEILING, 8)
+    board.set_pool(PoolField.USABLE_CPUS, 2)
 
 
 def test_pool_that_cannot_keep_up_says_why() -> None:
@@ -98,7 +100,7 @@ def test_screen_of_80_columns() -> None:
     assert "up 60s" in lines[0]
     assert "p50 7.5ms" in lines[1]
     assert "in hand 2" in lines[1]
-    assert "2 busy of 4 ready, target 10, max 10" in lines[2]
+    assert "2 busy of 4 ready, target 10, max 8, 2 CPUs" in lines[2]
     assert lines[3] == "queue  -            tcp://127.0.0.1:9000"
     assert lines[4].startswith("slots  _BB_RS + 4 unused   ")
     assert lines[4].endswith("  _ idle  B busy  S starting  R retiring  . gone")

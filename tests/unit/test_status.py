@@ -101,6 +101,7 @@ def test_states_are_counted_and_drawn(board: Scoreboard) -> None:
     found = seen(board)
 
     assert found["scoreboard"] == "S_BR."
+    assert found["usable_cpus"] is None
     assert found["workers"] == {
         "floor": 2,
         "target": 4,
@@ -136,6 +137,7 @@ def test_requests_are_counted_by_outcome(board: Scoreboard) -> None:
 
     found = seen(board)
 
+    assert found["cancellations"] == {reason.value: 1 for reason in CancelReason}
     assert found["requests"] == {
         "ok": 2,
         "error": 1,

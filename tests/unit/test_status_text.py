@@ -11,6 +11,7 @@ from prefork.inspect.status_text import as_lines
 from prefork.master.saturation import publish_saturation
 from prefork.metrics.description import CertificateDescription, PoolDescription
 from prefork.metrics.status import status
+from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import HandshakeKind, PoolField, SlotField
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.states import ExitKind, SaturationCause
@@ -36,7 +37,11 @@ def pool_at_work(board: Scoreboard) -> None:
     board.vacate_slot(2, ExitKind.MAX_REQUESTS, NOW)
     occupy(board, 2, 4720, at=NOW)
     board.set_pool(PoolField.SLOW_REQUESTS, 1)
+    for reason in (CancelReason.SOFT_TIMEOUT, CancelReason.SOFT_TIMEOUT, CancelReason.COMMAND):
+        third.account(Outcome.cancelled(reason), 3 * MS)
     board.set_pool(PoolField.CEILING_REACHED, 2)
+    board.set_pool(PoolField.CEILING, 4)
+    board.set_pool(PoolField.USABLE_CPUS, 2)
 
 
 def test_pool_that_cannot_keep_up_says_why_and_what_to_do() -> None:
@@ -59,10 +64,11 @@ def test_status_as_text() -> None:
     assert lines == [
         "prefork shop: serving, ready",
         "           pid 4700, up 60s, generation 0, 0.1.0, Python 3.11.7",
-        "workers    1 busy, 2 idle (floor 5, target 5, max 5)",
+        "workers    1 busy, 2 idle (floor 5, target 5, max 4, 2 CPUs)",
         "slots      _B_ + 2 unused",
-        "requests   100 ok, 1 error, 1 in progress, 1 slow",
-        "latency    p50 3.8ms  p99 5.0ms  mean 9.9ms  since the start",
+        "requests   100 ok, 1 error, 3 cancelled, 1 in progress, 1 slow",
+        "latency    p50 3.8ms  p99 5.0ms  mean 9.7ms  since the start",
+        "cancelled  2 soft timeout, 1 command",
         "queue      -  tcp://127.0.0.1:9000",
         "exits      1 max_requests",
         "events     ceiling reached: 2",
@@ -70,7 +76,7 @@ def test_status_as_text() -> None:
         "slot   pid  gen  state      age  requests  not ok   busy  spawns  last exit",
         "   0  4711    0  idle       10s        99       0  297ms       1  -",
         "   1  4712    0  busy 2.0s  10s         1       1  700ms       1  -",
-        "   2  4720    0  idle       10s         1       0  3.0ms       2  max_requests",
+        "   2  4720    0  idle       10s         4       3   12ms       2  max_requests",
     ]
 
 
