@@ -185,3 +185,14 @@ def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:
     handler = NonBlockingHandler(fd, FORMATTERS[form]())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     return handler
+
+
+def enable_ours() -> None:
+    """Enable prefork's loggers again, which the application may have disabled without meaning to.
+
+    ``dictConfig()`` and ``fileConfig()`` disable, with their defaults, all loggers that exist. The logger of
+    a server that has loaded the application always exists. The application's handlers and levels stay.
+    """
+    for name, found in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "prefork" and isinstance(found, logging.Logger):
+            found.disabled = False

@@ -486,12 +486,8 @@ def test_application_logs_the_same_way(serving: Callable[..., Program]) -> None:
 def test_application_that_configures_logging_anew(
     serving: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """An application that calls ``dictConfig()`` as Django does still has the lines of the pool, of all processes."""
-    write(
-        tmp_path,
-        "import logging.config\n"
-        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False})\n",
-    )
+    """An application that calls ``dictConfig()`` with its defaults still has the lines of the pool, of all processes."""
+    write(tmp_path, "import logging.config\nlogging.config.dictConfig({'version': 1})\n")
     program = serving("app.py:Run", "-b", "127.0.0.1:0", "-w", "1")
     ask(port_of(program), "logging.getLogger('shop').warning('from a worker')")
     program.wait_logged(r"WARNING shop\[\d+\]: from a worker")

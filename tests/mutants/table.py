@@ -1259,6 +1259,13 @@ SURROUNDINGS = (
 
 LOG = (
     Mutant(
+        "an application that disables all loggers leaves the log of the command line",
+        "prefork/cli/commands/run.py",
+        "            logs.enable_ours()\n",
+        "",
+        "tests/live/test_cli.py -k configures_logging_anew",
+    ),
+    Mutant(
         "a configuration that closes all handlers leaves the log of the command line",
         "prefork/cli/logs.py",
         "        if self._is_closed:\n            self._open()\n",

@@ -123,6 +123,7 @@ def _run(target: str, given: SettingsSoFar, *, factory: bool, watched: list[str]
             if settings.pidfile is not None:
                 cleanup.enter_context(PidFile(settings.pidfile, resolved.origins["pidfile"]))
             servers: list[Any] = planned.build()
+            logs.enable_ours()
             for server in servers:
                 cleanup.callback(server.server_close)
         process.systemd_sockets.warn_of_unused({descriptor_of(server) for server in servers})
