@@ -122,9 +122,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     deny: tuple[str, ...] | list[str] | str | None = None
     """Who may not connect, also where allow says so: a network, unix, unix:uid=N or unix:gid=N."""
     max_auth_failures: int = 10
-    """How often a client may fail to authenticate within a minute, in each worker; then it is refused
-    at once.
-    """
+    """How often a client may fail to authenticate within a minute; then it is refused at once."""
     tls_certificate: tuple[str, ...] | list[str] | str | None = None
     """A PEM file with a certificate and its chain; of several, the name that a client asks for
     decides.

@@ -338,7 +338,7 @@ class Settings(
     max_auth_failures: Annotated[
         _Count | None,
         About(
-            help="How often a client may fail to authenticate within a minute, in each worker; then it is refused at once.",
+            help="How often a client may fail to authenticate within a minute; then it is refused at once.",
             allowed="a number from 1",
             metavar="N",
             attribute=SAME,

@@ -1,7 +1,9 @@
-"""Authentication: who a client is, asked before its handler runs (worker)."""
+"""Authentication: who a client is, asked before its handler runs (made by the master, used by the workers)."""
 
 from __future__ import annotations
 
+import mmap
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 
 from prefork.edge.access_step import credentials_of
 from prefork.edge.edge import Step
-from prefork.edge.failures import Failures, client_key
+from prefork.edge.failures import BYTES, Failures, client_key
 from prefork.edge.passage import Passage, Refused
 from prefork.workers.errors import AuthenticationError
 from prefork.workers.states import Rejection
@@ -21,24 +23,26 @@ def authentication_step(
 ) -> Step:
     """Return the step that calls ``authenticate()`` of the server.
 
-    most_failures: of one client within a minute, in this process. Then it is refused without being
-    asked, so that a guess costs it more than it costs the server.
+    most_failures: of one client within a minute, in all processes that are forked from this one; None for no
+    bound. Then the client is refused without being asked, so that a guess costs it more than it costs the
+    server.
     """
     ref = weakref.ref(server)  # the server has the edge, and the edge must not keep the server
-    failures = Failures(most_failures)
+    failures = None if most_failures is None else _shared_failures(most_failures)
     lock = threading.Lock()
 
     def authenticate(passage: Passage) -> None:
         client = _key_of(passage)
         with lock:
-            if failures.is_too_many(client, clock()):
+            if failures is not None and failures.is_too_many(client, clock()):
                 raise Refused(Rejection.THROTTLED, "too many failures within a minute")
         this: Any = ref()
         try:
             identity = this.authenticate(passage.timed(), passage.address())
         except AuthenticationError as error:
             with lock:
-                failures.note(client, clock())
+                if failures is not None:
+                    failures.note(client, clock())
             raise Refused(Rejection.AUTHENTICATION, str(error)) from None
         if identity is not None:
             if not isinstance(identity, str):
@@ -48,6 +52,11 @@ def authentication_step(
             passage.identity = identity
 
     return authenticate
+
+
+def _shared_failures(most: int) -> Failures:
+    """Return failures in memory that this process shares with those that are forked from it."""
+    return Failures(memoryview(mmap.mmap(-1, BYTES)).cast("q"), most, os.urandom(16))
 
 
 def _key_of(passage: Passage) -> Any:

@@ -56,7 +56,7 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """An ``ssl.SSLContext``, or a method that returns one, in place of all files."""
 
     max_auth_failures: int | None = 10
-    """How often a client may fail to authenticate within a minute, in each worker; then it is refused at once."""
+    """How often a client may fail to authenticate within a minute; then it is refused at once."""
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Attributes of which one has to be set: without any the mix-in would protect nothing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -120,3 +122,36 @@ def test_stacks_name_the_client(start: Callable[..., Program]) -> None:
         assert read_to_the_end(client) == ""
     program.wait_logged("Request of ", times=2)
     program.wait_logged("request_timeout")
+
+
+def test_guesses_at_several_workers(start: Callable[..., Program]) -> None:
+    """The bound on failures holds for the pool: a client wins nothing by guessing at another worker."""
+    program = start(
+        "from tests.support.app import *\n"
+        "import prefork\n"
+        "class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):\n"
+        "    max_auth_failures = 3\n"
+        "    def authenticate(self, request, client_address):\n"
+        "        request.sendall(f'{os.getpid()}\\n'.encode())\n"
+        "        raise prefork.AuthenticationError('wrong')\n"
+        "serve(Echo, Server, workers=2)\n"
+    )
+    address = program.address()
+
+    def guess() -> str:
+        with connect(address) as client:
+            return read_to_the_end(client).strip()
+
+    stopped = int(guess())
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        others = [guess() for _ in range(3)]
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert str(stopped) not in others
+    assert (others[0] == others[1] != "", others[2]) == (True, "")
+    with board_of(program.pid) as board:
+        wait_until(
+            lambda: sum(one.rejections[Rejection.THROTTLED] for one in board.snapshot().slots) == 1,
+            lambda: "the last guess was refused without being asked",
+        )

@@ -1816,9 +1816,23 @@ EDGE = (
     Mutant(
         "a client can fail to authenticate only so often",
         "prefork/edge/failures.py",
-        "return len(instants) >= self._most",
-        "return False",
+        "all(since < instant <= until for instant in cell) for cell in self._cells_of(client)",
+        "instant < 0 for cell in self._cells_of(client) for instant in cell",
         "tests/unit/test_authentication.py -k failures",
+    ),
+    Mutant(
+        "a client is hardly ever refused for the failures of others",
+        "prefork/edge/failures.py",
+        "        return all(\n",
+        "        return 0 < sum(\n",
+        "tests/unit/test_authentication.py -k strangers",
+    ),
+    Mutant(
+        "all workers count the failures of a client together",
+        "prefork/edge/authentication.py",
+        "memoryview(mmap.mmap(-1, BYTES)).cast",
+        "memoryview(mmap.mmap(-1, BYTES, mmap.MAP_PRIVATE)).cast",
+        "tests/live/test_edge.py -k guesses",
     ),
     Mutant(
         "only listed users of Unix sockets come in",

@@ -8,6 +8,7 @@ import socket
 import socketserver
 import struct
 import threading
+from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import prefork
 from prefork.edge.edge import edge_of
-from prefork.edge.failures import MOST_CLIENTS, Failures, client_key
+from prefork.edge.failures import Failures, client_key
 from prefork.edge.hmac_challenge import (
     CHALLENGE,
     FAILURE,
@@ -257,26 +258,56 @@ def test_bound_on_failures_of_a_server() -> None:
 
 def test_failures_are_forgotten_after_a_minute() -> None:
     """Each failure counts for a minute, and for its own client."""
-    failures = Failures(2)
-    for now in (0.0, 30.0):
+    failures = Failures(words(), 2, b"salt")
+    for now in (10.0, 40.0):
         assert not failures.is_too_many("a", now)
         failures.note("a", now)
-    assert failures.is_too_many("a", 59.9)
-    assert not failures.is_too_many("b", 59.9)
-    assert not failures.is_too_many("a", 60.0)
-    failures.note("a", 61.0)
-    assert failures.is_too_many("a", 62.0)
-    assert not Failures(None).is_too_many("a", 0.0)
+    assert failures.is_too_many("a", 69.9)
+    assert not failures.is_too_many("b", 69.9)
+    assert not failures.is_too_many("a", 70.0)
+    failures.note("a", 71.0)
+    assert failures.is_too_many("a", 72.0)
 
 
-def test_memory_of_failures_is_bounded() -> None:
-    """However many clients fail, no more are remembered than the bound says; the oldest goes first."""
-    failures = Failures(1)
-    for number in range(MOST_CLIENTS + 1):
-        failures.note(number, 1.0)
-    assert not failures.is_too_many(0, 1.0)
-    assert failures.is_too_many(1, 1.0)
-    assert failures.is_too_many(MOST_CLIENTS, 1.0)
+def test_workers_count_together() -> None:
+    """Failures in two workers are those of one client: the bound is the pool's."""
+    memory = words()
+    one, other = (Failures(memory, 2, b"salt") for _ in range(2))
+    one.note("a", 100.0)
+    other.note("a", 100.5)  # by a clock that was read a little later
+    assert one.is_too_many("a", 100.4)
+    assert other.is_too_many("a", 101.0)
+
+
+def test_strangers_win_no_guesses() -> None:
+    """However many other clients fail, none of them makes the server forget a failure, and few suffer with them."""
+    failures = Failures(words(), 2, b"salt")
+    for _ in range(2):
+        failures.note("a", 100.0)
+    for number in range(2000):
+        failures.note(number, 101.0)
+    assert failures.is_too_many("a", 150.0)
+    innocent = sum(failures.is_too_many(f"client {number}", 150.0) for number in range(1000))
+    assert innocent < 10
+
+
+def test_failures_from_the_future_count_as_none() -> None:
+    """Whatever a worker writes over the memory, the next failures count again."""
+    memory = words(4)
+    failures = Failures(memory, 2, b"salt")
+    for value in (2**63 - 1, -(2**63), -1):
+        memory[:] = memoryview(array("q", [value] * 4))
+        assert not failures.is_too_many("a", 100.0)
+        for _ in range(2):
+            failures.note("a", 100.0)
+        assert failures.is_too_many("a", 101.0)
+    many = Failures(memory, 10, b"salt")  # more than there is room for
+    assert not many.is_too_many("a", 500.0)
+
+
+def words(count: int = 40_000) -> memoryview:
+    """Return memory for failures."""
+    return memoryview(bytearray(8 * count)).cast("q")
 
 
 @pytest.mark.parametrize(
