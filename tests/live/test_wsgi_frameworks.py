@@ -162,13 +162,13 @@ class Person:
     def __init__(self, address: tuple[str, int], cookies: dict[str, str]) -> None:
         self.address = address
         self.cookies = cookies
-        self.client = StrictClient(address)
+        self.client = StrictClient(address, LONG)
 
     def ask(self, target: str, form: dict[str, str] | None = None) -> Strict:
         """Get a page, or send a form with the token of the page before."""
         if not self.client.can_go_on:
             self.client.close()
-            self.client = StrictClient(self.address)
+            self.client = StrictClient(self.address, LONG)
         jar = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         headers = [("Cookie", jar)]
         if form is None:

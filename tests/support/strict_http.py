@@ -23,10 +23,10 @@ class Strict(NamedTuple):
 
 
 class StrictClient:
-    """A connection that stays open."""
+    """A connection that stays open. ceiling: seconds of a wait, at most."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._socket = socket.create_connection(address, CEILING)
+    def __init__(self, address: tuple[str, int], ceiling: float = CEILING) -> None:
+        self._socket = socket.create_connection(address, ceiling)
         self._host = "{}:{}".format(*address)
         self._connection = h11.Connection(h11.CLIENT)
 
