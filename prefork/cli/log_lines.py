@@ -127,13 +127,16 @@ class TextFormatter(logging.Formatter):
 
     def encoded(self, record: logging.LogRecord, limit: int) -> bytes:
         """Return the bytes of one record with its newline, at most ``limit`` of them."""
+        if getattr(record, "is_whole", False):
+            # A line of the access log in a format that other programs read: nothing stands before it. There is
+            # one for each request, and nearly all of them fit. So nothing is made here that only a cut needs.
+            line = f"{printable(_message(record))}\n".encode("utf-8", "backslashreplace")
+            return line if len(line) <= limit else _Entry.of(record).within(limit, _bare)
         # The lines of prefork begin with their subject. Those of the application get the logger's
         # name.
         name = escaped(record.name)[:80]
         speaker = "" if name == "prefork" else f"{name}[{record.process}]: "
         start = f"{_time(record)} {record.levelname:<7} {speaker}"
-        if getattr(record, "is_whole", False):
-            start = ""  # a line of the access log in a format that other programs read
 
         def render(entry: _Entry) -> str:
             below = (_INDENT + printable(line) for line in entry.report.splitlines())
@@ -144,6 +147,10 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of one record without the last newline."""
         return self.encoded(record, LONGEST).decode().removesuffix("\n")
+
+
+def _bare(entry: _Entry) -> str:
+    return f"{entry.line}\n"
 
 
 class JsonFormatter(logging.Formatter):

@@ -76,8 +76,7 @@ class AccessLog:
                 return  # a connection on which its client has asked nothing
             answer = Answer()
         facts: dict[str, Any] = {
-            **client_facts(client_address),
-            "client": client_name(client_address),
+            **_client_facts(client_address),
             **_web_facts(answer, client_address),
             "duration": round(duration_ns / 1e9, 6),
             "queue_wait": None if waited_ns is None else round(waited_ns / 1e9, 6),
@@ -94,6 +93,14 @@ def _reason(outcome: Outcome) -> dict[str, str]:
     """Return why a request was cancelled; nothing for any other request."""
     reason = Outcome(outcome).reason
     return {} if reason is None else {"reason": reason.value}
+
+
+def _client_facts(address: Any) -> dict[str, Any]:
+    """Return what a line says of a client; None in place of a name for a client without one."""
+    facts = client_facts(address)
+    if facts["client"] == "-":
+        facts["client"] = client_name(address)
+    return facts
 
 
 def _web_facts(answer: Answer | None, client_address: Any) -> dict[str, Any]:
