@@ -35,7 +35,7 @@ from typing import Any, Final
 import msgspec
 
 from prefork.cli.application_errors import application_errors
-from prefork.edge.setup import EdgeSettings, configure
+from prefork.edge.setup import EdgeSettings, configure, refuse_wrong_context
 from prefork.host.addresses import Address
 from prefork.mixin import PreForkingMixIn
 from prefork.servers import server_for
@@ -168,6 +168,8 @@ def _plan_server_class(target: str, cls: type[BaseServer], requested: Requested)
     _check_call(target, cls, handler)
     for address in requested.addresses:
         _check_family(target, cls, address)
+    for edge in requested.edges:
+        refuse_wrong_context(cls, edge)
 
     def make(address: Address) -> BaseServer:
         made: Any = _prepared(cls, address, requested.backlog)

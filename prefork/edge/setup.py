@@ -279,11 +279,8 @@ def _loaded(settings: EdgeSettings, place: Place, context: Any) -> Loaded | None
         key = given or "tls_certificate"
         raise settings.error(key, "datagrams cannot be encrypted (there is no DTLS); use TCP")
     if context is not None:
-        if given is not None:
-            raise settings.error(
-                given, "the server has a tls_context, which says all of this; keep one"
-            )
-        return _from_program(settings, context)
+        _refuse_files_beside_context(settings)
+        return _from_program(context)
     if not settings.values["tls_certificate"]:
         raise settings.error(str(given), "it needs tls_certificate, without which there is no TLS")
     tls = _tls()
@@ -294,13 +291,37 @@ def _loaded(settings: EdgeSettings, place: Place, context: Any) -> Loaded | None
     return loaded
 
 
-def _from_program(settings: EdgeSettings, context: Any) -> Loaded:
+def refuse_wrong_context(cls: type, settings: EdgeSettings) -> None:
+    """Raise SettingsError for a ``tls_context`` with which no server of a class could begin to serve.
+
+    A method is not called: it belongs to a server that does not exist yet.
+    """
+    context = getattr(cls, "tls_context", None)
+    if context is None:
+        return
+    _refuse_files_beside_context(settings)
+    if not callable(context):
+        _refuse_other_than_context(context, f"attribute {cls.__name__}.tls_context")
+
+
+def _refuse_files_beside_context(settings: EdgeSettings) -> None:
+    given = next((key for key in _TLS_KEYS if settings.values[key]), None)
+    if given is not None:
+        reason = "the server has a tls_context, which says all of this; keep one"
+        raise settings.error(given, reason)
+
+
+def _refuse_other_than_context(made: object, source: str) -> None:
     import ssl  # noqa: PLC0415 - see _tls()
 
-    made = context() if callable(context) else context
     if not isinstance(made, ssl.SSLContext):
-        reason = f"tls_context must be an ssl.SSLContext or return one, not {type(made).__name__}"
-        raise settings.error("tls_certificate", reason)
+        allowed = "an ssl.SSLContext, or a method that returns one"
+        raise SettingsError("tls_context", made, source, allowed)
+
+
+def _from_program(context: Any) -> Loaded:
+    made = context() if callable(context) else context
+    _refuse_other_than_context(made, "the attribute or method of the server")
     _tls().note_server_names(made)
     loaded: Loaded = _tls().Loaded(made)
     return loaded

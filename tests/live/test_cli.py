@@ -667,6 +667,7 @@ REFUSED = {
     "a socket in a folder that is missing": ["app.py:Echo", "-b", "unix:nowhere/socket"],
     "clients counted in threads": ["app.py:Overlapping", "--max-per-client", "4"],
     "a format of HTTP for other requests": ["app.py:Echo", "--access-log", "combined"],
+    "a TLS context that is none": ["app.py:Unwrapped"],
     "watching without workers": ["app.py:Echo", "-w0", "--watch"],
     "threads that are refused": ["app.py:Threaded", "--fork-check", "error"],
     "a factory that takes arguments": ["app.py:factory", "--factory"],
@@ -686,6 +687,7 @@ class Measured(S): metrics_address = "here"
 class Kept(S): metrics_dir = "nowhere"
 class Overlapping(prefork.PreForkingMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
     RequestHandlerClass = Echo
+class Unwrapped(S): tls_context = 3
 plain = socketserver.TCPServer(("127.0.0.1", 0), Echo, False)
 made = S(("127.0.0.1", 0), Echo)
 def factory(argument): return Echo

@@ -550,7 +550,7 @@ def test_files_that_cannot_be_used(authority: Authority, certificate: str, tmp_p
         ({"tls_certificate": None}, "TLSMixIn needs tls_certificate or tls_context"),
         ({"tls_certificate": None, "tls_client_ca": "/x"}, "needs tls_certificate"),
         ({"tls_context": 5}, "keep one"),
-        ({"tls_context": 5, "tls_certificate": None}, "must be an ssl.SSLContext"),
+        ({"tls_context": 5, "tls_certificate": None}, "is refused: an ssl.SSLContext, or a method"),
         ({"tls_certificate": "/nowhere.pem"}, "attribute Secure.tls_certificate.*No such file"),
     ],
 )
