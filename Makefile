@@ -16,7 +16,7 @@ installed := $(VENV)/.stamp-installed
 testable := $(VENV)/.stamp-testable
 equipped := $(VENV)/.stamp-equipped
 
-.PHONY: help demo test quick chaos kept calls mutants lint bench docs clean check-python check-venv
+.PHONY: help demo test quick chaos kept calls mutants lint bench docs site clean check-python check-venv
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -49,6 +49,7 @@ lint: check-venv $(equipped) ## check style and types
 	$(bin)/python -m ruff check .
 	$(bin)/python -m ruff format --check .
 	$(bin)/python -m mypy
+	$(bin)/codespell
 
 bench: check-venv $(installed) ## measure prefork beside the standard library (ARGS=--quick)
 	$(bin)/python benchmarks/run.py $(ARGS)
@@ -58,6 +59,11 @@ docs: check-venv $(testable) ## write the generated tables and plots
 	$(bin)/python -m docs.images.policy
 	$(bin)/python -m docs.images.cluster
 	$(bin)/python -m docs.images.autoscaler
+
+site: check-venv $(installed) ## build the manual as a site, in build/site
+	@$(bin)/python -c 'import sphinx, furo, myst_parser' 2>/dev/null || $(bin)/python -m pip install --quiet --group site
+	$(bin)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo build/site/index.html
 
 clean: ## remove the environment and everything that was built
 	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.package import SOURCES
+from tests.unit.test_architecture import imports_of
 
 pytestmark = pytest.mark.once  # files
 
@@ -26,6 +28,14 @@ def test_every_package_is_in_the_wheel() -> None:
     parents = {name.rpartition(".")[0] for name in SOURCES} - {""}
 
     assert sorted(listed) == sorted(parents)
+
+
+def test_package_needs_what_it_imports_and_nothing_else() -> None:
+    """Each dependency of users is imported by the package: what the tests or tools need does not become one."""
+    listed = {re.split(r"[<>=]", one)[0] for one in project()["project"]["dependencies"]}
+    imported = {name.split(".")[0] for tree in SOURCES.values() for name in imports_of(tree)}
+
+    assert {name for name in listed if name.replace("-", "_") not in imported} == set()
 
 
 def test_files_beside_the_code_are_in_the_wheel() -> None:

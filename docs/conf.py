@@ -1,0 +1,45 @@
+"""The site of docs/: ``make site`` writes it to build/site, where it can be read without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import prefork
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+HOME = Path(__file__).parents[1]
+
+project = "prefork"
+version = release = prefork.__version__
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["package.md", "images"]
+myst_heading_anchors = 4  # links such as EDGE.md#tls, which GitHub has, too
+html_theme = "furo"
+html_title = "prefork"
+html_show_copyright = False
+html_copy_source = False
+html_show_sourcelink = False
+
+_OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)\s]+)\)")
+
+
+def _named(link: re.Match[str]) -> str:
+    text, path = link[1], link[2].partition("#")[0]
+    if not (HOME / path).exists():
+        raise FileNotFoundError(f"a page links to {path}, which is not in the repository")
+    return f"`{path}`" if text.strip("`") in path else f"{text} (`{path}`)"
+
+
+def name_outside_files(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Name files outside of docs/, which the site does not have, in place of a link."""
+    source[0] = _OUTSIDE.sub(_named, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Have every page go through here."""
+    app.connect("source-read", name_outside_files)
