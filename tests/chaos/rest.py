@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tests.chaos.clients import DatagramClient, Question, ask_stream
-from tests.chaos.faults import RELOADED_IN
 from tests.chaos.invariants import Baseline, Breach, Invariant, Rest, judge_rest, total
 from tests.chaos.observe import scrape, status
 from tests.chaos.pool import DATAGRAMS, STREAMS
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from tests.chaos.observe import Journal
     from tests.chaos.pool import Pool
     from tests.chaos.verdict import Findings
+
+ANSWERS_IN: Final = 10.0
+"""Seconds in which new code answers on every listener, when nothing else is done."""
 
 _JUDGED: Final = (
     *(Invariant.I5, Invariant.I6, Invariant.I8, Invariant.I9),
@@ -138,6 +140,6 @@ class Rests:
             return is_at_rest and all(self._lone(one)[1] == wanted for one in listeners)
 
         try:
-            self._pool.await_fact("new code answers on every listener", is_everywhere, RELOADED_IN)
+            self._pool.await_fact("new code answers on every listener", is_everywhere, ANSWERS_IN)
         except TimeoutError as error:
             yield Breach(Invariant.I14, time.monotonic(), str(error))
