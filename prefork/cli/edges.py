@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from prefork.edge import setup
 from prefork.edge.access import BEHIND_A_PROXY, Kind, parse_rule
 from prefork.edge.setup import (
     CONFIGURED,
@@ -53,6 +54,26 @@ def edges_for(resolved: Resolved, addresses: Sequence[Address]) -> list[EdgeSett
             raise settings.error("allow", reason)
         check(fitted, place)
     return found
+
+
+def edge_of_instance(resolved: Resolved, server: Any) -> EdgeSettings:
+    """Return the settings of the edge of a server that has an address already.
+
+    SettingsError: a value cannot be used for this server. A method ``tls_context`` is not called.
+    """
+    settings = edge_settings(resolved)
+    context = getattr(server, "tls_context", None)
+    check(settings, setup.place_of(server), None if callable(context) else context)
+    return settings
+
+
+def refuse_unusable_anywhere(resolved: Resolved) -> None:
+    """Raise SettingsError for a value that no server could use, before a factory is called."""
+    settings = edge_settings(resolved)
+    values = dict(settings.values)
+    if not values["tls_certificate"]:  # the server that the factory makes may have one
+        values |= dict.fromkeys(key for key in values if key.startswith("tls_"))
+    check(msgspec.structs.replace(settings, values=values), Place(get_args(Kind)))
 
 
 def configure_all(servers: Sequence[Any], layers: list[Layer]) -> None:

@@ -263,9 +263,14 @@ def _described(requested: Requested) -> Iterator[str]:
     """Yield each address, with what stands before the handlers there."""
     edges: Sequence[EdgeSettings | None] = requested.edges or [None] * len(requested.addresses)
     for address, edge in zip(requested.addresses, edges, strict=True):
-        values = {} if edge is None else edge.values
-        parts = [word for key, word in _EDGES.items() if values.get(key)]
-        yield f"{address} ({', '.join(dict.fromkeys(parts))})" if parts else str(address)
+        yield f"{address}{_behind(edge)}"
+
+
+def _behind(edge: EdgeSettings | None) -> str:
+    """Return what stands before the handlers, in parentheses; "" for nothing that the settings say."""
+    values = {} if edge is None else edge.values
+    parts = dict.fromkeys(word for key, word in _EDGES.items() if values.get(key))
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 _EDGES: Final = {
@@ -294,7 +299,11 @@ def _plan_instances(target: str, servers: list[BaseServer], requested: Requested
                 "setting, or name a class"
             )
             raise TargetError(target, reason)
-    names = ", ".join(type(server).__name__ for server in servers)
+    edges: Sequence[EdgeSettings | None] = requested.edges or [None] * len(servers)
+    names = ", ".join(
+        f"{type(server).__name__}{_behind(edge)}"
+        for server, edge in zip(servers, edges, strict=True)
+    )
     return ServePlan(f"server {names}", lambda: servers, kinds=[*map(kind_of, servers)])
 
 

@@ -1793,6 +1793,13 @@ EDGE = (
         "tests/unit/test_authentication.py -k leaves",
     ),
     Mutant(
+        "a server object is checked for its own address",
+        "prefork/cli/edges.py",
+        "check(settings, setup.place_of(server),",
+        "check(settings, Place(get_args(Kind)),",
+        "tests/unit/test_edges.py -k own_socket",
+    ),
+    Mutant(
         "a rule about the accounts of datagrams is refused",
         "prefork/edge/setup.py",
         'return ("Unix sockets",) if is_datagram else ("Unix sockets", "accounts")',

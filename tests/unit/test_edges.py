@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import prefork
-from prefork.cli.edges import edges_for
+from prefork.cli.edges import edge_of_instance, edges_for, refuse_unusable_anywhere
 from prefork.edge.edge import edge_of
 from prefork.edge.setup import configure, prepare
 from prefork.host.addresses import Address
-from prefork.workers.layers import Layer, resolve
+from prefork.workers.layers import Layer, attributes_layer, resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RULES = ("proxy_from", "allow", "deny")
 
@@ -75,6 +78,30 @@ def test_configured_server_uses_what_it_was_given() -> None:
         configure(server, settings)
         prepare(server)
         assert edge_of(server) is not None
+
+
+def test_instance_is_checked_for_its_own_socket(tmp_path: Path) -> None:
+    """What a server object asks for is checked for the address that it has, and not for another one."""
+
+    class Local(prefork.PreForkingUnixStreamServer):
+        allow = "unix:uid=0"
+
+    with Local(str(tmp_path / "socket"), prefork.StreamRequestHandler) as server:
+        by_attributes = [attributes_layer(server)]
+        assert edge_of_instance(resolve(by_attributes), server).values["allow"] == ("unix:uid=0",)
+        flags = Layer({"deny": "10.0.0.0/8"}, lambda key: f"flag --{key}", text=True)
+        with pytest.raises(prefork.SettingsError, match=r"flag --deny.*come from Unix sockets"):
+            edge_of_instance(resolve([*by_attributes, flags]), server)
+
+
+def test_factory_is_checked_as_far_as_possible() -> None:
+    """Flags that no server could use are refused before a factory is called, and all others are left to its servers."""
+    for value in ("unix:uid=0", "10.0.0.0/8", "fd00::/8"):
+        refuse_unusable_anywhere(resolved(allow=value))
+    refuse_unusable_anywhere(resolved(tls_client_ca="/nowhere.pem"))
+    for values in ({"allow": "10.0.0.1/8"}, {"tls_certificate": "/nowhere.pem"}):
+        with pytest.raises(prefork.SettingsError, match=r"flag --"):
+            refuse_unusable_anywhere(resolved(**values))
 
 
 def test_settings_of_the_pool_count_where_a_server_has_none() -> None:

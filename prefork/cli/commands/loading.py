@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from prefork.cli import sources
-from prefork.cli.edges import edges_for
+from prefork.cli.edges import edge_of_instance, edges_for, refuse_unusable_anywhere
 from prefork.cli.listeners import refuse_other_binds
 from prefork.cli.pidfile import PidFile
 from prefork.cli.serve_plan import Requested, ServePlan, is_application, plan
@@ -185,10 +185,7 @@ def load_and_plan(
     resolved = resolved_with(attributes, given.layers)
     settings, origins = resolved.settings, resolved.origins
     refuse_other_binds(given.file.listeners, settings.bind, origins["bind"])
-    addresses, edges = _places(resolved, attributes, given)
-    if factory or isinstance(found, BaseServer):
-        _refuse_tables(given.file.listeners)
-        edges = []
+    addresses, edges = _places(found, resolved, given, factory=factory)
     requested = Requested(
         addresses=addresses,
         edges=edges,
@@ -202,12 +199,24 @@ def load_and_plan(
 
 
 def _places(
-    resolved: Resolved, attributes: Sequence[Layer], given: SettingsSoFar
+    found: object, resolved: Resolved, given: SettingsSoFar, *, factory: bool
 ) -> tuple[list[Address], list[EdgeSettings]]:
-    """Return where to listen, and who may connect there."""
+    """Return where to listen, and who may connect there.
+
+    What a factory will return has attributes of its own, so nothing can be said of its edges yet.
+    """
+    makes_its_own = factory or isinstance(found, BaseServer)
+    if makes_its_own:
+        _refuse_tables(given.file.listeners)
     if not given.file.listeners:
         addresses = _addresses(resolved.settings.bind, resolved.origins["bind"])
+        if factory:
+            refuse_unusable_anywhere(resolved)
+            return addresses, []
+        if makes_its_own:
+            return addresses, [edge_of_instance(resolved, found)]
         return addresses, edges_for(resolved, addresses)
+    attributes = _attributes_of(found)
     places: tuple[list[Address], list[EdgeSettings]] = [], []
     file, *stronger = given.layers
     for table in given.file.listeners:
