@@ -175,7 +175,7 @@ def _parse_binary(header: bytes) -> Header:
         raise ProxyError("a header that is shorter than its addresses")
     source, destination = _ADDRESSES[kind >> 4](addresses)
     rest = header[_HEAD + length :]
-    tlvs = _tlvs(rest) if rest else ()
+    tlvs = parse_tlvs(rest) if rest else ()
     return Header(2, False, source, destination, tlvs, kind & 0x0F == _DATAGRAM, len(header))
 
 
@@ -216,7 +216,8 @@ _ADDRESSES: Final = {
 }
 
 
-def _tlvs(data: bytes) -> tuple[tuple[int, bytes], ...]:
+def parse_tlvs(data: bytes) -> tuple[tuple[int, bytes], ...]:
+    """Return type and value of each extension. Raises ProxyError where one of them is cut off."""
     found = []
     while data:
         if len(data) < 3:

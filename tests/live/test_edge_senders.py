@@ -8,6 +8,8 @@ import struct
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from prefork.edge.proxy import parse_tlvs
+from tests.support.certificates import Authority
 from tests.support.clients import ask, connect, read_all, read_to_the_end, send_line
 from tests.support.engines import free_port, needs, running
 from tests.support.waiting import wait_until
@@ -74,6 +76,10 @@ stream {{
 """
 
 
+ALPN, AUTHORITY, CRC32C, SSL, SSL_VERSION, SSL_CN = 0x01, 0x02, 0x03, 0x20, 0x21, 0x22
+"""Types of extensions, as the specification of the protocol numbers them."""
+
+
 def told_by_clients(program: Program, version: int) -> list[Any]:
     """Return what the handlers said of clients whose header had this version and was not LOCAL."""
     return [
@@ -107,16 +113,72 @@ def test_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
     config = tmp_path / "haproxy.cfg"
     config.write_text(HAPROXY.format(one=one, two=two, port=program.address()[1]))
     with running([haproxy, "-db", "-f", str(config)], tmp_path, one, two):
-        check_client(program, one, 1)
-        client = check_client(program, two, 2)
-        assert client[3][3] >= 1  # the unique id is an extension
+        clients = [check_client(program, one, 1), check_client(program, two, 2)]
+        assert clients[1][3][3] >= 1  # the unique id is an extension
         checks = wait_until(
             lambda: [line for line in program.logged(r"INFO \{") if '"peer"' not in line],
             lambda: "a health check has come",
         )
     facts = [json.loads(line.partition(" INFO ")[2]) for line in program.logged('"peer"')]
-    assert {line["outcome"] for line in facts} == {"ok"}
+    # Beside the two there is the one that found out whether HAProxy listens, and that said nothing.
+    names = {f"{host}:{port}" for host, port, *_ in clients}
+    assert [line["outcome"] for line in facts if line["client"] in names] == ["ok", "ok"]
     assert all(json.loads(line.partition(" INFO ")[2])["outcome"] == "ok" for line in checks)
+    assert program.logged("refused") == []
+
+
+TERMINATING = """
+global
+    maxconn 50
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+listen front
+    bind 127.0.0.1:{front} ssl crt {certificate} ca-file {ca} verify required alpn echo,other
+    server s 127.0.0.1:{port} send-proxy-v2-ssl-cn proxy-v2-options ssl,cert-cn,ssl-cipher,authority,crc32c
+"""
+
+
+def test_haproxy_that_decrypts(start: Callable[..., Program], tmp_path: Path) -> None:
+    """What HAProxy says of the TLS that it has ended arrives: version, name, protocol and the client's certificate."""
+    haproxy = needs("haproxy")
+    authority = Authority(tmp_path)
+    program = start(
+        BEHIND.replace(
+            'tell("client", [*client,',
+            'tell("tlvs", [[kind, value.hex()] for kind, value in proxy.tlvs]); tell("client", [*client,',
+        )
+    )
+    front = free_port()
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        TERMINATING.format(
+            front=front,
+            port=program.address()[1],
+            certificate=authority.server("localhost"),
+            ca=authority.file,
+        )
+    )
+    context = authority.context(authority.client("alice"))
+    context.set_alpn_protocols(["echo"])
+    with (
+        running([haproxy, "-db", "-f", str(config)], tmp_path, front),
+        connect(("127.0.0.1", front)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"hello\n")
+        assert client.recv(100) == b"got hello\n"
+        own = client.getsockname()
+    tlvs = {kind: bytes.fromhex(value) for kind, value in program.told("tlvs")}
+    (told,) = told_by_clients(program, 2)
+    assert told[:2] == [*own]
+    assert (tlvs[ALPN], tlvs[AUTHORITY], len(tlvs[CRC32C])) == (b"echo", b"localhost", 4)
+    flags, verified = struct.unpack_from("!BI", tlvs[SSL])
+    assert (flags, verified) == (0b111, 0)  # TLS, with a certificate, which was verified
+    inner = dict(parse_tlvs(tlvs[SSL][5:]))
+    assert (inner[SSL_VERSION], inner[SSL_CN]) == (b"TLSv1.3", b"alice")
     assert program.logged("refused|Traceback") == []
 
 

@@ -155,6 +155,26 @@ def test_sessions_resume_in_other_workers(
 
 
 @pytest.mark.once
+def test_what_openssl_is_refused(
+    secure: Callable[..., Program], authority: Authority, tmp_path: Path
+) -> None:
+    """No client renegotiates TLS 1.2, and none sends data before the end of a resumed handshake of TLS 1.3."""
+    openssl = needs("openssl")
+    program = secure()
+    session, early = tmp_path / "session", tmp_path / "early"
+    shared = (openssl, "s_client", "-connect", f"127.0.0.1:{program.address()[1]}")
+    shared = (*shared, "-CAfile", authority.file)
+    again = run(*shared, "-tls1_2", given=b"R\nhello\n")
+    assert b"RENEGOTIATING" in again.stderr
+    assert b"no renegotiation" in again.stderr
+    early.write_bytes(b"hello\n")
+    run(*shared, "-tls1_3", "-quiet", "-sess_out", str(session), given=b"hello\n")
+    resumed = run(*shared, "-tls1_3", "-sess_in", str(session), "-early_data", str(early))
+    assert b"Reused, TLSv1.3" in resumed.stdout
+    assert b"Early data was not sent" in resumed.stdout
+
+
+@pytest.mark.once
 def test_gnutls(secure: Callable[..., Program], authority: Authority) -> None:
     """GnuTLS, another implementation than the server's, is served, and sees an orderly close."""
     gnutls = needs("gnutls-cli")

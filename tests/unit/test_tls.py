@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import prefork
 from prefork.edge.edge import edge_of
+from prefork.edge.setup import prepare
 from prefork.edge.tls import TLSFiles, TLSSettingError, load
 from prefork.edge.watch import FileWatch, stamps_of
 from prefork.workers.states import Rejection
@@ -248,6 +251,60 @@ def test_malformed_message_writes_no_traceback(
     assert refusals(server) == {reason: 1}
     assert capfd.readouterr().err == ""
     assert server.errors == []
+
+
+HELLO = first_message("localhost")
+
+
+@given(st.lists(st.tuples(st.integers(0, len(HELLO) - 1), st.binary(max_size=3)), min_size=1))
+@settings(max_examples=40)
+def test_damaged_first_message(server_of_damage: Secure, damage: list[tuple[int, bytes]]) -> None:
+    """Whatever bytes of the first message are changed, cut out or added, the client costs one refusal and no error."""
+    sent = bytearray(HELLO)
+    for place, other in damage:
+        sent[place : place + 1] = other
+    before = sum(refusals(server_of_damage).values())
+    _say(server_of_damage, bytes(sent))
+    assert sum(refusals(server_of_damage).values()) == before + 1
+    assert server_of_damage.handled == server_of_damage.errors == []
+
+
+def test_records_out_of_order(secure: Callable[..., Secure]) -> None:
+    """What comes in place of the second message of a client ends the connection, and reaches no handler."""
+    server = secure()
+    record = b"%s\x03\x03%s%s"
+    followers = {
+        "a flood of changed ciphers": record % (b"\x14", b"\0\1", b"\1") * 100,
+        "a first message again": HELLO,
+        "data": record % (b"\x17", b"\0\x20", bytes(32)),
+        "empty data": record % (b"\x17", b"\0\0", b"") * 100,
+        "a heartbeat": record % (b"\x18", b"\0\3", b"\1\x40\0"),
+        "a type that is none": record % (b"\x63", b"\0\1", b"\0"),
+        "a fatal alert": record % (b"\x15", b"\0\2", b"\2\x28"),
+        "a flood of warnings": record % (b"\x15", b"\0\2", b"\1\x5a") * 100,
+        "an end": record % (b"\x15", b"\0\2", b"\1\0"),
+        "text": b"GET / HTTP/1.1\r\n\r\n",
+    }
+    for number, (what, follower) in enumerate(followers.items(), 1):
+        _say(server, HELLO + follower)
+        assert sum(refusals(server).values()) == number, what
+        assert server.handled == server.errors == [], what
+
+
+def _say(server: Any, sent: bytes) -> None:
+    with one_request(server) as client, contextlib.suppress(ConnectionError):
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(10_000):
+            pass
+
+
+@pytest.fixture(scope="module")
+def server_of_damage(certificate: str) -> Iterator[Secure]:
+    """Give a server for many clients, because hypothesis wants one for all its examples."""
+    with Secure(LOOPBACK, Answer, tls_certificate=certificate) as server:
+        prepare(server)
+        yield server
 
 
 def test_refused_client_reads_the_alert(
