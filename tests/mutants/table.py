@@ -2288,6 +2288,13 @@ CANCELLING = (
         "tests/unit/test_cancels.py",
     ),
     Mutant(
+        "the log says where a request was that urgent data has ended",
+        "workers/worker/urgent.py",
+        "error.place = error.place or cancelling.place_of(frame)",
+        "pass",
+        "tests/live/test_urgent.py -k reaches_the_handler",
+    ),
+    Mutant(
         "an urgent byte whose exception got lost is handled again",
         "workers/worker/urgent.py",
         "            self._lost = byte\n",

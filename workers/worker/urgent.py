@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Final
 
 from prefork.workers import system
+from prefork.workers.cancel import RequestCancelled
 from prefork.workers.worker import cancelling
 from prefork.workers.worker.swallowed import if_swallowed
 
@@ -76,12 +77,14 @@ class Urgent:
         if byte is None:
             self._try_later()
         elif byte:
-            self._call(handler, byte)
+            self._call(handler, byte, frame)
 
-    def _call(self, handler: Any, byte: bytes) -> None:
+    def _call(self, handler: Any, byte: bytes, frame: FrameType) -> None:
         try:
             handler.handle_urgent(byte)
         except BaseException as error:
+            if isinstance(error, RequestCancelled):
+                error.place = error.place or cancelling.place_of(frame)
             if_swallowed(error, functools.partial(self._call_again, handler, byte))
             raise
 
