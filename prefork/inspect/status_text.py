@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 from prefork.inspect import humanize
@@ -17,6 +18,7 @@ def as_lines(status: dict[str, Any], width: int) -> list[str]:
         *_workers(status, width),
         *_requests(status, width),
         *_cancelled(status, width),
+        *_responses(status, width),
         *_listeners(status),
         *_tls(status, width),
         *_parked(status, width),
@@ -100,6 +102,15 @@ def _listeners(status: dict[str, Any]) -> list[str]:
         _line("" if number else "queue", f"{humanize.queue(one)}  {one['name']}")
         for number, one in enumerate(status["listeners"])
     ]
+
+
+def _responses(status: dict[str, Any], width: int) -> list[str]:
+    """Return the answers of HTTP by class of the status, of all methods together; nothing where there are none."""
+    sums: Counter[str] = Counter()
+    for classes in (status.get("responses") or {}).values():
+        sums.update(classes)
+    said = [f"{humanize.count(sums[name])} {name}" for name in sorted(sums)]
+    return _wrapped("responses", said, width) if said else []
 
 
 def _tls(status: dict[str, Any], width: int) -> list[str]:

@@ -345,7 +345,7 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[Prometheus]:
 
 @dataclasses.dataclass
 class Seen:
-    """What Prometheus said of two pools: one of streams under load, one that drops datagrams.
+    """What Prometheus said of two pools: one of streams under load, one that drops datagrams and serves an application.
 
     answers: of the queries of ``all_queries()``, by their names; a refusal is its words.
     matching: how many series there are of each selector that is used anywhere. offered: the
@@ -375,6 +375,7 @@ STREAMS = serving(workers=2, max_children=4, pause=0.005, metrics_address="127.0
 DATAGRAMS = """
 from tests.support.app import *
 import prefork
+from prefork.wsgi import WSGIServer
 
 class Datagrams(prefork.PreForkingUDPServer):
     workers, max_children, pause = 1, 2, 0.02
@@ -382,13 +383,22 @@ class Datagrams(prefork.PreForkingUDPServer):
 
     def when_ready(self):
         announce(self)
+        announce(web)
 
 class Encrypted(prefork.PreForkingTCPServer):
     tls_certificate = "server.pem"
 
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return []
+
 log_to_stderr()
-with Datagrams(LOOPBACK, EchoDatagram) as datagrams, Encrypted(LOOPBACK, Echo) as encrypted:
-    prefork.serve(datagrams, encrypted)
+with (
+    Datagrams(LOOPBACK, EchoDatagram) as datagrams,
+    Encrypted(LOOPBACK, Echo) as encrypted,
+    WSGIServer(LOOPBACK, application) as web,
+):
+    prefork.serve(datagrams, encrypted, web)
 """
 
 
@@ -406,6 +416,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         wait_for_scrapes(server, 4)
         os.kill(server_of(streams.address()), signal.SIGKILL)
         flood(datagrams)
+        urllib.request.urlopen("http://{}:{}/".format(*datagrams.address(1)), timeout=60).close()
         wait_until(
             lambda: (
                 server.value("sum(prefork_worker_exits_total) >= 1")

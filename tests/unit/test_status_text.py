@@ -11,6 +11,7 @@ from prefork.inspect.status_text import as_lines
 from prefork.master.saturation import publish_saturation
 from prefork.metrics.description import CertificateDescription, PoolDescription
 from prefork.metrics.status import status
+from prefork.workers.answers import place_of
 from prefork.workers.cancel import CancelReason
 from prefork.workers.scoreboard import HandshakeKind, PoolField, SlotField
 from prefork.workers.slot_writer import Outcome
@@ -108,6 +109,20 @@ def test_large_pool_stays_within_the_terminal() -> None:
         lines = as_lines(status_of_board(board, NOW), 80)
     assert max(map(len, lines)) <= 80
     assert sum(line.count("_") for line in lines) == 500
+
+
+def test_status_of_a_pool_that_answers_http() -> None:
+    """The answers stand in one line, by the class of their status."""
+    with scoreboard(2, at=NOW) as board:
+        occupy(board, 0, 11, at=NOW)
+        assert not any(
+            line.startswith("responses") for line in as_lines(status_of_board(board, NOW), 80)
+        )
+        for method, code, count in (("GET", "200", 1234), ("POST", "201", 6), ("GET", "404", 2)):
+            place = SlotField.ANSWERS + place_of(method, code)
+            board.words[board.slot_at(1) + place] = count
+        lines = as_lines(status_of_board(board, NOW), 80)
+    assert [line for line in lines if "2xx" in line] == ["responses  1240 2xx, 0 3xx, 2 4xx, 0 5xx"]
 
 
 def test_status_of_a_pool_with_tls() -> None:
