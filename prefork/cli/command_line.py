@@ -35,6 +35,7 @@ from prefork.host import stopping
 from prefork.host.process import process
 from prefork.host.stopping import StoppedEarly, unattended
 from prefork.inspect.find import SeveralPoolsError
+from prefork.inspect.remote import UrlError
 from prefork.inspect.running_pool import NoPoolError
 from prefork.workers.errors import (
     BindError,
@@ -60,6 +61,7 @@ EXIT_CODES: Final = {
     BindError: ExitCode.BIND_FAILED,
     CrashLoopError: ExitCode.CRASH_LOOP,
     NoPoolError: ExitCode.USAGE,
+    UrlError: ExitCode.USAGE,
     SeveralPoolsError: ExitCode.USAGE,
     MissingPackageError: ExitCode.USAGE,
 }

@@ -1,4 +1,4 @@
-"""The loop of ``prefork top``: look at the pool, draw the screen, take keys, until q is pressed."""
+"""The loop of ``prefork top``: look at the pool or the pools, draw the screen, take keys, until q is pressed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console
 from rich.control import Control
 
 from prefork.host.stopping import undisturbed_cleanup
+from prefork.inspect import fleet
 from prefork.inspect.columns import SortOrder
 from prefork.inspect.drawing import drawing
+from prefork.inspect.fleet_drawing import fleet_drawing
 from prefork.inspect.look import look
+from prefork.inspect.remote import ANSWER_TIME, Url, Watch
 from prefork.inspect.running_pool import PoolEndedError, RunningPool
 from prefork.inspect.view import Look, view
 
@@ -33,13 +36,49 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
 
     sort: the key of a column. delay: seconds between two looks. PoolEndedError: the pool has ended.
     """
-    console = Console()
     who = str(pool)
+    _show(lambda: _Session(pool, SortOrder(sort), delay), pool.has_stopped)
+    if pool.has_stopped():
+        raise PoolEndedError(f"the pool has ended: {who}")
+
+
+def watch_several(urls: Sequence[Url], *, delay: float) -> None:
+    """Show several pools until q, Ctrl-C or the end of the terminal; the terminal is restored afterwards.
+
+    delay: seconds between an answer of a host and the next question.
+    """
+    watches = [Watch(url, delay) for url in urls]
+    try:
+        _show(lambda: _Several(watches, delay), lambda: False)
+    finally:
+        for one in watches:
+            one.end()
+
+
+class _Shown(Protocol):
+    """What the loop shows."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the next look."""
+
+    def look_if_due(self) -> None:
+        """Look, if it is time."""
+
+    def press(self, pressed: str) -> None:
+        """Take keys."""
+
+    def drawn(self, console: Console) -> RenderableType:
+        """Return the screen."""
+
+
+def _show(begin: Callable[[], _Shown], has_ended: Callable[[], bool]) -> None:
+    console = Console()
     with contextlib.suppress(KeyboardInterrupt), undisturbed_cleanup() as cleanup:
         keys = cleanup.enter_context(_single_keys())
         screen = cleanup.enter_context(console.screen(hide_cursor=True))
-        state = _Session(pool, SortOrder(sort), delay)
-        while not pool.has_stopped():
+        state = begin()
+        while not has_ended():
             state.look_if_due()
             # Without this rich draws below the previous screen, and the terminal scrolls.
             console.control(Control.home())
@@ -48,8 +87,6 @@ def watch(pool: RunningPool, *, sort: str, delay: float) -> None:
             if pressed is None or "q" in pressed:
                 return
             state.press(pressed)
-    if pool.has_stopped():
-        raise PoolEndedError(f"the pool has ended: {who}")
 
 
 class _Session:
@@ -90,6 +127,35 @@ class _Session:
             size.height,
             ascii_only=console.options.ascii_only,
         )
+
+
+class _Several:
+    """Several pools, each of which a thread of its own asks."""
+
+    def __init__(self, watches: Sequence[Watch], delay: float) -> None:
+        self._watches = watches
+        self._delay = delay
+        self._at = time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the next look. Looking costs no question, so a quick first answer is shown at once."""
+        return max(0.0, self._at + min(self._delay, 0.25) - time.monotonic())
+
+    def look_if_due(self) -> None:
+        if not self.seconds_left:
+            self._at = time.monotonic()
+
+    def press(self, pressed: str) -> None:
+        """No key but q means anything here."""
+
+    def drawn(self, console: Console) -> RenderableType:
+        patience = self._delay + ANSWER_TIME + 1
+        rows = [
+            fleet.row(one.url.where, *one.seen, self._at, patience=patience)
+            for one in self._watches
+        ]
+        return fleet_drawing(rows, console.size.width, console.size.height)
 
 
 # --- keys

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -20,6 +21,7 @@ from tests.support.processes import children_of, is_alive
 from tests.support.server import environment, serving
 from tests.support.terminal import ENTERS, LEAVES, SHOWS_CURSOR, Terminal
 from tests.support.waiting import Stopwatch, wait_until
+from tests.support.web import metrics_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -609,3 +611,28 @@ def test_commands_leave_no_trace_in_the_pool(pool: Callable[..., Program]) -> No
     for _ in range(3):
         assert prefork("status", program.pid).code == 0
     assert (sorted(os.listdir(f"/proc/{program.pid}/fd")), program.log) == before
+
+
+def test_several_pools_by_their_urls(start: Callable[..., Program], tmp_path: Path) -> None:
+    """``status`` and ``top`` show the pools of several machines by their URLs; a host that does not answer is the first row."""
+    program = start(serving("Run", workers=2, pool_name="shop", metrics_address="127.0.0.1:0"))
+    program.address()
+    url = f"http://127.0.0.1:{metrics_of(program).address[1]}"
+    one = prefork("status", url)
+    assert one.code == 0
+    assert "1 of 1 pools ready, 0 of 2 workers busy" in one.out
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Terminal(["top", "-d", "0.2", url, f"http://{nobody}"], tmp_path) as terminal:
+            terminal.wait_shown(r"shop +0/2 +0 +0 .* serving, ready")
+            screen = terminal.wait_shown(rf"{nobody} .*no answer: silent")
+            assert "1 of 2 pools ready" in screen
+            assert screen.index(nobody) < screen.index("shop")
+            assert all(len(line.rstrip("\r")) <= 80 for line in screen.splitlines())
+            terminal.press("q")
+            assert terminal.wait() == 0
+            assert_clean(terminal)
+        both = prefork("status", url, f"http://{nobody}", "--json")
+    assert both.code == 1
+    assert [one["need"] for one in json.loads(both.out)] == ["no_answer", "none"]
+    assert prefork("status", url, "shop").code == 2

@@ -675,6 +675,27 @@ METRICS = (
         "tests/live/test_haproxy_command.py",
     ),
     Mutant(
+        "a host that stops answering is no row of old numbers",
+        "prefork/inspect/fleet.py",
+        "if at - now.at > patience:",
+        "if at - now.at > 1000 * patience:",
+        "tests/unit/test_remote.py",
+    ),
+    Mutant(
+        "the answer of another machine is bounded",
+        "prefork/inspect/remote.py",
+        "if len(received) > MOST_BYTES:",
+        "if len(received) > 1000 * MOST_BYTES:",
+        "tests/unit/test_remote.py",
+    ),
+    Mutant(
+        "texts of another machine cannot steer the terminal",
+        "prefork/inspect/remote.py",
+        "name=escaped(found.name, _LONGEST_TEXT) if found.name else None",
+        "name=found.name",
+        "tests/unit/test_remote.py",
+    ),
+    Mutant(
         "a request head of the metrics is bounded",
         "metrics/web.py",
         "if len(received) > LONGEST_HEAD:",

@@ -8,10 +8,11 @@ import click
 import msgspec
 
 from prefork.cli import environment
+from prefork.inspect.remote import MOST_URLS, Url
 from prefork.workers.settings import ROWS, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -154,15 +155,40 @@ def which_pool(command: Callable[..., int]) -> Callable[..., int]:
 
     Where only one pool runs, neither is needed.
     """
-    command = click.option(
+    return click.argument(
+        "pool", required=False, metavar="[NAME|PID]", shell_complete=running_pools
+    )(_with_name(command))
+
+
+def which_pools(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the ways to name one running pool of this machine, or several pools by their URLs."""
+    return click.argument(
+        "pools", nargs=-1, metavar="[NAME|PID|URL...]", shell_complete=running_pools
+    )(_with_name(command))
+
+
+def urls_in(pools: Sequence[str], name: str | None) -> list[Url]:
+    """Return the URLs among the arguments of a command with ``which_pools``; [] where one pool of this machine is meant."""
+    if not any("://" in one for one in pools):
+        if len(pools) > 1:
+            raise click.UsageError(
+                "name one pool of this machine, or several by their URLs, such as http://web1:9100"
+            )
+        return []
+    if name is not None:
+        raise click.UsageError("--name is for a pool of this machine, not for URLs")
+    if len(pools) > MOST_URLS:
+        raise click.UsageError(f"there are {len(pools)} URLs; at most {MOST_URLS} are asked")
+    return [Url.parse(one) for one in dict.fromkeys(pools)]
+
+
+def _with_name(command: Callable[..., int]) -> Callable[..., int]:
+    return click.option(
         "-n",
         "--name",
         metavar="NAME",
         shell_complete=running_pools,
         help="Name of the pool, for a name that looks like a pid.",
-    )(command)
-    return click.argument(
-        "pool", required=False, metavar="[NAME|PID]", shell_complete=running_pools
     )(command)
 
 

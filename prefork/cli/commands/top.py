@@ -1,15 +1,16 @@
-"""``prefork top``: watch a running pool on a terminal."""
+"""``prefork top``: watch a running pool, or several by their URLs, on a terminal."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from prefork.cli.commands.exit_code import ExitCode
-from prefork.cli.commands.options import which_pool
+from prefork.cli.commands.options import urls_in, which_pools
 from prefork.host.stopping import stops_unwind
 from prefork.inspect.columns import COLUMNS
 from prefork.inspect.find import find_pool
@@ -18,7 +19,7 @@ MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
 
 
 @click.command("top", short_help="Watch a running pool live.")
-@which_pool
+@which_pools
 @click.option(
     "--sort",
     type=click.Choice([column.key for column in COLUMNS]),
@@ -35,8 +36,11 @@ MISSING = "prefork top needs the package rich: pip install 'prefork[top]'"
     metavar="SECONDS",
     help="Seconds between two updates.",
 )
-def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
+def command(pools: Sequence[str], name: str | None, sort: str, delay: float) -> int:
     """Watch a running pool: what its workers do, how busy they are, how many clients wait.
+
+    With URLs of metrics processes, such as http://web1:9100, watch these pools together: a row for each,
+    those first that need attention. A host that does not answer is a row that says so.
 
     Each slot is a letter: _ is an idle worker, B a busy one, S a starting one, R a retiring one,
     and a dot is a slot without a worker.
@@ -50,7 +54,11 @@ def command(pool: str | None, name: str | None, sort: str, delay: float) -> int:
         raise click.UsageError(
             "prefork top needs a terminal; 'prefork status' prints the same once"
         )
-    with find_pool(pool, name) as found, stops_unwind():
+    if urls := urls_in(pools, name):
+        with stops_unwind():
+            top.watch_several(urls, delay=delay)
+        return ExitCode.OK
+    with find_pool(pools[0] if pools else None, name) as found, stops_unwind():
         click.echo(top.watch(found, sort=sort, delay=delay), nl=False)
     return ExitCode.OK
 

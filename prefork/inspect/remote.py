@@ -1,0 +1,274 @@
+"""The pools of other machines, as they say themselves over HTTP: fetching their ``/status`` documents.
+
+Whoever answers at an address is a stranger. So everything has a bound: the seconds of an answer from the
+first byte to the last, its bytes, and each number and text in it. What comes out is a ``Document``, whose
+texts are printable; anything else is a ``RemoteError``, whose words say what was wrong.
+
+HTTP/1.0 is asked for, because an answer then ends with the connection and needs no other framing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from prefork.workers.errors import PreforkError
+from prefork.workers.text import escaped
+
+ANSWER_TIME: Final = 2.0
+"""Seconds that an answer may take, with the connection and the last byte."""
+
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of an answer. The document of the largest pool, with 4096 slots, has less than 2 MiB."""
+
+MOST_URLS: Final = 200
+
+_LONGEST_TEXT: Final = 80
+_PATH: Final = re.compile(r"/[!-~]*")
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
+
+
+class RemoteError(PreforkError):
+    """A host has not answered with the status of a pool. The text says what it did, in a few words."""
+
+
+class UrlError(PreforkError):
+    """A word of the command line is no address of a pool's status."""
+
+
+class Url(msgspec.Struct, frozen=True):
+    """Where a status is. where: host and port as a person writes them."""
+
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Url:
+        """Read ``http://HOST[:PORT][/PATH]``; without a path it is ``/status``."""
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname or "", parts.port or 80
+        except ValueError:
+            host, port, parts = "", 0, urlsplit("")
+        path = "/status" if parts.path in ("", "/") else parts.path
+        is_good = parts.scheme == "http" and _HOST.fullmatch(host) and _PATH.fullmatch(path)
+        if not is_good or parts.query or parts.username is not None or not text.isprintable():
+            raise UrlError(
+                f"{escaped(text)}: it must be the address of a metrics process, such as http://web1:9100"
+            )
+        return cls(host, port, path)
+
+    @property
+    def where(self) -> str:
+        """Host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# --- the document
+
+
+_Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+_Buckets = Annotated[list[_Count], Meta(max_length=100)]
+_Bounds = Annotated[list[_Seconds], Meta(max_length=100)]
+_Text = Annotated[str, Meta(max_length=500)]
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """How many workers there are, by what they do."""
+
+    idle: _Count
+    busy: _Count
+    ready: _Count
+    target: _Count
+
+
+class Requests(msgspec.Struct, frozen=True):
+    """How many requests there have been, by how they ended."""
+
+    total: _Count
+    error: _Count
+    timeout: _Count
+    aborted: _Count
+
+
+class Durations(msgspec.Struct, frozen=True):
+    """The histogram of durations, not cumulative."""
+
+    bounds: _Bounds
+    counts: _Buckets
+
+
+class RemoteListener(msgspec.Struct, frozen=True):
+    """The queue of one listener."""
+
+    kind: _Text
+    depth: _Count | None = None
+    limit: _Count | None = None
+
+
+class Document(msgspec.Struct, frozen=True):
+    """What is used of a status (``prefork.metrics.status``); a document may have more."""
+
+    phase: _Text
+    ready: bool
+    last_tick: _Seconds
+    uptime: _Seconds
+    workers: Workers
+    requests: Requests
+    durations: Durations
+    listeners: Annotated[list[RemoteListener], Meta(max_length=1000)]
+    reload_state: _Text
+    saturation: msgspec.Raw = msgspec.Raw(b"null")
+    name: _Text | None = None
+
+    @classmethod
+    def from_json(cls, body: bytes) -> Document:
+        """Read a document; RemoteError for anything else."""
+        try:
+            found = msgspec.json.decode(body, type=cls)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            raise RemoteError("the answer is no status of a pool") from None
+        if len(found.durations.counts) != len(found.durations.bounds) + 1:
+            raise RemoteError("the answer is no status of a pool")
+        return msgspec.structs.replace(
+            found,
+            name=escaped(found.name, _LONGEST_TEXT) if found.name else None,
+            phase=escaped(found.phase, _LONGEST_TEXT),
+        )
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the pool says that it cannot keep up."""
+        return bytes(self.saturation) != b"null"
+
+
+# --- fetching
+
+
+def fetch(url: Url, seconds: float = ANSWER_TIME) -> Document:
+    """Return the status of a pool; RemoteError for anything else. Takes this long at most, but for a slow resolver."""
+    end = time.monotonic() + seconds
+    try:
+        return Document.from_json(_body(_answer(url, end)))
+    except TimeoutError:
+        raise RemoteError(f"silent for {seconds:g} s") from None
+    except OSError as error:
+        raise RemoteError(_reason(error)) from None
+
+
+def _answer(url: Url, end: float) -> bytes:
+    request = (
+        f"GET {url.path} HTTP/1.0\r\nHost: {url.where}\r\nAccept: application/json\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    received = bytearray()
+    with socket.create_connection((url.host, url.port), _left(end)) as sock:
+        sock.sendall(request.encode("ascii"))
+        while True:
+            sock.settimeout(_left(end))
+            part = sock.recv(65536)
+            if not part:
+                return bytes(received)
+            received += part
+            if len(received) > MOST_BYTES:
+                raise RemoteError(f"the answer has more than {MOST_BYTES >> 20} MiB")
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _body(answer: bytes) -> bytes:
+    head, blank, body = answer.partition(b"\r\n\r\n")
+    status = _STATUS_LINE.match(head)
+    if status is None or not blank:
+        raise RemoteError("the answer is no HTTP" if answer else "the connection was closed")
+    if status[1] != b"200":
+        raise RemoteError(f"the answer is HTTP {status[1].decode()}")
+    return body
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the name cannot be resolved"
+    known = {errno.ECONNREFUSED: "connection refused", errno.ECONNRESET: "the connection was reset"}
+    code = error.errno or 0
+    return known.get(code) or (os.strerror(code).lower() if code else "no connection")
+
+
+# --- several at once
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What was last heard of a host. at: when, monotonic seconds. failure: why there is no document; "" for none."""
+
+    at: float
+    document: Document | None = None
+    failure: str = ""
+
+
+class Watch:
+    """Asks one host again and again, in a thread of its own, so that a host that hangs delays nothing.
+
+    The thread is a daemon: even one that waits for a resolver keeps no command from ending.
+    """
+
+    def __init__(self, url: Url, delay: float | None) -> None:
+        self.url = url
+        self._delay = delay
+        self._began = time.monotonic()
+        self._seen: tuple[Seen | None, Seen | None] = (None, None)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._live, name=f"ask {url.where}", daemon=True)
+        self._thread.start()
+
+    @property
+    def seen(self) -> tuple[Seen | None, Seen | None]:
+        """The last two things that were heard; the second one is the newest, and None before the first answer."""
+        return self._seen
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the thread has ended, this long at most."""
+        self._thread.join(max(0.0, seconds))
+
+    def end(self) -> None:
+        """Ask no more."""
+        self._ended.set()
+
+    def _live(self) -> None:
+        while not self._ended.is_set():
+            try:
+                seen = Seen(time.monotonic(), fetch(self.url))
+            except RemoteError as error:
+                seen = Seen(time.monotonic(), failure=str(error))
+            self._seen = (self._seen[1], seen)
+            if self._delay is None:
+                return
+            self._ended.wait(self._delay)
+
+
+def ask_once(urls: Sequence[Url]) -> list[Watch]:
+    """Ask all hosts once, at the same time; return when all have answered, or a moment after ANSWER_TIME."""
+    end = time.monotonic() + ANSWER_TIME + 0.5
+    watches = [Watch(url, None) for url in urls]
+    with contextlib.suppress(KeyboardInterrupt):
+        for one in watches:
+            one.wait(end - time.monotonic())
+    return watches
