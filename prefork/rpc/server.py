@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from prefork.host.process import process
@@ -13,6 +13,7 @@ from prefork.rpc.replay import Replays
 from prefork.rpc.rpcbind import entries_of, places_of
 from prefork.servers import PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
 from prefork.workers.errors import SettingsError
+from prefork.workers.units import seconds, size
 
 LIMIT_MESSAGE: Final = 1 << 20
 """Bytes of a call on a stream, where the server says nothing else."""
@@ -61,8 +62,30 @@ class _OfPrograms(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ig
 
 class _OnStreams(_OfPrograms):
     park_new: bool | str = True
-    limit_message: int = LIMIT_MESSAGE
-    message_timeout: float = 30.0
+    limit_message: int | str = LIMIT_MESSAGE
+    message_timeout: float | str = 30.0
+
+    def __init__(
+        self,
+        server_address: Any,
+        programs: type[Program] | Iterable[type[Program]],
+        bind_and_activate: bool = True,
+    ) -> None:
+        self.limit_message = _number(self, "limit_message", size, "a size, such as 65536 or 1M")
+        self.message_timeout = _number(self, "message_timeout", seconds, "a time, such as 30 or 5s")
+        super().__init__(server_address, programs, bind_and_activate)
+
+
+def _number(server: Any, name: str, read: Callable[[object], object], allowed: str) -> Any:
+    """Return a setting as a number above 0. SettingsError: it is none."""
+    raw = getattr(server, name)
+    try:
+        value = read(raw)
+    except ValueError:
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1 << 31:
+        raise SettingsError(name, raw, f"attribute {type(server).__name__}.{name}", allowed)
+    return value
 
 
 class RPCServer(_OnStreams, PreForkingTCPServer):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pytest
 
 from prefork.master.announcements import Announcements
-from prefork.rpc import Program, RegistrationError, RPCServer, xdr
+from prefork.rpc import Program, RegistrationError, RPCServer, UDPRPCServer, xdr
 from prefork.rpc.message import accepted, read_call
 from prefork.rpc.record import Record, marked
-from prefork.rpc.registration import BOUND, Registration, refuse_without_rpcbind
+from prefork.rpc.registration import BOUND, FIRST_PAUSE, Registration, refuse_without_rpcbind
 from prefork.rpc.rpcbind import (
     DUMP,
     SET,
@@ -201,8 +201,7 @@ def test_no_tick_waits(kept: Kept) -> None:
     assert begin < wake < begin + 0.1
     kept.now = begin + BOUND + 0.1
     wake = kept.made.tick(kept.now, serving=True)
-    assert wake is not None
-    assert wake > kept.now
+    assert wake == kept.now + FIRST_PAUSE
     assert kept.rpcbind.entries == {}
     kept.now = wake
     kept.run()
@@ -309,6 +308,28 @@ def test_settings_of_a_server() -> None:
     wrong = type("Wrong", (RPCServer,), {"rpcbind": "yes"})
     with pytest.raises(SettingsError, match=r"attribute Wrong\.rpcbind.*off, try or require"):
         wrong(("127.0.0.1", 0), Seven)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        *((RPCServer, "limit_message", value) for value in (0, "much", None, True, 1 << 31)),
+        *((RPCServer, "message_timeout", value) for value in (0, "soon", None, -1)),
+        *((UDPRPCServer, "limit_replays", value) for value in (-1, "many", True, None)),
+    ],
+)
+def test_bounds_of_a_server(base: Any, name: str, value: object) -> None:
+    """A bound that is none is refused before the server binds, with its origin."""
+    wrong = type("Wrong", (base,), {name: value})
+    with pytest.raises(SettingsError, match=rf"attribute Wrong\.{name}"):
+        wrong(("no such host", 0), Seven)
+
+
+def test_bounds_as_texts() -> None:
+    """Sizes and times may be texts, as everywhere."""
+    made = type("Made", (RPCServer,), {"limit_message": "64K", "message_timeout": "500ms"})
+    with made(("127.0.0.1", 0), Seven) as server:
+        assert (server.limit_message, server.message_timeout) == (65536, 0.5)
 
 
 class Noted:
