@@ -33,6 +33,9 @@ import scramp
 import prefork
 
 MECHANISM = scramp.ScramMechanism("SCRAM-SHA-256")
+ITERATIONS = 4096
+"""Of each record: a name with another number would be known to exist."""
+
 LONGEST_LINE = 1000
 
 
@@ -41,7 +44,11 @@ class Records:
 
     def __init__(self, path: str) -> None:
         with open(path, encoding="utf-8") as file:
-            self._records: dict[str, Any] = json.load(file)
+            found: dict[str, Any] = json.load(file)
+        self._records = {
+            name: (*(base64.b64decode(one) for one in keys), count)
+            for name, (*keys, count) in found.items()
+        }
         self._secret = secrets.token_bytes(32)
 
     def of(self, name: str) -> tuple[bytes, bytes, bytes, int]:
@@ -50,9 +57,7 @@ class Records:
             hmac.digest(self._secret, f"{part} {name}".encode(), hashlib.sha256)
             for part in range(3)
         ]
-        salt, stored, server, count = self._records.get(name, [None, None, None, 4096])
-        parts = [base64.b64decode(one) for one in (salt, stored, server)] if salt else made_up
-        return parts[0], parts[1], parts[2], count
+        return self._records.get(name, (*made_up, ITERATIONS))  # type: ignore[return-value]
 
 
 class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):
@@ -132,7 +137,7 @@ def ask(given: argparse.Namespace) -> None:
 
 def record(_given: argparse.Namespace) -> None:
     password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
-    *parts, count = MECHANISM.make_auth_info(password, iteration_count=4096)
+    *parts, count = MECHANISM.make_auth_info(password, iteration_count=ITERATIONS)
     print(json.dumps([*(base64.b64encode(one).decode() for one in parts), count]))
 
 

@@ -19,6 +19,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.support.server import Program
 
@@ -155,3 +156,31 @@ def test_guesses_at_several_workers(start: Callable[..., Program]) -> None:
             lambda: sum(one.rejections[Rejection.THROTTLED] for one in board.snapshot().slots) == 1,
             lambda: "the last guess was refused without being asked",
         )
+
+
+def test_parked_clients_are_held_to_the_rules_of_a_reload(
+    start: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A client that a reload denies is refused when it speaks again, although it was parked before the reload."""
+    denied = tmp_path / "denied"
+    denied.write_text("192.0.2.1")
+    program = start(
+        "from tests.support.app import *\n"
+        "import prefork\n"
+        "class Handler(prefork.ParkingMixIn, prefork.StreamRequestHandler):\n"
+        "    def handle(self):\n"
+        "        self.wfile.write(self.rfile.readline())\n"
+        "class Server(prefork.PreForkingTCPServer):\n"
+        f"    deny = open({str(denied)!r}).read()\n"
+        "serve(Handler, Server, workers=1)\n"
+    )
+    with connect(program.address()) as client, board_of(program.pid) as board:
+        send_line(client, "hello")
+        assert client.recv(100) == b"hello\n"
+        wait_until(lambda: board.pool(PoolField.PARKED) == 1, lambda: "the connection is parked")
+        denied.write_text("127.0.0.1")
+        program.popen.send_signal(signal.SIGHUP)
+        program.wait_logged("INFO master reloaded")
+        send_line(client, "hello again")
+        assert read_to_the_end(client) == ""
+    program.wait_logged("refused a client reason=address client=127.0.0.1:")

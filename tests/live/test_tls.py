@@ -190,6 +190,22 @@ def test_gnutls(secure: Callable[..., Program], authority: Authority) -> None:
 
 
 @pytest.mark.once
+def test_gnutls_resumes(secure: Callable[..., Program], authority: Authority) -> None:
+    """GnuTLS resumes a session of either version with the one ticket that it gets."""
+    gnutls = needs("gnutls-cli")
+    program = secure()
+    for version in ("1.2", "1.3"):
+        done = run(
+            *(gnutls, "--resume", "--x509cafile", authority.file, "--verify-hostname=localhost"),
+            *("--port", str(program.address()[1]), "127.0.0.1"),
+            *("--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}"),
+            given=b"hello\n",
+        )
+        assert b"This is a resumed session" in done.stdout, done.stderr
+        assert f" TLSv{version} None True None".encode() in done.stdout
+
+
+@pytest.mark.once
 def test_scanner_finds_nothing(secure: Callable[..., Program]) -> None:
     """Sslscan finds no old version, no weak cipher, no renegotiation and no compression."""
     sslscan = needs("sslscan")

@@ -10,6 +10,7 @@ import socketserver
 import ssl
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,36 @@ def test_two_headers() -> None:
         assert attempt(server, first + second) == second
         assert attempt(server, first + binary(IPV4)) == binary(IPV4).partition(b"\n")[0] + b"\n"
         assert server.handled == [("192.0.2.7", 1)] * 2
+
+
+# --- ways to serve
+
+
+@pytest.mark.parametrize("bases", [(), (socketserver.ThreadingMixIn,)], ids=["plain", "threads"])
+def test_no_way_to_serve_leads_around(bases: tuple[type, ...]) -> None:
+    """The rules also hold where a server has no workers, and where it handles one request by hand."""
+
+    class Alone(*bases, prefork.PreForkingTCPServer):  # type: ignore[misc]
+        workers = 0
+        deny = "127.0.0.1"
+        block_on_close = True
+        handled: list[Any] = []  # noqa: RUF012 - one server
+
+    with Alone(LOOPBACK, Note) as server:
+        assert attempt(server, b"hello\n") == b""
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            with contextlib.suppress(ConnectionError), socket.socket() as client:
+                client.settimeout(5)
+                client.connect(server.server_address)
+                client.sendall(b"hello\n")
+                assert client.recv(100) == b""
+        finally:
+            server.shutdown()
+            serving.join(5)
+        assert server.handled == []
+        assert refusals(server) == {Rejection.ADDRESS: 2}
 
 
 # --- parked connections
