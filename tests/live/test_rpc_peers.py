@@ -25,6 +25,9 @@ pytestmark = pytest.mark.once  # the other side is no Python
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rpc"
 NUMBER = str(0x20000042)
 
+LONG = 3 * CEILING
+"""Seconds for a compiler, and for a pause between two tries that has grown."""
+
 
 def needs(*commands: str) -> None:
     """Skip the test where a program is missing."""
@@ -40,7 +43,7 @@ def run(*command: str | Path) -> str:
         command,
         capture_output=True,
         text=True,
-        timeout=CEILING,
+        timeout=LONG,
         check=False,
         env={**os.environ, "PATH": path},
     )
@@ -200,7 +203,7 @@ def test_rpcbind_of_debian(start_apart: Callable[[str], Apart], tmp_path: Path) 
     program = apart.program
     program.wait_logged("cannot register with rpcbind, retrying", times=3)
     apart.start_rpcbind()
-    wait_until(lambda: apart.registered() == ALL, "all is registered")
+    wait_until(lambda: apart.registered() == ALL, "all is registered", LONG)
     portmapper = run(*apart.command("/usr/sbin/rpcinfo", "-p"))
     assert {line.split()[2] for line in portmapper.splitlines() if NUMBER in line} == {"tcp", "udp"}
     for transport in ("tcp", "udp"):
@@ -209,16 +212,16 @@ def test_rpcbind_of_debian(start_apart: Callable[[str], Apart], tmp_path: Path) 
 
     apart.end_rpcbind()
     apart.start_rpcbind()
-    wait_until(lambda: apart.registered() == ALL, "all is registered again")
+    wait_until(lambda: apart.registered() == ALL, "all is registered again", LONG)
 
     (tmp_path / "second").touch()
     program.signal(signal.SIGHUP)
     both = {(version, netid) for _, netid in ALL for version in "12"}
-    wait_until(lambda: apart.registered() == both, "the new version is registered, too")
+    wait_until(lambda: apart.registered() == both, "the new version is registered, too", LONG)
     program.wait_logged("reloaded generation=1")
     (tmp_path / "second").unlink()
     program.signal(signal.SIGHUP)
-    wait_until(lambda: apart.registered() == ALL, "the new version is no longer registered")
+    wait_until(lambda: apart.registered() == ALL, "the new version is no longer registered", LONG)
     program.wait_logged("reloaded generation=2")
 
     assert apart.registered() == ALL
@@ -227,7 +230,7 @@ def test_rpcbind_of_debian(start_apart: Callable[[str], Apart], tmp_path: Path) 
     ) as keeper:  # the network outlives the program
         try:
             apart.pid = keeper.pid
-            wait_until(lambda: apart.registered() == ALL, "it has arrived there")
+            wait_until(lambda: apart.registered() == ALL, "it has arrived there", LONG)
             assert program.stop() == 0
             assert apart.registered() == set()
             assert "portmapper" in run(*apart.command("/usr/sbin/rpcinfo", "-p"))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import http.server
 import socketserver
+from typing import Annotated
+
+import msgspec
 
 import prefork
+from prefork.rpc import Program, RPCServer, UDPRPCServer, procedure, xdr
 
 
 class Upper(prefork.StreamRequestHandler):
@@ -42,6 +47,49 @@ class Threaded(prefork.PreForkingMixIn, socketserver.ThreadingTCPServer):
     """Threads in the workers."""
 
     workers = "auto"
+
+
+class Kind(enum.IntEnum):
+    """An enum of XDR."""
+
+    OTHER = 0
+    POINT = 1
+
+
+class Point(msgspec.Struct):
+    """A struct of XDR."""
+
+    x: xdr.int32
+    name: Annotated[str, xdr.Length(255)]
+
+
+class Points(Program):
+    """A program of ONC RPC."""
+
+    number, version = 0x20000042, 1
+
+    @procedure(1)
+    def add(self, a: xdr.int32, b: xdr.float64) -> xdr.float64:
+        """Return the sum."""
+        return a + b
+
+    @procedure(2, idempotent=True)
+    def find(
+        self, points: list[Point], kind: Kind
+    ) -> Annotated[xdr.Arm, xdr.Switch(Kind, {0: None, 1: Point})]:
+        """Return the first one."""
+        return xdr.Arm(kind, points[0] if kind is Kind.POINT else None)
+
+
+def serve_points() -> None:
+    """Serve a program on two transports."""
+    with (
+        RPCServer(("127.0.0.1", 0), Points) as tcp,
+        UDPRPCServer(("127.0.0.1", 0), [Points]) as udp,
+    ):
+        tcp.rpcbind = "try"
+        tcp.limit_message = "64K"
+        prefork.serve(tcp, udp)
 
 
 def main() -> None:
