@@ -67,7 +67,7 @@ class Trials:
             haproxy = HAProxy(cluster.balancer, cluster.folder / "haproxy", example("haproxy.cfg"))
             with haproxy:
                 haproxy.wait_for(status="UP", slim=str(WORKERS))
-                order = Order(FRONT_LINES, clients=16, requests=self._requests, seconds=400)
+                order = Order(FRONT_LINES, clients=8, requests=self._requests, seconds=600)
                 record = rolling(cluster, order, lambda name: _wait_for_haproxy(haproxy, name))
         self._store("rolling", "HAProxy, one queue", record)
 
@@ -115,7 +115,7 @@ class Trials:
                 records = [tail(cluster, load, self._seconds, is_http=True) for load in LOADS]
                 self._store("tails", "Envoy, weights by ORCA", records)
                 requests = self._requests // 5
-                order = Order(FRONT_WEB, clients=8, requests=requests, seconds=200, is_http=True)
+                order = Order(FRONT_WEB, clients=8, requests=requests, seconds=300, is_http=True)
                 record = rolling(cluster, order, lambda _: _wait_for_envoy(envoy, "web", 8000))
                 self._store("rolling", "Envoy, HTTP", record)
                 self._do_faults("Envoy, HTTP", cluster, is_http=True)

@@ -31,6 +31,12 @@ def envoy_binary() -> str | None:
     return shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
 
 
+def has_stream_module() -> bool:
+    """Whether nginx is installed with the module for TCP."""
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    return shutil.which("nginx") is not None and module.exists()
+
+
 def example(name: str) -> str:
     """Return the text of a file of examples/cluster."""
     return (EXAMPLES / name).read_text(encoding="utf-8")
@@ -188,3 +194,27 @@ class Envoy(_Engine):
         """Return the weight of each machine of a cluster."""
         found = re.findall(rf"{cluster}::[\d.]+:\d+::weight::(\d+)", self.ask("/clusters"))
         return [int(one) for one in found]
+
+
+class Nginx(_Engine):
+    """The stream module of nginx. config: the text of its file; port: where it listens."""
+
+    def __init__(self, namespace: Namespace, folder: Path, config: str, port: int) -> None:
+        super().__init__(namespace, folder)
+        self._port = port
+        (folder / "nginx.conf").write_text(config, encoding="utf-8")
+
+    def _command(self) -> list[str]:
+        settings = f"daemon off; user root; pid {self.folder}/pid;"
+        return [
+            *("nginx", "-p", str(self.folder), "-c", f"{self.folder}/nginx.conf"),
+            *("-e", "stderr", "-g", settings),
+        ]
+
+    def _is_up(self) -> bool:
+        return self._namespace.call(lambda: _listens(self._port))
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

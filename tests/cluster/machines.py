@@ -83,7 +83,7 @@ class Machine:
         """Have the pool load its code again, and wait until all its workers are new."""
         before = len(self.program.logged("master reloaded"))
         self.program.signal(signal.SIGHUP)
-        self.program.wait_logged("master reloaded", ceiling=30, times=before + 1)
+        self.program.wait_logged("master reloaded", ceiling=60, times=before + 1)
 
     def restart(self) -> None:
         """Stop the pool in order, and start it again."""

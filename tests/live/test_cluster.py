@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster.balancers import Envoy, HAProxy, envoy_binary, example, plain_haproxy
+from tests.cluster.balancers import (
+    Envoy,
+    HAProxy,
+    Nginx,
+    envoy_binary,
+    example,
+    has_stream_module,
+    plain_haproxy,
+)
 from tests.cluster.cluster import FRONT_LINES, FRONT_WEB, WORKERS, Cluster
-from tests.cluster.load import Order, Outcome
-from tests.cluster.machines import EXAMPLES, WITH_DATAGRAMS, WITH_LINES, WITH_WEB
+from tests.cluster.load import Done, Order, Outcome
+from tests.cluster.machines import EXAMPLES, LINES, WITH_DATAGRAMS, WITH_LINES, WITH_WEB
 from tests.cluster.network import CLIENTS, MACHINES, why_not
 from tests.cluster.trials import FAULT_SECONDS, fault, rolling, share
 from tests.support.waiting import wait_until
@@ -144,6 +152,31 @@ def test_envoy(cluster: Cluster) -> None:
     assert (found.reloads, found.restarts, found.failed) == (3, 3, 0), found
     assert len(weights) == len(MACHINES)
     assert max(weights) > 1  # nothing but the reports changes them
+
+
+@needs_haproxy
+def test_other_files_serve(cluster: Cluster) -> None:
+    """The files with weights, for HTTP and for nginx bring requests to every machine, and the answers back."""
+    cluster.boot("--agent-mode", "weight", *WITH_LINES)
+    folder = cluster.folder
+    lines = Order(FRONT_LINES, clients=6, requests=60)
+    with HAProxy(cluster.balancer, folder / "weights", example("haproxy-weights.cfg")) as haproxy:
+        haproxy.wait_for(status="UP")
+        answered_by_all(cluster.ask(lines).done())
+    if has_stream_module():
+        with Nginx(cluster.balancer, folder / "nginx", example("nginx.conf"), LINES):
+            answered_by_all(cluster.ask(lines).done())
+    cluster.boot(*WITH_WEB)
+    with HAProxy(cluster.balancer, folder / "http", example("haproxy-http.cfg")) as haproxy:
+        haproxy.wait_for(status="UP", slim=str(WORKERS))
+        web = Order(FRONT_WEB, clients=6, requests=60, is_http=True)
+        answered_by_all(cluster.ask(web).done())
+
+
+def answered_by_all(done: list[Done]) -> None:
+    """Check that no request has failed, and that every machine has served some."""
+    assert {one.outcome for one in done} == {Outcome.OK}
+    assert {one.machine for one in done} == {*MACHINES}
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (nftables)")

@@ -17,7 +17,7 @@ import pytest
 from prefork.metrics.names import METRICS
 from prefork.workers.layers import Layer, resolve
 from prefork.workers.settings import ROWS, Settings
-from tests.cluster.balancers import envoy_binary
+from tests.cluster.balancers import envoy_binary, example, has_stream_module
 from tests.cluster.machines import AGENT
 from tests.cluster.machines import METRICS as METRICS_PORT
 from tests.cluster.network import why_not
@@ -66,10 +66,9 @@ def test_haproxy(name: str) -> None:
 
 def test_nginx() -> None:
     """The stream module of nginx takes the file."""
-    nginx = needs("nginx")
-    if not Path("/usr/lib/nginx/modules/ngx_stream_module.so").exists():
-        pytest.skip("the stream module of nginx is not installed (libnginx-mod-stream)")
-    checked(nginx, "-t", "-q", "-c", str(FOLDER / "nginx.conf"))
+    if not has_stream_module():
+        pytest.skip("nginx with its stream module is not installed (libnginx-mod-stream)")
+    checked(needs("nginx"), "-t", "-q", "-c", str(FOLDER / "nginx.conf"))
 
 
 @pytest.mark.skipif(why_not() != "", reason=why_not())
@@ -114,6 +113,26 @@ def test_settings() -> None:
         said = (FOLDER / name).read_text(encoding="utf-8")
         assert f"check port {METRICS_PORT} " in said
         assert f"agent-port {AGENT} " in said
+
+
+def test_command_prints_what_is_tested() -> None:
+    """The command haproxy prints the lines of the tested file, for its hosts and ports."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "prefork", "haproxy", "--send-proxy", "--port", "9000"),
+            *("10.20.0.11", "10.20.0.12", "10.20.0.13"),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = {line.strip() for line in done.stdout.splitlines() if "default-server" in line}
+    tested = {
+        line.strip() for line in example("haproxy.cfg").splitlines() if "default-server" in line
+    }
+
+    assert printed == tested
 
 
 def test_balancers_hear_of_a_stop_in_time() -> None:
