@@ -166,8 +166,6 @@ def section(machines: Sequence[Machine], chosen: Choice) -> list[str]:
         "    http-check send meth GET uri /livez",
         f"    default-server check port {chosen.metrics_port} inter 400ms fastinter 100ms fall 3 rise 1",
         f"    {server} {'weight 100' if chosen.weights else 'maxconn 1'}",
-        "    # What a machine that is gone had in hand fails at once.",
-        "    default-server on-marked-down shutdown-sessions",
         *(["    default-server send-proxy-v2"] if chosen.send_proxy else []),
     ]
     names = _names(machines)
