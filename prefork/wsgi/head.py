@@ -8,6 +8,7 @@ in two ways is refused, because a proxy in front may have read it the other way.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -77,6 +78,8 @@ class _Found:
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"host":
             self.hosts += 1
+            if value not in _good_hosts:
+                _check_host(value)
         elif name == b"content-length":
             self.length = int(value)  # the parser refuses everything but digits
         elif name == b"transfer-encoding":
@@ -91,6 +94,20 @@ class _Found:
             raise RefusedRequest(431, f"more than {self._most_fields} fields")
         # Asked here, because the parser forgets the answer with the end of the message.
         self.keeps_alive = self.parser.should_keep_alive()
+
+
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_good_hosts: set[bytes] = set()
+_MOST_HOSTS: Final = 1000
+"""Hosts that are kept as good. A client can invent names, but not fill the memory with them."""
+
+
+def _check_host(host: bytes) -> None:
+    """Refuse what is no host, with or without a port: other readers may find another host in it."""
+    if not _HOST.fullmatch(host):
+        raise RefusedRequest(400, "the host is malformed")
+    if len(_good_hosts) < _MOST_HOSTS:
+        _good_hosts.add(host)
 
 
 _SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
@@ -119,7 +136,12 @@ def parse_head(data: bytes, *, most_fields: int, most_body: int | None = None) -
         del found.parser  # the two know each other
     if most_body is not None and found.length > most_body:
         raise RefusedRequest(413, f"the body is longer than {most_body} bytes")
-    return _checked(found, parser.get_method().decode("ascii"), parser.get_http_version())
+    method, version = parser.get_method(), parser.get_http_version()
+    head = _checked(found, method.decode("ascii"), version)
+    # The parser takes several spaces for one, and knows RTSP and ICE, too.
+    if not data.startswith(b"%b %b HTTP/%b\r\n" % (method, found.target, version.encode())):
+        raise RefusedRequest(400, "the request line is malformed")
+    return head
 
 
 def _checked(found: _Found, method: str, version: str) -> Head:
@@ -132,7 +154,7 @@ def _checked(found: _Found, method: str, version: str) -> Head:
         _refuse_codings(found.codings, is_newest=is_newest)
     if method == "CONNECT":
         raise RefusedRequest(501, "this server is no proxy")
-    path, query = _split(method, found.target)
+    path, query = _split(method, found)
     return Head(
         method,
         found.target.decode("latin-1"),
@@ -154,22 +176,34 @@ def _refuse_codings(codings: list[bytes], *, is_newest: bool) -> None:
         raise RefusedRequest(501, "the body has a coding other than chunked")
 
 
-def _split(method: str, target: bytes) -> tuple[str, str]:
-    """Return path and query of a target: of a path, of a whole URL (as proxies are sent), or of ``*``."""
+def _split(method: str, found: _Found) -> tuple[str, str]:
+    """Return path and query of a target: of a path, of a whole URL (as proxies are sent), or of ``*``.
+
+    The host of a whole URL takes the place of the field Host, as RFC 9112 asks: a proxy in front has chosen this
+    server by the one or the other, and the application has to see the same.
+    """
+    target = found.target
     if not target.startswith(b"/"):
         if target == b"*" and method == "OPTIONS":
             return "*", ""
-        target = _after_authority(target)
+        host, target = _host_and_path(target)
+        found.fields = [one for one in found.fields if one[0] != b"host"]
+        found.fields.append((b"host", host))
     if b"#" in target:
         raise RefusedRequest(400, "the target has a fragment")
     path, _, query = target.decode("latin-1").partition("?")
     return path, query
 
 
-def _after_authority(target: bytes) -> bytes:
+def _host_and_path(target: bytes) -> tuple[bytes, bytes]:
+    """Return the host of a whole URL, with its port, and what follows it."""
     scheme, _, rest = target.partition(b"://")
     if scheme.lower() not in {b"http", b"https"}:
         raise RefusedRequest(400, "the target is neither a path nor a URL of HTTP")
     ends = [at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0]
-    path = rest[min(ends) :] if ends else b""
-    return path if path.startswith(b"/") else b"/" + path
+    end = min(ends, default=len(rest))
+    host, path = rest[:end], rest[end:]
+    _check_host(host)
+    if not host.partition(b":")[0]:
+        raise RefusedRequest(400, "the target names no host")
+    return host, path if path.startswith(b"/") else b"/" + path

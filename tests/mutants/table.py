@@ -2413,6 +2413,27 @@ WSGI = (
         "tests/unit/test_wsgi_requests.py -k refused",
     ),
     Mutant(
+        "a field Host that two readers may understand in two ways is refused",
+        "prefork/wsgi/head.py",
+        "if not _HOST.fullmatch(host):",
+        "if not _HOST.match(host):",
+        "tests/unit/test_wsgi_requests.py -k refused",
+    ),
+    Mutant(
+        "the host of a whole URL counts, whatever Host says",
+        "prefork/wsgi/head.py",
+        'found.fields = [one for one in found.fields if one[0] != b"host"]',
+        "pass",
+        "tests/unit/test_wsgi_requests.py -k host_of_the_target",
+    ),
+    Mutant(
+        "a request line has one form",
+        "prefork/wsgi/head.py",
+        'raise RefusedRequest(400, "the request line is malformed")',
+        "pass",
+        "tests/unit/test_wsgi_requests.py -k refused",
+    ),
+    Mutant(
         "a field with an underscore does not pass for a proxy's",
         "prefork/wsgi/environ.py",
         'if b"_" in name or name == b"proxy":',

@@ -82,6 +82,25 @@ def test_fields_are_those_of_the_client() -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "host", "seen"),
+    [
+        ("/", "shop.example:8000", "shop.example:8000"),
+        ("/", "[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ("/", "my_service", "my_service"),
+        ("/", "", ""),
+        ("http://shop.example/a", "evil.example", "shop.example"),
+        ("https://shop.example:8443?a=http://x/", "evil.example", "shop.example:8443"),
+    ],
+)
+def test_host_of_the_target_counts(target: str, host: str, seen: str) -> None:
+    """The application sees the host that the client has asked for; that of a whole URL comes before Host."""
+    sent = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nAccept: a\r\n\r\n".encode()
+    fields = parse_head(sent, most_fields=9).fields
+    assert [value for name, value in fields if name == b"host"] == [seen.encode()]
+    assert (b"accept", b"a") in fields
+
+
+@pytest.mark.parametrize(
     ("sent", "status", "limits"),
     [
         (HEAD + b"X: " + b"a" * 1000 + b"\r\n\r\n", 431, {"limit_head": 500}),
