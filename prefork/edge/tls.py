@@ -175,8 +175,8 @@ def _context(files: TLSFiles, now: float) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_ciphers(CIPHERS)
-    # OpenSSL gives a client of TLS 1.3 two tickets. Making the second one and its packet is a tenth of what a
-    # short connection costs, and a client that comes back gets another one then.
+    # OpenSSL gives a client of TLS 1.3 two tickets. Making the second one and its packet is a twentieth of what
+    # a short connection costs, and a client that comes back gets another one then.
     context.num_tickets = 1
     if files.alpn:
         try:
