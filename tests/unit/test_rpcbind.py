@@ -6,12 +6,15 @@ import contextlib
 import logging
 import os
 import socket
+import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 
+from prefork.host.process import process
 from prefork.master.announcements import Announcements
-from prefork.rpc import Program, RegistrationError, RPCServer, UDPRPCServer, xdr
+from prefork.rpc import Program, RegistrationError, RPCServer, UDPRPCServer, registration, xdr
 from prefork.rpc.message import accepted, read_call
 from prefork.rpc.record import Record, marked
 from prefork.rpc.registration import BOUND, FIRST_PAUSE, Registration, refuse_without_rpcbind
@@ -28,6 +31,7 @@ from prefork.rpc.rpcbind import (
 )
 from prefork.workers.errors import SettingsError
 from prefork.workers.states import Phase
+from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -308,6 +312,55 @@ def test_settings_of_a_server() -> None:
     wrong = type("Wrong", (RPCServer,), {"rpcbind": "yes"})
     with pytest.raises(SettingsError, match=r"attribute Wrong\.rpcbind.*off, try or require"):
         wrong(("127.0.0.1", 0), Seven)
+
+
+def test_end_waits_for_a_hung_rpcbind_within_a_bound(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a pool waits for an rpcbind that does not answer, but not for long."""
+    kept.run()
+    monkeypatch.setattr(registration, "END_BOUND", 0.03)
+    begin = monotonic()
+    kept.made.settle(serving=False)
+    assert 0.03 <= monotonic() - begin < CEILING
+    assert kept.rpcbind.entries == {OURS.place: OURS}
+
+
+def test_server_without_workers_is_registered(rpcbind: FakeRpcbind) -> None:
+    """A server that serves in its own process is registered meanwhile."""
+    members = {"workers": 0, "rpcbind": "require", "rpcbind_socket": rpcbind._path}
+    made = type("Made", (RPCServer,), members)
+    ended = threading.Event()
+
+    def answer() -> None:
+        while not ended.wait(0.001):
+            rpcbind.serve()
+
+    answering = threading.Thread(target=answer)
+    with made(("127.0.0.1", 0), Seven) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.005,))
+        answering.start()
+        serving.start()
+        try:
+            wait_until(lambda: len(rpcbind.entries) == 1, "the program is registered")
+            server.shutdown()
+            serving.join(CEILING)
+        finally:
+            ended.set()
+            answering.join(CEILING)
+    assert rpcbind.entries == {}
+
+
+def test_reload_requires_no_rpcbind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pool that was reloaded serves on without an rpcbind, also where its start has required one."""
+    path = str(tmp_path / "none.sock")
+    required = type("Required", (RPCServer,), {"rpcbind": "require", "rpcbind_socket": path})
+    with required(("127.0.0.1", 0), Seven) as server:
+        monkeypatch.setattr(process, "handover", object())
+        made = server.make_announcement()
+        monkeypatch.undo()
+    assert made is not None
+    assert made.tick(100.0, serving=True) == 100.5
 
 
 @pytest.mark.parametrize(
