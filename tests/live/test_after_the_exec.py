@@ -224,10 +224,12 @@ def test_new_code_that_hangs_is_run_again(reloadable: Callable[..., Reloadable],
     server.write(first=f"if not prefork.host.process.process.is_trial: {code}")
     with board_of(program.pid) as board, Load(server.address, clients=2) as load:
         program.signal(signal.SIGHUP)
+        wait_until(lambda: board.pool(PoolField.QUIET_UNTIL_NS), "no tick is expected for a while")
         program.wait_logged("the new code did not serve in time")
         server.write(first="", version="2")
         wait_until(lambda: board.pool(PoolField.RELOADS) == 1, lambda: program.log[-3000:])
         assert board.pool(PoolField.RELOADS_FAILED) == 1
+        assert board.pool(PoolField.QUIET_UNTIL_NS) == 0
     assert load.lost == {}
     assert server.version() == ("2", 1)
     assert program.stop() == 0

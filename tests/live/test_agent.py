@@ -152,7 +152,7 @@ defaults
     timeout queue 30s
 listen pool
     bind 127.0.0.1:{front}
-    server one 127.0.0.1:{pool} maxconn 1 check inter 200ms agent-check agent-addr 127.0.0.1 agent-port {agent} agent-inter 50ms
+    server one 127.0.0.1:{pool} {first} check inter 200ms agent-check agent-addr 127.0.0.1 agent-port {agent} agent-inter 50ms
 """
 
 
@@ -161,6 +161,7 @@ class Admin:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "admin"
+        wait_until(self.path.exists, "HAProxy's own socket")
 
     def says(self) -> dict[str, str]:
         """Return the columns of the server in HAProxy's statistics; ``qcur`` is that of the whole backend."""
@@ -196,7 +197,9 @@ def test_haproxy_follows(start: Callable[..., Program], tmp_path: Path) -> None:
     """)
     agent = agent_of(program).address
     config = tmp_path / "haproxy.cfg"
-    config.write_text(HAPROXY.format(folder=tmp_path, front=front, pool=port, agent=agent[1]))
+    config.write_text(
+        HAPROXY.format(folder=tmp_path, front=front, pool=port, agent=agent[1], first="maxconn 1")
+    )
     with running([haproxy, "-db", "-f", str(config)], tmp_path, front):
         admin = Admin(tmp_path)
         admin.wait(status="DOWN (agent)", last_agt="via agent : down (no worker is ready)")
@@ -218,4 +221,26 @@ def test_haproxy_follows(start: Callable[..., Program], tmp_path: Path) -> None:
         program.terminate()
         admin.wait(status="DRAIN (agent)")
         assert program.wait() == 0
+    admin.path.unlink()
+
+
+def test_haproxy_weighs(start: Callable[..., Program], tmp_path: Path) -> None:
+    """A real HAProxy gives a pool the weight of its idle share: all, about half, and never nothing while the pool is up."""
+    haproxy = needs("haproxy")
+    program = start(serving("Run", workers=2, agent_address=FREE, agent_mode="weight"))
+    pool, agent, front = program.address(), agent_of(program).address, free_port()
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        HAPROXY.format(
+            folder=tmp_path, front=front, pool=pool[1], agent=agent[1], first="weight 100"
+        )
+    )
+    with running([haproxy, "-db", "-f", str(config)], tmp_path, front):
+        admin = Admin(tmp_path)
+        admin.wait(status="UP", weight="100")
+        with connect(pool):
+            wait_until(lambda: 40 <= int(admin.says()["weight"]) <= 60, "about half of the weight")
+            with connect(pool):
+                admin.wait(status="UP", weight="1")
+        admin.wait(status="UP", weight="100")
     admin.path.unlink()

@@ -21,7 +21,7 @@ from tests.support.processes import children_of, is_alive
 from tests.support.server import environment, serving
 from tests.support.terminal import ENTERS, LEAVES, SHOWS_CURSOR, Terminal
 from tests.support.waiting import Stopwatch, wait_until
-from tests.support.web import metrics_of
+from tests.support.web import agent_line, agent_of, metrics_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,17 +252,23 @@ def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None
 
 @pytest.mark.once  # a clock that is read, and ten seconds long
 def test_master_that_hangs(pool: Callable[..., Program], tmp_path: Path) -> None:
-    """Status and top answer while the master hangs, and after ten seconds without a tick say so with exit code 1."""
-    program = pool()
+    """Status and top answer while the master hangs, and after ten seconds without a tick say so with exit code 1.
+
+    The agent never says up then.
+    """
+    program = pool(agent_address="127.0.0.1:0")
+    agent = agent_of(program).address
     with looking(program, tmp_path) as terminal:
         terminal.wait_shown("serving, ready")
         with suspended(program):
             assert prefork("status", program.pid).code == 0
+            assert agent_line(agent) == "ready up 100% maxconn:2"
             terminal.wait_shown(r"HUNG for 1\ds \(serving\)", ceiling=PATIENCE)
             done = prefork("status", program.pid)
             assert done.code == 1
             assert re.match(r"prefork: HUNG for 1\ds \(serving\)\n", done.out)
             assert "2 idle" in done.out
+            assert re.fullmatch(r"down #the master has not ticked for \d+ s", agent_line(agent))
         terminal.wait_shown("serving, ready")
         terminal.press("q")
         assert terminal.wait() == 0
