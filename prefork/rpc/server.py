@@ -63,7 +63,7 @@ class _OfPrograms(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ig
 class _OnStreams(_OfPrograms):
     park_new: bool | str = True
     limit_message: int | str = LIMIT_MESSAGE
-    message_timeout: float | str = 30.0
+    message_timeout: float | str = 10.0
 
     def __init__(
         self,
