@@ -11,8 +11,8 @@ from typing import Final
 FLAGS: Final = {
     "--from-gunicorn": "prefork config --from-gunicorn FILE, which prints a prefork.toml",
     "--reload": "--watch",
-    "-k": "one kind of worker, which serves one request at a time and holds no idle connections",
-    "--worker-class": "one kind of worker, which serves one request at a time and holds no idle connections",
+    "-k": "one kind of worker, which serves one request at a time; idle connections are parked",
+    "--worker-class": "one kind of worker, which serves one request at a time; idle connections are parked",
     "--worker-connections": "--max-parked for idle connections",
     "--keep-alive": "--park-timeout",
     "--certfile": "--tls-certificate",
