@@ -139,9 +139,13 @@ def parse_head(data: bytes, *, most_fields: int, most_body: int | None = None) -
     method, version = parser.get_method(), parser.get_http_version()
     head = _checked(found, method.decode("ascii"), version)
     # The parser takes several spaces for one, and knows RTSP and ICE, too.
-    if not data.startswith(b"%b %b HTTP/%b\r\n" % (method, found.target, version.encode())):
+    if not data.startswith(method + b" " + found.target + _ENDS[head.is_newest]):
         raise RefusedRequest(400, "the request line is malformed")
     return head
+
+
+_ENDS: Final = (b" HTTP/1.0\r\n", b" HTTP/1.1\r\n")
+"""The ends of a request line: of HTTP/1.0, and of the newest version."""
 
 
 def _checked(found: _Found, method: str, version: str) -> Head:
