@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 LOADS: Final = (0.7, 0.8, 0.9)
 REQUESTS: Final = 100_000
 """Of the rolling restarts."""
+
+LITTLE: Final = 0.008
+"""Seconds of their requests, so that the clients leave CPU time for the machines that load their code."""
 
 
 class Trials:
@@ -67,7 +71,7 @@ class Trials:
             haproxy = HAProxy(cluster.balancer, cluster.folder / "haproxy", example("haproxy.cfg"))
             with haproxy:
                 haproxy.wait_for(status="UP", slim=str(WORKERS))
-                order = Order(FRONT_LINES, clients=8, requests=self._requests, seconds=600)
+                order = Order(FRONT_LINES, mean=LITTLE, **self._rolling_load())
                 record = rolling(cluster, order, lambda name: _wait_for_haproxy(haproxy, name))
         self._store("rolling", "HAProxy, one queue", record)
 
@@ -114,8 +118,7 @@ class Trials:
                 _wait_for_envoy(envoy, "web", 8000)
                 records = [tail(cluster, load, self._seconds, is_http=True) for load in LOADS]
                 self._store("tails", "Envoy, weights by ORCA", records)
-                requests = self._requests // 5
-                order = Order(FRONT_WEB, clients=8, requests=requests, seconds=300, is_http=True)
+                order = Order(FRONT_WEB, is_http=True, mean=LITTLE, **self._rolling_load())
                 record = rolling(cluster, order, lambda _: _wait_for_envoy(envoy, "web", 8000))
                 self._store("rolling", "Envoy, HTTP", record)
                 self._do_faults("Envoy, HTTP", cluster, is_http=True)
@@ -132,6 +135,9 @@ class Trials:
             is_http=is_http,
         )
         self._store("faults", f"{way}: stopped", frozen)
+
+    def _rolling_load(self) -> dict[str, Any]:
+        return {"clients": 8, "requests": self._requests, "seconds": 600}
 
     def _new_folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._folder))
@@ -179,6 +185,11 @@ def main() -> int:
         print(reason, file=sys.stderr)  # noqa: T201
         return 1
     become_subreaper()
+    # A shell and nohup have background jobs ignore these, and a master leaves an ignored signal alone.
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no pool is left behind
     folder = Path(tempfile.mkdtemp(prefix="prefork-cluster-"))
     trials = Trials(folder, given.seconds, given.requests)
     store = given.store

@@ -59,6 +59,7 @@ def wait_back(haproxy: HAProxy, name: str) -> None:
             and one["slim"] == str(WORKERS)
         ),
         lambda: f"{name} is back: {haproxy.servers()[name]}",
+        ceiling=30,
     )
 
 
@@ -96,8 +97,7 @@ def test_plain_algorithm_has_a_queue_in_each_machine(cluster: Cluster) -> None:
 def test_rolling_reloads_and_restarts_lose_nothing(cluster: Cluster) -> None:
     """Every machine is reloaded and restarted under load, one after the other, and no request fails."""
     cluster.boot(*WITH_LINES)
-    # On a busy machine the process that answers the checks takes seconds to start anew at a reload.
-    config = example("haproxy.cfg").replace("timeout check 400ms", "timeout check 9s")
+    config = example("haproxy.cfg")
     with HAProxy(cluster.balancer, cluster.folder / "haproxy", config) as haproxy:
         haproxy.wait_for(status="UP", slim=str(WORKERS))
         order = Order(FRONT_LINES, clients=8, seconds=60, mean=0.005)
