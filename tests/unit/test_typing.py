@@ -25,7 +25,7 @@ CHECKERS = {
         str(HOME / "pyproject.toml"),
         "--no-pretty",
     ],
-    "basedpyright": ["-m", "basedpyright", "--project", str(TYPED)],
+    "basedpyright": ["-m", "basedpyright", "--project", str(TYPED), "--pythonpath", sys.executable],
 }
 """The arguments of the interpreter for each checker. basedpyright stands for pyright: it is the same
 checker, and comes as a Python package.
