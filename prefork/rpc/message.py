@@ -15,6 +15,7 @@ Three things can be wrong with a message, and each has a different answer:
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from typing import Annotated, Final
 
@@ -79,7 +80,7 @@ class AuthSys(msgspec.Struct, frozen=True):
     machine: Annotated[str, xdr.Length(255)]
     uid: xdr.uint32
     gid: xdr.uint32
-    gids: Annotated[list[xdr.uint32], xdr.Length(16)] = []
+    gids: Annotated[tuple[xdr.uint32, ...], xdr.Length(16)] = ()
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
@@ -176,13 +177,17 @@ def _credentials(data: bytes, flavor: int, xid: int) -> AuthSys | None:
     if flavor != Flavor.SYS:
         raise Declined(auth_error(xid, AuthStatus.REJECTEDCRED), f"authentication flavor {flavor}")
     try:
-        credentials, end = _SYS.read(data, 0)
+        return _user(data)
     except xdr.XDRError as error:
         raise Declined(auth_error(xid, AuthStatus.BADCRED), f"AUTH_SYS: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)  # a client sends the same ones with each of its calls
+def _user(data: bytes) -> AuthSys:
+    """Return the credentials of AUTH_SYS. XDRError: they are none."""
+    credentials, end = _SYS.read(data, 0)
     if end != len(data):
-        raise Declined(
-            auth_error(xid, AuthStatus.BADCRED), "AUTH_SYS: bytes behind the credentials"
-        )
+        raise xdr.XDRError(f"{len(data) - end} bytes follow")
     found: AuthSys = credentials
     return found
 

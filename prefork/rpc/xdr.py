@@ -10,9 +10,9 @@ annotation                                              XDR
 ``float32``, ``float64``                                ``float``, ``double``
 ``bool``, a subclass of ``enum.IntEnum``                ``bool``, ``enum``
 ``str``, ``bytes``                                      ``string<>`` in UTF-8, ``opaque<>``
-``Annotated[bytes, Length(100)]``                       ``opaque<100>``; ``str`` and ``list`` likewise
-``Annotated[bytes, Fixed(16)]``                         ``opaque[16]``; ``list`` likewise
-``list[T]``                                             ``T<>``
+``Annotated[bytes, Length(100)]``                       ``opaque<100>``; ``str`` and arrays likewise
+``Annotated[bytes, Fixed(16)]``                         ``opaque[16]``; arrays likewise
+``list[T]``, ``tuple[T, ...]``                          ``T<>``
 ``Annotated[list[T], Linked()]``                        a linked list: ``struct {T item; next *next;}``
 ``T | None``                                            ``T *``
 a subclass of ``msgspec.Struct``                        ``struct``
@@ -398,10 +398,16 @@ class _Optional(Codec):
 
 
 class _Array(Codec):
-    """Elements of one type. count: how many there are; None where the message says so, ``most`` at most."""
+    """Elements of one type. count: how many there are; None where the message says so, ``most`` at most.
 
-    def __init__(self, codec: Codec, *, most: int, count: int | None = None) -> None:
+    make: list or tuple, which a value is read as. Both can be written.
+    """
+
+    def __init__(
+        self, codec: Codec, make: Callable[[Any], Any], *, most: int, count: int | None = None
+    ) -> None:
         self._codec = codec
+        self._make = make
         self._most = most
         self._count = count
         self.least = 4 if count is None else count * codec.least
@@ -428,12 +434,12 @@ class _Array(Codec):
             raise XDRError(f"the message ends within {count} elements")
         if codec.letter:
             values = struct.unpack_from(f">{count}{codec.letter}", data, at)
-            return list(values), at + count * codec.least
+            return self._make(values), at + count * codec.least
         elements = []
         for _ in range(count):
             element, at = codec.read(data, at)
             elements.append(element)
-        return elements, at
+        return self._make(elements), at
 
 
 class _Linked(Codec):
@@ -441,8 +447,9 @@ class _Linked(Codec):
 
     least = 4
 
-    def __init__(self, codec: Codec, most: int) -> None:
+    def __init__(self, codec: Codec, make: Callable[[Any], Any], most: int) -> None:
         self._codec = codec
+        self._make = make
         self._most = most
 
     def write(self, value: Any, out: list[bytes]) -> None:
@@ -460,7 +467,7 @@ class _Linked(Codec):
         while True:
             goes_on, at = _BOOL.read(data, at)
             if not goes_on:
-                return elements, at
+                return self._make(elements), at
             if len(elements) == self._most:
                 raise XDRError(f"a list of more than {self._most} elements")
             element, at = self._codec.read(data, at)
@@ -522,9 +529,9 @@ def _codec_of(annotation: Any, outer: tuple[type, ...]) -> Codec:
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _annotated(inside[0], inside[1:], outer)
-    if origin is list:
-        return _array_of(inside[0], Length(MOST_LENGTH), outer)
-    if origin is tuple and Ellipsis not in inside:
+    if _is_array(annotation):
+        return _array_of(annotation, Length(MOST_LENGTH), outer)
+    if origin is tuple:
         return _Tuple([_codec_of(one, outer) for one in inside])
     if origin in (typing.Union, types.UnionType) and type(None) in inside and len(inside) == 2:
         (other,) = (one for one in inside if one is not type(None))
@@ -556,22 +563,29 @@ def _annotated(inner: Any, marks: Sequence[Any], outer: tuple[type, ...]) -> Cod
         return (_Text if inner is str else _Opaque)(mark.most)
     if isinstance(mark, Fixed) and inner is bytes:
         return _FixedOpaque(mark.count)
-    if isinstance(mark, (Length, Fixed, Linked)) and typing.get_origin(inner) is list:
-        return _array_of(typing.get_args(inner)[0], mark, outer)
+    if isinstance(mark, (Length, Fixed, Linked)) and _is_array(inner):
+        return _array_of(inner, mark, outer)
     raise TypeError(f"{type(mark).__name__} has no meaning for {inner!r}")
 
 
-def _array_of(element: Any, mark: Length | Fixed | Linked, outer: tuple[type, ...]) -> Codec:
+def _is_array(annotation: Any) -> bool:
+    """Return whether an annotation is ``list[T]`` or ``tuple[T, ...]``."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    return origin is list or (origin is tuple and inside[1:] == (Ellipsis,))
+
+
+def _array_of(array: Any, mark: Length | Fixed | Linked, outer: tuple[type, ...]) -> Codec:
+    make, element = typing.get_origin(array), typing.get_args(array)[0]
     codec = _codec_of(element, outer)
     if isinstance(mark, Linked):
-        return _Linked(codec, mark.most)
+        return _Linked(codec, make, mark.most)
     if not codec.least:
         raise TypeError(
             f"elements of {element!r} take no bytes, so that no message bounds the list"
         )
     if isinstance(mark, Fixed):
-        return _Array(codec, most=mark.count, count=mark.count)
-    return _Array(codec, most=mark.most)
+        return _Array(codec, make, most=mark.count, count=mark.count)
+    return _Array(codec, make, most=mark.most)
 
 
 def _union_of(mark: Switch, outer: tuple[type, ...]) -> Codec:

@@ -113,7 +113,7 @@ def program_with(settings: str = "pass") -> str:
 
 def sys_call(procedure: int, uid: int) -> bytes:
     """Return a call of a procedure by a user of AUTH_SYS."""
-    body = xdr.encode(AuthSys, AuthSys(1, "host", uid, 100, [1, 2]))
+    body = xdr.encode(AuthSys, AuthSys(1, "host", uid, 100, (1, 2)))
     head = struct.pack(">8I", 1, 0, 2, NUMBER, 1, procedure, 1, len(body))
     return head + body + bytes(8)
 

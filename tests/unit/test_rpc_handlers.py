@@ -16,7 +16,7 @@ from prefork.rpc.message import call, read_reply
 from prefork.rpc.program import Programs
 
 NUMBER = 7
-SYS = xdr.encode(AuthSys, AuthSys(1, "host", 1000, 100, []))
+SYS = xdr.encode(AuthSys, AuthSys(1, "host", 1000, 100))
 PLAIN = ("192.0.2.7", 4711)
 
 

@@ -42,7 +42,7 @@ class Third(First):
 
 
 PROGRAMS = Programs([First, Third])
-SYS = AuthSys(1, "host", 1000, 100, [7, 8])
+SYS = AuthSys(1, "host", 1000, 100, (7, 8))
 ADD = struct.pack(">2i", 2, 3)
 
 

@@ -62,6 +62,9 @@ TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (Annotated[bytes, Fixed(5)], st.binary(min_size=5, max_size=5)),
     (list[xdr.uint32], st.lists(st.integers(0, 9))),
     (list[str], st.lists(st.text())),
+    (tuple[bool, ...], st.lists(st.booleans()).map(tuple)),
+    (Annotated[tuple[str, ...], Linked()], st.lists(st.text()).map(tuple)),
+    (Annotated[tuple[xdr.int32, ...], Fixed(1)], st.tuples(st.integers(0, 9))),
     (Annotated[list[xdr.int64], Fixed(2)], st.lists(st.integers(0, 9), min_size=2, max_size=2)),
     (Annotated[list[bytes], Linked()], st.lists(st.binary())),
     (Optional[str], st.none() | st.text()),  # noqa: UP045 - both ways to write it
@@ -220,7 +223,7 @@ class Wrong(msgspec.Struct):
         (Arm, "Arm needs its arms"),
         (complex, "no type of XDR"),
         (dict[str, str], "no type of XDR"),
-        (tuple[str, ...], "no type of XDR"),
+        (tuple[None, ...], "take no bytes"),
         (str | bytes, "no type of XDR"),
         (list[None], "take no bytes"),
         (Annotated[str, Fixed(3)], "Fixed has no meaning for"),
