@@ -113,20 +113,33 @@ def test_other_peers_are_not_believed(peer: Any) -> None:
     assert found_in(spoof, "")["REMOTE_ADDR"] == "192.0.2.66"  # a Unix socket, which is named
 
 
-@given(
-    st.text(
-        st.sampled_from('for=";,\\ 10.2a[]:')
-        | st.characters(codec="latin-1", exclude_characters="\r\n\0"),
-        max_size=60,
-    )
-)
+_WORDS = [
+    "for=",
+    "proto=",
+    '"',
+    "\\",
+    ";",
+    ",",
+    "=",
+    " ",
+    "\t",
+    "[",
+    "]",
+    ":",
+    "\xe9",
+    "evil",
+    "10.0.0.2",
+    "192.0.2.66",
+]
+
+
+@given(st.lists(st.sampled_from(_WORDS), max_size=12).map("".join))
 @pytest.mark.parametrize("server", [Server, OfForwarded])
 def test_client_cannot_say_who_it_is(server: Any, said: str) -> None:
     """Whatever stands in the field before the entry of the proxy, that entry is the client, or the request is refused."""
     name, entry = (XFF, "192.0.2.7") if server is Server else (FWD, 'for="192.0.2.7"')
-    printable = "".join(one for one in said if " " <= one != "\x7f")
     try:
-        environ = found_in(f"{name}{printable}, {entry}", server=server)
+        environ = found_in(f"{name}{said}, {entry}", server=server)
     except RefusedRequest:
         found = "refused"
     else:
