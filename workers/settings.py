@@ -124,22 +124,24 @@ def room_for(workers: int, *, follows_load: bool) -> int:
 class _SettingsMeta(msgspec.StructMeta):
     """Makes ``Settings(…)`` answer for a wrong name as it does for a wrong value."""
 
-    def __call__(self, *positional: object, **values: object) -> Any:
-        """Make settings; SettingsError for a name that is no setting."""
-        for key in values.keys() - ROWS.keys():
-            raise SettingsError(key, values[key], f"Settings({key}=…)", no_such_setting(key))
-        workers = values.get("workers", AUTO)
-        automatic = {"workers"} if workers == AUTO else set()
-        if workers == AUTO:
-            workers = usable_cpus().count
-        if "max_children" not in values:
-            automatic.add("max_children")
-        if isinstance(workers, int):  # what it must be is checked later
-            spare = values.get("min_spare")
-            values.setdefault("max_children", room_for(workers, follows_load=spare is not None))
-        made = super().__call__(*positional, **values)
-        msgspec.structs.force_setattr(made, "automatic", frozenset(automatic))
-        return made
+    if not TYPE_CHECKING:  # checkers see the fields, as of every Struct
+
+        def __call__(self, *positional: object, **values: object) -> Any:
+            """Make settings; SettingsError for a name that is no setting."""
+            for key in values.keys() - ROWS.keys():
+                raise SettingsError(key, values[key], f"Settings({key}=…)", no_such_setting(key))
+            workers = values.get("workers", AUTO)
+            automatic = {"workers"} if workers == AUTO else set()
+            if workers == AUTO:
+                workers = usable_cpus().count
+            if "max_children" not in values:
+                automatic.add("max_children")
+            if isinstance(workers, int):  # what it must be is checked later
+                spare = values.get("min_spare")
+                values.setdefault("max_children", room_for(workers, follows_load=spare is not None))
+            made = super().__call__(*positional, **values)
+            msgspec.structs.force_setattr(made, "automatic", frozenset(automatic))
+            return made
 
     @property
     def __signature__(self) -> Any:
