@@ -312,6 +312,42 @@ def test_reloads_lose_no_handshake(
 
 
 @pytest.mark.once
+def test_sessions_end_with_the_authority(
+    secure: Callable[..., Program], authority: Authority, tmp_path: Path
+) -> None:
+    """After a reload with another authority for clients, a session of a client of the old one opens nothing."""
+    clients = tmp_path / "clients.pem"
+    old, new = (Authority(_folder(tmp_path, name)) for name in ("old", "new"))
+    clients.write_bytes(Path(old.file).read_bytes())
+    program = secure(ca=str(clients), workers=1)
+    address = program.address()
+    alice, bob = (_known(authority, one.client("client")) for one in (old, new))
+    words, session = ask(address, alice)
+    assert words[3] == "False"
+    assert ask(address, alice, session)[0][3] == "True"
+    clients.write_bytes(Path(new.file).read_bytes())
+    program.popen.send_signal(signal.SIGHUP)
+    program.wait_logged("INFO master reloaded")
+    with pytest.raises(OSError, match=r"(?i)alert|reset|eof"):
+        ask(address, alice, session)
+    assert ask(address, bob)[0][3] == "False"
+    program.wait_logged("refused a client reason=tls .*client certificate")
+
+
+def _folder(path: Path, name: str) -> Path:
+    folder = path / name
+    folder.mkdir()
+    return folder
+
+
+def _known(authority: Authority, certificate: str) -> ssl.SSLContext:
+    """Return a client's context that shows a certificate, with one version so that a refusal is plain."""
+    context = authority.context(certificate)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+@pytest.mark.once
 def test_renewed_certificate_reloads_by_itself(
     secure: Callable[..., Program], authority: Authority, tmp_path: Path
 ) -> None:
