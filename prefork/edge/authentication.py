@@ -38,7 +38,7 @@ def authentication_step(
                 raise Refused(Rejection.THROTTLED, "too many failures within a minute")
         this: Any = ref()
         try:
-            identity = this.authenticate(passage.timed(), passage.address())
+            identity = this.authenticate(_as_asked(passage), passage.address())
         except AuthenticationError as error:
             with lock:
                 if failures is not None:
@@ -52,6 +52,11 @@ def authentication_step(
             passage.identity = identity
 
     return authenticate
+
+
+def _as_asked(passage: Passage) -> Any:
+    """Return the request as ``authenticate()`` gets it: a datagram is there already, and needs no deadline."""
+    return passage.request if isinstance(passage.request, tuple) else passage.timed()
 
 
 def _shared_failures(most: int) -> Failures:

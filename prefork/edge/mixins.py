@@ -110,7 +110,7 @@ class AuthenticationMixIn(EdgeMixIn):
         """Find out who a client is; return the name, None for a client without a name (worker).
 
         request: the socket, after TLS where the server has it. Each ``recv()`` and ``send()`` has what
-        is left of ``edge_timeout``. client_address: a ``ClientAddress``. What is returned is the
+        is left of ``edge_timeout``. For a datagram, the pair of its bytes and the server's socket. client_address: a ``ClientAddress``. What is returned is the
         ``identity`` that the handler finds there.
 
         Raise AuthenticationError to refuse the client. Any other exception, but for those of a client
@@ -150,6 +150,8 @@ class HMACMixIn(AuthenticationMixIn):
     The client is ``multiprocessing.connection.Client(address, authkey=key)``. Both sides prove that
     they have the key, and neither sends it. What follows is not encrypted: see ``TLSMixIn``.
     """
+
+    needs_connections: ClassVar[bool] = True
 
     authkey: bytes | Mapping[str, bytes] = b""
     """The key, or several keys by name. The name is the identity; that of a single key is ``authkey``."""

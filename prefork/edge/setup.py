@@ -30,7 +30,7 @@ from prefork.edge.authentication import authentication_step
 from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
 from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.edge.watch import stamps_of
-from prefork.workers.errors import SettingsError
+from prefork.workers.errors import MisuseError, SettingsError
 from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def prepare(server: Any, *, serves: bool = True, given: Any = None) -> None:
         _take_handshake_out_of_accept(server)
         _refuse_unprotected(server, settings)
     asks = callable(getattr(server, "authenticate", None))
+    _refuse_datagrams(server)
     context = _context_of(server, serves=serves)
     # A bound method would keep the server alive.
     made_from = settings.values, asks, getattr(context, "__func__", context), place_of(server)
@@ -214,6 +215,17 @@ def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
         ):
             reason = f"{cls.__name__} needs {' or '.join(needs)}; set it, or leave the mix-in out"
             raise settings.error(needs[0], reason)
+
+
+def _refuse_datagrams(server: Any) -> None:
+    """Raise MisuseError for a mix-in that talks with its clients, in front of a server of datagrams."""
+    for cls in type(server).__mro__:
+        if vars(cls).get("needs_connections") and place_of(server).is_datagram:
+            name = type(server).__name__
+            raise MisuseError(
+                f"{name}: {cls.__name__} needs connections, and the server has datagrams; use a stream "
+                f"server, or write an authenticate() that looks at the datagram alone"
+            )
 
 
 def _context_of(server: Any, *, serves: bool) -> Any:

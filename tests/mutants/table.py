@@ -1821,6 +1821,13 @@ EDGE = (
         "tests/unit/test_edges.py -k own_socket",
     ),
     Mutant(
+        "a mix-in that talks with its clients is refused for datagrams",
+        "prefork/edge/setup.py",
+        "and place_of(server).is_datagram:",
+        "and place_of(server) is None:",
+        "tests/unit/test_edge_attempts.py -k datagrams_are",
+    ),
+    Mutant(
         "a rule about the accounts of datagrams is refused",
         "prefork/edge/setup.py",
         'return ("Unix sockets",) if is_datagram else ("Unix sockets", "accounts")',

@@ -229,6 +229,36 @@ def test_no_way_to_serve_leads_around(bases: tuple[type, ...]) -> None:
         assert refusals(server) == {Rejection.ADDRESS: 2}
 
 
+def test_datagrams_are_authenticated_by_what_they_say() -> None:
+    """``authenticate()`` gets a datagram as it is; a mix-in that talks with clients is refused before the bind."""
+
+    class Signed(prefork.AuthenticationMixIn, socketserver.UDPServer):
+        handled: list[Any] = []  # noqa: RUF012 - one server
+
+        def authenticate(self, request: Any, client_address: Any) -> str:
+            data, _ = request
+            if not data.startswith(b"secret "):
+                raise prefork.AuthenticationError("not signed")
+            return "known"
+
+    class Echo(socketserver.DatagramRequestHandler):
+        def handle(self) -> None:
+            self.server.handled.append(self.client_address.identity)  # type: ignore[attr-defined]
+
+    with Signed(LOOPBACK, Echo) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        for said in (b"hello", b"secret hello"):
+            client.sendto(said, server.server_address)
+            server.handle_request()
+        assert server.handled == ["known"]
+        assert refusals(server) == {Rejection.AUTHENTICATION: 1}
+
+    class Talking(prefork.HMACMixIn, socketserver.UDPServer):
+        authkey = b"key"
+
+    with pytest.raises(prefork.MisuseError, match="HMACMixIn needs connections"):
+        Talking(LOOPBACK, Echo)
+
+
 # --- parked connections
 
 
