@@ -89,6 +89,8 @@ class Registration:
         self._step: Callable[[Talk], None] | None = None
         """What the replies of the conversation are for; None while there is none."""
         self._plan = Changes()
+        self._kept: set[Entry] = set()
+        """Entries that lead here, are not ours, and that rpcbind has refused to unset."""
         self._is_serving: bool | None = None
         """What the last tick wanted, None before the first one."""
         self._is_settled = True
@@ -168,16 +170,19 @@ class Registration:
 
     def _see(self, talk: Talk) -> None:
         answers = [is_done(reply) for reply in talk.replies]
-        unset = len(self._plan.unset)
-        refused = [
-            one for one, done in zip(self._plan.set, answers[unset:], strict=True) if not done
-        ]
-        kept = [one for one, done in zip(self._plan.unset, answers, strict=False) if not done]
-        if refused or kept:
+        plan, count = self._plan, len(self._plan.unset)
+        refused = [one for one, done in zip(plan.set, answers[count:], strict=True) if not done]
+        if refused:
             raise ConnectionRefusedError(
-                f"rpcbind refuses to {'set' if refused else 'unset'} {(refused or kept)[0]}, which "
-                "another user may have set"
+                f"rpcbind refuses to set {refused[0]}, which another user may have set"
             )
+        kept = {one for one, done in zip(plan.unset, answers[:count], strict=True) if not done}
+        if kept - self._kept:
+            what = "cannot unset entries of another user in rpcbind"
+            log.event(logging.WARNING, "master", what, entries=_words(kept))
+        self._kept = kept
+        unset = tuple(one for one in plan.unset if one not in kept)
+        self._plan = Changes(unset, plan.set)
         self._end_well()
 
     def _end_well(self) -> None:

@@ -55,6 +55,8 @@ class FakeRpcbind:
     def __init__(self, path: str) -> None:
         self.entries: dict[tuple[int, int, str], Entry] = {}
         self.refuses = False
+        self.others: set[Entry] = set()
+        """Entries of another user, which are not unset."""
         self._path = path
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
@@ -97,6 +99,8 @@ class FakeRpcbind:
         entry = xdr.decode(Entry, message[call.begin :])
         if not self.refuses and call.procedure == SET:
             self.entries.setdefault(entry.place, entry)
+        elif entry in self.others:
+            return accepted(call.xid) + xdr.encode(bool, False)
         elif not self.refuses and call.procedure == UNSET:
             self.entries.pop(entry.place, None)
         return accepted(call.xid) + xdr.encode(bool, not self.refuses)
@@ -254,6 +258,23 @@ def test_later_server_keeps_the_entry(kept: Kept) -> None:
     kept.run()
     kept.run(serving=False)
     assert kept.rpcbind.entries == {OTHERS.place: OTHERS}
+
+
+def test_entry_of_another_user_keeps_nobody_out(
+    rpcbind: FakeRpcbind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An old entry for our socket that rpcbind does not unset for us is logged once, and ours are set."""
+    old = Entry(8, 1, *PLACE)
+    rpcbind.entries[old.place] = old
+    rpcbind.others = {old}
+    kept = Kept(rpcbind, "require")
+    for _ in range(3):
+        assert kept.run() is None
+        rpcbind.hang_up()
+    kept.run(serving=False)
+    kept.made.close()
+    assert rpcbind.entries == {old.place: old}
+    assert caplog.text.count("cannot unset entries of another user in rpcbind") == 1
 
 
 def test_refusal_where_entries_are_required(rpcbind: FakeRpcbind) -> None:
