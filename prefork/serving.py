@@ -31,6 +31,7 @@ from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import binding, caretaker, end_of_trial, live_files, sockets, trial
 from prefork.workers import forks, log
+from prefork.workers.cancel import cancelled_in
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.files import has_proc
@@ -40,6 +41,8 @@ from prefork.workers.polled import PolledQueue, descriptor_of
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
+from prefork.workers.worker.accounting import has_edge
+from prefork.workers.worker.cancelling import answer
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
@@ -244,7 +247,7 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
         if only.run.begin_without_workers():
             subject, where = f"master pid={os.getpid()}", _where(only.server)
             log.event(logging.INFO, subject, "serves without workers", listeners=where)
-            with _announced(_announcements(all_served)):
+            with _announced(_announcements(all_served)), _cancellable(only.server, subject):
                 only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
     finally:
         only.run.without_workers = False
@@ -258,6 +261,33 @@ def _announced(announcements: Announcements) -> Iterator[None]:
         yield
     finally:
         announcements.end()
+
+
+@contextlib.contextmanager
+def _cancellable(server: Any, subject: str) -> Iterator[None]:
+    """Have a handler that raises RequestCancelled end its request only. subject: for the log.
+
+    The standard library's loop ends with what is no Exception. Behind an edge the request here is the socket
+    below the encryption, so its client gets no answer.
+    """
+    own, finish = vars(server).get("finish_request"), server.finish_request
+
+    def finish_request(request: Any, address: Any) -> None:
+        try:
+            finish(request, address)
+        except BaseException as error:
+            if (cancelled := cancelled_in(error)) is None:
+                raise
+            if not has_edge(server):
+                answer(subject, server, request, address, cancelled.reason)
+
+    server.finish_request = finish_request
+    try:
+        yield
+    finally:
+        del server.finish_request
+        if own is not None:
+            server.finish_request = own
 
 
 def _where(server: Any) -> str:

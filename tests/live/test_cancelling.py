@@ -433,6 +433,40 @@ def test_event_loop_of_a_handler_is_ended(start: Callable[..., Program]) -> None
     wait_cancelled(2, program.pid)
 
 
+@pytest.mark.parametrize(
+    ("behind", "workers"),
+    [("ThreadingTCPServer", 1), ("ForkingTCPServer", 1), ("TCPServer", 0)],
+)
+def test_handler_that_cancels_itself_ends_its_request_only(
+    start: Callable[..., Program], behind: str, workers: int
+) -> None:
+    """RequestCancelled of a handler is answered also in a thread, in a child of its own, and without workers."""
+    program = start(
+        ANSWERING
+        + f"""
+    def stop():
+        raise prefork.RequestCancelled
+
+    sys.modules[Run.__module__].stop = stop
+    log_to_stderr()
+
+    class Cancels(prefork.PreForkingMixIn, socketserver.{behind}):
+        workers = {workers}
+        request_cancelled = Server.request_cancelled
+
+    with Cancels(LOOPBACK, Run) as server:
+        announce(server)
+        server.serve_forever()
+"""
+    )
+    address = program.address()
+    assert ask(address, "stop()").endswith(" ended: handler")
+    assert ask(address, "1 + 1").endswith(" 2")
+    assert not program.logged("^Traceback|^Exception in thread")
+    if behind == "ThreadingTCPServer":
+        wait_cancelled(1, program.pid, CancelReason.HANDLER)
+
+
 def test_each_request_of_a_connection_has_its_own_deadline(start: Callable[..., Program]) -> None:
     """Of a connection that is kept, the request in hand is the one that is ended, and earlier ones are not held against it."""
     program = start(

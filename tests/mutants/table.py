@@ -2302,6 +2302,20 @@ CANCELLING = (
         "tests/live/test_embedding.py -k thread_that_serves",
     ),
     Mutant(
+        "a handler in a thread can cancel its request itself",
+        "workers/worker/accounting.py",
+        "cancelled = cancelled_in(error) if self._is_apart() else None",
+        "cancelled = None",
+        "tests/live/test_cancelling.py -k cancels_itself",
+    ),
+    Mutant(
+        "without workers a handler that cancels its request ends no server",
+        "prefork/serving.py",
+        "            if (cancelled := cancelled_in(error)) is None:",
+        "            if (cancelled := cancelled_in(error)) is None or True:",
+        "tests/live/test_cancelling.py -k cancels_itself",
+    ),
+    Mutant(
         "an exception that Python swallows is raised again",
         "workers/worker/cancelling.py",
         "            self._raised &= ~flag\n",

@@ -17,12 +17,14 @@ from time import monotonic_ns
 from typing import Any, Final, Protocol
 
 from prefork.workers.answers import Answer
+from prefork.workers.cancel import cancelled_in
 from prefork.workers.listener import Listener
 from prefork.workers.scoreboard import HandshakeKind, PoolField, Scoreboard, SlotField
 from prefork.workers.settings import Settings
 from prefork.workers.slot_writer import IN_PROGRESS, REQUEST_NS, Outcome, SlotWriter
 from prefork.workers.states import Rejection
 from prefork.workers.worker.access import LogRequest
+from prefork.workers.worker.cancelling import end_cancelled
 from prefork.workers.worker.clients import outcome_of
 from prefork.workers.worker.source import Source, Take
 from prefork.workers.worker.standard import is_standard
@@ -379,13 +381,15 @@ class Overlapping:
     def watch(self, server: BaseServer) -> None:
         """Follow the requests of this server, on the worker's own copy of the object."""
         finish, close = server.finish_request, server.close_request
-        server.finish_request = self._watched_finish(finish)  # type: ignore[method-assign]
+        server.finish_request = self._watched_finish(server, finish)  # type: ignore[method-assign]
         server.close_request = self._watched_end(close)  # type: ignore[method-assign]
         in_thread = getattr(server, "process_request_thread", None)  # ThreadingMixIn's
         if in_thread is not None:
             server.process_request_thread = self._watched_end(in_thread)  # type: ignore[attr-defined]
 
-    def _watched_finish(self, finish: Callable[..., None]) -> Callable[..., None]:
+    def _watched_finish(
+        self, server: BaseServer, finish: Callable[..., None]
+    ) -> Callable[..., None]:
         def finish_request(request: Any, client_address: Any) -> None:
             thread = threading.get_ident()
             self._finished_in[id(request)] = thread
@@ -393,13 +397,27 @@ class Overlapping:
             try:
                 finish(request, client_address)
             except BaseException as error:
-                self._outcomes[id(request)] = outcome_of(request, error)
-                raise
+                cancelled = cancelled_in(error) if self._is_apart() else None
+                if cancelled is None or not end_cancelled(
+                    server, request, client_address, cancelled
+                ):
+                    self._outcomes[id(request)] = outcome_of(request, error)
+                    raise
+                self._outcomes[id(request)] = Outcome.cancelled(cancelled.reason)
             finally:
                 self._served_by.pop(thread, None)
             self._outcomes.setdefault(id(request), Outcome.OK)  # the edge may have judged
 
         return finish_request
+
+    def _is_apart(self) -> bool:
+        """Return whether this is a thread or a child for a request: no lane gets what is raised here.
+
+        Neither of the two is asked to end, but its handler may raise RequestCancelled itself.
+        ``ThreadingMixIn`` would leave the exception to the thread, ``ForkingMixIn`` to the end of the child.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        return not is_main or self._writer.is_detached
 
     def _watched_end(self, end: Callable[..., None]) -> Callable[..., None]:
         """Return a call that ends a request. If the call raises, the request is no good one."""

@@ -268,9 +268,11 @@ class Cancelling:
     def end(self, server: Any, request: Any, address: Any, error: RequestCancelled) -> None:
         """Log that a request was cancelled, and let the server answer its client; raises no Exception.
 
-        At level DEBUG each request has a line with the whole stack.
+        At level DEBUG each request has a line with the whole stack. Only in the main thread of the worker
+        has the server a second for its answer: a thread, and a child that has been forked for the request,
+        have no timer.
 
-        Called in the lane, when the handler has returned.
+        Called where the handler has returned: in the lane, in the edge, in the thread of a request.
         """
         subject = self._lines.subject
         facts: dict[str, Any] = {
@@ -281,19 +283,16 @@ class Cancelling:
         if log.is_wanted(log.logger, logging.DEBUG):
             log.failure(logging.DEBUG, subject, "request cancelled", error, **facts)
         self._lines.write(error.reason, "request cancelled", **facts)
+        is_main = threading.current_thread() is threading.main_thread()
+        with self._bounded() if is_main and not self._writer.is_detached else _unbounded:
+            answer(subject, server, request, address, error.reason)
+
+    @contextlib.contextmanager
+    def _bounded(self) -> Iterator[None]:
         self._answer_until = monotonic_ns() + int(ANSWER_TIME * 1e9)
         self._set_timer(ANSWER_TIME)
         try:
-            _call_hook(server, request, address, error.reason)
-        except RequestCancelled:
-            log.event(
-                logging.WARNING,
-                subject,
-                "request_cancelled() was ended",
-                after=f"{ANSWER_TIME:g} s",
-            )
-        except Exception as failure:  # noqa: BLE001 - costs this request, not the worker
-            log.failure(logging.ERROR, subject, "request_cancelled() raised", failure)
+            yield
         finally:
             self._answer_until = 0
             self._set_timer(0)
@@ -326,6 +325,20 @@ class Cancelling:
         self._timer.set(seconds)
 
 
+_unbounded: Final = contextlib.nullcontext()
+
+
+def answer(subject: str, server: Any, request: Any, address: Any, reason: CancelReason) -> None:
+    """Have a server answer the client of a request that was cancelled; raises no Exception. subject: for the log."""
+    try:
+        _call_hook(server, request, address, reason)
+    except RequestCancelled:
+        after = f"{ANSWER_TIME:g} s"
+        log.event(logging.WARNING, subject, "request_cancelled() was ended", after=after)
+    except Exception as failure:  # noqa: BLE001 - costs this request, not the worker
+        log.failure(logging.ERROR, subject, "request_cancelled() raised", failure)
+
+
 def _call_hook(server: Any, request: Any, address: Any, reason: CancelReason) -> None:
     server.request_cancelled(request, address, reason)
 
@@ -342,11 +355,12 @@ def _is_in_hook(frame: FrameType) -> bool:
 
 
 def end_cancelled(server: Any, request: Any, address: Any, error: RequestCancelled) -> bool:
-    """End a cancelled request as ``Cancelling.end()`` does; return False outside of a worker's main thread.
+    """End a cancelled request as ``Cancelling.end()`` does; return False outside of a worker.
 
-    Called by the edge, which knows the socket and the address that the handler had.
+    Called by the edge, which knows the socket and the address that the handler had, and where requests
+    overlap.
     """
-    if not _of_this_process or threading.current_thread() is not threading.main_thread():
+    if not _of_this_process:
         return False
     _of_this_process[-1].end(server, request, address, error)
     return True
