@@ -2676,6 +2676,17 @@ RPC = (
     ),
 )
 
+CLUSTER = (
+    Mutant(
+        "every balancer hears of a stop before a client is refused",
+        "examples/cluster/prefork.toml",
+        'drain_delay = "1s"',
+        'drain_delay = "0s"',
+        "tests/live/test_cluster_files.py",
+    ),
+)
+
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -2712,4 +2723,5 @@ MUTANTS = (
     *WSGI,
     *REST,
     *RPC,
+    *CLUSTER,
 )
