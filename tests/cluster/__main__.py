@@ -64,6 +64,21 @@ class Trials:
                     records = [tail(cluster, load, self._seconds) for load in LOADS]
             self._store("tails", way, records)
 
+    def uneven(self) -> None:
+        """Measure waits where the machines have 2, 4 and 6 workers, at 80 % load of all of them."""
+        ways = {
+            "round robin": plain_haproxy("roundrobin"),
+            "leastconn": plain_haproxy("leastconn"),
+            "one queue": example("haproxy.cfg"),
+        }
+        for way, config in ways.items():
+            with Cluster(self._new_folder()) as cluster:
+                cluster.boot(*WITH_LINES, h1=("--workers", "2"), h3=("--workers", "6"))
+                with HAProxy(cluster.balancer, cluster.folder / "haproxy", config) as haproxy:
+                    haproxy.wait_for(status="UP")
+                    record = tail(cluster, 0.8, self._seconds)
+            self._store("uneven", way, record)
+
     def rolling(self) -> None:
         """Reload and restart all machines under load, behind HAProxy."""
         with Cluster(self._new_folder()) as cluster:
@@ -170,7 +185,7 @@ def _wait_for_envoy(envoy: Envoy, cluster: str, port: int) -> None:
 def main() -> int:
     """Run the trials, print what was found, and store it."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
-    names = ("tails", "rolling", "faults", "share", "envoy")
+    names = ("tails", "uneven", "rolling", "faults", "share", "envoy")
     parser.add_argument("trials", nargs="*", metavar="TRIAL", help=f"{', '.join(names)}; or all")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each load of the tails")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of the rolling restarts")

@@ -30,6 +30,15 @@ def tails_table(found: dict[str, Any]) -> str:
     return _table(["median / p99", *loads, "failed"], rows)
 
 
+def uneven_table(found: dict[str, Any]) -> str:
+    """Say how long clients have waited where one machine is larger than another."""
+    rows = [
+        [way, _ms(one["median"]), _ms(one["p99"]), str(one["failed"])]
+        for way, one in found.get("uneven", {}).items()
+    ]
+    return _table(["", "median", "p99", "failed"], rows)
+
+
 def rolling_table(found: dict[str, Any]) -> str:
     """Say what reloads and restarts have cost."""
     rows = [
@@ -84,6 +93,7 @@ def share_table(found: dict[str, Any]) -> str:
 
 TABLES: Final = {
     "tails": tails_table,
+    "uneven": uneven_table,
     "rolling": rolling_table,
     "faults": faults_table,
     "share": share_table,

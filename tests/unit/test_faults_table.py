@@ -22,6 +22,7 @@ GROUPS = (
     "What a fork copies",
     "An attacker controls a worker",
     "The master is lost; orphans; PID 1",
+    "Several machines behind a balancer",
 )
 
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
