@@ -18,6 +18,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
+from http import HTTPStatus
 from time import time
 from typing import Any, Final
 
@@ -35,6 +36,9 @@ _FRAMING: Final = frozenset(
     }
 )
 """Fields that say where the body ends, and those that concern the connection, which is the server's business."""
+
+_OURS: Final = frozenset({"date", "server"})
+"""Fields that the server adds where the application has not."""
 
 _WITHOUT_BODY: Final = frozenset({"204", "304"})
 
@@ -135,10 +139,13 @@ class Response:
         if not isinstance(data, bytes):
             raise TypeError(f"the body consists of bytes, not {type(data).__name__}")
         self.sent = len(data)
-        self._begin(len(data), data)
+        self._begin(len(data), data, is_whole=True)
 
-    def _begin(self, length: int | None, data: bytes) -> None:
-        """Send the head, with the first bytes. length: of the whole body, None for unknown."""
+    def _begin(self, length: int | None, data: bytes, *, is_whole: bool = False) -> None:
+        """Send the head, with the first bytes.
+
+        length: of the whole body, None for unknown. is_whole: these bytes are all of it.
+        """
         head = self._head_of(length)
         self.is_begun = True
         if not self._has_body:
@@ -148,7 +155,7 @@ class Response:
             self._send(head)
             self._continue(data)
         else:
-            self._send(head + self._framed(data))
+            self._send(head + self._framed(data), is_last=is_whole and not self.keeps)
 
     def _continue(self, data: bytes) -> None:
         if not self._has_body:
@@ -208,16 +215,17 @@ class Response:
         code = self.status[:3]
         self._has_body = self._head.method != "HEAD" and code not in _WITHOUT_BODY
         lines = [f"HTTP/1.1 {self.status}\r\n"]
-        known = set()
+        ours = _OURS
         for name, value in self._fields:
-            lower = name.lower()
-            known.add(lower)
-            if lower in _FRAMING and not self._takes(lower, value, code):
+            lower = _lower_names.get(name) or name.lower()
+            if lower in _OURS:
+                ours = ours - {lower}
+            elif lower in _FRAMING and not self._takes(lower, value, code):
                 continue
             lines.append(f"{name}: {value}\r\n")
-        if "date" not in known:
+        if "date" in ours:
             lines.append(_date())
-        if "server" not in known:
+        if "server" in ours:
             lines.append("Server: prefork\r\n")
         if self._has_body and self._left is None:
             lines.append(self._framing_of(length))
@@ -253,30 +261,42 @@ class Response:
 
 def _check(status: str, headers: Fields) -> None:
     """Refuse what would not be one answer: TypeError and ValueError."""
-    if not isinstance(status, str) or not _STATUS.fullmatch(status):
+    # Most answers consist of what earlier ones had, or of plain text. The patterns are for the others.
+    if not isinstance(status, str) or not (status in _PLAIN_STATUS or _STATUS.fullmatch(status)):
         raise ValueError(f"{status!r} is no status of an answer, such as '200 OK'")
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"name and value of a field are str: {name!r}: {value!r}")
-        if name not in _good_names:
-            _check_name(name)
-        if _UNFIT.search(value):
-            raise ValueError(f"the field {name} has a value that cannot be sent: {value!r}")
-        if name.lower() == "content-length" and not (value.isascii() and value.isdigit()):
-            raise ValueError(f"Content-Length: {value!r} is no number of bytes")
+        lower = _lower_names.get(name) or _checked_name(name)
+        if lower == "content-length" or not (value.isascii() and value.isprintable()):
+            _check_value(lower, value)
 
 
-_good_names: set[str] = set()
+def _check_value(name: str, value: str) -> None:
+    """Refuse a value that is not that of a field. name: in lower case."""
+    if _UNFIT.search(value):
+        raise ValueError(f"the field {name} has a value that cannot be sent: {value!r}")
+    if name == "content-length" and not (value.isascii() and value.isdigit()):
+        raise ValueError(f"Content-Length: {value!r} is no number of bytes")
+
+
+_PLAIN_STATUS: Final = frozenset(f"{one.value} {one.phrase}" for one in HTTPStatus if one >= 200)
+
+_lower_names: dict[str, str] = {}
+"""The names of fields that applications have used, in lower case."""
 
 _MOST_NAMES: Final = 1000
 """Names of fields that are kept, for an application that invents names."""
 
 
-def _check_name(name: str) -> None:
+def _checked_name(name: str) -> str:
+    """Return the name of a field in lower case. ValueError: it is none."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a field")
-    if len(_good_names) < _MOST_NAMES:
-        _good_names.add(name)
+    lower = name.lower()
+    if len(_lower_names) < _MOST_NAMES:
+        _lower_names[name] = lower
+    return lower
 
 
 _second = 0

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, Final
 
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT)
+_AT_ONCE_BEFORE_END: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
 
 LEAST: Final = 0.001
 """Seconds of a wait, at least: 0 would mean not to wait, and to say so by another exception."""
@@ -70,11 +71,14 @@ class Wire:
             self._sock.settimeout(before)
         return received
 
-    def send(self, data: bytes) -> None:
-        """Send all of it. TimeoutError: the client did not take it in time."""
+    def send(self, data: bytes, *, is_last: bool = False) -> None:
+        """Send all of it. TimeoutError: the client did not take it in time.
+
+        is_last: the connection ends right after this. The kernel then sends the end in the same packet.
+        """
         if self._is_plain:
             try:
-                sent = self._sock.send(data, _AT_ONCE)
+                sent = self._sock.send(data, _AT_ONCE_BEFORE_END if is_last else _AT_ONCE)
             except BlockingIOError:
                 sent = 0
             if sent == len(data):

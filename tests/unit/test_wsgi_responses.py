@@ -116,6 +116,14 @@ def test_answers_are_framed(
         assert b"Content-Length" not in head
 
 
+def test_fields_may_have_what_http_allows() -> None:
+    """Tabs and characters of Latin-1 are sent as they are, in a status of the application's own as well."""
+    received = exchange(
+        answering([b""], "299 Gr\xfcn", [("X-One", "a\tb\xe9"), ("X-two", "")]), NEW
+    )
+    assert received.startswith(b"HTTP/1.1 299 Gr\xfcn\r\nX-One: a\tb\xe9\r\nX-two: \r\n")
+
+
 def test_applications_keep_to_the_standard() -> None:
     """The validator of the standard library finds nothing to object to, on either side."""
 

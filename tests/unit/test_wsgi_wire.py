@@ -90,6 +90,21 @@ def test_client_that_takes_its_time_gets_everything(
     assert ours.gettimeout() is None
 
 
+def test_end_of_a_connection_goes_with_its_last_answer() -> None:
+    """The kernel keeps a last answer until the connection is shut down, and sends both in one packet."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with client, ours:
+        Wire(ours, None).send(b"last", is_last=True)
+        with pytest.raises(BlockingIOError):
+            client.recv(1, socket.MSG_DONTWAIT)
+        ours.shutdown(socket.SHUT_WR)
+        client.settimeout(10)
+        assert client.recv(10) == b"last"
+        assert client.recv(10) == b""
+
+
 def test_encrypted_socket_keeps_its_timeout() -> None:
     """A socket that knows no flags has the timeout all the time."""
     import ssl
