@@ -69,6 +69,10 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         """Return True: an answer says whether its connection ends."""
         return True
 
+    def fetch_ahead(self) -> None:
+        """Read what has arrived of the next request."""
+        self._incoming.fetch()
+
     def take_read_ahead(self) -> bytes:
         """Return what was read and belongs to the next request."""
         return self._incoming.ahead
@@ -130,6 +134,10 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
 
     def _body_of(self, head: Head, limits: _Limits, response: Response) -> Body:
         incoming = self._incoming
+        ahead = incoming.ahead
+        if not head.is_chunked and head.length <= len(ahead):
+            incoming.ahead = ahead[head.length :]
+            return NoBody(ahead[: head.length])
         awaited = head.expects_continue
 
         def before() -> None:
@@ -141,11 +149,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
 
         if head.is_chunked:
             return ChunkedBody(incoming, limits.body, limits.head, before)
-        if head.length > len(incoming.ahead):
-            return LengthBody(incoming, head.length, before)
-        ahead = incoming.ahead
-        incoming.ahead = ahead[head.length :]
-        return NoBody(ahead[: head.length])
+        return LengthBody(incoming, head.length, before)
 
     # --- ends
 

@@ -61,6 +61,10 @@ class Incoming:
         self.ahead = data[end:]
         return data[:end]
 
+    def fetch(self) -> None:
+        """Read what has arrived, without a wait."""
+        self.ahead += self._wire.try_to_receive(PIECE) or b""
+
     def receive(self, most: int = PIECE) -> bytes:
         """Return the next bytes, as many as are there; b"" at the end of the stream.
 

@@ -1467,6 +1467,13 @@ PARKING = (
         "tests/unit/test_conversation.py -k luggage",
     ),
     Mutant(
+        "a worker talks with the client of a handler that reads by itself",
+        "workers/worker/reader.py",
+        "        self.is_in_use = True\n\n    def calls",
+        "        pass\n\n    def calls",
+        "tests/unit/test_conversation.py -k read_by_itself",
+    ),
+    Mutant(
         "a connection of HTTP goes on until its client has been told that it ends",
         "workers/worker/parking.py",
         "(self.is_closing() and not reader.announces_end())",

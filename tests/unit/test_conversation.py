@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import socket
+import socketserver
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ LINE = b"line\n"
 
 LONG_AGO_NS = 10**10
 """When a client spoke that is not quick, on a machine that has run for longer."""
+
+
+class Through(prefork.ParkingMixIn, prefork.StreamRequestHandler):
+    """A handler that reads through a file."""
 
 
 class Bench:
@@ -107,17 +112,24 @@ class Bench:
         assert INSTANT.unpack_from(payload)[0] > LONG_AGO_NS
         return payload[INSTANT.size :]
 
-    def serve(self, requests: int, *, draining_from: int = 0) -> list[int]:
+    def serve(
+        self,
+        requests: int,
+        *,
+        draining_from: int = 0,
+        base: type[Any] | None = None,
+    ) -> list[int]:
         """Serve a conversation; return what REQUEST_NS said in each request.
 
-        draining_from: the request during which the pool begins to drain; 0 for none.
+        draining_from: the request during which the pool begins to drain; 0 for none. base: of the handler,
+        None for one that reads through a file.
         """
         board = self.board
         client, connection = socket.socketpair()
         words = self.writer.words
         seen: list[int] = []
 
-        class Answering(prefork.ParkingMixIn, prefork.StreamRequestHandler):
+        class Answering(base or Through):  # type: ignore[misc]
             def handle(self) -> None:
                 self.wfile.write(self.rfile.readline())
                 seen.append(words[REQUEST_NS])
@@ -157,6 +169,46 @@ def test_each_request_counts_and_has_a_beginning_of_its_own(
     assert bench.board.snapshot().slots[0].ok == requests
     assert bench.writer.words[SlotField.ERRORS] == 0
     assert bench.writer.words[REQUEST_NS] == 0
+
+
+class Direct(prefork.ParkingMixIn, socketserver.BaseRequestHandler):
+    """A handler that reads its connection by itself: its own file, for what the worker has fetched."""
+
+    fetched = 0
+
+    def setup(self) -> None:
+        """Begin with nothing."""
+        self.ahead = bytearray()
+        self.rfile = self
+        self.wfile = SimpleNamespace(write=self.request.sendall)
+
+    def readline(self) -> bytes:
+        """Return the next line."""
+        while b"\n" not in self.ahead:
+            self.ahead += self.request.recv(100)
+        line = bytes(self.ahead[: self.ahead.index(b"\n") + 1])
+        del self.ahead[: len(line)]
+        return line
+
+    def take_read_ahead(self) -> bytes:
+        """Return what was read and not handed out."""
+        return bytes(self.ahead)
+
+    def fetch_ahead(self) -> None:
+        """Read what has arrived."""
+        Direct.fetched += 1
+        self.ahead += self.request.recv(100)
+
+
+def test_handler_may_read_by_itself(ends: contextlib.ExitStack) -> None:
+    """A handler that says how it reads has the same conversation as one that reads through a file."""
+    bench = Bench(OneAtATime, ends)
+    before = Direct.fetched
+    seen = bench.serve(40, base=Direct)
+    assert len(set(seen)) == 40
+    assert bench.board.snapshot().slots[0].ok == 40
+    # The first request came with the connection, and that of the second was waited for in another way.
+    assert Direct.fetched - before == 38
 
 
 @pytest.mark.parametrize("draining_from", [1, 2, 3, 17])

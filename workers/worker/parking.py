@@ -60,7 +60,7 @@ from prefork.workers.parking import (
 from prefork.workers.scoreboard import SHORTEST_NS, SlotField
 from prefork.workers.slot_writer import ORDER, REQUEST_NS, SlotWriter
 from prefork.workers.states import Phase
-from prefork.workers.worker.reader import READ_NOTHING, Reader
+from prefork.workers.worker.reader import Reader
 from prefork.workers.worker.turn import AT_ONCE_NS
 
 ATTRIBUTE: Final = "_prefork_parking"
@@ -237,10 +237,10 @@ class Parking:
         # in its queue. So this worker goes to the tail, behind those that have nothing to do.
         # Short requests share their books, as those of datagrams do (rounds.py).
         attributes, request, until = handler.__dict__, reader.request, reader.until_ns
-        raw, peek, receive = reader.raw, reader.peek, reader.receive
+        look, fetch = reader.calls()
         wait, linger, others = self._epoll.poll, self._linger, self._others.poll
         phase, writer, account = self._phase, self._writer, self._account
-        known, following = as_new["state"], LATER
+        known, following = as_new.get("state", b""), LATER
         most, short, short_ns, since = account.most_shared, 0, 0, reader.began_ns
         fd = self._wait_also_for(request)
         spoke = [(fd, select.EPOLLIN)]
@@ -256,17 +256,14 @@ class Parking:
                     if (then := self._without_waiting(reader, ends=self.ends(reader))) is not NOW:
                         following = then
                         break
-                else:
-                    raw.readinto = READ_NOTHING
-                    if not peek(1):
-                        if (events := wait(linger, 1)) != spoke:
-                            following = self._gone_or_later(events, fd)
-                            break
-                        raw.readinto = receive
-                        peek(1)
-                    elif others(0):
+                elif look():
+                    if others(0):
                         break
-                    del raw.readinto
+                elif (events := wait(linger, 1)) == spoke:
+                    fetch()
+                else:
+                    following = self._gone_or_later(events, fd)
+                    break
                 now, duration = monotonic_ns(), ended - since
                 short, short_ns = short + 1, short_ns + duration
                 if short == most or duration > SHORTEST_NS:

@@ -9,7 +9,8 @@ the end. Once its bytes are there, they are read into the file's buffer, where `
 That is the read which ``handle()`` would have made, without the two checks and two frames of
 ``SocketIO.readinto()``; these pay for the wait before it. This works only for a handler that reads its
 requests through the file, and not from the socket itself. Therefore the first request that the worker
-waits for is left in the socket, and noted if it is read from there through the file (``note_use()``).
+waits for is left in the socket, and noted if it is read from there through the file (``note_use()``). A handler
+that reads by itself says how this is done (``OwnReader``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ returns None and keeps nothing.
 
 
 class Reader:
-    """The file from which one handler reads.
+    """What one handler reads its requests through: a file, or what the handler has in place of it.
 
     request: the socket. announces_end: the handler's method. read_ahead: returns what was read and belongs to the next request. peek: the
     file's method. raw: the raw file below it; None for a file that cannot be looked into.
@@ -77,6 +78,28 @@ class Reader:
         if self.raw is not None:
             self.raw.readinto = self._note_use
 
+    def calls(self) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Return two functions for a conversation: one that looks, and one that reads what has arrived.
+
+        The first returns what is true if bytes of the next request have been read already, and reads
+        nothing. The second is called once the client has spoken.
+        """
+        raw, peek, receive = self.raw, self.peek, self.receive
+
+        def look() -> bool:
+            raw.readinto = READ_NOTHING
+            if not peek(1):
+                return False  # fetch() or end() removes the attribute
+            del raw.readinto
+            return True
+
+        def fetch() -> None:
+            raw.readinto = receive
+            peek(1)
+            del raw.readinto
+
+        return look, fetch
+
     def _note_use(self, buffer: memoryview) -> int | None:
         raw = self.raw
         del raw.readinto
@@ -88,6 +111,33 @@ class Reader:
         """Leave the file as it was: otherwise the file and this object would keep each other alive."""
         if self.raw is not None:
             self.raw.__dict__.pop("readinto", None)
+
+
+class OwnReader(Reader):
+    """The same for a handler that reads its connection by itself.
+
+    fetch: the handler's method, which reads what has arrived.
+    """
+
+    __slots__ = ("_fetch",)
+
+    def __init__(
+        self,
+        request: Any,
+        read_ahead: Callable[[], bytes],
+        announces_end: Callable[[], bool],
+        fetch: Callable[[], None],
+    ) -> None:
+        super().__init__(None, request, read_ahead, announces_end)
+        self._fetch = fetch
+
+    def note_use(self) -> None:
+        """Note that the next request is read so: all of this handler's are."""
+        self.is_in_use = True
+
+    def calls(self) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Do as ``Reader.calls()`` says."""
+        return self.read_ahead, self._fetch
 
 
 def read_ahead_of(rfile: Any) -> bytes:
@@ -116,7 +166,9 @@ def read_ahead_of(rfile: Any) -> bytes:
 
 def _raw_of(rfile: Any) -> Any:
     """Return the raw file below a buffered one of a socket; None for any other file."""
-    raw = rfile.raw if isinstance(rfile, io.BufferedReader) else None
+    if not isinstance(rfile, io.BufferedReader):
+        return None
+    raw = rfile.raw
     return raw if isinstance(raw, socket.SocketIO) else None
 
 
