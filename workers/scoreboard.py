@@ -180,6 +180,8 @@ class PoolField(IntEnum):
 
     QUIET_UNTIL_NS = 106
     """Until when the master need not tick, because it loads new code in place; 0 while it ticks."""
+    RESUMED_WAITING = 107
+    """Connections in the lot whose clients have spoken, and for which its link has no room; written by the lot."""
 
 
 _POOL_WORDS = 120

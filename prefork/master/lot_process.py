@@ -266,6 +266,7 @@ class LotProcess:
             return
         lost = max(0, pool.board.pool(PoolField.PARKED))
         pool.board.set_pool(PoolField.PARKED, 0)
+        pool.board.set_pool(PoolField.RESUMED_WAITING, 0)
         self._process.log_end(subject, status, connections_lost=lost)
 
     def _start(self, pool: Pool, limits: Limits) -> None:

@@ -43,7 +43,7 @@ from prefork.master.lot_process import Links, LotProcess
 from prefork.master.metrics_process import MetricsProcess
 from prefork.master.orphans import Orphans
 from prefork.master.pool_size import PoolSize, first_size
-from prefork.master.saturation import Saturation, publish_saturation
+from prefork.master.saturation import Saturation, clients_waiting, publish_saturation
 from prefork.master.signals import SignalCounts, orders_of
 from prefork.master.wakeup import Wakeup
 from prefork.reloading.reload import Reload
@@ -169,6 +169,7 @@ class Master:
         self._saturation = Saturation(
             self._listeners,
             functools.partial(publish_saturation, self.pool.board),
+            functools.partial(clients_waiting, self.pool.board, links.queues),
             parks=len(links.queues) == len(spec.listeners),
         )
         self._notifier = Notifier(was_ready=previous is not None)

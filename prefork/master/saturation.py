@@ -32,6 +32,7 @@ from prefork.metrics.kernel import queues
 from prefork.metrics.saturation import REASONS, REMEDIES
 from prefork.workers import log
 from prefork.workers.listener import Listener
+from prefork.workers.parking import ResumeQueue
 from prefork.workers.pool.views import PoolView
 from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import SaturationCause
@@ -113,10 +114,19 @@ def _waited_for_cpu(pid: int) -> float:
     return 0.0
 
 
-def clients_waiting(listeners: Sequence[Listener]) -> int | None:
-    """Return how many connections the kernel has queued; None where it does not say."""
+def clients_waiting(
+    board: Scoreboard, links: Sequence[ResumeQueue], listeners: Sequence[Listener]
+) -> int | None:
+    """Return how many connections wait for a worker; None where the kernel does not say.
+
+    These are the new ones that the kernel has queued, and the parked ones whose clients have spoken. Of the
+    latter the kernel holds up to eleven in each link. It does not say how many, and they count as one.
+    """
     found = queues([describe_listener(listener) for listener in listeners])
     depths = [queue.depth for queue in found.values() if queue.depth is not None]
+    if links:
+        depths.append(max(0, board.pool(PoolField.RESUMED_WAITING)))
+        depths.append(sum(link.has_work() for link in links))
     return sum(depths) if depths else None
 
 
@@ -129,17 +139,17 @@ def publish_saturation(board: Scoreboard, cause: SaturationCause, seconds: float
 class Saturation:
     """The saturation of one pool.
 
-    publish: called in every tick, with the cause and the seconds of the present episode. parks: whether all
-    servers park their idle connections. cpu, waiting: return what ``cpu_of()`` and ``clients_waiting()`` return;
-    tests pass other ones.
+    publish: called in every tick, with the cause and the seconds of the present episode. waiting: returns how
+    many clients wait for a worker of these listeners. parks: whether all servers park their idle connections.
+    cpu: returns what ``cpu_of()`` returns; tests pass another one.
     """
 
     def __init__(
         self,
         listeners: Sequence[Listener],
         publish: Callable[[SaturationCause, float], None],
+        waiting: Callable[[Sequence[Listener]], int | None],
         cpu: Callable[[set[int]], dict[int, float]] = cpu_of,
-        waiting: Callable[[Sequence[Listener]], int | None] = clients_waiting,
         *,
         parks: bool = False,
     ) -> None:

@@ -169,6 +169,7 @@ class Lot:
             self._board.count_pool(field, count)
         self._counts.clear()
         self._board.set_pool(PoolField.PARKED, self.held)
+        self._board.set_pool(PoolField.RESUMED_WAITING, self._waiting)
 
     # --- clients
 

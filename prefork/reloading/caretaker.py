@@ -348,6 +348,7 @@ class Caretaker:
         lost = max(0, board.pool(PoolField.PARKED))
         board.set_pool(PoolField.LOT_PID, 0)
         board.set_pool(PoolField.PARKED, 0)
+        board.set_pool(PoolField.RESUMED_WAITING, 0)
         subject = f"lot pid={lot.child.pid}"
         log.event(logging.ERROR, subject, "exited", cause=cause, connections_lost=lost)
         # The other end of the control socket is gone, too. The descriptor ends with the exec.

@@ -156,13 +156,15 @@ def test_full_link_loses_nothing(bench: Callable[..., Bench]) -> None:
     for client in clients:
         client.send(b"x")
     one.run()
-    assert one.count(PoolField.PARKED) > 0  # the link is full
+    assert (
+        one.count(PoolField.PARKED) == one.count(PoolField.RESUMED_WAITING) > 0
+    )  # the link is full
     found = []
     while len(found) < len(names):
         found += one.resumed()
         one.run()
     assert found == names
-    assert one.count(PoolField.PARKED) == 0
+    assert one.count(PoolField.PARKED) == one.count(PoolField.RESUMED_WAITING) == 0
 
 
 def test_drain_closes_the_idle_and_gives_back_the_rest(bench: Callable[..., Bench]) -> None:

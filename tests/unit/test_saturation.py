@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from prefork.master import saturation
-from prefork.master.saturation import GAP, PATIENCE, Saturation, cpu_of, share_of_cpu
+from prefork.master.saturation import (
+    GAP,
+    PATIENCE,
+    Saturation,
+    clients_waiting,
+    cpu_of,
+    share_of_cpu,
+)
 from prefork.metrics.saturation import REASONS, REMEDIES
+from prefork.workers.parking import RESUMED, Link, ResumeQueue, send
 from prefork.workers.pool.spares import Spares
 from prefork.workers.pool.views import PoolView, WorkerView
+from prefork.workers.scoreboard import PoolField, Scoreboard
 from prefork.workers.states import Phase, SaturationCause
 
 if TYPE_CHECKING:
@@ -61,8 +71,8 @@ class Watched:
         self._saturation = Saturation(
             [],
             self._publish,
-            lambda _pids: {7: self.cpu, 8: self.cpu},
             lambda _listeners: 16,
+            lambda _pids: {7: self.cpu, 8: self.cpu},
             parks=parks,
         )
 
@@ -164,6 +174,26 @@ def test_length_and_cause_are_published_while_it_lasts(watched: Callable[..., Wa
     pool.look(GAP + 1, idle=1)
     assert pool.published == (SaturationCause.NONE, 0.0)
     assert len(pool.lines) == 2
+
+
+def test_parked_clients_that_have_spoken_wait() -> None:
+    """Clients whose connections come back from the lot count as those that wait, also where there are no others."""
+    board = Scoreboard.create(1)
+    link = Link.make("tcp://here:1")
+    ends = [socket.socket(fileno=fd) for fd in link.fds]
+    queue = ResumeQueue.of_unclaimed(link)
+    try:
+        assert clients_waiting(board, [], []) is None
+        assert clients_waiting(board, [queue], []) == 0
+        send(ends[1], RESUMED, 0)
+        board.set_pool(PoolField.RESUMED_WAITING, 5)
+        assert clients_waiting(board, [queue], []) == 6
+        board.set_pool(PoolField.RESUMED_WAITING, -1)
+        assert clients_waiting(board, [queue], []) == 1
+    finally:
+        board.close()
+        for end in ends:
+            end.close()
 
 
 def test_pool_that_stops_is_not_saturated(watched: Callable[..., Watched]) -> None:
