@@ -50,10 +50,15 @@ class Server:
         return [child.pid for child in psutil.Process(self.pid).children()]
 
     def cpu_seconds(self) -> float:
-        """Return user and system time of the process, its descendants and all children they have reaped."""
-        family = psutil.Process(self.pid).children(recursive=True)
-        alive = [self.pid, *(each.pid for each in family)]
-        return sum(_cpu_of_live(pid) for pid in alive) + _cpu_of_reaped(alive)
+        """Return what ``cpu_seconds()`` returns for this process."""
+        return cpu_seconds(self.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return user and system time of a process, its descendants and all children they have reaped."""
+    family = psutil.Process(pid).children(recursive=True)
+    alive = [pid, *(each.pid for each in family)]
+    return sum(_cpu_of_live(each) for each in alive) + _cpu_of_reaped(alive)
 
 
 def _cpu_of_live(pid: int) -> float:
@@ -98,7 +103,9 @@ def running(
                 raise RuntimeError(f"a server of {checkout} has imported {server.imported}")
             yield server
         finally:
-            _end(process)
+            end(process)
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def environment(*before: str) -> dict[str, str]:
@@ -106,7 +113,8 @@ def environment(*before: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*before, *filter(None, sys.path)])}
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
+    """End a server and all its processes."""
     descendants = []
     if process.poll() is None:
         descendants = psutil.Process(process.pid).children(recursive=True)
@@ -118,5 +126,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     _, left = psutil.wait_procs(descendants, timeout=2)
     for each in left:
         each.kill()
-    assert process.stdout is not None
-    process.stdout.close()

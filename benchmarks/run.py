@@ -28,6 +28,7 @@ import reload
 import requests_cost
 import table
 import tls
+import wsgi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,9 @@ SECTIONS = {
     "cut off before its worker had named itself.",
     "parking": "What a request costs on a connection that stays open: CPU time of all processes, two workers on "
     "one core; the ratio is to the line above, in the same round. And what idle connections cost those who speak.",
+    "wsgi": "What a hello-world of WSGI costs, beside other servers: CPU time of all processes, two workers on one "
+    "core. The application's part is that of requests that compute for some milliseconds. In the mixed load one of ten "
+    "requests waits for 20 ms; the latencies are those of the others. Memory is a worker's PSS.",
     "reload": "What reloads cost the clients: handlers of 5 ms on TCP, UDP and a Unix socket, broken code in "
     "between, and a storm of TTIN, TTOU and USR1 during every second reload.",
 }
@@ -65,7 +69,12 @@ def main() -> None:
         return
     for section in given.only or SECTIONS:
         print(SECTIONS[section] + "\n", flush=True)
-        print(measure(section, given.quick, given.transport) + "\n", flush=True)
+        text = (
+            compare_wsgi(given.quick, given.peers)
+            if section == "wsgi"
+            else measure(section, given.quick, given.transport)
+        )
+        print(text + "\n", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -84,6 +93,12 @@ def arguments() -> argparse.Namespace:
         help="of the section requests; may be given several times",
     )
     parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FOLDER",
+        help="where the programs of the other WSGI servers are, such as the bin of a virtual environment",
+    )
+    parser.add_argument(
         "--against",
         type=Path,
         metavar="CHECKOUT",
@@ -97,6 +112,12 @@ def compare(other: Path, quick: bool, transports: list[str] | None) -> str:
     effort = requests_cost.Effort(rounds=6 if quick else 60, seconds=0.06 if quick else 0.1)
     with own_core() as server_cpu:
         return against.report(effort, server_cpu, transports or TRANSPORTS, other)
+
+
+def compare_wsgi(quick: bool, peers: Path | None) -> str:
+    """Return the section ``wsgi`` as Markdown tables."""
+    with own_core() as server_cpu:
+        return wsgi.report(2 if quick else 10, 0.2 if quick else 0.3, server_cpu, peers)
 
 
 def measure(section: str, quick: bool, transports: list[str] | None) -> str:
