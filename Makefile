@@ -31,7 +31,7 @@ test: check-venv $(testable) ## run all tests (ARGS="-k upper" chooses some)
 	$(bin)/python -m pytest $(ARGS)
 
 quick: check-venv $(testable) ## run the tests that start no process, in under 20 seconds
-	$(bin)/python -m pytest -m quick tests/unit tests/compat $(ARGS)
+	$(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m quick tests/unit tests/compat $(ARGS)
 
 chaos: check-venv $(testable) ## do faults to a pool for an hour (ARGS="--minutes 5 --seed 7")
 	$(bin)/python -m tests.chaos $(ARGS)

@@ -170,7 +170,8 @@ class StagedMaster(Stage):
         self._play: Iterator[float] | None = None
         self._signals = SignalCounts()
         self.master = Master(
-            self.spec(Settings(**settings), self._wakeup.workers_fd),
+            # The workers are invented: threads of the test are no danger to them.
+            self.spec(Settings(**{"fork_check": "off", **settings}), self._wakeup.workers_fd),
             self._wakeup,
             Caller(self._service_actions, self._publish_pids, poll_interval=0.0),
             signals=self._signals,
