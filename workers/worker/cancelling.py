@@ -23,9 +23,9 @@ own, nor may there be a place on the way that swallows exceptions, such as an ob
 such places have no frame that shows them; an exception that gets lost there is raised again (swallowed.py).
 The edge (prefork/edge) has a deadline of its own, and is left alone.
 
-Only the main thread can be reached, so requests that run in threads or in processes of their own end at
-``request_timeout``, with the worker. The same holds for a call of C that does not return, because no
-bytecode runs meanwhile.
+Only the main thread can be reached, so requests that run in threads end at ``request_timeout``, with the
+worker. The same holds for a call of C that does not return, because no bytecode runs meanwhile. A child of
+``ForkingMixIn`` is reached by nothing: its request is over for the worker when the child is forked.
 """
 
 from __future__ import annotations
