@@ -62,7 +62,7 @@ def faults_table(found: dict[str, Any]) -> str:
             way,
             f"{one['requests']:,}",
             str(one["lost"]),
-            f"{one['moved']:.1f} s",
+            f"{one['well']:.1f} s",
             f"{one['back']:.1f} s",
         ]
         for way, one in found.get("faults", {}).items()

