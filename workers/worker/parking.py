@@ -72,13 +72,13 @@ IN_A_ROW_NS: Final = 50_000_000
 DRAIN_WAIT: Final = 20
 """Milliseconds for which a worker that drains waits for the lot to give back the next connection."""
 
-ROOM_WAIT_NS: Final = 20_000_000
+ROOM_WAIT_NS: Final = 100_000_000
 """How long a worker waits for a lot that does not keep up, in nanoseconds."""
 
 MOST_TRIES: Final = 16
 """How often a worker tries to send a connection: others may take the room that the lot has made."""
 
-ROOM_PAUSE_NS: Final = 2_000_000_000
+ROOM_PAUSE_NS: Final = 10_000_000_000
 """How long a worker does not wait again for a lot that has not kept up meanwhile."""
 
 _SERVING: Final = int(Phase.SERVING)
