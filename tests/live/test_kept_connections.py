@@ -90,7 +90,9 @@ def test_clients_of_http(start: Callable[..., Program]) -> None:
         needs(client)
     with board.board_of(program.pid) as scores:
         said = run("curl", "-sv", *[f"{url}{n}" for n in range(5)], "-o", "/dev/null")
-        assert said.count("Reusing existing connection") == 4
+        assert (
+            len(re.findall("Re-?using existing connection", said)) == 4
+        )  # with a hyphen before 8.0
         said = run("ab", "-k", "-c", 20, "-n", 1000, "-q", url)
         assert re.search(r"Failed requests: +0$", said, re.MULTILINE)
         assert re.search(r"Keep-Alive requests: +1000$", said, re.MULTILINE)
