@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from prefork.workers.scoreboard import SlotField
@@ -85,12 +86,18 @@ def test_urgent_byte_reaches_the_handler(
     where = f", address={str(tmp_path / 'socket')!r}" if "Unix" in server else ""
     program = start(HANDLER.replace("SERVER", server) + f"    serve(Urgent, Server{where})\n")
     address = program.address()
+    (pid,) = program.wait_workers(1)
+    worker = psutil.Process(pid)
     for count, line in enumerate(("spin()", "time.sleep(1000)", "self.rfile.readline()")):
+        # A byte that comes just before the handler begins to wait is seen when the wait is over.
+        state = psutil.STATUS_RUNNING if line == "spin()" else psutil.STATUS_SLEEPING
         with connect(address) as client:
             send_line(client, line)
             program.told("busy", count)
+            wait_until(lambda state=state: worker.status() == state, f"{line} has begun")  # type: ignore[misc]
             client.send(b"!", socket.MSG_OOB)  # the handler's own: it goes on
             program.told("urgent", 2 * count)
+            wait_until(lambda state=state: worker.status() == state, f"{line} goes on")  # type: ignore[misc]
             client.send(b"X", socket.MSG_OOB)
             assert read_to_the_end(client) == "ended: urgent"
     assert program.all_told("urgent") == ["!", "X"] * 3

@@ -112,7 +112,7 @@ def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
     program.wait_logged("LookupError: no such row", times=2)
     program.wait_logged(r"application says text=.?served /body", times=1)
     with board.board_of(program.pid) as scores:
-        assert scores.total(SlotField.ERRORS) == 2
+        wait_until(lambda: scores.total(SlotField.ERRORS) == 2, "two requests that failed")
 
 
 def test_each_answer_is_logged_and_counted(start: Callable[..., Program]) -> None:
