@@ -31,8 +31,7 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -61,6 +60,7 @@ class Sight(msgspec.Struct, frozen=True):
 
     last_tick: seconds since the master's last tick. listeners_closed: listeners that let no client in.
     ready: workers that take requests. idle_share: the part of their time in which they were idle, 0 to 1.
+    finishing: retiring workers that still have a request in hand; HAProxy counts their connections.
     """
 
     phase: Phase
@@ -68,6 +68,7 @@ class Sight(msgspec.Struct, frozen=True):
     listeners_closed: int
     ready: int
     idle_share: float = 1.0
+    finishing: int = 0
 
 
 def line_for(sight: Sight, mode: Mode) -> str:
@@ -84,7 +85,7 @@ def line_for(sight: Sight, mode: Mode) -> str:
         # 0% would be the same as drain. When every worker of every machine is busy, HAProxy would then
         # have no server left.
         return f"ready up {max(1, round(100 * sight.idle_share))}%"
-    return f"ready up 100% maxconn:{sight.ready}"
+    return f"ready up 100% maxconn:{sight.ready + sight.finishing}"
 
 
 def idle_share(busy_ns: int, length_ns: int, ready: int) -> float:
@@ -109,7 +110,8 @@ class Agent:
         self._board = board
         self._mode = mode
         self._complain = complain
-        self._looked_ns = self._busy_ns = 0
+        self._looked_ns = 0
+        self._busy_ns: list[int] = []
         self._idle_share = 1.0
 
     def converse(self, _received: bytes) -> bytes:
@@ -124,36 +126,45 @@ class Agent:
         """Return what there is to see of the pool now. now_ns: CLOCK_MONOTONIC."""
         board = self._board
         pool = pool_of(board)
-        states = Counter(board.state(slot) for slot in range(board.slots))
-        ready = sum(states[state] for state in READY)
+        states = [board.state(slot) for slot in range(board.slots)]
+        ready = [slot for slot, state in enumerate(states) if state in READY]
         if self._mode == "weight":
-            self._average(now_ns, ready, states[WorkerState.BUSY])
+            self._average(now_ns, ready, states.count(WorkerState.BUSY))
         return Sight(
             phase=pool.phase,
             last_tick=last_tick(pool, now_ns),
             listeners_closed=pool[PoolField.LISTENERS_CLOSED],
-            ready=ready,
+            ready=len(ready),
             idle_share=self._idle_share,
+            finishing=sum(
+                state is WorkerState.RETIRING and board.word(slot, SlotField.REQUEST_NS) > 0
+                for slot, state in enumerate(states)
+            ),
         )
 
-    def _average(self, now_ns: int, ready: int, busy: int) -> None:
-        """Bring the idle share up to date. Where the last look is long ago, this moment has to do."""
+    def _average(self, now_ns: int, ready: Sequence[int], busy: int) -> None:
+        """Bring the idle share up to date. Where the last look is long ago, this moment has to do.
+
+        ready: the slots whose workers take requests. A retiring worker may be busy for long with its last
+        request, and takes no share of theirs. Nor does a worker with threads count more than once.
+        """
         length_ns = now_ns - self._looked_ns
         if length_ns < SHORTEST_LOOK * 1e9:
             return
-        busy_ns = _busy_ns(self._board, now_ns)
-        if length_ns > LONGEST_LOOK * 1e9:
-            self._idle_share = 1 - busy / ready if ready else 0.0
+        busy_ns = [_busy_ns(self._board, slot, now_ns) for slot in range(self._board.slots)]
+        if length_ns > LONGEST_LOOK * 1e9 or not self._busy_ns:
+            self._idle_share = 1 - busy / len(ready) if ready else 0.0
         else:
-            self._idle_share = idle_share(busy_ns - self._busy_ns, length_ns, ready)
+            grown = (busy_ns[slot] - self._busy_ns[slot] for slot in ready)
+            in_hand_ns = sum(min(length_ns, max(0, more)) for more in grown)
+            self._idle_share = idle_share(in_hand_ns, length_ns, len(ready))
         self._looked_ns, self._busy_ns = now_ns, busy_ns
 
 
-def _busy_ns(board: Scoreboard, now_ns: int) -> int:
-    """Return for how long workers have had a request in hand, with the requests that are in hand now."""
-    since = (board.word(slot, SlotField.REQUEST_NS) for slot in range(board.slots))
-    in_hand = sum(max(0, now_ns - instant) for instant in since if instant > 0)
-    return board.total(SlotField.BUSY_NS) + in_hand
+def _busy_ns(board: Scoreboard, slot: int, now_ns: int) -> int:
+    """Return for how long a slot's workers have had a request in hand, with the one that is in hand now."""
+    since = board.word(slot, SlotField.REQUEST_NS)
+    return board.word(slot, SlotField.BUSY_NS) + (max(0, now_ns - since) if since > 0 else 0)
 
 
 # --- answering

@@ -26,7 +26,7 @@ from prefork.metrics.families import (
 from prefork.metrics.kernel import queues
 from prefork.metrics.names import METRICS
 from prefork.metrics.processes import Processes, memory
-from prefork.workers.scoreboard import PoolField, Scoreboard
+from prefork.workers.scoreboard import PoolField, Scoreboard, Snapshot
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
@@ -44,6 +44,10 @@ class PoolCollector(Collector):
         self._processes = Processes(board)
         self._good = 0
         self._demand = Demand()
+        # The first scrape compares with this moment. A metrics process that follows another one would
+        # otherwise say what the whole life of the pool has needed.
+        snapshot = board.snapshot()
+        self._needed_by(snapshot, Columns(snapshot.slots), 0)
         self._to_unix_ns = 0
         self._master = ProcessCollector(pid=lambda: board.pool(PoolField.MASTER_PID), registry=None)
         self._platform = PlatformCollector(registry=None)
@@ -66,7 +70,6 @@ class PoolCollector(Collector):
         self._good = max(self._good, words.good())
         found = queues(description.listeners)
         queued = sum(queue.depth or 0 for queue in found.values())
-        counts = counts_of(words, time.monotonic_ns(), queued)
         return Reading(
             snapshot=snapshot,
             words=words,
@@ -76,8 +79,12 @@ class PoolCollector(Collector):
             good=self._good,
             to_unix_ns=self._unix_offset(),
             now=time.time(),
-            needed=self._demand.look(counts, snapshot[PoolField.STARTED_NS] / 1e9),
+            needed=self._needed_by(snapshot, words, queued),
         )
+
+    def _needed_by(self, snapshot: Snapshot, words: Columns, queued: int) -> float:
+        counts = counts_of(words, time.monotonic_ns(), queued)
+        return self._demand.look(counts, snapshot[PoolField.STARTED_NS] / 1e9)
 
     def _unix_offset(self) -> int:
         # Kept until the clock is set. Measured anew for each scrape, it would make every instant

@@ -51,15 +51,16 @@ class Counts(msgspec.Struct, frozen=True):
 def workers_needed(first: Counts, last: Counts, target: float = TARGET) -> float:
     """Return how many workers the load between two readings needs; never negative.
 
-    There are never more than one worker for each request that was in hand or waiting.
+    It is never more than one worker for each request that was in hand, waiting or shed, divided by ``target``.
     """
     length = last.at - first.at
     if length <= 0:
         return 0.0
     in_hand = max(0.0, last.busy - first.busy) / length
-    most = in_hand + max(0, last.queued)
+    shed = max(0, last.shed - first.shed)
+    most = in_hand + max(0, last.queued) + shed
     arrived = max(0, last.taken - first.taken + last.queued - first.queued)
-    served = last.taken - first.taken - max(0, last.shed - first.shed)
+    served = last.taken - first.taken - shed
     if served <= 0:  # requests that last longer than the time that was looked at
         return most / target
     # Arrivals per second times seconds of work for each request that was served.

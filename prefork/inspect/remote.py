@@ -60,12 +60,20 @@ class Url(msgspec.Struct, frozen=True):
         """Read ``http://HOST[:PORT][/PATH]``; without a path it is ``/status``."""
         try:
             parts = urlsplit(text)
-            host, port = parts.hostname or "", parts.port or 80
+            host = parts.hostname or ""
+            port = 80 if parts.port is None else parts.port
         except ValueError:
             host, port, parts = "", 0, urlsplit("")
         path = "/status" if parts.path in ("", "/") else parts.path
         is_good = parts.scheme == "http" and _HOST.fullmatch(host) and _PATH.fullmatch(path)
-        if not is_good or parts.query or parts.username is not None or not text.isprintable():
+        if (
+            not is_good
+            or not port
+            or parts.query
+            or parts.fragment
+            or parts.username is not None
+            or not text.isprintable()
+        ):
             raise UrlError(
                 f"{escaped(text)}: it must be the address of a metrics process, such as http://web1:9100"
             )
@@ -166,6 +174,8 @@ def fetch(url: Url, seconds: float = ANSWER_TIME) -> Document:
         return Document.from_json(_body(_answer(url, end)))
     except TimeoutError:
         raise RemoteError(f"silent for {seconds:g} s") from None
+    except UnicodeError:  # getaddrinfo() encodes a name first: an empty or too long part of it
+        raise RemoteError("the name cannot be resolved") from None
     except OSError as error:
         raise RemoteError(_reason(error)) from None
 

@@ -62,6 +62,7 @@ def test_haproxy_accepts_every_section(tmp_path: Path) -> None:
         "web1:0",
         "web1:99999",
         "web1\nserver evil 1.2.3.4",
+        "fe80::1%x\nserver evil 1.2.3.4",
         "-x:1",
         "[::1",
         "[::1]8000",

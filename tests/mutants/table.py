@@ -626,6 +626,20 @@ METRICS = (
         "tests/live/test_exporter.py -k five_seconds",
     ),
     Mutant(
+        "requests that old workers finish after a reload keep no new worker idle",
+        "metrics/agent.py",
+        "maxconn:{sight.ready + sight.finishing}",
+        "maxconn:{sight.ready}",
+        "tests/unit/test_agent.py",
+    ),
+    Mutant(
+        "requests that were shed count as arrivals",
+        "metrics/demand.py",
+        "max(0, last.queued) + shed",
+        "max(0, last.queued)",
+        "tests/unit/test_demand.py",
+    ),
+    Mutant(
         "the agent never says up with a stale scoreboard",
         "metrics/agent.py",
         "if sight.last_tick > HUNG_AFTER:",

@@ -51,6 +51,7 @@ def _board() -> Iterator[Scoreboard]:
     ("sight", "mode", "line"),
     [
         (Sight(Phase.SERVING, 0.5, 0, 4), "maxconn", "ready up 100% maxconn:4"),
+        (Sight(Phase.SERVING, 0.5, 0, 4, finishing=3), "maxconn", "ready up 100% maxconn:7"),
         (Sight(Phase.SERVING, 0.5, 0, 4, 0.25), "weight", "ready up 25%"),
         (Sight(Phase.SERVING, 0.5, 0, 4, 0.0), "weight", "ready up 1%"),
         (Sight(Phase.NOT_READY, 0.5, 0, 4), "maxconn", "drain"),
@@ -104,6 +105,26 @@ def test_idle_share_is_an_average(board: Scoreboard) -> None:
     assert agent.look(NOW + SECOND + int(SHORTEST_LOOK * 0.9e9)).idle_share == 0.5
     # After a long pause of HAProxy this moment counts alone: one of four workers is busy.
     assert agent.look(NOW + SECOND + int((LONGEST_LOOK + 1) * 1e9)).idle_share == 0.75
+
+
+def test_workers_that_finish_a_request_take_no_room(board: Scoreboard) -> None:
+    """A worker that leaves after its request has a connection of HAProxy, and makes those that follow it neither busy nor fewer."""
+    for mode, line in (("maxconn", b"ready up 100% maxconn:4\n"), ("weight", b"ready up 100%\n")):
+        agent = Agent(board, mode, fail)
+        writer = occupy(board, 3, 4714, at=NOW)
+        take_request(writer, NOW)
+        board.give_order(3, Order.RETIRE)
+        agent.look(NOW)
+        assert line_for(agent.look(NOW + SECOND), mode) + "\n" == line.decode()
+        board.give_order(3, Order.SERVE)
+
+
+def test_busy_time_of_a_slot_counts_once(board: Scoreboard) -> None:
+    """Whatever a worker with threads adds up, or writes, it is busy for as long as the look at most."""
+    agent = Agent(board, "weight", fail)
+    agent.look(NOW)
+    board.words[board.slot_at(1) + SlotField.BUSY_NS] += 1_000 * SECOND
+    assert agent.look(NOW + SECOND).idle_share == 0.75
 
 
 def test_idle_share_has_bounds() -> None:

@@ -26,8 +26,9 @@ START = Counts(100.0)
         (Counts(110.0, taken=100, busy=20.0), 2 / TARGET),
         # As many again were queued: an overloaded pool needs twice what it has.
         (Counts(110.0, taken=100, busy=20.0, queued=100), 4 / TARGET),
-        # Half of them were shed, which took no time: the others show how long a request takes.
-        (Counts(110.0, taken=100, shed=50, busy=20.0), 2 / TARGET),
+        # Half of them were shed, which took no time: the others show how long a request takes, and
+        # those that were shed had arrived, too.
+        (Counts(110.0, taken=100, shed=50, busy=20.0), 4 / TARGET),
         (Counts(110.0, taken=100, shed=50, busy=20.0, queued=50), 6 / TARGET),
         # Nothing has ended yet, and two wait: one worker for each.
         (Counts(110.0, taken=0, busy=30.0, queued=2), 5 / TARGET),

@@ -104,6 +104,8 @@ def test_url(text: str, url: Url) -> None:
             "http://web1/\r\nX: y",
             "http://me@web1",
             "http://web1/?a",
+            "http://web1/#a",
+            "http://web1:0",
             "http://ä",
         ),
     ],
@@ -156,6 +158,8 @@ def test_slow_answer_has_one_deadline() -> None:
         assert watch.seconds < 2
     with pytest.raises(RemoteError, match="connection refused"):
         fetch(url)
+    with pytest.raises(RemoteError, match="the name cannot be resolved"):
+        fetch(Url.parse("http://a..b:9100"))
 
 
 def test_texts_of_a_stranger_are_escaped() -> None:

@@ -141,7 +141,8 @@ def _machine(text: str, port: int) -> Machine:
 
 def _is_ipv6(host: str) -> bool:
     try:
-        return isinstance(ipaddress.ip_address(host), ipaddress.IPv6Address)
+        # HAProxy resolves no zone, and Python accepts any text in one, also the end of a line.
+        return ipaddress.IPv6Address(host).scope_id is None
     except ValueError:
         return False
 
