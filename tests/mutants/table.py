@@ -677,8 +677,8 @@ METRICS = (
     Mutant(
         "a request that was shed does not make the others look short",
         "metrics/demand.py",
-        "- max(0, last.shed - first.shed)",
-        "",
+        "served = last.taken - first.taken - shed",
+        "served = last.taken - first.taken",
         "tests/unit/test_demand.py",
     ),
     Mutant(
