@@ -1,8 +1,8 @@
 """A program of ONC RPC on TCP, UDP and a Unix socket, served by one pool.
 
-$ python examples/rpc/server.py            # in one terminal
+$ python examples/rpc/server.py 40001 /tmp/calculator.sock      # in one terminal
 $ rpcinfo -T tcp -a 127.0.0.1.156.65 536870978 1
-$ python examples/rpc/client.py 6 7
+$ ./client tcp 127.0.0.1 40001 6 7         # client.c says how it is built
 """
 
 import sys

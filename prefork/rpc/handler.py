@@ -60,7 +60,8 @@ class RPCStreamHandler(ParkingMixIn, BaseRequestHandler):
         self.close_connection = False
 
     def _send(self, reply: bytes) -> None:
-        self.request.sendall(marked(reply))
+        server: Any = self.server
+        self._records.send(marked(reply), server.message_timeout)
 
 
 class RPCDatagramHandler(BaseRequestHandler):
@@ -120,9 +121,15 @@ class _Datagram(msgspec.Struct, frozen=True):
         """Send a reply. ValueError: no datagram has room for it; the client gets SYSTEM_ERR."""
         if len(reply) > MOST_DATAGRAM:
             xid = int.from_bytes(reply[:4], "big")
-            self.sock.sendto(accepted(xid, AcceptStatus.SYSTEM_ERR), self.address)
+            self._send(accepted(xid, AcceptStatus.SYSTEM_ERR))
             raise ValueError(f"a reply of {len(reply)} bytes, and a datagram has {MOST_DATAGRAM}")
-        self.sock.sendto(reply, self.address)
+        self._send(reply)
+
+    def _send(self, reply: bytes) -> None:
+        try:
+            self.sock.sendto(reply, self.address)
+        except OSError as error:  # no way back: a sender may be forged, and have port 0
+            _note_refused(self.address, error)
 
 
 def _task_of(
@@ -147,13 +154,13 @@ def execute(
     What the procedure raises is answered by SYSTEM_ERR, and raised again: the server's
     ``handle_error()`` logs it.
     """
-    program = task.program()
-    program.server = server
-    program.call = task.call
-    program.state = state
-    program.credentials = credentials = task.call.credentials
-    program.client_address = client if credentials is None else _known(client, credentials)
     try:
+        program = task.program()
+        program.server = server
+        program.call = task.call
+        program.state = state
+        program.credentials = credentials = task.call.credentials
+        program.client_address = client if credentials is None else _known(client, credentials)
         reply = reply_with(task, task.procedure.method(program, *task.arguments))
     except Refusal as refusal:
         reply = refusal_of(task, refusal)

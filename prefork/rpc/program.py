@@ -133,6 +133,13 @@ def _procedures_of(cls: type[Program]) -> dict[int, Procedure]:
     marks: dict[str, Mark] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
+            inner = (
+                getattr(value, "__func__", None)
+                if isinstance(value, staticmethod | classmethod)
+                else None
+            )
+            if inner is not None and (hasattr(value, _MARK) or hasattr(inner, _MARK)):
+                raise MisuseError(f"{cls.__name__}.{name}() is no method: a procedure takes self")
             if (mark := getattr(value, _MARK, None)) is not None:
                 marks[name] = mark
     found = {0: NULL}
@@ -155,6 +162,14 @@ def _refuse_number(where: str, number: object, *, least: int) -> None:
 def _procedure_of(where: str, name: str, method: Any, mark: Mark) -> Procedure:
     if not inspect.isfunction(method):
         raise MisuseError(f"{where} is no method")
+    if (
+        inspect.iscoroutinefunction(method)
+        or inspect.isgeneratorfunction(method)
+        or inspect.isasyncgenfunction(method)
+    ):
+        raise MisuseError(
+            f"{where} returns no result but a coroutine or a generator; write a plain def"
+        )
     parameters = list(inspect.signature(method).parameters.values())[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if any(one.kind not in positional for one in parameters):

@@ -8,6 +8,7 @@ before the last fragment of a record.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from time import monotonic
@@ -114,6 +115,18 @@ class Records:
             return data[4:]
         return self._assemble(data, most, until)
 
+    def send(self, data: bytes, seconds: float) -> None:
+        """Send a reply. TimeoutError: the client does not take all of it in this time."""
+        sent = 0
+        if self._can_try:
+            with contextlib.suppress(BlockingIOError):
+                sent = self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if sent < len(data):
+            before = self._sock.gettimeout()
+            self._sock.settimeout(seconds if before is None else min(before, seconds))
+            self._sock.sendall(memoryview(data)[sent:])
+            self._sock.settimeout(before)  # not after TimeoutError: see _wait()
+
     def _assemble(self, data: bytes, most: int, until: float) -> bytes:
         record = Record(most)
         while (behind := record.feed(data)) is None:
@@ -139,7 +152,9 @@ class Records:
         received = b""
         try:
             # Never 0, which would mean not to wait at all, and to say so by another exception.
-            self._sock.settimeout(max(LEAST, until - monotonic()))
+            left = max(LEAST, until - monotonic())
+            # A client_timeout that is shorter bounds each wait; the wait for a new call has its own bound.
+            self._sock.settimeout(min(left, before) if begun and before else left)
             received = self._sock.recv(PIECE)
         except TimeoutError:
             if begun:

@@ -124,7 +124,9 @@ class Registration:
             self.tick(now, serving=serving)
             if self._is_settled or self._talk is None or now >= until:
                 return
-            select.select([self._talk.sock], [], [], LOOK)
+            answer = select.poll()  # select() takes no descriptor above 1023
+            answer.register(self._talk.sock, select.POLLIN)
+            answer.poll(LOOK * 1000)
 
     def close(self) -> None:
         """End the connection to rpcbind."""

@@ -58,6 +58,8 @@ _RECORD: Final = struct.Struct("=16sQI4x")
 _TIMES: Final = struct.Struct("=" + "16xQ8x" * WAYS)
 _LENGTH: Final = struct.Struct("=I")
 _LENGTH_AT: Final = 24
+_TIME: Final = struct.Struct("=Q")
+_TIME_AT: Final = 16
 _SET: Final = WAYS * _RECORD.size
 """Bytes of the records of one set: a power of two, so that no set crosses a page."""
 
@@ -184,12 +186,15 @@ class Claim:
         if length <= self._replays.room:
             self.reply = memory[self._reply_at : self._reply_at + length]
 
-    def keep(self, reply: bytes) -> None:
-        """Write the reply, if there is room for it."""
+    def keep(self, reply: bytes, now: int | None = None) -> None:
+        """Write the reply, if there is room for it. now: monotonic nanoseconds; from then on the call is known for WINDOW_NS."""
         if len(reply) <= self._replays.room:
             memory = self._replays._memory  # noqa: SLF001 - as above
             memory[self._reply_at : self._reply_at + len(reply)] = reply
             _LENGTH.pack_into(memory, self._record_at + _LENGTH_AT, len(reply))
+            # From now on the client can ask again for a reply that was lost.
+            instant = monotonic_ns() if now is None else now
+            _TIME.pack_into(memory, self._record_at + _TIME_AT, instant)
 
     def release(self) -> None:
         """Let other workers have the place; a second call does nothing."""

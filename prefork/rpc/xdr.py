@@ -265,9 +265,12 @@ class _FixedOpaque(Codec):
         self.least = count + (-count & 3)
 
     def write(self, value: Any, out: list[bytes]) -> None:
-        if not isinstance(value, (bytes, bytearray, memoryview)) or len(value) != self._count:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
             raise XDRError(f"{self._count} bytes are expected, not {brief(value)}")
-        out += (bytes(value), _PADDING[self._count & 3])
+        data = bytes(value)  # a memoryview may count in larger elements
+        if len(data) != self._count:
+            raise XDRError(f"{self._count} bytes are expected, not {brief(value)}")
+        out += (data, _PADDING[self._count & 3])
 
     def read(self, data: bytes, at: int) -> tuple[Any, int]:
         end = at + self.least
@@ -362,7 +365,7 @@ class _Record(Codec):
         values, at = self._fields.read(data, at)
         try:
             return self._kind(*values), at
-        except (ValueError, TypeError) as error:  # of its __post_init__()
+        except Exception as error:  # noqa: BLE001 - of its __post_init__()
             raise XDRError(f"no {self._kind.__name__}: {error}") from None
 
 

@@ -62,6 +62,27 @@ def test_next_version_has_the_procedures_of_its_base() -> None:
     assert Adder.procedures[1].arguments.least == 8
 
 
+def test_function_that_is_no_method_is_refused() -> None:
+    """A coroutine, a generator and a static method are refused when the class is made, and not at each call."""
+
+    async def later(self: Program) -> int:
+        return 1
+
+    def yielding(self: Program) -> Any:
+        yield 1
+
+    for function in (later, yielding):
+        with pytest.raises(MisuseError, match="write a plain def"):
+            type("Wrong", (Program,), {"number": 7, "version": 1, "f": procedure(1)(function)})
+
+    def static(a: int) -> int:
+        return a
+
+    for value in (staticmethod(procedure(1)(static)), procedure(1)(staticmethod(static))):  # type: ignore[type-var]
+        with pytest.raises(MisuseError, match="a procedure takes self"):
+            type("Wrong", (Program,), {"number": 7, "version": 1, "f": value})
+
+
 def test_versions_of_a_server() -> None:
     """A server knows the lowest and the highest version of each of its programs."""
     programs = Programs([Adder2, Adder])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,21 @@ def test_messages_of_a_connection() -> None:
         assert records.ahead == b""
         ours.shutdown(socket.SHUT_WR)
         assert records.read(100, 10) is None
+
+
+def test_client_that_reads_no_reply() -> None:
+    """A reply has the time of a message to leave; one that is read in parts arrives whole."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(TimeoutError):
+        Records(theirs).send(bytes(2**22), 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as reader:
+        whole = reader.submit(lambda: sum(iter(lambda: len(ours.recv(2**16)), 0)))
+        records = Records(theirs)
+        records.send(bytes(2**22), 10)
+        assert theirs.gettimeout() is None
+        theirs.shutdown(socket.SHUT_WR)
+        assert whole.result(10) == 2**22
 
 
 def test_end_within_a_record() -> None:

@@ -28,7 +28,7 @@ def serve(replays: Replays, call: bytes, reply: bytes = b"reply", now: int = 1) 
     claim = replays.claim(call, CLIENT, now)
     assert claim is not None
     assert not claim.is_known
-    claim.keep(reply)
+    claim.keep(reply, now)
     claim.release()
 
 
@@ -116,6 +116,15 @@ def test_call_is_forgotten(replays: Replays) -> None:
     assert known(replays, b"call", now=WINDOW_NS) == b"reply"
     serve(replays, b"call", b"again", now=1 + WINDOW_NS)
     assert known(replays, b"call", now=2 + WINDOW_NS) == b"again"
+
+
+def test_call_that_takes_long_is_known_from_its_end(replays: Replays) -> None:
+    """The minute counts from the reply: a client that has lost it can ask for it again."""
+    claim = replays.claim(b"call", CLIENT, 1)
+    assert claim is not None
+    claim.keep(b"reply", 2 * WINDOW_NS)
+    claim.release()
+    assert known(replays, b"call", now=3 * WINDOW_NS - 1) == b"reply"
 
 
 def test_reply_without_room(replays: Replays) -> None:
