@@ -381,7 +381,7 @@ def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller
     return Caller(
         service_actions=all_served[0].server.service_actions,
         publish_pids=publish_pids,
-        poll_interval=0.5 if poll_interval is None else max(0.0, poll_interval),
+        poll_interval=0.5 if poll_interval is None else max(0.01, poll_interval),
         wants_reload=_wants_reload(all_served),
         announcements=_announcements(all_served),
     )

@@ -54,6 +54,7 @@ class JobServer(prefork.PreForkingMixIn, socketserver.BaseServer):
     """A server whose requests are the jobs of a table. Its address is a connection string of PostgreSQL."""
 
     database: psycopg.Connection[Any] | None = None
+    told = False
 
     def worker_init(self, worker: WorkerInfo) -> None:  # noqa: ARG002 - the contract of the hook
         """Connect this worker: processes cannot share a connection."""
@@ -62,8 +63,13 @@ class JobServer(prefork.PreForkingMixIn, socketserver.BaseServer):
     def connect(self) -> psycopg.Connection[Any]:
         """Open a connection that is told of new jobs."""
         self.database = psycopg.connect(str(self.server_address), autocommit=True)
+        self.database.add_notify_handler(self.note)
         self.database.execute("LISTEN jobs")
         return self.database
+
+    def note(self, _notification: psycopg.Notify) -> None:
+        """Note a notification that came with the answer to a statement: nothing else will report it."""
+        self.told = True
 
     def fileno(self) -> int | None:  # type: ignore[override]  # a server of socketserver always has one
         """Return the descriptor of this worker's connection. None in the master, which has none."""
@@ -74,12 +80,14 @@ class JobServer(prefork.PreForkingMixIn, socketserver.BaseServer):
         database = self.database
         if database is None or database.closed:  # the database was restarted
             database = self.connect()
-        database.execute("BEGIN")
-        row = database.execute(TAKE).fetchone()
-        if row is None:
-            database.execute("COMMIT")
-            return None
-        return row, "jobs"
+        row, self.told = None, True
+        while row is None and self.told:
+            self.told = False
+            database.execute("BEGIN")
+            row = database.execute(TAKE).fetchone()
+            if row is None:
+                database.execute("COMMIT")
+        return None if row is None else (row, "jobs")
 
     def end(self, job: int, state: str, result: str) -> None:
         """Write down what became of a job, and end its transaction."""
@@ -90,10 +98,18 @@ class JobServer(prefork.PreForkingMixIn, socketserver.BaseServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Mark a job whose handler has failed, and log why."""
         super().handle_error(request, client_address)
-        assert self.database is not None  # noqa: S101
-        self.database.execute("ROLLBACK")
-        self.database.execute("BEGIN")
-        self.end(request[0], "failed", "see the log")
+        self.fail(request[0], "see the log")
+
+    def request_cancelled(self, request: Any, client_address: Any, reason: str) -> None:  # noqa: ARG002
+        """Mark a job that was ended, by ``soft_timeout`` or ``prefork cancel``."""
+        self.fail(request[0], f"ended: {reason}")
+
+    def fail(self, job: int, why: str) -> None:
+        """Undo what a job has done, and write down that it failed. A statement may have been cut off."""
+        if self.database is not None:
+            self.database.close()
+        self.connect().execute("BEGIN")
+        self.end(job, "failed", why)
 
 
 def factors(number: int) -> list[int]:

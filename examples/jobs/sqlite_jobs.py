@@ -81,6 +81,10 @@ class JobServer(prefork.PreForkingMixIn, socketserver.BaseServer):
         super().handle_error(request, client_address)
         self.end(request[0], "failed", "see the log")
 
+    def request_cancelled(self, request: Any, client_address: Any, reason: str) -> None:  # noqa: ARG002
+        """Mark a job that was ended, by ``soft_timeout`` or ``prefork cancel``."""
+        self.end(request[0], "failed", f"ended: {reason}")
+
     def worker_died(self, worker: WorkerInfo, cause: ExitCause) -> None:
         """Give back what a dead worker had in hand (master)."""
         self.give_back(worker.pid, str(cause))

@@ -31,6 +31,7 @@ from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
 from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.edge.watch import stamps_of
 from prefork.workers.errors import MisuseError, SettingsError
+from prefork.workers.polled import descriptor_of
 from prefork.workers.settings import ROWS
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ def prepare(server: Any, *, serves: bool = True, given: Any = None) -> None:
     # A bound method would keep the server alive.
     made_from = settings.values, asks, getattr(context, "__func__", context), place_of(server)
     edge = edge_of(server)
-    if edge is not None and edge.made_from == made_from:
-        return
-    remove(server)
-    made = _make(server, settings, context, made_from)
-    if made is not None:
-        install(server, made)
+    if edge is None or edge.made_from != made_from:
+        remove(server)
+        edge = _make(server, settings, context, made_from)
+        if edge is not None:
+            install(server, edge)
+    if serves and edge is not None and descriptor_of(server) is None:
+        key = next((key for key in KEYS if settings.values[key] != ROWS[key].default), KEYS[0])
+        raise settings.error(key, "left out: requests of this server do not come from a socket")
 
 
 def configure(server: Any, settings: EdgeSettings) -> None:

@@ -11,13 +11,14 @@ is how the end of the block finds what is left.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import stat
+import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -115,6 +116,7 @@ def _run_master(
     os.setsid()
     receiver.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _log_to_stderr()
     when_ready = servers[0].when_ready
 
     def say_ready() -> None:
@@ -122,11 +124,19 @@ def _run_master(
         sender.send(None)
 
     servers[0].when_ready = say_ready  # type: ignore[method-assign]
-    try:
-        serve(*servers)
-    except BaseException:
-        traceback.print_exc()
-        raise
+    serve(*servers)  # multiprocessing prints what it raises
+
+
+def _log_to_stderr() -> None:
+    """Have warnings and errors of the pool reach standard error.
+
+    A test runner has handlers that keep what is logged in memory, which here is not that of the test.
+    """
+    root = logging.getLogger()
+    if root.handlers and not any(
+        getattr(one, "stream", None) is sys.stderr for one in root.handlers
+    ):
+        root.addHandler(logging.StreamHandler())
 
 
 def _wait_ready(receiver: Connection, seconds: float) -> None:

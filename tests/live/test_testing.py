@@ -86,7 +86,10 @@ def test_pool_that_cannot_boot(capfd: pytest.CaptureFixture[str]) -> None:
     server = Broken(("127.0.0.1", 0), Upper)
     with pytest.raises(PoolFailedError, match="before it was ready"), serving(server):
         pytest.fail("the block began")
-    assert "no database" in capfd.readouterr().err
+    log = capfd.readouterr().err
+    assert "exited cause=boot_error" in log
+    assert "in worker_init" in log
+    assert log.count("BootError: ") == 1
 
 
 def test_exception_of_the_test_comes_through() -> None:

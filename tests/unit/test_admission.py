@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from prefork.workers.listener import Kind
 from prefork.workers.scoreboard import Scoreboard, SlotField
 from prefork.workers.slot_writer import REQUEST_NS, SlotWriter
 from prefork.workers.states import Rejection
@@ -58,7 +59,8 @@ class Bench:
         usual: dict[str, Any] = {"most_wait": None, "most_workers": None}
         self.admission = Admission(self.writers[0], self.board, **{**usual, **limits})
         self.verify: Any = None
-        self.server = self
+        self.server = self.listener = self
+        self.kind = Kind.STREAM
         self.waits = QueueWaits(self.writers[0])
         self.shed: list[Any] = []
 
@@ -144,3 +146,9 @@ def test_age_of_a_request_decides() -> None:
     assert not bench.admits("192.0.2.1")
     assert bench.rejections(Rejection.QUEUE_WAIT) == 1
     bench.close()
+
+
+def test_request_that_is_no_connection_is_never_refused(limited: Bench) -> None:
+    """What was taken from a server without a socket is handled, whatever address it says: refused, it would be lost."""
+    limited.kind = Kind.POLLED
+    assert limited.admission.verify_for(limited) is None  # type: ignore[arg-type]

@@ -324,3 +324,18 @@ def test_identity_is_text() -> None:
         with one_request(server) as client:
             assert client.recv(10) == b""
         assert (server.handled, len(server.errors)) == ([], 1)
+
+
+def test_server_without_a_socket_has_no_edge() -> None:
+    """Rules for clients are refused where requests come from no socket: they would lose each request that was taken."""
+
+    class Jobs(prefork.PreForkingMixIn, socketserver.BaseServer):
+        deny = ("127.0.0.1",)
+
+    with (
+        Jobs("a table", socketserver.BaseRequestHandler) as server,
+        pytest.raises(
+            prefork.SettingsError, match=r"attribute Jobs\.deny.*do not come from a socket"
+        ),
+    ):
+        server.serve_forever()

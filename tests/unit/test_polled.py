@@ -19,6 +19,7 @@ from prefork.workers.worker.shortage import Meaning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 FAR = 1000.0
 """Seconds of an interval that does not end during a test."""
@@ -209,6 +210,22 @@ def test_descriptor_of_a_lost_connection_keeps_no_worker_busy() -> None:
 
         it.server.fileno = fileno  # type: ignore[method-assign]
         assert isinstance(it.take(), ValueError)
+        assert not it.is_due()
+
+
+def test_file_that_cannot_be_watched_leaves_the_interval(tmp_path: Path) -> None:
+    """The kernel waits for no regular file: a server with one is asked after the interval, and that is no error."""
+    with bench(SOON) as it, (tmp_path / "file").open("w") as file:
+        it.server.descriptor = file.fileno()
+        assert isinstance(it.take(), BlockingIOError)
+        assert it.is_due(5.0)
+
+
+@pytest.mark.parametrize("interval", [1e19, float("inf"), float("nan"), -1.0, 0.0])
+def test_odd_interval_is_no_busy_loop(interval: float) -> None:
+    """Whatever the interval is, the worker rests after an answer that there is nothing."""
+    with bench(interval) as it:
+        assert isinstance(it.take(), BlockingIOError)
         assert not it.is_due()
 
 

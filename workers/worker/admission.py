@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from prefork.workers import log
+from prefork.workers.listener import Kind
 from prefork.workers.scoreboard import SLOT_WORDS, Scoreboard, SlotField
 from prefork.workers.slot_writer import REQUEST_NS, SlotWriter
 from prefork.workers.states import Rejection
@@ -100,6 +101,8 @@ class Admission:
     def verify_for(self, source: Source) -> Verify | None:
         """Return what verifies the requests of a source: its own ``verify``, behind what is refused here."""
         verify = source.verify
+        if source.listener.kind is Kind.POLLED:
+            return verify  # what was taken would be lost
         if self._most_workers is not None and not has_edge(source.server):
             verify = self._within_limit(verify, self._most_workers)
         if self._most_wait is not None and source.waits is not None:

@@ -15,8 +15,9 @@ in the worker knows about it.
 **The descriptor of the server** is often a connection to a database, opened in ``worker_init()``, and
 another one after the database was restarted. So ``fileno()`` is called at each rest. The descriptor is
 watched edge-triggered: only what arrives counts. A descriptor that stays readable although there is nothing
-to take, because ``get_request()`` does not read from it, would otherwise keep the worker busy for ever. What
-arrives while ``get_request()`` looks is not missed, because the events are fetched before the call.
+to take, because ``get_request()`` does not read from it, would otherwise keep the worker busy for ever. The
+events are fetched before the call, so that what arrives while ``get_request()`` looks ends the rest that follows,
+unless ``get_request()`` itself has read it. In that case it has to look again by itself (docs/JOBS.md).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from prefork.workers.worker.source import Source, Take
 LEAST_INTERVAL = 0.01
 """Seconds between two questions at least, after an answer that there is nothing."""
 
+LONGEST_INTERVAL = 1e9
+"""Seconds between two questions at most: a timer of the kernel takes no infinity."""
+
 INTERVAL_WITH_DESCRIPTOR = 5.0
 """Seconds after which a worker asks although the server's descriptor is silent.
 
@@ -47,7 +51,7 @@ class PolledSource(Source):
     """
 
     def __init__(self, *arguments: Any, interval: float, **options: Any) -> None:
-        self._interval = max(interval, LEAST_INTERVAL)
+        self._interval = min(max(LEAST_INTERVAL, interval), LONGEST_INTERVAL)
         self._epoll: select.epoll | None = None
         self._timer: system.TimerDescriptor | None = None
         self._watched: int | None = None
@@ -129,8 +133,10 @@ class PolledSource(Source):
         fd = descriptor_of(self.server)
         is_open = fd is not None and fd >= 0
         if self._epoll is not None:
-            self._watch(self._epoll, fd if is_open else None)
-        if is_open:
+            # The kernel cannot wait for a regular file. Then the interval remains.
+            with contextlib.suppress(PermissionError):
+                self._watch(self._epoll, fd if is_open else None)
+        if self._watched is not None:
             self._rest(INTERVAL_WITH_DESCRIPTOR)
 
     def _watch(self, epoll: select.epoll, fd: int | None) -> None:
