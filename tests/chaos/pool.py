@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.chaos import service
 from tests.support.clients import Address
+from tests.support.ports import free_port
 from tests.support.processes import children_of, process, reap_adopted, title_of
 from tests.support.server import environment
 from tests.support.waiting import wait_until
@@ -62,13 +63,6 @@ SETTLED_IN: Final = 12.0
 
 STREAMS: Final = ("tcp", "tcp2", "unix")
 DATAGRAMS: Final = ("udp", "unixgram")
-
-
-def _free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Log:
@@ -124,13 +118,13 @@ class Pool:
         self.plan = plan
         self.version = 0
         self.addresses: dict[str, Address] = {
-            "tcp": ("127.0.0.1", _free_port(socket.SOCK_STREAM)),
-            "tcp2": ("127.0.0.1", _free_port(socket.SOCK_STREAM)),
+            "tcp": ("127.0.0.1", free_port(socket.SOCK_STREAM)),
+            "tcp2": ("127.0.0.1", free_port(socket.SOCK_STREAM)),
             "unix": str(folder / "stream"),
-            "udp": ("127.0.0.1", _free_port(socket.SOCK_DGRAM)),
+            "udp": ("127.0.0.1", free_port(socket.SOCK_DGRAM)),
             "unixgram": str(folder / "datagram"),
         }
-        self.metrics = ("127.0.0.1", _free_port(socket.SOCK_STREAM))
+        self.metrics = ("127.0.0.1", free_port(socket.SOCK_STREAM))
         self.name = f"chaos-{os.getpid()}-{plan.number}"
         self.environment = environment(
             **{service.JOURNAL: str(journal), service.ADDRESSES: json.dumps(self.addresses)}

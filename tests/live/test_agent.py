@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tests.support.clients import ask, connect, read_all, send_line
-from tests.support.engines import free_port, needs, running
+from tests.support.engines import needs, running
+from tests.support.ports import free_port
 from tests.support.processes import title_of
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, wait_until

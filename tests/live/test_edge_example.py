@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.certificates import Authority
-from tests.support.engines import free_port, needs, running
+from tests.support.engines import needs, running
+from tests.support.ports import free_port
 from tests.support.server import environment
 from tests.support.waiting import wait_until
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from prefork.edge.proxy import parse_tlvs
 from tests.support.certificates import Authority
 from tests.support.clients import ask, connect, read_all, read_to_the_end, send_line
-from tests.support.engines import free_port, needs, running
+from tests.support.engines import needs, running
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -119,10 +120,10 @@ def test_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
             lambda: [line for line in program.logged(r"INFO \{") if '"peer"' not in line],
             lambda: "a health check has come",
         )
-    facts = [json.loads(line.partition(" INFO ")[2]) for line in program.logged('"peer"')]
     # Beside the two there is the one that found out whether HAProxy listens, and that said nothing.
-    names = {f"{host}:{port}" for host, port, *_ in clients}
-    assert [line["outcome"] for line in facts if line["client"] in names] == ["ok", "ok"]
+    for host, port, *_ in clients:
+        (line,) = program.wait_logged(f'"client": "{host}:{port}", "peer"')
+        assert json.loads(line.partition(" INFO ")[2])["outcome"] == "ok"
     assert all(json.loads(line.partition(" INFO ")[2])["outcome"] == "ok" for line in checks)
     assert program.logged("refused") == []
 

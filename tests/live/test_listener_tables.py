@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.certificates import Authority
 from tests.support.clients import ask, connect, read_to_the_end
-from tests.support.engines import free_port
+from tests.support.ports import free_port
 from tests.support.server import environment
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from prefork.workers.states import ReloadState, WorkerState
 from tests.support.board import board_of
 from tests.support.clients import ask, connect, read_to_the_end, send_line
 from tests.support.load import Load
+from tests.support.ports import free_port
 from tests.support.processes import fds_of, is_alive, pipes_of
 from tests.support.reloadable import Reloadable
 from tests.support.sampling import ChildrenWatch
@@ -39,14 +40,6 @@ ADDRESSES = {
     "unix": {"base": "PreForkingUnixStreamServer", "address": "{folder}/socket"},
     "abstract": {"base": "PreForkingUnixStreamServer", "address": "\0prefork-reload-{pid}"},
 }
-
-
-def free_port() -> int:
-    """Return a port that nobody has at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def filled(how: dict[str, object], folder: Path) -> dict[str, object]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.clients import ask
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -108,20 +108,13 @@ ALL_WAYS = (
 )
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that no socket has at this moment."""
-    with ExitStack() as probes:
-        found = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in found]
-
-
 class Beside:
     """Such a program. first: what it does before it serves; it is read again at each reload."""
 
     def __init__(
         self, start: Callable[..., Program], folder: Path, first: str, before: str = ""
     ) -> None:
-        self.ports = dict(zip(WAYS, free_ports(len(WAYS)), strict=True))
+        self.ports = dict(zip(WAYS, [free_port() for _ in WAYS], strict=True))
         self.folder = folder
         self.will_do(first)
         self.program = start(PROGRAM.format(ports=self.ports, before=before))

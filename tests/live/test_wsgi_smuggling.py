@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.engines import free_port, needs, running
+from tests.support.engines import needs, running
 from tests.support.http_cases import ACCEPTED, POST, REFUSED
+from tests.support.ports import free_port
 from tests.support.strict_http import StrictClient
 from tests.support.waiting import CEILING
 

@@ -25,14 +25,6 @@ def needs(program: str) -> str:
     return path
 
 
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """Return a port that is free now, for a program that cannot choose one itself."""
-    with socket.socket(type=kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(command: list[str], folder: Path, *ports: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program in the foreground, wait until it listens on these ports, and end it afterwards."""

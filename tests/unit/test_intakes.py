@@ -14,6 +14,7 @@ import pytest
 from prefork.master import intakes
 from prefork.master.intakes import LOG_INTERVAL, Intakes
 from prefork.workers.listener import SO_BINDTOIFINDEX, Listener
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,14 +50,6 @@ def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     found = [(one.facts["event"], one.facts.get("why", "")) for one in log.records]  # type: ignore[attr-defined]
     log.clear()
     return found
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def takes_a_client(listener: Listener) -> bool:
