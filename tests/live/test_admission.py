@@ -186,7 +186,7 @@ BEHIND_A_PROXY = """
         workers = 4
         proxy_from = "127.0.0.1"
         max_per_client = 1
-        soft_timeout = 0.3
+        soft_timeout = 2
 
         def request_cancelled(self, request, client_address, reason):
             request.sendall(f"{client_address[0]} {reason}".encode())

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 Address: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | str"
 
-TIMEOUT = 5.0
+TIMEOUT = 20.0
 """Seconds a client waits for anything; a promise with a bound of its own passes that instead."""
 
 

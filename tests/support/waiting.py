@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 Fact = TypeVar("Fact")
 
-CEILING = 10.0
+CEILING = 30.0
 """Seconds after which a fact that has no bound of its own is given up; generous, for slow machines."""
 
 _POLL = 0.002
