@@ -8,7 +8,7 @@ from prefork.workers.states import SaturationCause
 
 REASONS: Final = {
     SaturationCause.WORKERS_COMPUTE: "the workers compute",
-    SaturationCause.WORKERS_WAIT: "the workers wait, and connections that stay open hold a worker",
+    SaturationCause.WORKERS_WAIT: "the workers wait, within requests or for connections that stay open",
     SaturationCause.HANDLERS_WAIT: "the workers wait within requests, for other servers or for slow clients",
 }
 """What the workers do while clients wait."""
@@ -18,7 +18,7 @@ REMEDIES: Final = {
         "raise workers, or max_children with min_spare, up to the number of CPUs"
     ),
     SaturationCause.WORKERS_WAIT: (
-        "set client_timeout or min_spare, put ThreadingMixIn behind the mix-in, or park idle "
+        "raise workers or set min_spare, set client_timeout, put ThreadingMixIn behind the mix-in, or park idle "
         "connections (ParkingMixIn)"
     ),
     SaturationCause.HANDLERS_WAIT: (
