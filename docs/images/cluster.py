@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from docs.images.markdown import filled, table
 from tests.cluster.fleet import Fleet, Found, Loss, Reports, Simulation, Way
 from tests.support.simulator import exponential, poisson, quantile
 
@@ -71,7 +71,7 @@ def sizes_row(machines: int, workers: int) -> list[str]:
 def sizes_table() -> str:
     """Say what the ways cost for machines of several sizes."""
     rows = [sizes_row(*size) for size in SIZES]
-    return _table(["machines", "workers in each", "round robin", "leastconn", "one queue"], rows)
+    return table(["machines", "workers in each", "round robin", "leastconn", "one queue"], rows)
 
 
 def turns_table() -> str:
@@ -93,7 +93,7 @@ def turns_table() -> str:
         "leastconn",
         "one queue",
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def weights_table() -> str:
@@ -106,7 +106,7 @@ def weights_table() -> str:
         )
     ]
     head = ["agent-inter, in lengths of a request", "no weights", *(f"{one:g}" for one in REPORTS)]
-    return _table(head, [["wait of one request in a hundred", *cells]])
+    return table(head, [["wait of one request in a hundred", *cells]])
 
 
 # --- a thousand machines
@@ -138,7 +138,7 @@ def thousand_table() -> str:
             cells += [_length(quantile(waits, part)) for part in (0.99, 0.999)]
         rows.append([name, *cells])
     head = ["", *(f"{load:.0%}: {part}" for load in LOADS for part in ("p99", "p99.9"))]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def traffic_table() -> str:
@@ -150,7 +150,7 @@ def traffic_table() -> str:
             a_balancer = a_machine * MACHINES / BALANCERS
             rows.append([name, _length(interval), f"{a_machine:g}", f"{a_balancer:,.0f}"])
     head = ["", "agent-inter", "checks a second, a machine", "checks a second, a balancer"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def stale_table() -> str:
@@ -167,7 +167,7 @@ def stale_table() -> str:
         share = found.misplaced / found.requests
         rows.append([_length(interval), f"{share:.2%}", _length(quantile(found.waits, 0.999))])
     head = ["agent-inter", "requests that waited for a busy machine", "p99.9 of all waits"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def rack_table() -> str:
@@ -193,7 +193,7 @@ def rack_table() -> str:
             ]
         )
     head = ["", "lost", "delayed by timeout connect", "half of it noticed after", "all of it after"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 # --- the page
@@ -212,15 +212,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 
 def document(text: str, tables: dict[str, Callable[[], str]] = TABLES) -> str:
     """Return the document with these tables brought up to date."""
-    for name, table in tables.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        text = between.sub(f"\n{table()}\n\n".replace("\\", r"\\"), text)
-    return text
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return filled(text, tables)
 
 
 def _in_means(seconds: float) -> str:

@@ -11,7 +11,6 @@ import bisect
 import functools
 import math
 import random
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from docs.images.charts import (
     Point,
     chart,
 )
+from docs.images.markdown import filled, table
 from prefork.master.master import LOOK_INTERVAL
 from prefork.master.pool_size import LOOK_PAUSE
 from prefork.workers.pool.spares import GROWTH_CALM, GROWTH_CAP, WINDOW
@@ -148,7 +148,7 @@ def step_table() -> str:
         for boot in STEP_BOOTS
     ]
     boots = [_length(boot) for boot in STEP_BOOTS]
-    return _table(["a worker boots in", *boots], [[f"{STEP.max_children} are busy after", *cells]])
+    return table(["a worker boots in", *boots], [[f"{STEP.max_children} are busy after", *cells]])
 
 
 def steady_table() -> str:
@@ -174,7 +174,7 @@ def steady_table() -> str:
         "changes of size a minute",
         "requests that waited",
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def queue_table() -> str:
@@ -185,7 +185,7 @@ def queue_table() -> str:
             tails = [quantile(ordered, 0.99) for ordered in waits(load, service).values()]
             factors = [f"{_length(tail)} ({tail / tails[0]:.0f} times)" for tail in tails[1:]]
             rows.append([service, f"{load:.0%}", _length(tails[0]), *factors])
-    return _table(["service times", "load", *WAYS], rows)
+    return table(["service times", "load", *WAYS], rows)
 
 
 def machine() -> str:
@@ -209,15 +209,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def document(text: str) -> str:
     """Return the document with everything that is generated brought up to date."""
-    for name, table in TABLES.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        text = between.sub(f"\n{table()}\n\n".replace("\\", r"\\"), text)
-    return text
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return filled(text, TABLES)
 
 
 def _length(seconds: float) -> str:
