@@ -180,7 +180,10 @@ def test_pool_does_not_grow_beyond_its_memory(start: Callable[..., Program]) -> 
 @pytest.mark.parametrize(
     ("request_text", "remedy"),
     [
-        ("self.rfile.readline()", "the workers wait, within requests or for connections that stay open"),
+        (
+            "self.rfile.readline()",
+            "the workers wait, within requests or for connections that stay open",
+        ),
         (
             "sum(range(10**12))",
             "the workers compute: raise workers",
