@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TIMEOUT = 0.5
 """Seconds of request_timeout; after it come the dump and the master's tick."""
 
+TRIES = 3
+"""How many requests may hang until one of them shows where."""
+
 HANGS = {
     "sleeps": ("time.sleep(1000)", "in handle"),
     "spins": ("any(iter(int, 1))", "in handle"),
@@ -45,22 +48,25 @@ def test_hung_request_ends_with_its_worker(start: Callable[..., Program], how: s
     line, seen = HANGS[how]
     program = start(serving("Run", workers=2, request_timeout=TIMEOUT))
     address = program.address()
-    with connect(address) as client:
-        took = Stopwatch()
-        send_line(client, line)
-        assert read_to_the_end(client) == ""
-        seconds = took.seconds
-    assert ask(address, "1 + 1").endswith(" 2")
-    exited = program.wait_logged("exited cause=request_timeout")
-    assert "request_age=0." in exited[0] or "request_age=1." in exited[0]
-    stacks = program.log[program.log.index(" stacks ") :]
-    assert seen in stacks
+    hung = 0
+    # On a busy machine a worker may get no CPU within the 0.25 s that it has for its dump.
+    while seen not in program.log and hung < TRIES:
+        with connect(address) as client:
+            took = Stopwatch()
+            send_line(client, line)
+            assert read_to_the_end(client) == ""
+            seconds = took.seconds
+        assert TIMEOUT <= seconds < TIMEOUT + 1.5
+        hung += 1
+        exited = program.wait_logged("exited cause=request_timeout", times=hung)
+        assert "request_age=0." in exited[-1] or "request_age=1." in exited[-1]
+        assert ask(address, "1 + 1").endswith(" 2")
+    assert seen in program.log[program.log.index(" stacks ") :]
     with board_of(program.pid) as board:
         snapshot = board.snapshot()
-        assert snapshot.exits[ExitKind.REQUEST_TIMEOUT] == 1
-        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == 1
+        assert snapshot.exits[ExitKind.REQUEST_TIMEOUT] == hung
+        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == hung
         assert sum(one[SlotField.ABORTED] for one in snapshot.slots) == 0
-    assert TIMEOUT <= seconds < TIMEOUT + 1.5
     sys.stdout.write(f"request_timeout {TIMEOUT} s: hung up on after {seconds:.2f} s\n")
 
 
