@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from http.client import HTTPConnection
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.workers.scoreboard import PoolField
+from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import Phase
 from tests.support import board
 from tests.support.clients import connect, hangs_up
@@ -267,6 +268,33 @@ def test_stopped_lot_holds_no_worker(
                 assert ask_on(client)[1] == 1
     finally:
         os.kill(lot, signal.SIGCONT)
+    assert program.stop() == 0
+
+
+def test_lot_that_pauses_costs_no_connection(
+    start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
+) -> None:
+    """A lot that takes nothing for a moment, so that its link is full, gets every connection afterwards."""
+    program = start(program_with(workers=1))
+    scores = board_of(program)
+    address = program.address()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        os.kill(lot_of(scores), signal.SIGSTOP)
+        try:
+            is_waiting = False
+            while not is_waiting and len(clients) < 1000:
+                client = stack.enter_context(connect(address))
+                clients.append(client)
+                client.sendall(b"hello\n")
+                is_waiting = not select.select([client], [], [], 0.1)[0]
+                if not is_waiting:
+                    answer_on(client)
+        finally:
+            os.kill(lot_of(scores), signal.SIGCONT)
+        answer_on(clients[-1])
+        assert [ask_on(client)[1] for client in clients] == [2] * len(clients)
+        assert scores.snapshot().slots[0][SlotField.PARK_FAILURES] == 0
     assert program.stop() == 0
 
 

@@ -1370,6 +1370,13 @@ PYTHON_PROCESS = (
 
 LINGERING = (
     Mutant(
+        "a worker waits for a lot that does not keep up for a moment",
+        "workers/worker/parking.py",
+        "ROOM_WAIT_NS: Final = 500_000_000",
+        "ROOM_WAIT_NS: Final = 1_000",
+        "tests/live/test_parking.py -k pauses",
+    ),
+    Mutant(
         "others are served while a worker lingers",
         "workers/worker/parking.py",
         "for poll in (self._others, self._both):",

@@ -72,8 +72,8 @@ IN_A_ROW_NS: Final = 50_000_000
 DRAIN_WAIT: Final = 20
 """Milliseconds for which a worker that drains waits for the lot to give back the next connection."""
 
-ROOM_WAIT_NS: Final = 100_000_000
-"""How long a worker waits for a lot that does not keep up, in nanoseconds."""
+ROOM_WAIT_NS: Final = 500_000_000
+"""How long a worker waits for a lot that does not keep up, in nanoseconds: twice what it takes to replace one."""
 
 MOST_TRIES: Final = 16
 """How often a worker tries to send a connection: others may take the room that the lot has made."""
@@ -434,7 +434,7 @@ class Parking:
 
         A burst of connections can fill the link, and a lot that runs empties it in a moment. A lot that
         was stopped does not. The wait for it is ROOM_WAIT_NS at most, and ROOM_PAUSE_NS pass until the
-        next wait: such a lot costs a worker 1 % of its time, and connections are closed.
+        next wait, and the master has replaced such a lot by then. Without room the connection is closed.
         """
         now = monotonic_ns()
         if now >= self._room_until + ROOM_PAUSE_NS:
