@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
 )
 
 TABLES = {
-    ("README.md", "settings"): tables.main_settings,
+    ("docs/SETTINGS.md", "main"): tables.main_settings,
     ("docs/SETTINGS.md", "settings"): tables.settings,
     ("docs/SIGNALS.md", "signals"): tables.signals,
     ("docs/SIGNALS.md", "orders"): tables.orders,
