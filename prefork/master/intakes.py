@@ -39,7 +39,7 @@ LOG_INTERVAL = 10.0
 """Seconds between two lines of the log about one listener: a worker may close it again at once."""
 
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
-"""The address to which a datagram socket connects in order to have no peer any more."""
+"""The address to which a datagram socket connects to have no peer any more."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

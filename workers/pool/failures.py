@@ -31,7 +31,7 @@ from prefork.workers.states import ExitCause, ExitKind
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 1.0
-"""Seconds between two tries at the most: so long a pool may stay down after workers can boot again."""
+"""Seconds between two tries at the most. A pool may stay down for this long after workers can boot again."""
 
 PROVEN = 1.0
 """Seconds that a worker has to be ready before its death says nothing about the next one."""

@@ -60,7 +60,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     is_spent: bool = False
     """Whether it has taken its only request (``max_requests = 1``) and will take no other."""
     is_away: bool = False
-    """Whether it has been leaving for so long that it is replaced before its process has ended."""
+    """Whether it has been leaving for long enough to be replaced before its process has ended."""
 
 
 class PoolView(msgspec.Struct, frozen=True):
