@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
 
+__all__ = ["enable"]
+
 VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The variable from which prometheus_client reads the directory, each time it opens a file."""
 
@@ -95,16 +97,15 @@ _here = _Here()
 
 
 def enable(directory: str | None = None, *, source: str = "enable()") -> None:
-    """Have the application's metrics kept by slot. Called before the application is imported.
+    """Keep the application's metrics by slot (master). Call this before prometheus_client is imported.
 
-    directory: where the files go. Without it the variable PROMETHEUS_MULTIPROC_DIR names the
-    directory, and where that is not set nothing happens. source: where the name came from, for
-    errors.
+    directory: where the files go. Without a directory, the variable PROMETHEUS_MULTIPROC_DIR names one.
+    Where the variable is not set either, nothing happens. source: where the name came from, for the text of
+    an error.
 
-    The files of an earlier master are removed; those of this master are kept over a reload. In a
+    The files of an earlier master are removed, and those of this master are kept over a reload. In a
     process that is no master, such as a trial while another process serves, the metrics stay in
-    memory and the directory is left alone. Raises SettingsError for a directory that cannot be
-    used.
+    memory and the directory is left alone. SettingsError: the directory cannot be used.
     """
     origin = source if directory else f"environment {VARIABLE}"
     directory = directory or os.environ.get(VARIABLE)

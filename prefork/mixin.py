@@ -56,7 +56,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     - ``get_request()``, ``verify_request()``, ``process_request()``, ``finish_request()``,
       ``shutdown_request()``, ``close_request()``, ``handle_error()`` (they run in the workers)
-    - the hooks: ``when_ready()``, ``pre_fork()``, ``worker_init()`` and so on
+    - the hooks: ``when_ready()``, ``pre_fork()``, ``worker_init()`` and so on. The pool calls the hooks of
+      the first server that it serves. An exception of a hook that runs in the master is logged and counted,
+      and the pool serves on.
 
     Methods that may be extended and have to call ``super()``:
 
@@ -249,7 +251,7 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
 
     @property
     def worker(self) -> ThisWorker | None:
-        """The worker that this code runs in (slot, generation, pid, ``extend_deadline()``); None in the master.
+        """The worker in which this code runs, as a ``ThisWorker``; None in the master.
 
         ``prefork.current_worker()`` returns the same, and needs no server object.
         """
@@ -270,17 +272,17 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve with a pool of workers until ``shutdown()`` or a signal.
 
-        The caller becomes the master.
+        The process that calls this method becomes the master.
 
         In the main thread this method handles the signals of docs/SIGNALS.md, and restores the
         program's handlers before it returns. After TERM it returns, and after INT it raises
-        KeyboardInterrupt; in both cases the stop is graceful. A handler of the program's own for the
-        signal that has ended the serving is called then, for INT in place of the exception. In any other thread it handles no
-        signal.
+        KeyboardInterrupt. In both cases the stop is graceful. Where the program has a handler of its own
+        for the signal, that handler is called before the return, and for INT it takes the place of the
+        exception. In any other thread this method handles no signal.
 
         poll_interval: the most seconds between two calls of ``service_actions()``. SettingsError: a
-        setting is wrong; nothing was forked. BootError: no worker of the first generation became
-        ready.
+        setting is wrong, and nothing was forked. BootError: no worker of the first generation became
+        ready. CrashLoopError: new workers died again and again, and ``crash_loop`` is "exit".
         """
         serve(self, poll_interval=poll_interval)
 
@@ -292,9 +294,9 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     def shutdown(self) -> None:
         """Stop ``serve_forever()`` gracefully, and wait until it has stopped.
 
-        Before ``serve_forever()`` it waits for that call, which then returns at once. It does not wait
-        where that would be a wait for oneself: in the thread that serves (a hook, ``service_actions()``, a
-        signal handler) and in a worker it asks the master to stop, and returns.
+        Called before ``serve_forever()``, this method waits for that call, which then returns at once.
+        In the thread that serves (in a hook, in ``service_actions()``, in a signal handler) and in a worker
+        this method asks the master to stop, and returns without waiting.
         """
         run = run_of(self)
         if run.side is not None:
@@ -310,12 +312,11 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         run.stopped.wait()
 
     def service_actions(self) -> None:
-        """Collect dead workers (master).
+        """Collect the workers that have ended (master).
 
-        The master calls this at least every ``poll_interval`` seconds.
-
-        May be extended for periodic work in the master. An exception stops the pool and leaves
-        ``serve_forever()`` when no worker is left.
+        The master calls this method at least every ``poll_interval`` seconds. A subclass may extend the
+        method for periodic work in the master. An exception stops the pool, and leaves ``serve_forever()``
+        when no worker is left.
         """
         super().service_actions()
         self.collect_children()
@@ -386,7 +387,11 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         """Run before a worker is forked; ``worker.pid`` is still 0 (master)."""
 
     def worker_init(self, worker: WorkerInfo) -> None:
-        """Run before a worker's first request; an exception is a boot failure (worker)."""
+        """Run in a new worker, before its first request (worker).
+
+        The place for what each worker needs for itself, such as a connection to a database. An exception
+        ends the worker as one that cannot boot.
+        """
 
     def worker_ready(self, worker: WorkerInfo) -> None:
         """Run when a worker is ready and serves (master)."""
@@ -395,16 +400,22 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
         """Run after a worker's last request, unless the worker is killed (worker)."""
 
     def worker_died(self, worker: WorkerInfo, cause: ExitCause) -> None:
-        """Run when a worker has ended and was collected (master)."""
+        """Run when a worker has ended and was collected (master).
+
+        cause: why the worker ended.
+        """
 
     def pool_resized(self, old: int, new: int, why: str) -> None:
-        """Run when the number of workers to keep has changed; ``why`` is a word of the log (master)."""
+        """Run when the number of workers to keep has changed (master).
+
+        old, new: the numbers. why: the word that the line ``resized`` of the log has.
+        """
 
     def on_reload(self) -> None:
-        """Run when new code was loaded on trial, before the program is run again in this process (master)."""
+        """Run when new code has passed its trial, before this process becomes the new code (master)."""
 
     def on_exit(self) -> None:
-        """Run when the pool has stopped (master)."""
+        """Run when the pool has stopped and no worker is left (master)."""
 
 
 def serve(
@@ -412,12 +423,12 @@ def serve(
 ) -> None:
     """Serve several servers with one pool of workers.
 
-    They may be of different kinds and have different handlers.
+    The servers may be of different kinds and have different handlers.
 
-    The attributes of the first server are the settings of the pool, unless ``settings`` is given.
-    Its hooks and its ``service_actions()`` are called. ``shutdown()`` of any of the servers stops
-    the pool. All else is as in ``PreForkingMixIn.serve_forever()``. TypeError: there is no server,
-    or one of them lacks the mix-in.
+    The attributes of the first server are the settings of the pool, unless ``settings`` is given. The
+    pool calls the hooks and ``service_actions()`` of the first server only. ``shutdown()`` of any of the
+    servers stops the pool. All else is as in ``PreForkingMixIn.serve_forever()``. TypeError: there is no
+    server, or one of them lacks the mix-in.
     """
     if not servers:
         raise TypeError("serve() needs at least one server, as in serve(server)")

@@ -22,7 +22,7 @@ class UrgentMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ign
     When the client sends an urgent byte, ``handle_urgent()`` is called within ``setup()`` or ``handle()``,
     between two bytecodes. It may raise an exception, which comes out of the line at which the handler is.
 
-    Where the mix-in is not used, an urgent byte is left alone. It is never called for an encrypted
+    Without the mix-in, an urgent byte is left alone. ``handle_urgent()`` is never called for an encrypted
     connection, in a thread, or outside of a worker.
     """
 

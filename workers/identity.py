@@ -32,7 +32,11 @@ SHUTDOWN = b"\xff"
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """Names a worker: by its numbered place, the generation of its code, and its process."""
+    """Names a worker.
+
+    slot: the number of its place in the pool, from 0 to ``max_children - 1``; the next worker in that place
+    has the same number. generation: of its code, which each reload raises by one. pid: of its process.
+    """
 
     slot: int
     generation: int

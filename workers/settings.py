@@ -159,10 +159,10 @@ class Settings(
 ):
     """The settings of one pool: checked when they are made, never changed afterwards.
 
-    ``layers.resolve()`` makes them for the command line, ``layers.from_attributes()`` for a server.
-    A program can make them itself for ``prefork.serve()``; the values are then read and checked as
-    those of class attributes are. Durations are seconds. Raises SettingsError for a value that
-    cannot be.
+    A program can make them for ``prefork.serve()``, in place of the class attributes of its first
+    server. The values are read and checked as those of class attributes are. An attribute of the object
+    that is a duration is in seconds, and one that is a size is in bytes. SettingsError: a value is not
+    allowed.
     """
 
     workers: Annotated[

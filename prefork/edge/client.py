@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+__all__ = ["ClientAddress", "ProxyFacts", "TLSFacts"]
+
 
 class TLSFacts(msgspec.Struct, frozen=True):
     """What TLS has settled with a client.

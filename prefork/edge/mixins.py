@@ -83,13 +83,19 @@ class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
 
 
 class ProxyProtocolMixIn(EdgeMixIn):
-    """Mix-in for a server behind proxies that say who their clients are (PROXY versions 1 and 2)."""
+    """Mix-in for a server behind proxies that say who their clients are (PROXY versions 1 and 2).
+
+    The class needs the attribute ``proxy_from``.
+    """
 
     needs = ("proxy_from",)
 
 
 class AccessMixIn(EdgeMixIn):
-    """Mix-in for a server with rules about the addresses of its clients."""
+    """Mix-in for a server with rules about the addresses of its clients.
+
+    The class needs the attribute ``allow`` or ``deny``.
+    """
 
     needs = ("allow", "deny")
 
@@ -97,7 +103,8 @@ class AccessMixIn(EdgeMixIn):
 class TLSMixIn(EdgeMixIn):
     """Mix-in for a server that encrypts its connections, and may have clients show certificates.
 
-    ``request`` is an ``ssl.SSLSocket`` then, whose handshake is over.
+    The class needs the attribute ``tls_certificate`` or ``tls_context``. A handler gets an
+    ``ssl.SSLSocket`` as its request, and the handshake is over by then.
     """
 
     needs = ("tls_certificate", "tls_context")
@@ -110,11 +117,12 @@ class AuthenticationMixIn(EdgeMixIn):
         """Find out who a client is; return the name, None for a client without a name (worker).
 
         request: the socket, after TLS where the server has it. Each ``recv()`` and ``send()`` has what
-        is left of ``edge_timeout``. For a datagram, the pair of its bytes and the server's socket. client_address: a ``ClientAddress``. What is returned is the
-        ``identity`` that the handler finds there.
+        is left of ``edge_timeout``. For a datagram, request is the pair of its bytes and the server's
+        socket. client_address: a ``ClientAddress``. The handler finds the returned name there, as
+        ``client_address.identity``.
 
-        Raise AuthenticationError to refuse the client. Any other exception, but for those of a client
-        that goes away or is silent, is handled as one of the handler.
+        Raise AuthenticationError to refuse the client. An exception by which a client goes away or is
+        silent refuses the client, too. Any other exception is handled as one of the handler.
         """
         raise NotImplementedError(f"{type(self).__name__} has no authenticate()")
 

@@ -64,7 +64,7 @@ MOST_REPLY: Final = 4 << 20
 
 
 class RegistrationError(PreforkError):
-    """rpcbind does not take the programs of a server (``rpcbind = "require"``)."""
+    """A server cannot register its programs with rpcbind, and has ``rpcbind = "require"``."""
 
 
 class Registration:

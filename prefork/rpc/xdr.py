@@ -43,6 +43,23 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+__all__ = [
+    "Arm",
+    "Fixed",
+    "Length",
+    "Linked",
+    "Switch",
+    "XDRError",
+    "decode",
+    "encode",
+    "float32",
+    "float64",
+    "int32",
+    "int64",
+    "uint32",
+    "uint64",
+]
+
 MOST_LENGTH: Final = 0xFFFFFFFF
 """The longest string, opaque or array that XDR has a length for."""
 

@@ -13,6 +13,8 @@ import pytest
 from prefork.mixin import PreForkingMixIn
 from prefork.testing.pool import ServedPool, serving
 
+__all__ = ["prefork_pool"]
+
 
 @pytest.fixture
 def prefork_pool() -> Iterator[Callable[..., ServedPool]]:

@@ -53,7 +53,8 @@ class LeftBehindError(AssertionError):
 class ServedPool:
     """A pool that serves: where it is, and who its processes are.
 
-    address: of the first server, as clients connect to it. addresses: of all servers. pid: the master's.
+    address: the address of the first server, as clients connect to it. addresses: those of all servers, as
+    a tuple. pid: of the master.
     """
 
     def __init__(self, addresses: Sequence[Any], pid: int) -> None:
@@ -81,10 +82,12 @@ def serving(
     """Serve with a pool while the block runs; the block begins when the first workers are ready.
 
     servers: made, and not serving yet. The pool takes them over: the process of the test cannot use
-    their sockets any more, and they are closed at the end. ready_timeout, stop_timeout: seconds. Raises PoolFailedError where the pool
-    does not become ready or does not stop in time with status 0, and LeftBehindError where a process or a
-    socket file is left. Signals work as they do for every master, except for a reload, which is refused
-    because the program that was started is the test.
+    their sockets any more, and they are closed at the end. ready_timeout: seconds in which the first
+    workers have to be ready. stop_timeout: seconds in which the stop has to be over.
+
+    PoolFailedError: the pool did not become ready, or did not stop in time with status 0. LeftBehindError:
+    a process or a socket file is left. Signals work as they do for every master, except for a reload, which
+    is refused because the program that was started is the test.
     """
     addresses = [server.server_address for server in servers]
     files = [path for server in servers if (path := _socket_file(server)) is not None]

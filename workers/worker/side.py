@@ -16,7 +16,11 @@ from prefork.workers.worker.turn import Turn
 
 
 class ThisWorker(WorkerInfo, frozen=True):
-    """The worker that the calling code runs in: ``server.worker``, and what its hooks are given."""
+    """The worker in which the calling code runs: a ``WorkerInfo`` that can do more.
+
+    ``current_worker()`` and ``server.worker`` return this object, and the hooks that run in the worker
+    receive it.
+    """
 
     _writer: SlotWriter
     _turn: Turn
@@ -49,17 +53,17 @@ class ThisWorker(WorkerInfo, frozen=True):
 
 
 def current_worker() -> ThisWorker | None:
-    """Return the worker that the calling code runs in; None in the master and outside of a pool.
+    """Return the worker in which the calling code runs; None in the master and outside of a pool.
 
     A handler calls this function from any place, also where it has no server object at hand. The
     result has the attributes ``slot``, ``generation`` and ``pid``, and the method
-    ``extend_deadline()``. In a process that a worker has forked it is that worker.
+    ``extend_deadline()``. In a process that a worker has forked, the result is that worker.
     """
     return _sides[-1].info if _sides else None
 
 
 def is_stopping() -> bool:
-    """Return whether the worker that the calling code runs in was asked to leave.
+    """Return whether the worker in which the calling code runs was asked to leave.
 
     A long handler can then finish early. False in the master and outside of a pool. True in a process
     that a worker has forked, because such a process ends after its request.
