@@ -72,7 +72,7 @@ EXIT_STATUS: Final = {
     ExitCode.BOOT_FAILED: "The application cannot boot.",
     ExitCode.BIND_FAILED: "An address cannot be bound.",
     ExitCode.CRASH_LOOP: "A crash loop, with --crash-loop exit.",
-    ExitCode.INTERRUPTED: "Ctrl-C while the application was still loading.",
+    ExitCode.INTERRUPTED: "Ctrl-C while the application was still loading, or while a command waited.",
 }
 
 

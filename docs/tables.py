@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
+from docs.manual import EXIT_STATUS
+from prefork.cli.command_line import EXIT_CODES
+from prefork.cli.commands.exit_code import ExitCode
 from prefork.master.lifecycle import ENTERS, TRANSITIONS, Effect, MasterOrder
 from prefork.master.signals import TABLE
 from prefork.metrics.names import METRICS, Metric
 from prefork.workers.settings import ROWS, Row
-from prefork.workers.states import Phase
+from prefork.workers.states import ExitKind, Phase
+
+HOME: Final = Path(__file__).parents[1]
 
 MAIN_SETTINGS: Final = (
     *("workers", "max_children", "min_spare", "max_memory"),
@@ -99,6 +110,57 @@ def _docstring(text: str) -> str:
         return f'    """{text}"""\n'
     lines = textwrap.wrap(text, 96)
     return f'    """{lines[0]}\n' + "".join(f"    {line}\n" for line in lines[1:]) + '    """\n'
+
+
+def exit_codes() -> str:
+    """Return the table of the exit codes of all commands, with the errors that each one stands for."""
+    errors = {
+        code: ", ".join(
+            f"`{kind.__name__}`" for kind, its_code in EXIT_CODES.items() if its_code is code
+        )
+        for code in ExitCode
+    }
+    rows = (
+        (str(int(code)), f"`{code.name}`", EXIT_STATUS[code], errors[code] or "-")
+        for code in ExitCode
+    )
+    return table(("code", "name", "meaning", "errors"), rows)
+
+
+def causes() -> str:
+    """Return the table of the causes for which a worker ends, each with its docstring in the code."""
+    return table(
+        ("cause", "meaning"), ((f"`{kind}`", text) for kind, text in _documented(ExitKind))
+    )
+
+
+def _documented(kind: type[StrEnum]) -> Iterator[tuple[str, str]]:
+    """Yield the value and the docstring of each member of an enumeration."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    nodes = body.body if isinstance(body, ast.ClassDef) else []
+    for member, text in itertools.pairwise(nodes):
+        if isinstance(member, ast.Assign) and isinstance(text, ast.Expr):
+            yield ast.literal_eval(member.value), _in_one_line(ast.literal_eval(text.value))
+
+
+def _in_one_line(docstring: str) -> str:
+    """Return a docstring as a cell of a table."""
+    return " ".join(docstring.replace("``", "`").split())
+
+
+def requirements() -> str:
+    """Return the table of the packages that prefork needs, and of those that its extras need."""
+    with (HOME / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = {
+        f"extra `{name}`": needed for name, needed in project["optional-dependencies"].items()
+    }
+    rows = [
+        (f"`{package}`", least, when)
+        for when, needed in {"always": project["dependencies"], **extras}.items()
+        for package, _, least in (one.partition(">=") for one in needed)
+    ]
+    return table(("package", "from version", "needed"), rows)
 
 
 def metrics() -> str:

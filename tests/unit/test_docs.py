@@ -33,6 +33,9 @@ TABLES = {
     ("docs/SIGNALS.md", "signals"): tables.signals,
     ("docs/SIGNALS.md", "orders"): tables.orders,
     ("docs/METRICS.md", "metrics"): tables.metrics,
+    ("docs/EXIT-CODES.md", "exit codes"): tables.exit_codes,
+    ("docs/EXIT-CODES.md", "causes"): tables.causes,
+    ("docs/VERSIONS.md", "requirements"): tables.requirements,
 }
 """File and name of each pair of markers ``<!-- name -->``, ``<!-- /name -->``, and what stands between."""
 
