@@ -21,6 +21,7 @@ autodoc_member_order = "bysource"
 autodoc_mock_imports = ["httptools", "pytest"]  # packages of extras, which the site does not need
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 smartquotes = False  # it makes dashes of the hyphens before a flag
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["package.md", "images"]

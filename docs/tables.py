@@ -119,7 +119,7 @@ def exit_codes() -> str:
             f"`{kind.__name__}`" for kind, its_code in EXIT_CODES.items() if its_code is code
         )
         for code in ExitCode
-    }
+    } | {ExitCode.FAILED: "every other `PreforkError`"}
     rows = (
         (str(int(code)), f"`{code.name}`", EXIT_STATUS[code], errors[code] or "-")
         for code in ExitCode
