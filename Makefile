@@ -59,6 +59,7 @@ docs: check-venv $(testable) ## write the generated tables and plots
 	$(bin)/python -m docs.images.policy
 	$(bin)/python -m docs.images.cluster
 	$(bin)/python -m docs.images.autoscaler
+	$(bin)/python -m docs.images.timeouts
 
 site: check-venv $(installed) ## build the manual as a site, in build/site
 	@$(bin)/python -c 'import sphinx, furo, myst_parser' 2>/dev/null || $(bin)/python -m pip install --quiet --group site

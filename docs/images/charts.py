@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from xml.sax.saxutils import escape
 
 Point = tuple[float, float]
@@ -147,7 +148,14 @@ class Panel:
         return self.top + self.height * (1 - self.y.part(value))
 
 
-def chart(title: str, description: str, height: float, panels: Sequence[Panel]) -> str:
+class Drawing(Protocol):
+    """A part of a chart, which knows where it stands."""
+
+    def svg(self) -> str:
+        """Return the part."""
+
+
+def chart(title: str, description: str, height: float, panels: Sequence[Drawing]) -> str:
     """Return a whole SVG file. description: one sentence for those who cannot see it."""
     size = f"width='{_WIDTH}' height='{_n(height)}' viewBox='0 0 {_WIDTH} {_n(height)}'"
     ground = f"width='{_WIDTH - 1}' height='{_n(height - 1)}' rx='6' fill='#fff' stroke='{GRID}'"

@@ -170,3 +170,42 @@ def test_umask_of_the_workers(start: Callable[..., Program]) -> None:
     """The umask setting is in force in the workers."""
     program = start(serving("Run", workers=1, umask=0o027))
     assert ask(program.address(), "oct(os.umask(0o077))").endswith("'0o27'")
+
+
+REACHES = """
+from tests.support.app import *
+import socketserver
+
+class Reaches(socketserver.StreamRequestHandler):
+    '''Answers the name of the exception that a line of Python raises, or its value.'''
+    def handle(self):
+        master = os.getppid()
+        siblings = open(f"/proc/{master}/task/{master}/children").read().split()
+        try:
+            answer = eval(self.rfile.readline(), globals(), locals())
+        except Exception as error:
+            answer = type(error).__name__
+        self.wfile.write(str(answer).encode())
+
+LOADED = "known before the fork"
+serve(Reaches, workers=2, run_as_user="nobody")
+"""
+
+
+@needs_root
+def test_what_a_worker_of_another_user_reaches(start: Callable[..., Program]) -> None:
+    """The master is out of reach of such a worker; its siblings and what was loaded before the fork are not."""
+    program = start(REACHES, environ={"PASSWORD": "secret"})
+    address = program.address()
+
+    for line in (
+        "os.kill(master, 0)",
+        'open(f"/proc/{master}/environ").read()',
+        'open(f"/proc/{master}/mem", "rb")',
+        'os.listdir(f"/proc/{master}/fd")',
+        "os.pidfd_open(master) and signal.pidfd_send_signal(os.pidfd_open(master), 0)",
+    ):
+        assert ask(address, line) == "PermissionError", line
+    assert ask(address, "LOADED") == "known before the fork"
+    assert ask(address, 'os.environ["PASSWORD"]') == "secret"
+    assert ask(address, "[os.kill(int(pid), 0) for pid in siblings][0]") == "None"
