@@ -58,6 +58,7 @@ from prefork.workers.files import (
     is_still,
     unlink_if_still,
 )
+from prefork.workers.hosts import with_port
 from prefork.workers.settings import Settings
 from prefork.workers.text import escaped
 from prefork.workers.waits import SO_TIMESTAMPNS, sample_every
@@ -358,8 +359,7 @@ def _name(family: int, stream: bool, address: object) -> str:
         path = "@" + path[1:] if path.startswith("\0") else path
         return f"{'unix' if stream else 'unixgram'}:{escaped(path)}"
     if isinstance(address, tuple) and len(address) >= 2:
-        host = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
-        return f"{'tcp' if stream else 'udp'}://{host}:{address[1]}"
+        return f"{'tcp' if stream else 'udp'}://{with_port(str(address[0]), address[1])}"
     return f"family {family}: {escaped(str(address))}"
 
 

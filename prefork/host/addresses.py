@@ -23,6 +23,14 @@ from typing import Final, Literal
 import msgspec
 
 from prefork.workers.errors import SettingsError
+from prefork.workers.hosts import (
+    LONGEST_LABEL,
+    LONGEST_NAME,
+    has_form_of_name,
+    is_host_name,
+    is_ipv4,
+    with_port,
+)
 from prefork.workers.settings import ROWS
 from prefork.workers.text import escaped, printable
 
@@ -31,14 +39,10 @@ Scheme = Literal["tcp", "udp", "unix", "unixgram", "fd", "systemd"]
 LONGEST_PATH: Final = 107
 """Bytes of a socket's path or abstract name. ``sun_path`` has one more, for the zero byte."""
 
-LONGEST_LABEL: Final = 63
-"""Letters of one part of a host name."""
-
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 """A byte of a path that is no UTF-8, as ``os.fsdecode()`` returns it. Paths are bytes to the kernel."""
 
 _ALL_IPV4 = "0.0.0.0"
-_HOST_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _HOST_AND_PORT = re.compile(
     r"(?:\[(?P<v6>[^][]*)\]|(?P<host>[^][:/@\s]*)):(?P<port>\d{1,5})", re.ASCII
 )
@@ -127,7 +131,7 @@ class Address(msgspec.Struct, frozen=True):
             return None
         if ":" in self.host:
             return socket.AF_INET6
-        return socket.AF_INET if _is_ipv4(self.host) else None
+        return socket.AF_INET if is_ipv4(self.host) else None
 
     def __str__(self) -> str:
         if self.scheme == "fd":
@@ -135,8 +139,7 @@ class Address(msgspec.Struct, frozen=True):
         if self.scheme == "systemd":
             return f"systemd:{self.name}"
         if self.scheme in ("tcp", "udp"):
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            return f"{self.scheme}://{host}:{self.port}"
+            return f"{self.scheme}://{with_port(self.host, self.port)}"
         # Another process may have chosen the name of the socket, and it goes into log lines.
         path = "@" + self.path[1:] if self.path.startswith("\0") else self.path
         return f"{self.scheme}:{printable(path)}"
@@ -163,7 +166,7 @@ def _what_was_meant(text: str) -> str:
         return f"an IPv6 address is written in brackets, such as [{text.rpartition(':')[0]}]:8000"
     if text.isascii() and text.isdigit():
         return f"a port needs its colon: :{text} for all addresses, or 127.0.0.1:{text}"
-    if _HOST_NAME.fullmatch(text):
+    if is_ipv4(text) or is_host_name(text):
         return f"the port is missing: {text}:8000"
     return ""
 
@@ -176,31 +179,16 @@ def _host(host: str | None, v6: str | None) -> str:
             raise ValueError(f"[{v6}] is no IPv6 address") from None
     if not host:
         return _ALL_IPV4
-    if host.replace(".", "").isdigit() and not _is_ipv4(host):
+    if is_ipv4(host) or is_host_name(host):
+        return host
+    if host.replace(".", "").isdecimal():
         raise ValueError(f"{host} is no IPv4 address")
-    if not _HOST_NAME.fullmatch(host):
+    if not has_form_of_name(host):
         raise ValueError
-    if not _is_known_to_resolvers(host):
-        raise ValueError(f"{escaped(host, 70)} is no host name: each part has 63 letters at most")
-    return host
-
-
-def _is_known_to_resolvers(host: str) -> bool:
-    if host.isascii():  # the codec takes some milliseconds to be loaded
-        return max(map(len, host.split("."))) <= LONGEST_LABEL
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        return False
-    return True
-
-
-def _is_ipv4(host: str) -> bool:
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return True
+    raise ValueError(
+        f"{escaped(host, 70)} is no host name: each part has {LONGEST_LABEL} letters at most, "
+        f"and the whole name has {LONGEST_NAME}"
+    )
 
 
 def _path(text: str) -> str:

@@ -64,6 +64,8 @@ def test_haproxy_accepts_every_section(tmp_path: Path) -> None:
         "web1\nserver evil 1.2.3.4",
         "fe80::1%x\nserver evil 1.2.3.4",
         "-x:1",
+        "256.1.1.1",
+        ":8000",
         "[::1",
         "[::1]8000",
         "[web1]",
@@ -76,6 +78,17 @@ def test_what_is_no_host_is_refused(host: str) -> None:
     assert code == 2
     assert "it must be a host" in text
     assert "\nserver evil" not in text
+
+
+def test_each_machine_is_one_server() -> None:
+    """A machine that is given twice is refused, because it would get twice the requests; every server has a name of its own."""
+    code, text = printed("web1", "web2", "web1:8000")
+    assert code == 2
+    assert "web1:8000 is given twice" in text
+    for hosts in (("web1:1", "web1:2"), ("fd00::1", "fd00--1", "web1:1", "web1:2")):
+        code, text = printed(*hosts)
+        names = [line.split()[1] for line in text.splitlines() if line.startswith("    server ")]
+        assert (code, len({*names})) == (0, len(hosts)), names
 
 
 def test_name_of_the_backend_is_one_word() -> None:

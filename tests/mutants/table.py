@@ -683,10 +683,17 @@ METRICS = (
     ),
     Mutant(
         "a name with a line break puts no line into HAProxy's configuration",
+        "workers/hosts.py",
+        "_FORM.fullmatch(text)",
+        "_FORM.match(text)",
+        "tests/unit/test_hosts.py tests/live/test_haproxy_command.py",
+    ),
+    Mutant(
+        "a machine that is named twice gets no second share of HAProxy's requests",
         "prefork/cli/commands/haproxy.py",
-        "_HOST.fullmatch(host)",
-        "_HOST.match(host)",
-        "tests/live/test_haproxy_command.py",
+        "machines.count(one) > 1",
+        "machines.count(one) > 9",
+        "tests/live/test_haproxy_command.py -k one_server",
     ),
     Mutant(
         "a host that stops answering is no row of old numbers",

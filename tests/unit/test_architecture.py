@@ -47,7 +47,7 @@ PURE = {
     "prefork.master.box",
     "prefork.master.lifecycle",
     "prefork.reloading.attempts",
-    *(f"prefork.workers.{one}" for one in ("cancel", "states", "text", "units")),
+    *(f"prefork.workers.{one}" for one in ("cancel", "hosts", "states", "text", "units")),
     *(f"prefork.workers.pool.{one}" for one in ("spares", "views", "deadlines", "policy")),
     *(f"prefork.workers.pool.{one}" for one in ("cancelling", "failures", "handle", "table")),
     "prefork.workers.worker.shortage",

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final
 
 from prefork.workers import log
+from prefork.workers.hosts import with_port
 from prefork.workers.slot_writer import Outcome
 from prefork.workers.text import text_of
 from prefork.workers.worker.standard import is_standard_step
@@ -178,8 +179,7 @@ def client_name(address: Any) -> str | None:
 
 def _name(address: Any) -> str:
     if isinstance(address, tuple) and len(address) >= 2 and isinstance(address[0], str):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        return f"{host}:{address[1]}"
+        return with_port(address[0], address[1])
     if isinstance(address, bytes):
         address = os.fsdecode(address)
     name = "" if address is None else str(address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -11,16 +10,17 @@ import click
 import msgspec
 
 from prefork.cli.commands.exit_code import ExitCode
+from prefork.host.addresses import Address
+from prefork.workers.errors import SettingsError
+from prefork.workers.hosts import is_portable_host, with_port
 from prefork.workers.text import printable
 
-_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?")
-_BRACKETED: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]+))?")
 _BACKEND: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _PORT: Final = click.IntRange(1, 65_535)
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """One machine. host: a name or an address, as it was given. port: of its pool."""
+    """One machine. host: a name, or an address without brackets. port: of its pool."""
 
     host: str
     port: int
@@ -28,7 +28,7 @@ class Machine(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         """The address as HAProxy reads it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +112,8 @@ def command(
             f"--backend {printable(backend)}: it must be 1 to 64 letters, digits or any of _ . : -"
         )
     machines = [_machine(host, port) for host in hosts]
+    if twice := next((one for one in machines if machines.count(one) > 1), None):
+        raise click.UsageError(f"{twice.address} is given twice; each machine is one server")
     chosen = Choice(
         backend=backend,
         mode=mode,
@@ -125,26 +127,20 @@ def command(
 
 
 def _machine(text: str, port: int) -> Machine:
-    """Read ``HOST``, ``HOST:PORT``, an IPv6 address or ``[ADDRESS]:PORT``."""
-    host, found = text, str(port)
-    if bracketed := _BRACKETED.fullmatch(text):
-        host, found = bracketed[1], bracketed[2] or found
-    elif text.count(":") == 1:
-        host, _, found = text.partition(":")
-    is_port = found.isdecimal() and len(found) <= 5 and 0 < int(found) <= 65_535
-    if not is_port or not (_HOST.fullmatch(host) or _is_ipv6(host)):
+    """Read ``HOST``, ``HOST:PORT``, ``[ADDRESS]`` or ``[ADDRESS]:PORT``. port: where the text has none."""
+    if is_portable_host(text):
+        return Machine(text, port)
+    try:
+        address = Address.parse(f"{text}:{port}" if text.endswith("]") else text)
+    except SettingsError:
+        address = Address("tcp")
+    # HAProxy resolves no zone of an IPv6 address, and Python accepts any text as one, also the end of a line.
+    is_good = address.scheme == "tcp" and address.port and is_portable_host(address.host)
+    if not is_good or text.startswith(":"):
         raise click.UsageError(
             f"{printable(text)}: it must be a host and perhaps a port, such as web1, 10.0.0.1:8000 or [fd00::1]:8000"
         )
-    return Machine(host, int(found))
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        # HAProxy resolves no zone, and Python accepts any text in one, also the end of a line.
-        return ipaddress.IPv6Address(host).scope_id is None
-    except ValueError:
-        return False
+    return Machine(address.host, address.port)
 
 
 def section(machines: Sequence[Machine], chosen: Choice) -> list[str]:
@@ -187,12 +183,15 @@ def _balance(chosen: Choice) -> list[str]:
 
 
 def _names(machines: Sequence[Machine]) -> list[str]:
-    """Return a name for each server: its host, with the port where a host appears twice, and a number where that does."""
+    """Return a name for each server: its host, with the port where several servers have this host.
+
+    Two different machines may come to the same name by this. Then all servers have numbers instead.
+    """
     hosts = [re.sub(r"[^A-Za-z0-9_.-]", "-", one.host) for one in machines]
     names = [
         f"{host}-{one.port}" if hosts.count(host) > 1 else host
         for host, one in zip(hosts, machines, strict=True)
     ]
-    return [
-        f"{name}-{number}" if names.count(name) > 1 else name for number, name in enumerate(names)
-    ]
+    if len({*names}) == len(names):
+        return names
+    return [f"server-{number}" for number, _ in enumerate(machines, 1)]
