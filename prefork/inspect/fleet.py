@@ -30,7 +30,7 @@ class Need(enum.IntEnum):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One pool. where: host and port. state: what it does, in words. The rest are cells, ``-`` where nothing is known.
+    """One pool. where: ``Url.where``. state: what it does, in words. The rest are cells, ``-`` where nothing is known.
 
     utilization: the share of ready workers that are busy. rate: requests per second, None at the first look.
     """
@@ -52,6 +52,9 @@ class Row(msgspec.Struct, frozen=True):
 
 HEADINGS: Final = ("host", "pool", "busy", "queue", "req/s", "p99", "failed", "up", "state")
 """The columns; the state is the last one, because its words can be long."""
+
+NARROWEST_STATE: Final = 20
+"""Characters of the column of states, at least; less would break nearly every state in the middle."""
 
 
 def row(
@@ -169,16 +172,29 @@ def summary(rows: Sequence[Row]) -> str:
     return ", ".join(said)
 
 
-def as_lines(rows: Sequence[Row], width: int) -> list[str]:
-    """Return the rows as text, in order. width: the most characters of a line; a longer state is cut."""
+def state_lines(state: str, room: int) -> list[str]:
+    """Return a state broken into lines between its words. room: characters of a line."""
+    return humanize.wrapped(state.split(), room, gap=" ")
+
+
+def as_lines(rows: Sequence[Row], width: int | None) -> list[str]:
+    """Return the rows as text, in order, with every word of their states.
+
+    width: of the terminal, in characters. A state that does not fit goes on below itself, or stands on a
+    line of its own where there is no room beside the other columns. None: no terminal, so that each pool
+    has one line.
+    """
     table = [HEADINGS, *(cells(one) for one in in_order(rows))]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
-    return [summary(rows), "", *(_cut(line, width) for line in lines)]
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    sizes = [max(map(len, column)) for column in [*zip(*table, strict=True)][:-1]]
+    begin = sum(sizes) + 2 * len(sizes)
+    lines = [summary(rows), ""]
+    for *others, state in table:
+        head = "".join(f"{cell:<{size}}  " for cell, size in zip(others, sizes, strict=True))
+        if width is None:
+            lines.append(head + state)
+        elif width - begin >= NARROWEST_STATE:
+            first, *more = state_lines(state, width - begin)
+            lines += [head + first, *(" " * begin + one for one in more)]
+        else:
+            lines += [head.rstrip(), *(f"  {one}" for one in state_lines(state, width - 2))]
+    return lines

@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from prefork.workers.errors import PreforkError
+from prefork.workers.hosts import is_portable_host, with_port
 from prefork.workers.text import escaped
 
 ANSWER_TIME: Final = 2.0
@@ -36,7 +37,7 @@ MOST_URLS: Final = 200
 
 _LONGEST_TEXT: Final = 80
 _PATH: Final = re.compile(r"/[!-~]*")
-_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
+_USUAL_PATH: Final = "/status"
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
 
 
@@ -49,7 +50,7 @@ class UrlError(PreforkError):
 
 
 class Url(msgspec.Struct, frozen=True):
-    """Where a status is. where: host and port as a person writes them."""
+    """Where a status is. host: a name, or an address without brackets."""
 
     host: str
     port: int
@@ -64,8 +65,8 @@ class Url(msgspec.Struct, frozen=True):
             port = 80 if parts.port is None else parts.port
         except ValueError:
             host, port, parts = "", 0, urlsplit("")
-        path = "/status" if parts.path in ("", "/") else parts.path
-        is_good = parts.scheme == "http" and _HOST.fullmatch(host) and _PATH.fullmatch(path)
+        path = _USUAL_PATH if parts.path in ("", "/") else parts.path
+        is_good = parts.scheme == "http" and is_portable_host(host) and _PATH.fullmatch(path)
         if (
             not is_good
             or not port
@@ -80,9 +81,14 @@ class Url(msgspec.Struct, frozen=True):
         return cls(host, port, path)
 
     @property
+    def authority(self) -> str:
+        """Host and port, as the header ``Host`` has them."""
+        return with_port(self.host, self.port)
+
+    @property
     def where(self) -> str:
-        """Host and port."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """What tells this URL from others, as a person writes it: host, port, and any path but the usual one."""
+        return self.authority if self.path == _USUAL_PATH else f"{self.authority}{self.path}"
 
 
 # --- the document
@@ -168,7 +174,10 @@ class Document(msgspec.Struct, frozen=True):
 
 
 def fetch(url: Url, seconds: float = ANSWER_TIME) -> Document:
-    """Return the status of a pool; RemoteError for anything else. Takes this long at most, but for a slow resolver."""
+    """Return the status of a pool; RemoteError for anything else.
+
+    seconds: for all of it, however many addresses the name has. A slow resolver alone can take longer.
+    """
     end = time.monotonic() + seconds
     try:
         return Document.from_json(_body(_answer(url, end)))
@@ -182,11 +191,12 @@ def fetch(url: Url, seconds: float = ANSWER_TIME) -> Document:
 
 def _answer(url: Url, end: float) -> bytes:
     request = (
-        f"GET {url.path} HTTP/1.0\r\nHost: {url.where}\r\nAccept: application/json\r\n"
+        f"GET {url.path} HTTP/1.0\r\nHost: {url.authority}\r\nAccept: application/json\r\n"
         "Connection: close\r\n\r\n"
     )
     received = bytearray()
-    with socket.create_connection((url.host, url.port), _left(end)) as sock:
+    with _connected(url, end) as sock:
+        sock.settimeout(_left(end))
         sock.sendall(request.encode("ascii"))
         while True:
             sock.settimeout(_left(end))
@@ -196,6 +206,28 @@ def _answer(url: Url, end: float) -> bytes:
             received += part
             if len(received) > MOST_BYTES:
                 raise RemoteError(f"the answer has more than {MOST_BYTES >> 20} MiB")
+
+
+def _connected(url: Url, end: float) -> socket.socket:
+    """Return a connection to the first address of a host that takes one; OSError where none does.
+
+    The time that is left is shared by the addresses that are left. So an address that swallows every packet
+    leaves time for those behind it. ``socket.create_connection()`` gives each address all of the time.
+    """
+    found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    failed = OSError(errno.EADDRNOTAVAIL, "no address")
+    for tried, (family, kind, protocol, _, address) in enumerate(found):
+        with contextlib.ExitStack() as unless_connected:
+            try:
+                sock = unless_connected.enter_context(socket.socket(family, kind, protocol))
+                sock.settimeout(_left(end) / (len(found) - tried))
+                sock.connect(address)
+            except OSError as error:
+                failed = error
+            else:
+                unless_connected.pop_all()
+                return sock
+    raise failed
 
 
 def _left(end: float) -> float:

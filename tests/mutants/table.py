@@ -696,6 +696,20 @@ METRICS = (
         "tests/live/test_haproxy_command.py -k one_server",
     ),
     Mutant(
+        "a name with several silent addresses delays a row no longer than one address",
+        "prefork/inspect/remote.py",
+        "_left(end) / (len(found) - tried)",
+        "_left(end)",
+        "tests/unit/test_remote.py -k share_one_deadline",
+    ),
+    Mutant(
+        "no word of a pool's state is cut off",
+        "prefork/inspect/fleet.py",
+        'lines += [head + first, *(" " * begin + one for one in more)]',
+        "lines += [head + first]",
+        "tests/unit/test_remote.py -k every_word",
+    ),
+    Mutant(
         "a host that stops answering is no row of old numbers",
         "prefork/inspect/fleet.py",
         "if at - now.at > patience:",

@@ -179,7 +179,7 @@ def urls_in(pools: Sequence[str], name: str | None) -> list[Url]:
         raise click.UsageError("--name is for a pool of this machine, not for URLs")
     if len(pools) > MOST_URLS:
         raise click.UsageError(f"there are {len(pools)} URLs; at most {MOST_URLS} are asked")
-    return [Url.parse(one) for one in dict.fromkeys(pools)]
+    return [*dict.fromkeys(Url.parse(one) for one in pools)]
 
 
 def _with_name(command: Callable[..., int]) -> Callable[..., int]:

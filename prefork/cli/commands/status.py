@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,8 @@ def _several(urls: Sequence[Url], *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps([_document(one) for one in fleet.in_order(rows)], indent=2))
     else:
-        click.echo("\n".join(fleet.as_lines(rows, _width())))
+        width = _width() if sys.stdout.isatty() else None
+        click.echo("\n".join(fleet.as_lines(rows, width)))
     return ExitCode.OK if all(one.need.is_ready for one in rows) else ExitCode.FAILED
 
 
