@@ -36,27 +36,30 @@ from typing import Final, Literal
 
 import msgspec
 
-from prefork.metrics.server import LAST_ANSWERS, Conversation, Server
+from prefork.metrics.server import LAST_ANSWERS, Responder, Server
 from prefork.metrics.status import HUNG_AFTER, last_tick
 from prefork.workers.scoreboard import PoolField, Scoreboard, SlotField, pool_of
 from prefork.workers.states import READY, Phase, WorkerState
 
 Mode = Literal["maxconn", "weight"]
 
-SHORTEST_LOOK: Final = 0.25
+SHORTEST_WINDOW: Final = 0.2
 """Seconds over which the idle share is averaged, at least. A single moment says little: of two workers
-none, one or both are idle.
+none, one or both are idle. A check that comes sooner gets the previous average.
+
+The window is shorter than the ``agent-inter`` of 0.25 s that the examples have. HAProxy's timer is not exact,
+and with equal lengths a check that came a moment early would get an average of twice that age.
 """
 
-LONGEST_LOOK: Final = 5.0
+LONGEST_WINDOW: Final = 5.0
 """Seconds over which the idle share is averaged, at most."""
 
 
 # --- what to say (pure)
 
 
-class Sight(msgspec.Struct, frozen=True):
-    """What the agent sees of its pool.
+class Reading(msgspec.Struct, frozen=True):
+    """What the agent reads of its pool at one moment.
 
     last_tick: seconds since the master's last tick. listeners_closed: listeners that let no client in.
     ready: workers that take requests. idle_share: the part of their time in which they were idle, 0 to 1.
@@ -71,38 +74,38 @@ class Sight(msgspec.Struct, frozen=True):
     finishing: int = 0
 
 
-def line_for(sight: Sight, mode: Mode) -> str:
+def line_for(reading: Reading, mode: Mode) -> str:
     """Return the line of the agent, without its end (pure)."""
-    if sight.last_tick > HUNG_AFTER:
-        return f"down #the master has not ticked for {sight.last_tick:.0f} s"
-    if sight.phase is not Phase.SERVING:
+    if reading.last_tick > HUNG_AFTER:
+        return f"down #the master has not ticked for {reading.last_tick:.0f} s"
+    if reading.phase is not Phase.SERVING:
         return "drain"
-    if sight.listeners_closed > 0:
-        return f"down #{sight.listeners_closed} listeners let no client in"
-    if sight.ready <= 0:
+    if reading.listeners_closed > 0:
+        return f"down #{reading.listeners_closed} listeners let no client in"
+    if reading.ready <= 0:
         return "down #no worker is ready"
     if mode == "weight":
         # 0% would be the same as drain. When every worker of every machine is busy, HAProxy would then
         # have no server left.
-        return f"ready up {max(1, round(100 * sight.idle_share))}%"
-    return f"ready up 100% maxconn:{sight.ready + sight.finishing}"
+        return f"ready up {max(1, round(100 * reading.idle_share))}%"
+    return f"ready up 100% maxconn:{reading.ready + reading.finishing}"
 
 
 def idle_share(busy_ns: int, length_ns: int, ready: int) -> float:
     """Return the idle part of the workers' time, 0 to 1 (pure).
 
-    busy_ns: how long workers had a request in hand, added up. length_ns: the time that was looked at.
+    busy_ns: how long workers had a request in hand, added up. length_ns: the length of the window.
     """
     if length_ns <= 0 or ready <= 0:
         return 0.0
     return min(1.0, max(0.0, 1 - busy_ns / (length_ns * ready)))
 
 
-# --- looking
+# --- reading
 
 
 class Agent:
-    """Answers for one pool. complain: called with what goes wrong; the client then gets no line."""
+    """Answers for one pool. complain: called with an exception that keeps a client from getting a line."""
 
     def __init__(
         self, board: Scoreboard, mode: Mode, complain: Callable[[BaseException], None]
@@ -110,27 +113,27 @@ class Agent:
         self._board = board
         self._mode = mode
         self._complain = complain
-        self._looked_ns = 0
+        self._read_ns = 0
         self._busy_ns: list[int] = []
         self._idle_share = 1.0
 
-    def converse(self, _received: bytes) -> bytes:
+    def respond(self, _received: bytes) -> bytes:
         """Return the line, whatever the client has sent; an empty answer where there is none to give."""
         try:
-            return f"{line_for(self.look(time.monotonic_ns()), self._mode)}\n".encode("ascii")
+            return f"{line_for(self.read(time.monotonic_ns()), self._mode)}\n".encode("ascii")
         except Exception as error:  # noqa: BLE001 - the next client may get its line
             self._complain(error)
             return b""
 
-    def look(self, now_ns: int) -> Sight:
-        """Return what there is to see of the pool now. now_ns: CLOCK_MONOTONIC."""
+    def read(self, now_ns: int) -> Reading:
+        """Return a reading of the pool. now_ns: CLOCK_MONOTONIC."""
         board = self._board
         pool = pool_of(board)
         states = [board.state(slot) for slot in range(board.slots)]
         ready = [slot for slot, state in enumerate(states) if state in READY]
         if self._mode == "weight":
             self._average(now_ns, ready, states.count(WorkerState.BUSY))
-        return Sight(
+        return Reading(
             phase=pool.phase,
             last_tick=last_tick(pool, now_ns),
             listeners_closed=pool[PoolField.LISTENERS_CLOSED],
@@ -143,22 +146,25 @@ class Agent:
         )
 
     def _average(self, now_ns: int, ready: Sequence[int], busy: int) -> None:
-        """Bring the idle share up to date. Where the last look is long ago, this moment has to do.
+        """Bring the idle share up to date, unless the window that began with the last reading is too short.
 
-        ready: the slots whose workers take requests. A retiring worker may be busy for long with its last
-        request, and takes no share of theirs. Nor does a worker with threads count more than once.
+        Where the last reading is too old, the share of this moment has to do.
+
+        ready: the slots whose workers take requests. busy: how many of them have one in hand. A retiring
+        worker may be busy for long with its last request, and takes no share of theirs. A worker with threads
+        counts once, however many requests it has in hand.
         """
-        length_ns = now_ns - self._looked_ns
-        if length_ns < SHORTEST_LOOK * 1e9:
+        length_ns = now_ns - self._read_ns
+        if length_ns < SHORTEST_WINDOW * 1e9:
             return
         busy_ns = [_busy_ns(self._board, slot, now_ns) for slot in range(self._board.slots)]
-        if length_ns > LONGEST_LOOK * 1e9 or not self._busy_ns:
+        if length_ns > LONGEST_WINDOW * 1e9 or not self._busy_ns:
             self._idle_share = 1 - busy / len(ready) if ready else 0.0
         else:
             grown = (busy_ns[slot] - self._busy_ns[slot] for slot in ready)
             in_hand_ns = sum(min(length_ns, max(0, more)) for more in grown)
             self._idle_share = idle_share(in_hand_ns, length_ns, len(ready))
-        self._looked_ns, self._busy_ns = now_ns, busy_ns
+        self._read_ns, self._busy_ns = now_ns, busy_ns
 
 
 def _busy_ns(board: Scoreboard, slot: int, now_ns: int) -> int:
@@ -172,14 +178,14 @@ def _busy_ns(board: Scoreboard, slot: int, now_ns: int) -> int:
 
 @contextlib.contextmanager
 def answering_in_thread(
-    listener: socket.socket, converse: Conversation, died: Callable[[BaseException], None]
+    listener: socket.socket, respond: Responder, died: Callable[[BaseException], None]
 ) -> Iterator[None]:
     """Answer in a thread of its own for the length of a block.
 
     died: called in the thread with what has ended it, which nothing should.
     """
     end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    server = Server(listener, converse, heed={end: lambda: True}, beat=lambda: False)
+    server = Server(listener, respond, heed={end: lambda: True}, beat=lambda: False)
 
     def live() -> None:
         try:

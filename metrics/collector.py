@@ -84,7 +84,7 @@ class PoolCollector(Collector):
 
     def _needed_by(self, snapshot: Snapshot, words: Columns, queued: int) -> float:
         counts = counts_of(words, time.monotonic_ns(), queued)
-        return self._demand.look(counts, snapshot[PoolField.STARTED_NS] / 1e9)
+        return self._demand.update(counts, snapshot[PoolField.STARTED_NS] / 1e9)
 
     def _unix_offset(self) -> int:
         # Kept until the clock is set. Measured anew for each scrape, it would make every instant

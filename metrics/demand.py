@@ -73,12 +73,12 @@ class Demand:
     def __init__(self) -> None:
         self._kept: deque[Counts] = deque()
 
-    def look(self, counts: Counts, started: float) -> float:
-        """Return how many workers the load needs, and keep the reading.
+    def update(self, counts: Counts, started: float) -> float:
+        """Keep a reading, and return how many workers the load needs.
 
-        started: when the pool started, on the same clock. A pool that is younger than SPAN is looked
-        at as a whole. Where nothing of the right age was kept, as in a new metrics process, this moment
-        alone is not enough: then the pool's whole life has to do.
+        started: when the pool started, on the same clock. For a pool that is younger than SPAN the span is
+        its whole life. The same holds where no reading of the right age was kept, as in a new metrics
+        process.
         """
         kept = self._kept
         while len(kept) > 1 and counts.at - kept[1].at >= SPAN:

@@ -111,8 +111,8 @@ def run(
     beat: Callable[[], bool],
 ) -> None:
     """Serve the routes until ``heed`` or ``beat`` return True, as ``Server`` does."""
-    converse = web.conversation(routes.respond, complain)
-    Server(listener, converse, heed=heed, beat=beat).run()
+    respond = web.responder(routes.respond, complain)
+    Server(listener, respond, heed=heed, beat=beat).run()
 
 
 # --- verdicts

@@ -9,10 +9,10 @@ All three together have one deadline. When all places are taken, a new client ge
 another: of the one that is in the latest stage, and among those of the one that came first. So a
 scrape never waits for clients that say nothing.
 
-What a request is, the server does not know. A *conversation* is a function that receives the bytes
-that a client has sent so far and returns the whole answer, or None while the request is incomplete.
-The function is called first with no bytes at all, so a protocol in which the client says nothing is
-answered at once. ``web.conversation()`` is that of HTTP, ``agent.Agent`` that of HAProxy's agent check.
+The server knows no protocol. A *responder* is a function that receives the bytes that a client has sent
+so far, and returns the whole answer, or None while the request is incomplete. The server calls the
+responder first with no bytes at all, so a protocol in which the client sends nothing is answered at once.
+``web.responder()`` makes the responder of HTTP, and ``Agent.respond()`` is that of HAProxy's agent check.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LAST_ANSWERS: Final = 0.3
 _PRESSURE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """Errors of accept() that come again until memory or descriptors are free: pause for a beat."""
 
-Conversation = Callable[[bytes], bytes | None]
+Responder = Callable[[bytes], bytes | None]
 """Returns the answer to the bytes that a client has sent so far; None to wait for more of them.
 
 The function raises nothing, and never returns None for LONGEST_REQUEST bytes.
@@ -79,21 +79,21 @@ class _Client:
 class Server:
     """Answers requests on a listening socket.
 
-    converse: the conversation. heed: descriptors, and what to call once one of them is readable; it
-    returns whether to end. beat: called at least every BEAT seconds; it returns whether to end.
+    respond: computes the answers. heed: descriptors, and what to call once one of them is readable; the
+    function returns whether to end. beat: called at least every BEAT seconds; returns whether to end.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        converse: Conversation,
+        respond: Responder,
         *,
         heed: Mapping[int, Callable[[], bool]],
         beat: Callable[[], bool],
     ) -> None:
         listener.setblocking(False)
         self._listener = listener
-        self._converse = converse
+        self._respond = respond
         self._heed = heed
         self._beat = beat
         self._clients: dict[int, _Client] = {}
@@ -203,7 +203,7 @@ class Server:
 
     def _answer(self, client: _Client) -> bool:
         """Begin to answer a client, if its request is whole; return whether it is."""
-        answer = self._converse(client.received)
+        answer = self._respond(client.received)
         if answer is None:
             return False
         client.received = b""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
-from prefork.metrics.server import Conversation
+from prefork.metrics.server import Responder
 
 LONGEST_HEAD = 8192
 """Bytes of a request line and its headers together."""
@@ -119,15 +119,15 @@ def rendered(response: Response, *, body: bool = True) -> bytes:
     return head + response.body if body else head
 
 
-def conversation(
+def responder(
     respond: Callable[[Request], Response], complain: Callable[[BaseException], None]
-) -> Conversation:
-    """Return the conversation of HTTP.
+) -> Responder:
+    """Return the responder of HTTP.
 
     respond: computes an answer. complain: called with what ``respond`` raises; the client gets a 500.
     """
 
-    def converse(received: bytes) -> bytes | None:
+    def respond_to(received: bytes) -> bytes | None:
         try:
             head = head_of(received)
             if head is None:
@@ -142,4 +142,4 @@ def conversation(
             response = failure(HTTPStatus.INTERNAL_SERVER_ERROR)
         return rendered(response, body=request.method == "GET")
 
-    return converse
+    return respond_to

@@ -94,7 +94,7 @@ Wish = Callable[[Fleet], float]
 def by_need() -> Wish:
     """Follow ``prefork_workers_needed``: as many machines as have that many workers."""
     demand = Demand()
-    return lambda fleet: demand.look(fleet.counts(), 0.0) / WORKERS
+    return lambda fleet: demand.update(fleet.counts(), 0.0) / WORKERS
 
 
 def by_cpu() -> Wish:

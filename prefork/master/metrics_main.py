@@ -28,7 +28,7 @@ import setproctitle
 
 from prefork.host.handover import MetricsOrders
 from prefork.metrics.agent import Agent, Mode, answering_in_thread
-from prefork.metrics.server import Conversation, Server
+from prefork.metrics.server import Responder, Server
 from prefork.workers import forks, log, system
 from prefork.workers.scoreboard import Scoreboard
 from prefork.workers.spec import NO_SLOT, PoolLink, WorkerSpec
@@ -174,13 +174,13 @@ class _Answers:
         """Answer until ``heed`` or ``beat`` return True, as ``Server`` does. listeners: by setting."""
         sockets = {setting: socket.socket(fileno=fd) for setting, fd in listeners.items()}
         if "metrics" not in sockets:
-            Server(sockets["agent"], self._converse(), heed=heed, beat=beat).run()
+            Server(sockets["agent"], self._agent(), heed=heed, beat=beat).run()
             return
         with contextlib.ExitStack() as both:
             if "agent" in sockets:
                 # The agent does not wait long for the interpreter while a scrape is computed.
                 sys.setswitchinterval(SWITCH_INTERVAL)
-                agent = answering_in_thread(sockets["agent"], self._converse(), self._die)
+                agent = answering_in_thread(sockets["agent"], self._agent(), self._die)
                 both.enter_context(agent)
             self._export(sockets["metrics"], heed, beat)
 
@@ -195,8 +195,8 @@ class _Answers:
         routes = exporter.Routes(self._board, self._folder, self._complain)
         exporter.run(listener, routes, complain=self._complain, heed=heed, beat=beat)
 
-    def _converse(self) -> Conversation:
-        return Agent(self._board, self._mode, self._complain).converse
+    def _agent(self) -> Responder:
+        return Agent(self._board, self._mode, self._complain).respond
 
     def _die(self, error: BaseException) -> NoReturn:
         log.failure(logging.ERROR, self._name, "ended by an exception in the agent's thread", error)

@@ -628,8 +628,8 @@ METRICS = (
     Mutant(
         "requests that old workers finish after a reload keep no new worker idle",
         "metrics/agent.py",
-        "maxconn:{sight.ready + sight.finishing}",
-        "maxconn:{sight.ready}",
+        "maxconn:{reading.ready + reading.finishing}",
+        "maxconn:{reading.ready}",
         "tests/unit/test_agent.py",
     ),
     Mutant(
@@ -642,15 +642,15 @@ METRICS = (
     Mutant(
         "the agent never says up with a stale scoreboard",
         "metrics/agent.py",
-        "if sight.last_tick > HUNG_AFTER:",
-        "if sight.last_tick > 1000 * HUNG_AFTER:",
+        "if reading.last_tick > HUNG_AFTER:",
+        "if reading.last_tick > 1000 * HUNG_AFTER:",
         "tests/unit/test_agent.py",
     ),
     Mutant(
         "the agent says drain from TERM on",
         "metrics/agent.py",
-        "if sight.phase is not Phase.SERVING:",
-        "if sight.phase > Phase.NOT_READY:",
+        "if reading.phase is not Phase.SERVING:",
+        "if reading.phase > Phase.NOT_READY:",
         "tests/unit/test_agent.py tests/live/test_agent.py",
     ),
     Mutant(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from prefork.metrics.agent import (
-    LONGEST_LOOK,
-    SHORTEST_LOOK,
+    LONGEST_WINDOW,
+    SHORTEST_WINDOW,
     Agent,
-    Sight,
+    Reading,
     answering_in_thread,
     idle_share,
     line_for,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from prefork.workers.scoreboard import Scoreboard
 
 NOW = 1_000 * SECOND
+EXAMPLES = Path(__file__).parents[2] / "examples" / "cluster"
 
 
 def fail(error: BaseException) -> None:
@@ -48,27 +51,27 @@ def _board() -> Iterator[Scoreboard]:
 
 
 @pytest.mark.parametrize(
-    ("sight", "mode", "line"),
+    ("reading", "mode", "line"),
     [
-        (Sight(Phase.SERVING, 0.5, 0, 4), "maxconn", "ready up 100% maxconn:4"),
-        (Sight(Phase.SERVING, 0.5, 0, 4, finishing=3), "maxconn", "ready up 100% maxconn:7"),
-        (Sight(Phase.SERVING, 0.5, 0, 4, 0.25), "weight", "ready up 25%"),
-        (Sight(Phase.SERVING, 0.5, 0, 4, 0.0), "weight", "ready up 1%"),
-        (Sight(Phase.NOT_READY, 0.5, 0, 4), "maxconn", "drain"),
-        (Sight(Phase.DRAINING, 0.5, 0, 0), "weight", "drain"),
-        (Sight(Phase.LEAVING, 0.5, 0, 4), "maxconn", "drain"),
-        (Sight(Phase.SERVING, 0.5, 1, 4), "maxconn", "down #1 listeners let no client in"),
-        (Sight(Phase.SERVING, 0.5, 0, 0), "weight", "down #no worker is ready"),
+        (Reading(Phase.SERVING, 0.5, 0, 4), "maxconn", "ready up 100% maxconn:4"),
+        (Reading(Phase.SERVING, 0.5, 0, 4, finishing=3), "maxconn", "ready up 100% maxconn:7"),
+        (Reading(Phase.SERVING, 0.5, 0, 4, 0.25), "weight", "ready up 25%"),
+        (Reading(Phase.SERVING, 0.5, 0, 4, 0.0), "weight", "ready up 1%"),
+        (Reading(Phase.NOT_READY, 0.5, 0, 4), "maxconn", "drain"),
+        (Reading(Phase.DRAINING, 0.5, 0, 0), "weight", "drain"),
+        (Reading(Phase.LEAVING, 0.5, 0, 4), "maxconn", "drain"),
+        (Reading(Phase.SERVING, 0.5, 1, 4), "maxconn", "down #1 listeners let no client in"),
+        (Reading(Phase.SERVING, 0.5, 0, 0), "weight", "down #no worker is ready"),
         (
-            Sight(Phase.SERVING, HUNG_AFTER + 1, 0, 4),
+            Reading(Phase.SERVING, HUNG_AFTER + 1, 0, 4),
             "maxconn",
             "down #the master has not ticked for 11 s",
         ),
     ],
 )
-def test_line(sight: Sight, mode: Mode, line: str) -> None:
+def test_line(reading: Reading, mode: Mode, line: str) -> None:
     """Each state of a pool has its line; with a stale scoreboard, without a worker or at a stop none says up."""
-    assert line_for(sight, mode) == line
+    assert line_for(reading, mode) == line
 
 
 def test_workers_that_take_requests_are_counted(board: Scoreboard) -> None:
@@ -80,7 +83,7 @@ def test_workers_that_take_requests_are_counted(board: Scoreboard) -> None:
     board.prepare_slot(2, 0, NOW)
     board.occupy_slot(2, 4, next(iter(board.snapshot().starts)))
 
-    assert agent.look(NOW + SECOND // 10) == Sight(Phase.SERVING, 0.1, 0, 2)
+    assert agent.read(NOW + SECOND // 10) == Reading(Phase.SERVING, 0.1, 0, 2)
 
 
 def test_words_of_workers_never_break_the_line(board: Scoreboard) -> None:
@@ -91,20 +94,27 @@ def test_words_of_workers_never_break_the_line(board: Scoreboard) -> None:
             for slot in range(4):
                 for field in range(SlotField.STATE, 112):
                     board.words[board.slot_at(slot) + field] = word
-            assert agent.converse(b"").startswith((b"ready up ", b"down #"))
+            assert agent.respond(b"").startswith((b"ready up ", b"down #"))
 
 
 def test_idle_share_is_an_average(board: Scoreboard) -> None:
     """The weight comes from the time in which workers were idle since the last look, requests in hand included."""
     agent = Agent(board, "weight", fail)
     writer = occupy(board, 0, 4711, at=NOW)
-    assert agent.look(NOW).idle_share == 1.0
+    assert agent.read(NOW).idle_share == 1.0
     board.words[board.slot_at(1) + SlotField.BUSY_NS] += SECOND
     take_request(writer, NOW)
-    assert agent.look(NOW + SECOND).idle_share == 0.5
-    assert agent.look(NOW + SECOND + int(SHORTEST_LOOK * 0.9e9)).idle_share == 0.5
+    assert agent.read(NOW + SECOND).idle_share == 0.5
+    assert agent.read(NOW + SECOND + int(SHORTEST_WINDOW * 0.9e9)).idle_share == 0.5
     # After a long pause of HAProxy this moment counts alone: one of four workers is busy.
-    assert agent.look(NOW + SECOND + int((LONGEST_LOOK + 1) * 1e9)).idle_share == 0.75
+    assert agent.read(NOW + SECOND + int((LONGEST_WINDOW + 1) * 1e9)).idle_share == 0.75
+
+
+def test_each_check_gets_a_new_average() -> None:
+    """The window of the average is shorter than the time between two checks in the example with weights."""
+    text = (EXAMPLES / "haproxy-weights.cfg").read_text("utf-8")
+    (inter,) = re.findall(r"agent-inter (\d+)ms", text)
+    assert int(inter) > 1100 * SHORTEST_WINDOW
 
 
 def test_workers_that_finish_a_request_take_no_room(board: Scoreboard) -> None:
@@ -114,17 +124,17 @@ def test_workers_that_finish_a_request_take_no_room(board: Scoreboard) -> None:
         writer = occupy(board, 3, 4714, at=NOW)
         take_request(writer, NOW)
         board.give_order(3, Order.RETIRE)
-        agent.look(NOW)
-        assert line_for(agent.look(NOW + SECOND), mode) + "\n" == line.decode()
+        agent.read(NOW)
+        assert line_for(agent.read(NOW + SECOND), mode) + "\n" == line.decode()
         board.give_order(3, Order.SERVE)
 
 
 def test_busy_time_of_a_slot_counts_once(board: Scoreboard) -> None:
     """Whatever a worker with threads adds up, or writes, it is busy for as long as the look at most."""
     agent = Agent(board, "weight", fail)
-    agent.look(NOW)
+    agent.read(NOW)
     board.words[board.slot_at(1) + SlotField.BUSY_NS] += 1_000 * SECOND
-    assert agent.look(NOW + SECOND).idle_share == 0.75
+    assert agent.read(NOW + SECOND).idle_share == 0.75
 
 
 def test_idle_share_has_bounds() -> None:
@@ -163,7 +173,7 @@ def test_failure_gives_no_line() -> None:
     """An agent that cannot look says nothing, which changes nothing in HAProxy, and complains."""
     complaints: list[BaseException] = []
     agent = Agent(None, "maxconn", complaints.append)  # type: ignore[arg-type]  # it cannot look at this
-    assert agent.converse(b"") == b""
+    assert agent.respond(b"") == b""
     assert [type(one) for one in complaints] == [AttributeError]
 
 
@@ -171,12 +181,12 @@ def test_end_of_the_thread_is_noticed() -> None:
     """An exception in the agent's thread reaches the one who can end the process."""
     ends: list[BaseException] = []
 
-    def converse(_received: bytes) -> bytes:
+    def respond(_received: bytes) -> bytes:
         raise ZeroDivisionError
 
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        answering_in_thread(listener, converse, ends.append),
+        answering_in_thread(listener, respond, ends.append),
         socket.create_connection(listener.getsockname()),
     ):
         wait_until(lambda: ends, "the end of the thread")

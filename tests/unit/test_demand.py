@@ -50,9 +50,9 @@ def test_no_more_workers_than_requests() -> None:
     assert workers_needed(START, last) == pytest.approx(4 / TARGET)
 
 
-def looked(demand: Demand, readings: Sequence[Counts], started: float = 0.0) -> list[float]:
+def updated(demand: Demand, readings: Sequence[Counts], started: float = 0.0) -> list[float]:
     """Return what each reading says, in requests in hand."""
-    return [round(demand.look(one, started) * TARGET, 3) for one in readings]
+    return [round(demand.update(one, started) * TARGET, 3) for one in readings]
 
 
 def steady(begin: float, end: float, step: float, busy: float) -> list[Counts]:
@@ -63,19 +63,19 @@ def steady(begin: float, end: float, step: float, busy: float) -> list[Counts]:
 
 def test_young_pool_is_looked_at_as_a_whole() -> None:
     """The first scrapes of a pool compare with its start."""
-    assert looked(Demand(), steady(100.0, 150.0, 10.0, 3.0), 100.0) == [0.0, *[3.0] * 5]
+    assert updated(Demand(), steady(100.0, 150.0, 10.0, 3.0), 100.0) == [0.0, *[3.0] * 5]
 
 
 def test_span_is_the_last_minute() -> None:
     """A change of the load shows within SPAN, however often it is scraped."""
     for step in (1.0, 15.0, SPAN):
         demand = Demand()
-        looked(demand, steady(0.0, 600.0, step, 3.0), 0.0)
+        updated(demand, steady(0.0, 600.0, step, 3.0), 0.0)
         rest = [
             Counts(one.at + 600, one.taken + 6000, 0, one.busy + 1800)
             for one in steady(0.0, 120.0, step, 8.0)
         ]
-        assert looked(demand, rest, 0.0)[-1] == pytest.approx(8.0)
+        assert updated(demand, rest, 0.0)[-1] == pytest.approx(8.0)
         assert len(demand._kept) <= SPAN / APART + 2
 
 
