@@ -4,6 +4,9 @@ Envoy's policy client_side_weighted_round_robin gives a machine the weight ``rps
 a second that the machine could serve if all its workers were busy. Both numbers are those of the whole pool,
 so the workers need memory in common. Each slot has a row of it, which the slot's worker alone writes.
 
+A request counts from the call of the application to the end of its body, because a worker is busy for as long.
+The report goes out with the head of the answer, so it is about the requests before this one.
+
 ``LoadReport(application)`` is made before the fork, as module code is, so that all workers share the memory.
 """
 
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import prefork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 SLOTS = 256
@@ -39,12 +42,19 @@ class LoadReport:
         began = time.monotonic_ns()
 
         def started(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            self._count(time.monotonic_ns() - began)
             if report := self._current(time.monotonic()):
                 headers = [*headers, ("endpoint-load-metrics", report)]
             return start_response(status, headers, *exc_info)
 
-        return self._application(environ, started)
+        def ended() -> None:
+            self._count(time.monotonic_ns() - began)
+
+        try:
+            parts = self._application(environ, started)
+        except BaseException:
+            ended()
+            raise
+        return Body(parts, ended)
 
     def _count(self, busy: int) -> None:
         worker = prefork.current_worker()
@@ -70,3 +80,21 @@ class LoadReport:
             )
         self._looked, self._requests, self._busy = now, requests, busy
         return self._report
+
+
+class Body:
+    """The body of an answer. The server calls ``close()`` when it is done with it, also after a failure."""
+
+    def __init__(self, parts: Iterable[bytes], ended: Callable[[], None]) -> None:
+        self._parts = parts
+        self._ended = ended
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._parts, "close"):
+                self._parts.close()
+        finally:
+            self._ended()

