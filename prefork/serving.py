@@ -220,7 +220,7 @@ def serve(
             ends.callback(_end, one)
         if not any(one.run.shutdown_asked for one in all_served):
             if settings.workers == 0:
-                _serve_without_workers(all_served, poll_interval)
+                _serve_without_workers(all_served, settings, poll_interval)
             else:
                 _serve_with_pool(all_served, settings, poll_interval, call_hook)
 
@@ -233,7 +233,9 @@ def _end(one: Served) -> None:
         one.run.stopped.set()
 
 
-def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | None) -> None:
+def _serve_without_workers(
+    all_served: Sequence[Served], settings: Settings, poll_interval: float | None
+) -> None:
     """Serve in this process, with the standard library's loop (``workers = 0``)."""
     if len(all_served) > 1:
         raise SettingsError(
@@ -247,6 +249,16 @@ def _serve_without_workers(all_served: Sequence[Served], poll_interval: float | 
         if only.run.begin_without_workers():
             subject, where = f"master pid={os.getpid()}", _where(only.server)
             log.event(logging.INFO, subject, "serves without workers", listeners=where)
+            unanswered = {
+                key: wanted for key in ENDPOINTS if (wanted := getattr(settings, key)) is not None
+            }
+            if unanswered:
+                log.event(
+                    logging.WARNING,
+                    subject,
+                    "without workers nothing answers at these addresses",
+                    **unanswered,
+                )
             with _announced(_announcements(all_served)), _cancellable(only.server, subject):
                 only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
     finally:

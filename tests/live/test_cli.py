@@ -183,10 +183,12 @@ def test_server_instance_and_factory(serving: Callable[..., Program], tmp_path: 
 
 
 def test_no_workers_serve_in_the_master(command: Callable[..., Program], tmp_path: Path) -> None:
-    """Without workers the handler runs in the process that was started, and TERM cleans up."""
-    program = command("run", ECHO, "-w", "0", "-b", "unix:socket")
+    """Without workers the handler runs in the process that was started, the log says what nothing answers at, and TERM cleans up."""
+    program = command("run", ECHO, "-w", "0", "-b", "unix:socket", "--agent", "127.0.0.1:0")
     wait_until(lambda: listens(tmp_path / "socket"), lambda: program.log)
     assert server_of(str(tmp_path / "socket")) == program.pid
+    (line,) = program.logged("without workers nothing answers at these addresses")
+    assert line.endswith(" agent=127.0.0.1:0")
     assert program.stop() == 0
     assert not (tmp_path / "socket").exists()
 
