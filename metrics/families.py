@@ -32,6 +32,7 @@ from prefork.workers.scoreboard import (
     BOUNDS_NS,
     BUCKETS,
     CANCELLED_FIELDS,
+    MOST_IN_PROGRESS,
     HandshakeKind,
     PoolField,
     SlotField,
@@ -406,12 +407,22 @@ _SHED = SlotField.REJECTIONS + tuple(Rejection).index(Rejection.QUEUE_WAIT)
 
 
 def counts_of(words: Columns, now_ns: int, queued: int) -> Counts:
-    """Return what the load is judged by. now_ns: CLOCK_MONOTONIC. queued: in all accept queues."""
-    since = [instant for instant in words[SlotField.REQUEST_NS] if instant > 0]
-    in_hand_ns = sum(max(0, now_ns - instant) for instant in since)
+    """Return what the load is judged by. now_ns: CLOCK_MONOTONIC. queued: in all accept queues.
+
+    A worker with threads counts its requests in IN_PROGRESS, and writes only the beginning of the oldest one.
+    The times of its other requests are in BUSY_NS when they have ended.
+    """
+    in_hand = [
+        (since, max(1, min(count, MOST_IN_PROGRESS)))
+        for since, count in zip(
+            words[SlotField.REQUEST_NS], words[SlotField.IN_PROGRESS], strict=True
+        )
+        if since > 0
+    ]
+    in_hand_ns = sum(max(0, now_ns - since) for since, _ in in_hand)
     return Counts(
         at=now_ns / 1e9,
-        taken=sum(_all_requests(words)) + len(since),
+        taken=sum(_all_requests(words)) + sum(count for _, count in in_hand),
         shed=sum(words[_SHED]),
         busy=(sum(words[SlotField.BUSY_NS]) + in_hand_ns) / 1e9,
         queued=queued,

@@ -10,7 +10,7 @@ from docs.images import autoscaler
 from prefork.metrics.demand import APART, SPAN, TARGET, Counts, Demand, workers_needed
 from prefork.metrics.families import Columns, counts_of
 from prefork.metrics.names import METRICS
-from prefork.workers.scoreboard import SlotField
+from prefork.workers.scoreboard import MOST_IN_PROGRESS, SlotField
 from tests.support.boards import SECOND, occupy, scoreboard, take_request
 
 if TYPE_CHECKING:
@@ -90,6 +90,22 @@ def test_counts_come_from_the_scoreboard() -> None:
         take_request(writer, now - 3 * SECOND)
         found = counts_of(Columns(board.snapshot().slots), now, 4)
     assert found == Counts(1000.0, taken=8, shed=0, busy=8.0, queued=4)
+
+
+def test_every_request_of_a_worker_with_threads_has_arrived() -> None:
+    """All requests that the threads of a worker have in hand are arrivals; words that nothing can be are bounded."""
+    now = 1000 * SECOND
+    with scoreboard(2, at=now) as board:
+        words, slot = board.words, board.slot_at(0)
+        take_request(occupy(board, 0, 4711, at=now), now - 3 * SECOND)
+        # Left by the worker before: nothing is in hand in the second slot.
+        words[board.slot_at(1) + SlotField.IN_PROGRESS] = 9
+        found = []
+        for word in (-1, 0, 3, 2**63 - 1):
+            words[slot + SlotField.IN_PROGRESS] = word
+            found.append(counts_of(Columns(board.snapshot().slots), now, 0))
+    assert [one.taken for one in found] == [1, 1, 3, MOST_IN_PROGRESS]
+    assert {one.busy for one in found} == {3.0}
 
 
 @pytest.mark.simulated_hours
