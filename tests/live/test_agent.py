@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import statistics
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from tests.support.waiting import Stopwatch, wait_until
 from tests.support.web import agent_line, agent_of, fetch, metrics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.clients import Address
@@ -84,7 +85,7 @@ def median_latency(address: Address) -> float:
 
 
 def test_agent_alone(start: Callable[..., Program], tmp_path: Path) -> None:
-    """Without metrics the agent has the process for itself, on a path too, keeps its address over a reload, and leaves nothing."""
+    """Without metrics the agent has the process for itself, on a path too; over a reload each client gets its line; nothing is left."""
     path = str(tmp_path / "agent")
     program = start(serving("Run", workers=1, agent_address=f"unix:{path}", agent_mode="weight"))
     program.address()
@@ -95,11 +96,36 @@ def test_agent_alone(start: Callable[..., Program], tmp_path: Path) -> None:
     assert agent_line(path) == "ready up 100%"
     with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
         assert "psutil" not in maps.read()
-    program.signal(signal.SIGHUP)
-    program.wait_logged("master reloaded")
+    with asking_again_and_again(path) as lines:
+        program.signal(signal.SIGHUP)
+        program.wait_logged("master reloaded")
+        program.wait_logged(r"metrics pid=\d+ ready", times=2)
+    assert all(line.startswith("ready up ") for line in lines), lines
     wait_until(lambda: agent_line(path) == "ready up 100%", "the agent of the new code")
     assert program.stop() == 0
     assert not os.path.exists(path)
+
+
+@contextlib.contextmanager
+def asking_again_and_again(address: Address) -> Iterator[list[str]]:
+    """Ask the agent for the length of a block; give the lines, ``""`` for a client that got none."""
+    lines: list[str] = []
+    ended = threading.Event()
+
+    def ask_on() -> None:
+        while not ended.wait(0.01):
+            try:
+                lines.append(agent_line(address))
+            except (OSError, AssertionError):
+                lines.append("")
+
+    asker = threading.Thread(target=ask_on)
+    asker.start()
+    try:
+        yield lines
+    finally:
+        ended.set()
+        asker.join()
 
 
 REFUSED = (
