@@ -633,6 +633,13 @@ METRICS = (
         "tests/unit/test_agent.py",
     ),
     Mutant(
+        "every request that the threads of a worker have in hand has arrived",
+        "metrics/families.py",
+        "(since, max(1, min(count, MOST_IN_PROGRESS)))",
+        "(since, 1)",
+        "tests/unit/test_demand.py -k with_threads",
+    ),
+    Mutant(
         "requests that were shed count as arrivals",
         "metrics/demand.py",
         "max(0, last.queued) + shed",
