@@ -39,6 +39,10 @@ LITTLE: Final = 0.008
 """Seconds of their requests, so that the clients leave CPU time for the machines that load their code."""
 
 
+ORCA_WARM_UP: Final = 5.0
+"""Seconds of load in which Envoy learns the weights of the machines: blackout_period and some reports."""
+
+
 class Trials:
     """Runs the trials that were asked for; each stores its records by name."""
 
@@ -125,6 +129,8 @@ class Trials:
                 _wait_for_envoy(envoy, "lines", 9000)
                 records = [tail(cluster, load, self._seconds) for load in LOADS]
                 self._store("tails", "Envoy, least request", records)
+                record = share(cluster, "h1", 4, _limit_by_agent(cluster))
+                self._store("share", "Envoy, least request", record)
 
     def _envoy_web(self) -> None:
         with Cluster(self._new_folder()) as cluster:
@@ -137,6 +143,9 @@ class Trials:
                 record = rolling(cluster, order, lambda _: _wait_for_envoy(envoy, "web", 8000))
                 self._store("rolling", "Envoy, HTTP", record)
                 self._do_faults("Envoy, HTTP", cluster, is_http=True)
+                limit_of = _limit_by_agent(cluster)
+                record = share(cluster, "h1", 4, limit_of, warm_up=ORCA_WARM_UP, is_http=True)
+                self._store("share", "Envoy, weights by ORCA", record)
 
     def _do_faults(self, way: str, cluster: Cluster, *, is_http: bool = False) -> None:
         cut = fault(cluster, "h2", cluster.cut, cluster.mend, is_http=is_http)
@@ -172,6 +181,11 @@ def _wait_for_haproxy(haproxy: HAProxy, name: str) -> None:
         lambda: f"HAProxy sends to {name} again: {haproxy.servers()[name]}",
         ceiling=30,
     )
+
+
+def _limit_by_agent(cluster: Cluster) -> Callable[[str], int]:
+    """Return what says how many workers a machine has, where the balancer does not know."""
+    return lambda name: int(cluster.machines[name].agent().rpartition(":")[2] or 0)
 
 
 def _wait_for_envoy(envoy: Envoy, cluster: str, port: int) -> None:

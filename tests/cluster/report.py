@@ -74,21 +74,23 @@ def share_table(found: dict[str, Any]) -> str:
     """Say how a machine gets more requests with more workers."""
     rows = [
         [
+            way,
             f"{one['workers']} → {one['workers'] + one['more']}",
             f"{one['before']:.0%}",
             f"{one['after']:.0%}",
             f"{one['expected']:.0%}",
             f"{one['followed']:.1f} s",
         ]
-        for one in found.get("share", {}).values()
+        for way, one in found.get("share", {}).items()
     ]
     head = [
+        "",
         "workers of the machine",
         "its share before",
         "after a second",
         "its part of all workers",
     ]
-    return _table([*head, "HAProxy knew after"], rows)
+    return _table([*head, "workers known after"], rows)
 
 
 TABLES: Final = {
@@ -135,16 +137,18 @@ def draw(found: dict[str, Any]) -> str:
 
 
 def write(found: dict[str, Any]) -> None:
-    """Bring the page and its picture up to date."""
+    """Bring the page and its picture up to date. Tables of trials that found nothing stay as they are."""
     page = HOME / "CLUSTER.md"
     text = page.read_text(encoding="utf-8")
-    for name, table in {**TABLES, "machine": lambda _: machine()}.items():
+    filled = {name: table for name, table in TABLES.items() if name in found}
+    for name, table in {**filled, "machine": lambda _: machine()}.items():
         between = re.compile(
             rf"(?<=<!-- measured {name} -->\n).*?(?=<!-- /measured {name} -->)", re.DOTALL
         )
         text = between.sub(f"\n{table(found)}\n\n", text)
     page.write_text(text, encoding="utf-8")
-    (HOME / "images" / "cluster-tails.svg").write_text(draw(found), encoding="utf-8")
+    if "tails" in found:
+        (HOME / "images" / "cluster-tails.svg").write_text(draw(found), encoding="utf-8")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -178,20 +178,34 @@ class Share(msgspec.Struct, frozen=True):
     followed: float
 
 
-def share(cluster: Cluster, name: str, more: int, limit_of: Callable[[str], int]) -> Share:
+def share(
+    cluster: Cluster,
+    name: str,
+    more: int,
+    limit_of: Callable[[str], int],
+    *,
+    warm_up: float = WARM_UP,
+    is_http: bool = False,
+) -> Share:
     """Give one machine more workers while more clients ask than there are workers.
 
-    limit_of: what the balancer takes for the machine's number of workers.
+    limit_of: what is known of the machine's number of workers, by the balancer or by the machine's agent. warm_up: seconds
+    of load before that.
     """
-    clients = 2 * (len(MACHINES) * WORKERS + more)
-    order = Order(FRONT_LINES, seed=3, clients=clients, seconds=4.5, mean=FAULT_MEAN, deadline=10.0)
+    order = Order(
+        FRONT_WEB if is_http else FRONT_LINES,
+        seed=3,
+        clients=2 * (len(MACHINES) * WORKERS + more),
+        seconds=warm_up + 3.5,
+        mean=FAULT_MEAN,
+        deadline=10.0,
+        is_http=is_http,
+    )
     asked = cluster.ask(order)
-    let_pass(WARM_UP)
+    let_pass(warm_up)
     began = time.monotonic()
     cluster.machines[name].grow(more)
-    wait_until(
-        lambda: limit_of(name) == WORKERS + more, f"the balancer knows of {more} workers more"
-    )
+    wait_until(lambda: limit_of(name) == WORKERS + more, f"{more} workers more are known")
     followed = time.monotonic() - began
     done = asked.done()
     before = [one.machine for one in done if began - 0.7 <= one.ended < began]
