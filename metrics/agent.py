@@ -9,19 +9,19 @@ the line                        when
 ``ready up 100% maxconn:N``     N workers take requests (``agent_mode = maxconn``)
 ``ready up W%``                 W is the share of them that is idle (``agent_mode = weight``)
 ``drain``                       from TERM on: the pool finishes what it has, and takes nothing new
-``down #REASON``                no worker takes requests, or nobody knows
+``down #REASON``                no worker takes requests, or the scoreboard is too old
 ==============================  ===========================================================
 
-With ``maxconn``, HAProxy keeps in its own queue what no worker is free for. So a request waits in one
-queue for the first free worker of any machine, and not in the queue of one machine beside idle others.
+With ``maxconn``, HAProxy keeps a request in its own queue while no worker is free. So the request waits in
+one queue for the first free worker of any machine, and not on one machine while workers of another are idle.
 
-**What is stale is never up.** The counts come from the scoreboard, which the master keeps. A master that
-hangs replaces no worker and takes none off the scoreboard that has died. So after ``HUNG_AFTER`` without
-a tick the line says ``down``, whatever the scoreboard says. HAProxy keeps the last line where the agent
-does not answer, which is why a server with an agent needs HAProxy's own ``check`` as well.
+**The line never says up with stale counts.** The counts come from the scoreboard, which the master keeps. A
+master that hangs replaces no worker, and leaves a worker that has died on the scoreboard. So after
+``HUNG_AFTER`` without a tick the line says ``down``, whatever the scoreboard says. HAProxy keeps the last line
+of an agent that does not answer, so a server with an agent needs HAProxy's own ``check`` as well.
 
-**Prompt, whatever else goes on.** The agent has a thread of its own in the metrics process, so that a scrape
-does not delay it. It asks neither the master nor a worker.
+**Nothing else delays the line.** The agent has a thread of its own in the metrics process, so a scrape does
+not delay the agent. The agent asks neither the master nor a worker.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def answering_in_thread(
 ) -> Iterator[None]:
     """Answer in a thread of its own for the length of a block.
 
-    died: called in the thread with what has ended it, which nothing should.
+    died: called in the thread with an exception that has ended it. No exception should.
     """
     end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     server = Server(listener, respond, heed={end: lambda: True}, beat=lambda: False)

@@ -2,18 +2,18 @@
 
 By Little's law the mean number of requests in hand is the rate at which they arrive times the mean time
 that one takes. That many workers would have to be busy all the time. Requests do not arrive evenly, so the
-number is divided by the share of its time for which a worker should be busy:
+number is divided by the share of the time for which a worker should be busy:
 
     needed = arrivals per second x mean service time / TARGET
 
-**Why not the share of busy workers, or CPU time.** Both say at most 100 % when there are too few workers, so
-an autoscaler that follows them adds the same few machines whether the load is twice or ten times what the
-pool can take. Arrivals have no such limit. CPU time is also low while the workers wait, for a database that
-has become slow, and then needs more workers, not fewer.
+**Why not the share of busy workers, or CPU time.** Both are at most 100 % when there are too few workers. An
+autoscaler that follows them adds the same few machines whether the load is twice or ten times the capacity
+of the pool. Arrivals have no such limit. CPU time is also low while workers wait for a slow database, although
+the pool then needs more workers and not fewer.
 
-**What counts as an arrival.** What workers have taken, and by how much the accept queues have grown: in an
-overloaded pool this is the part that no worker shows. A request that was shed because it had waited too long
-has arrived, too, and has taken no time; the mean service time is that of the others.
+**What counts as an arrival.** Arrivals are the requests that workers have taken, and the growth of the accept
+queues, which is the part of an overload that no worker shows. A request that was shed because it had waited
+too long has arrived, too. It has taken no time, so the mean service time is that of the others.
 """
 
 from __future__ import annotations

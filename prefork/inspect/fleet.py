@@ -1,4 +1,4 @@
-"""Several pools as rows, those first that need attention (pure): what ``prefork status URL...`` and ``top URL...`` show."""
+"""Several pools as rows for ``prefork status URL...`` and ``top URL...``, those first that need attention (pure)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ class Need(enum.IntEnum):
 
     @property
     def is_ready(self) -> bool:
-        """Whether such a pool gets traffic."""
+        """Whether such a pool should get traffic."""
         return self > Need.NOT_READY
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One pool. where: ``Url.where``. state: what it does, in words. The rest are cells, ``-`` where nothing is known.
+    """One pool. The texts are cells of the table, ``-`` for a value that is not known.
 
-    utilization: the share of ready workers that are busy. rate: requests per second, None at the first look.
+    where: ``Url.where``. state: what the pool does, in words. utilization: the share of ready workers that are
+    busy. rate: requests per second, None before the second answer.
     """
 
     where: str
@@ -62,8 +63,8 @@ def row(
 ) -> Row:
     """Return the row of one host.
 
-    before, now: the last two answers. at: this moment, monotonic seconds. patience: seconds after which a
-    host counts as silent whose last answer was good, as when a thread waits for a resolver.
+    before, now: the last two results. at: this moment, monotonic seconds. patience: seconds after which an
+    answer is too old to be shown, as when the thread waits for a resolver.
     """
     if now is None:
         return Row(where, Need.NO_ANSWER, "no answer yet")

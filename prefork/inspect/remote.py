@@ -1,10 +1,10 @@
-"""The pools of other machines, as they say themselves over HTTP: fetching their ``/status`` documents.
+"""The status of pools on other machines: fetching their ``/status`` documents over HTTP.
 
-Whoever answers at an address is a stranger. So everything has a bound: the seconds of an answer from the
-first byte to the last, its bytes, and each number and text in it. What comes out is a ``Document``, whose
-texts are printable; anything else is a ``RemoteError``, whose words say what was wrong.
+Any program may answer at an address. So everything has a bound: the seconds until the last byte of an
+answer, its bytes, and each number and text in it. ``fetch()`` returns a ``Document``, whose texts are
+printable, or raises a ``RemoteError``, whose text says what was wrong.
 
-HTTP/1.0 is asked for, because an answer then ends with the connection and needs no other framing.
+The request is one of HTTP/1.0, because the answer then ends with the connection and needs no other framing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prefork.workers.hosts import is_portable_host, with_port
 from prefork.workers.text import escaped
 
 ANSWER_TIME: Final = 2.0
-"""Seconds that an answer may take, with the connection and the last byte."""
+"""Seconds for the connection and the whole answer."""
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Bytes of an answer. The document of the largest pool, with 4096 slots, has less than 2 MiB."""
@@ -42,11 +42,11 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
 
 
 class RemoteError(PreforkError):
-    """A host has not answered with the status of a pool. The text says what it did, in a few words."""
+    """A host has not answered with the status of a pool. The text says what happened, in a few words."""
 
 
 class UrlError(PreforkError):
-    """A word of the command line is no address of a pool's status."""
+    """An argument of the command line is no URL of a pool's status."""
 
 
 class Url(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ _Text = Annotated[str, Meta(max_length=500)]
 
 
 class Workers(msgspec.Struct, frozen=True):
-    """How many workers there are, by what they do."""
+    """How many workers there are, by state."""
 
     idle: _Count
     busy: _Count
@@ -111,7 +111,7 @@ class Workers(msgspec.Struct, frozen=True):
 
 
 class Requests(msgspec.Struct, frozen=True):
-    """How many requests there have been, by how they ended."""
+    """How many requests there have been, by outcome."""
 
     total: _Count
     error: _Count
@@ -135,7 +135,7 @@ class RemoteListener(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """What is used of a status (``prefork.metrics.status``); a document may have more."""
+    """The used part of a status (``prefork.metrics.status``); a document may have more."""
 
     phase: _Text
     ready: bool
@@ -166,7 +166,7 @@ class Document(msgspec.Struct, frozen=True):
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the pool says that it cannot keep up."""
+        """Whether the pool reports that every worker is busy while clients wait."""
         return bytes(self.saturation) != b"null"
 
 
@@ -259,7 +259,7 @@ def _reason(error: OSError) -> str:
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What was last heard of a host. at: when, monotonic seconds. failure: why there is no document; "" for none."""
+    """The result of asking a host once. at: monotonic seconds. failure: why there is no document; "" where there is one."""
 
     at: float
     document: Document | None = None
@@ -267,9 +267,11 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Asks one host again and again, in a thread of its own, so that a host that hangs delays nothing.
+    """Asks one host again and again, in a thread of its own, so that a host that hangs delays no other.
 
-    The thread is a daemon: even one that waits for a resolver keeps no command from ending.
+    The thread is a daemon, so it does not keep the command from ending while it waits for a resolver.
+
+    delay: seconds between an answer and the next request; None to ask once.
     """
 
     def __init__(self, url: Url, delay: float | None) -> None:
@@ -283,7 +285,7 @@ class Watch:
 
     @property
     def seen(self) -> tuple[Seen | None, Seen | None]:
-        """The last two things that were heard; the second one is the newest, and None before the first answer."""
+        """The last two results. The second one is the newest, and None before the first answer."""
         return self._seen
 
     def wait(self, seconds: float) -> None:
@@ -291,7 +293,7 @@ class Watch:
         self._thread.join(max(0.0, seconds))
 
     def end(self) -> None:
-        """Ask no more."""
+        """End the thread after the request that it has under way."""
         self._ended.set()
 
     def _live(self) -> None:
@@ -307,7 +309,7 @@ class Watch:
 
 
 def ask_once(urls: Sequence[Url]) -> list[Watch]:
-    """Ask all hosts once, at the same time; return when all have answered, or a moment after ANSWER_TIME."""
+    """Ask all hosts once, at the same time. Return when all have answered, or half a second after ANSWER_TIME."""
     end = time.monotonic() + ANSWER_TIME + 0.5
     watches = [Watch(url, None) for url in urls]
     with contextlib.suppress(KeyboardInterrupt):

@@ -32,7 +32,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the section is made for: the values of the command's flags."""
+    """The values of the command's flags."""
 
     backend: str
     mode: str
@@ -101,11 +101,11 @@ def command(
     weights: bool,
     send_proxy: bool,
 ) -> int:
-    """Print a backend for HAProxy 2.6 or later, to stand in its configuration beside a frontend.
+    """Print a backend for the configuration of HAProxy 2.6 or later.
 
     Each HOST runs a pool with the settings metrics and agent. HAProxy then has one queue for all of them: a
-    request goes to a machine only while a worker is free there. docs/CLUSTER.md says when that is the
-    right way, and what the lines mean.
+    request goes to a machine only while a worker is free there. docs/CLUSTER.md says when one queue is
+    the right way, and what the lines mean.
     """
     if not _BACKEND.fullmatch(backend):
         raise click.UsageError(
