@@ -365,6 +365,13 @@ WORKER = (
         "tests/live/test_death.py -k term_to_a_worker",
     ),
     Mutant(
+        "all threads of a worker may ask at once whether it is to leave",
+        "workers/worker/loop.py",
+        "        return bool(poll.poll(0))\n",
+        "        return bool(self._news.poll(0))\n",
+        "tests/unit/test_rounds.py -k ask_at_once",
+    ),
+    Mutant(
         "no worker serves more than twice its share at low load",
         "workers/worker/loop.py",
         "if turns % TURNS_IN_PLACE == 0:",

@@ -327,6 +327,28 @@ def test_thread_that_asks_takes_no_order_from_the_worker(bench: Bench) -> None:
     assert bench.word(SlotField.ORDER) == Order.RETIRE
 
 
+def test_threads_that_ask_at_once_get_an_answer(bench: Bench) -> None:
+    """Threads of handlers that ask at the same time whether the worker is to leave disturb neither each other nor it."""
+    bench.order(Order.RETIRE)
+    failures: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def ask() -> None:
+        together.wait(CEILING)
+        try:
+            assert all(bench.loop.is_asked_to_leave() for _ in range(5000))
+        except (AssertionError, RuntimeError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert bench.loop.is_ordered()
+
+
 def test_worker_that_is_woken_says_what_it_does(bench: Bench) -> None:
     """What was written over the state and the request in hand of an idle worker is put right when it is woken."""
 

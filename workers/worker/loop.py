@@ -111,8 +111,6 @@ class Loop:
         self._news = select.poll()
         self._order = 0
         """The highest order that the master has given to this worker."""
-        self._orders = select.poll()
-        self._orders.register(control.wake, select.POLLIN)
         for fd in (control.life, control.wake, control.signals):
             self._epoll.register(fd, select.EPOLLIN)
             self._news.register(fd, select.POLLIN)
@@ -206,7 +204,7 @@ class Loop:
             return self.is_ordered()
         # A thread of a handler only looks whether something is in the pipe. If it read the order, the
         # loop would not wake for it; and until it had noted the order, others would find none.
-        return bool(self._orders.poll(0))
+        return self._has_orders()
 
     def is_ordered(self) -> bool:
         """Return whether the master has ordered this worker to leave (the thread of the loop).
@@ -215,11 +213,19 @@ class Loop:
         nothing. Any worker can write the word. What counts is the worker's own pipe, which the
         master alone writes to. A word without an order in the pipe is a stray write, and is undone.
         """
-        if not self._order and self._orders.poll(0):
+        if not self._order and self._has_orders():
             self._read_orders()
         if not self._order:
             self._writer.words[ORDER] = Order.SERVE
         return bool(self._order)
+
+    def _has_orders(self) -> bool:
+        """Return whether something is in the pipe from the master (any thread)."""
+        # Each call makes a poll object. One object for all threads raises RuntimeError in each thread that
+        # calls it while another thread is in it, also in that of the loop.
+        poll = select.poll()
+        poll.register(self._control.wake, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _read_orders(self) -> None:
         # A fork of this process may have been faster.
