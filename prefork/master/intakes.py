@@ -7,6 +7,8 @@ the master looks at each socket once in a tick, and compares what the kernel say
     what a worker may have done            what the master does
     ---------------------------            --------------------
     shut a TCP listener down               listens again, on the same address
+    lowered the backlog of a TCP listener  listens again, with the former backlog
+    attached a socket filter               detaches it
     bound a socket to another interface    binds it back, which takes the capability CAP_NET_RAW
     connected a datagram socket to a peer  dissolves the connection
     shut a Unix socket down                nothing: the kernel has no way back
@@ -14,8 +16,8 @@ the master looks at each socket once in a tick, and compares what the kernel say
 Where a socket stays closed, the pool reports that it is not ready. The master also leaves a socket alone that
 other processes hold (``listener_inherited``): they may have closed it themselves, to stop.
 
-What the master cannot notice is a socket filter, and a peer that the kernel refuses for another reason, such
-as a full queue or a firewall.
+What the master cannot notice is a client that the kernel refuses for another reason, such as a full queue
+or a firewall, and a backlog of a Unix socket.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -37,6 +40,9 @@ from prefork.workers.listener import SO_BINDTOIFINDEX, Kind, Listener, backlog_o
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines of the log about one listener: a worker may close it again at once."""
+
+_SO_GET_FILTER = 26
+_SO_DETACH_FILTER = 27
 
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 """The address to which a datagram socket connects to have no peer any more."""
@@ -48,12 +54,14 @@ class Before(msgspec.Struct, frozen=True):
     """What a socket was like when the pool began to serve.
 
     backlog: 0 for a socket that does not listen. interface: the index of the network interface that it was
-    bound to, 0 for none. has_peer: whether it was connected, which only a datagram socket can be.
+    bound to, 0 for none. has_filter: whether the program has attached a socket filter. has_peer: whether it
+    was connected, which only a datagram socket can be.
     """
 
     address: object
     backlog: int
     interface: int
+    has_filter: bool
     has_peer: bool
 
 
@@ -140,34 +148,90 @@ def _look(sock: socket.socket, listener: Listener) -> Before:
         backlog=backlog_of(sock) if listener.kind is Kind.STREAM else 0,
         # A worker may have bound it before a reload, in which this look is the first one.
         interface=interface if _exists(interface) else 0,
+        has_filter=_has_filter(sock),
         has_peer=_has_peer(sock),
     )
 
 
 def _fault(sock: socket.socket, listener: Listener, before: Before) -> str:
     """Return why no client can come in, "" where nothing is known to keep them out."""
-    if before.backlog and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "it was shut down"
-    if _interface(sock) != before.interface:
-        return "it was bound to another network interface"
-    if listener.kind is Kind.DATAGRAM and _has_peer(sock) and not before.has_peer:
-        return "it was connected to one peer"
-    if listener.family == socket.AF_UNIX and _is_shut_down(sock):
-        return "it was shut down"
-    return ""
+    return next((why for why, found, _ in _FAULTS if found(sock, listener, before)), "")
 
 
 def _open(sock: socket.socket, listener: Listener, before: Before) -> None:
-    if before.backlog and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        _bind_again(sock, before)
-        sock.listen(before.backlog)
-    if _interface(sock) != before.interface:
-        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, before.interface)
-    if listener.kind is Kind.DATAGRAM and _has_peer(sock) and not before.has_peer:
-        if _libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        _bind_again(sock, before)
+    """Undo each fault. Raises OSError where the kernel refuses that."""
+    for _, found, undo in _FAULTS:
+        if found(sock, listener, before):
+            undo(sock, before)
+
+
+# --- the faults: how each is found, and undone
+
+
+def _listens_no_more(sock: socket.socket, _listener: Listener, before: Before) -> bool:
+    return before.backlog > 0 and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def _bind_and_listen(sock: socket.socket, before: Before) -> None:
+    _bind_again(sock, before)
+    sock.listen(before.backlog)
+
+
+def _has_lower_backlog(sock: socket.socket, _listener: Listener, before: Before) -> bool:
+    return before.backlog > 0 and backlog_of(sock) < before.backlog
+
+
+def _listen(sock: socket.socket, before: Before) -> None:
+    sock.listen(before.backlog)
+
+
+def _has_new_filter(sock: socket.socket, _listener: Listener, before: Before) -> bool:
+    return not before.has_filter and _has_filter(sock)
+
+
+def _detach_filter(sock: socket.socket, _before: Before) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def _has_other_interface(sock: socket.socket, _listener: Listener, before: Before) -> bool:
+    return _interface(sock) != before.interface
+
+
+def _bind_to_interface(sock: socket.socket, before: Before) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, before.interface)
+
+
+def _has_new_peer(sock: socket.socket, listener: Listener, before: Before) -> bool:
+    return listener.kind is Kind.DATAGRAM and _has_peer(sock) and not before.has_peer
+
+
+def _dissolve_connection(sock: socket.socket, before: Before) -> None:
+    if _libc.connect(sock.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    _bind_again(sock, before)
+
+
+def _is_shut_unix(sock: socket.socket, listener: Listener, _before: Before) -> bool:
+    return listener.family == socket.AF_UNIX and _is_shut_down(sock)
+
+
+def _give_up(_sock: socket.socket, _before: Before) -> None:
+    """Do nothing: the kernel has no way back."""
+
+
+Found = Callable[[socket.socket, Listener, Before], bool]
+Undo = Callable[[socket.socket, Before], None]
+
+_FAULTS: Final[tuple[tuple[str, Found, Undo], ...]] = (
+    ("it was shut down", _listens_no_more, _bind_and_listen),
+    ("its backlog was lowered", _has_lower_backlog, _listen),
+    ("it has a socket filter", _has_new_filter, _detach_filter),
+    ("it was bound to another network interface", _has_other_interface, _bind_to_interface),
+    ("it was connected to one peer", _has_new_peer, _dissolve_connection),
+    ("it was shut down", _is_shut_unix, _give_up),
+)
+"""Each fault in words, whether a socket has it, and what undoes it."""
 
 
 def _bind_again(sock: socket.socket, before: Before) -> None:
@@ -184,6 +248,17 @@ def _interface(sock: socket.socket) -> int:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return 0
     return sock.getsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX)
+
+
+def _has_filter(sock: socket.socket) -> bool:
+    # The length of this option counts instructions of eight bytes, so getsockopt() of Python would give the
+    # kernel a buffer that is too short. Asked for none, the kernel says how many there are, and EACCES for a
+    # filter of the extended kind.
+    count = ctypes.c_uint(0)
+    fd, option = sock.fileno(), _SO_GET_FILTER
+    if _libc.getsockopt(fd, socket.SOL_SOCKET, option, None, ctypes.byref(count)) != 0:
+        return ctypes.get_errno() == errno.EACCES
+    return count.value > 0
 
 
 def _exists(interface: int) -> bool:

@@ -532,10 +532,17 @@ LANES = (
 
 LISTENERS = (
     Mutant(
+        "a socket filter that a worker has attached is detached",
+        "prefork/master/intakes.py",
+        "    sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)\n",
+        "    pass\n",
+        "tests/unit/test_intakes.py -k filter",
+    ),
+    Mutant(
         "a listener that a worker has shut down listens again",
         "prefork/master/intakes.py",
-        "        sock.listen(before.backlog)",
-        "        pass",
+        "    _bind_again(sock, before)\n    sock.listen(before.backlog)\n",
+        "    pass\n",
         "tests/unit/test_intakes.py",
     ),
     Mutant(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import socket
 import socketserver
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     Make = Callable[..., Listener]
 
 NO_INTERFACE = 0x7FFFFFFF
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_LOCK_FILTER = 26, 27, 44
+"""Options of sockets, as Linux numbers them on most machines."""
 
 
 @pytest.fixture(name="make")
@@ -135,6 +140,60 @@ def test_unix_listener_that_was_shut_down_is_closed(
             ("listener takes no clients, the pool is not ready", "it was shut down")
         ]
         listener.remove_path()
+
+
+def attach_filter(sock: socket.socket) -> None:
+    """Attach a filter that drops all packets: one instruction, which returns the length 0."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+    given = struct.pack("HxxxxxxQ", 1, ctypes.addressof(program))
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, given)
+
+
+@pytest.mark.parametrize("kind", [socketserver.TCPServer, socketserver.UDPServer])
+def test_socket_filter_is_detached(make: Make, log: pytest.LogCaptureFixture, kind: Any) -> None:
+    """A filter that a worker attaches is detached; one that the program had before stays."""
+    with_filter, without = make(kind), make(kind)
+    attach_filter(with_filter.server.socket)
+    watch = Intakes([with_filter, without])
+    assert watch.check(0.0) == 0
+    assert lines(log) == []
+    attach_filter(without.server.socket)
+    assert watch.check(1.0) == 0
+    assert lines(log) == [
+        ("listener was closed by a worker and is open again", "it has a socket filter")
+    ]
+    with pytest.raises(FileNotFoundError):  # there is none any more
+        without.server.socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    with_filter.server.socket.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def test_socket_filter_that_is_locked_keeps_the_pool_from_being_ready(
+    make: Make, log: pytest.LogCaptureFixture
+) -> None:
+    """A filter that a worker has locked cannot be detached by anybody: the pool is not ready, and says why."""
+    listener = make(socketserver.TCPServer)
+    watch = Intakes([listener])
+    attach_filter(listener.server.socket)
+    listener.server.socket.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+    assert watch.check(0.0) == 1
+    ((_, why),) = lines(log)
+    assert why == "it has a socket filter, and cannot be opened: Operation not permitted"
+
+
+def test_backlog_that_was_lowered_is_raised_again(
+    make: Make, log: pytest.LogCaptureFixture
+) -> None:
+    """A worker that listens with a backlog of 0 takes no place from the clients; a larger backlog stays."""
+    listener = make(socketserver.TCPServer, request_queue_size=37)
+    watch = Intakes([listener])
+    sock = listener.server.socket
+    for given, kept in ((0, 37), (50, 50)):
+        sock.listen(given)
+        assert watch.check(float(given)) == 0
+        assert intakes.backlog_of(sock) == kept
+    assert lines(log) == [
+        ("listener was closed by a worker and is open again", "its backlog was lowered")
+    ]
 
 
 def test_inherited_listener_is_left_alone(make: Make, log: pytest.LogCaptureFixture) -> None:
