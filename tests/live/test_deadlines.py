@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 TIMEOUT = 0.5
 """Seconds of request_timeout; after it come the dump and the master's tick."""
+
+LATE = 4.0
+"""Seconds for the dump and the tick on a busy machine; what hangs would hang without end."""
 
 TRIES = 3
 """How many requests may hang until one of them shows where."""
@@ -56,17 +60,21 @@ def test_hung_request_ends_with_its_worker(start: Callable[..., Program], how: s
             send_line(client, line)
             assert read_to_the_end(client) == ""
             seconds = took.seconds
-        assert TIMEOUT <= seconds < TIMEOUT + 1.5
+        assert TIMEOUT <= seconds < TIMEOUT + LATE
         hung += 1
         exited = program.wait_logged("exited cause=request_timeout", times=hung)
-        assert "request_age=0." in exited[-1] or "request_age=1." in exited[-1]
+        assert re.search(r"request_age=[0-4]\.", exited[-1])
         assert ask(address, "1 + 1").endswith(" 2")
     assert seen in program.log[program.log.index(" stacks ") :]
     with board_of(program.pid) as board:
-        snapshot = board.snapshot()
-        assert snapshot.exits[ExitKind.REQUEST_TIMEOUT] == hung
-        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == hung
-        assert sum(one[SlotField.ABORTED] for one in snapshot.slots) == 0
+
+        def counts() -> tuple[int, ...]:
+            snapshot = board.snapshot()
+            fields = (SlotField.TIMEOUTS, SlotField.ABORTED)
+            totals = [sum(one[field] for one in snapshot.slots) for field in fields]
+            return (snapshot.exits[ExitKind.REQUEST_TIMEOUT], *totals)
+
+        wait_until(lambda: counts() == (hung, hung, 0), lambda: f"{hung} timeouts: {counts()}")
     sys.stdout.write(f"request_timeout {TIMEOUT} s: hung up on after {seconds:.2f} s\n")
 
 
@@ -122,13 +130,15 @@ def test_take_that_hangs_ends_with_its_worker(
         took = Stopwatch()
         send_line(client, "H")
         assert read_to_the_end(client) == ""
-        assert TIMEOUT <= took.seconds < TIMEOUT + 1.5
+        assert TIMEOUT <= took.seconds < TIMEOUT + LATE
     assert ask(address, "1 + 1").endswith(" 2")
     program.wait_logged("exited cause=request_timeout")
     assert "in get_request" in program.log or "in accept" in program.log
     with board_of(program.pid) as board:
-        snapshot = board.snapshot()
-        assert sum(one[SlotField.TIMEOUTS] for one in snapshot.slots) == 1
+        wait_until(
+            lambda: sum(one[SlotField.TIMEOUTS] for one in board.snapshot().slots) == 1,
+            "the timeout is counted",
+        )
 
 
 def test_time_in_get_request_counts_as_part_of_the_request(start: Callable[..., Program]) -> None:
@@ -141,10 +151,10 @@ def test_time_in_get_request_counts_as_part_of_the_request(start: Callable[..., 
         class Server(prefork.PreForkingTCPServer):
             def get_request(self):
                 taken = super().get_request()
-                time.sleep(1.0)
+                time.sleep(1.5)
                 return taken
 
-        serve(Run, Server, workers=1, request_timeout=1.6)
+        serve(Run, Server, workers=1, request_timeout=2.2)
         """
     )
     address = program.address()
@@ -153,7 +163,7 @@ def test_time_in_get_request_counts_as_part_of_the_request(start: Callable[..., 
         took = Stopwatch()
         send_line(client, "time.sleep(1000)")
         assert read_to_the_end(client) == ""
-        assert 1.6 <= took.seconds < 2.5
+        assert 2.2 <= took.seconds < 1.5 + 2.2
 
 
 def test_stopped_worker_is_replaced_at_its_deadline(start: Callable[..., Program]) -> None:
@@ -161,7 +171,7 @@ def test_stopped_worker_is_replaced_at_its_deadline(start: Callable[..., Program
     program = start(serving("Run", workers=2, request_timeout=TIMEOUT))
     address = program.address()
     with connect(address) as client:
-        send_line(client, "[tell('busy', os.getpid()), time.sleep(0.2)]")
+        send_line(client, "[tell('busy', os.getpid()), time.sleep(1000)]")
         held = program.told("busy")
         os.kill(held, signal.SIGSTOP)
         with Load(address, clients=2, text="1 #") as load:
@@ -174,13 +184,13 @@ def test_extended_deadline_is_kept(start: Callable[..., Program]) -> None:
     """A handler that has extended its deadline may take longer, by that much and for that request only."""
     program = start(serving("Run", workers=1, request_timeout=TIMEOUT))
     address = program.address()
-    long = "[self.server.worker.extend_deadline(1.5), time.sleep(1.2), 7][-1]"
+    long = "[self.server.worker.extend_deadline(10), time.sleep(1.2), 7][-1]"
     assert ask(address, long).endswith(" 7")
     with connect(address) as client:
         took = Stopwatch()
         send_line(client, "time.sleep(60)")
         assert read_to_the_end(client) == ""
-        assert took.seconds < TIMEOUT + 1.5
+        assert took.seconds < TIMEOUT + LATE
 
 
 def test_nobody_is_killed_for_time_in_which_the_master_did_not_run(
@@ -208,13 +218,15 @@ def test_slow_request_is_reported_once_and_goes_on(start: Callable[..., Program]
     program = start(serving("Run", workers=1, slow_request=0.2))
     address = program.address()
     assert ask(address, "time.sleep(1.0) or 7").endswith(" 7")
+    program.wait_logged("in handle")
     assert len(program.logged("has a slow request")) == 1
     assert len(program.logged(" stacks ")) == 1
-    assert "in handle" in program.log
     with board_of(program.pid) as board:
         assert board.pool(PoolField.SLOW_REQUESTS) == 1
-    assert ask(address, "time.sleep(0.4) or 8").endswith(" 8")
-    wait_until(lambda: len(program.logged("has a slow request")) == 2, "the second one, too")
+    with send(address, "self.rfile.readline() and 8") as client:
+        program.wait_logged("has a slow request", times=2)
+        send_line(client, "go on")
+        assert read_to_the_end(client).endswith(" 8")
 
 
 def test_slow_request_gets_a_dump_of_its_own(start: Callable[..., Program]) -> None:
@@ -224,9 +236,11 @@ def test_slow_request_gets_a_dump_of_its_own(start: Callable[..., Program]) -> N
     with find_pool(str(program.pid)) as pool:
         program.signal(signal.SIGUSR1)
         wait_until(lambda: pool.reports().get(0), "the stacks of the idle worker")
-    assert ask(address, "time.sleep(0.6) or 7").endswith(" 7")
-    program.wait_logged(" stacks .*")
-    assert "in handle" in program.log
+    with send(address, "self.rfile.readline() and 7") as client:
+        program.wait_logged("has a slow request")
+        program.wait_logged("in handle")
+        send_line(client, "go on")
+        assert read_to_the_end(client).endswith(" 7")
 
 
 def test_master_that_is_slow_insists_before_it_kills(start: Callable[..., Program]) -> None:

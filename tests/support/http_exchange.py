@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from prefork.wsgi import handler_for
+from tests.support.clients import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,7 @@ def exchange(application: Any, *pieces: bytes, **server: object) -> bytes:
                 failures.append(error)
 
     with ours:
-        ours.settimeout(10)
+        ours.settimeout(TIMEOUT)
         thread = threading.Thread(target=serve)
         thread.start()
         received = bytearray()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_PATIENCE = 1.0
-"""Seconds in which what is on its way out may go."""
+PATIENCE = 5.0
+"""Seconds in which what is on its way out may go: few, and enough for a loaded machine."""
 
 
-def wait_for_no_children(patience: float = _PATIENCE) -> list[Process]:
+def wait_for_no_children(patience: float = PATIENCE) -> list[Process]:
     """Return the children of this process that do not go by themselves, after killing and reaping them."""
     end = time.monotonic() + patience
     while (left := _children()) and time.monotonic() < end:
@@ -36,7 +36,7 @@ def _children() -> list[Process]:
     return children_of(os.getpid())
 
 
-def wait_for_descriptors(before: Mapping[int, str], patience: float = _PATIENCE) -> list[str]:
+def wait_for_descriptors(before: Mapping[int, str], patience: float = PATIENCE) -> list[str]:
     """Return the descriptors of this process that were not there before, and those that are gone."""
     end = time.monotonic() + patience
     while (changed := _changes(before, fds_of())) and time.monotonic() < end:

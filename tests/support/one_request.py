@@ -7,6 +7,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from tests.support.clients import TIMEOUT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,9 +20,9 @@ def one_request(server: Any) -> Iterator[socket.socket]:
     thread.start()
     try:
         with socket.socket(server.address_family) as client:
-            client.settimeout(5)
+            client.settimeout(TIMEOUT)
             client.connect(server.server_address)
             yield client
     finally:
-        thread.join(10)
+        thread.join(TIMEOUT)
     assert not thread.is_alive()

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from tests.support.leftovers import PATIENCE
 from tests.support.processes import children_of, live_children_of, reap_adopted
 from tests.support.waiting import CEILING, wait_until
 
@@ -268,7 +269,7 @@ class Program:
 
     def leftovers(self) -> list[str]:
         """Return the live processes of its session, orphans that this process has adopted, that stay."""
-        end = time.monotonic() + 1  # who has closed its standard output has a moment yet to go
+        end = time.monotonic() + PATIENCE
         while (left := self._orphans()) and time.monotonic() < end:
             time.sleep(0.005)
         return left
