@@ -60,7 +60,7 @@ class RequestTimeout(RequestCancelled):
 
 
 class CPUTimeExceeded(RequestCancelled):
-    """The worker has used more than ``cpu_timeout`` of CPU time since it has this request in hand."""
+    """The worker has used more than ``cpu_timeout`` of CPU time for the request in hand."""
 
     reason = CancelReason.CPU_TIMEOUT
 

@@ -55,16 +55,16 @@ class ParkingMixIn(BaseRequestHandler if TYPE_CHECKING else object):  # type: ig
     """
 
     can_park = True
-    """What tells the pool to keep a lot for the server of this handler class."""
+    """Tells the pool that the server of this handler class needs the lot."""
 
     state: bytes = b""
     close_connection: bool = False
 
     fetch_ahead: Any = None
-    """A method that reads what has arrived, of a handler that overrides ``take_read_ahead()``; None for none.
+    """A method that reads what has arrived, for a handler that overrides ``take_read_ahead()``; None without one.
 
-    What is read is what ``take_read_ahead()`` returns from then on. A worker calls the method when a client
-    has spoken for which the worker has waited. Without it each of these waits costs more.
+    ``take_read_ahead()`` returns from then on what the method has read. A worker calls the method when the client for
+    which it has waited speaks. Without the method, each of these waits costs more.
     """
 
     _luggage: Luggage = _NOTHING

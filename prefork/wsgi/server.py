@@ -46,15 +46,17 @@ class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type:
 class WSGIServer(_OfApplication, PreForkingTCPServer):
     """A pre-forked server of a WSGI application on IPv4 or IPv6: ``WSGIServer(address, application)``.
 
-    All settings of a pool are class attributes, as with the other servers. In addition:
+    All settings of a pool are class attributes, as with the other servers. There are these, too. A status in
+    brackets is the answer to a request that goes over the limit.
 
     limit_head: most bytes of the head of a request (431). limit_fields: most fields in it (431).
     limit_body: most bytes of a body, None for any number (413). ``edge_timeout`` is the time for a
     head (408), and ``client_timeout`` the longest pause within a body.
 
-    forwarded_from: networks of proxies, as text; ``unix`` for all peers of Unix sockets. They are believed when they
-    say in the head for whom a request is. forwarded_fields: ``x-forwarded`` for X-Forwarded-For and X-Forwarded-Proto,
-    ``forwarded`` for Forwarded. The constructor raises SettingsError for a value that cannot be used.
+    forwarded_from: networks of proxies, as text; ``unix`` for all peers of Unix sockets. What these peers say in the
+    head about the client of a request is believed. forwarded_fields: ``x-forwarded`` for X-Forwarded-For and
+    X-Forwarded-Proto, ``forwarded`` for Forwarded. The constructor raises SettingsError for a value that cannot be
+    used.
 
     A request that is asked to end (``soft_timeout``) is answered by 504, one that has waited for longer
     than ``max_queue_wait`` by 503.
