@@ -2757,6 +2757,38 @@ CLUSTER = (
 )
 
 
+REFERENCE = (
+    Mutant(
+        "each event of the log is on the page that lists them",
+        "prefork/reloading/reload.py",
+        '"reloaded", generation=generation',
+        '"is reloaded", generation=generation',
+        "tests/unit/test_log_events.py",
+    ),
+    Mutant(
+        "the page of log events has the level of each of them",
+        "workers/pool/pool.py",
+        'log.event(logging.INFO, str(handle), "ready", boot=boot)',
+        'log.event(logging.DEBUG, str(handle), "ready", boot=boot)',
+        "tests/unit/test_log_events.py",
+    ),
+    Mutant(
+        "each public name is on the page of the API",
+        "metrics/slots.py",
+        '__all__ = ["enable"]',
+        '__all__ = ["enable", "lease"]',
+        "tests/unit/test_api.py",
+    ),
+    Mutant(
+        "the page of exit codes has the codes of the commands",
+        "prefork/cli/commands/exit_code.py",
+        "BIND_FAILED = 4",
+        "BIND_FAILED = 6",
+        "tests/unit/test_docs.py -k table_is_current",
+    ),
+)
+
+
 MUTANTS = (
     *BOUNDS,
     *SPARES,
@@ -2794,4 +2826,5 @@ MUTANTS = (
     *REST,
     *RPC,
     *CLUSTER,
+    *REFERENCE,
 )
