@@ -372,6 +372,13 @@ WORKER = (
         "tests/unit/test_rounds.py -k ask_at_once",
     ),
     Mutant(
+        "a worker that is to leave says so to its threads from then on, without a gap",
+        "workers/worker/loop.py",
+        " or self._is_reading or bool(self._order)",
+        " or bool(self._order)",
+        "tests/unit/test_rounds.py -k order_is_read",
+    ),
+    Mutant(
         "no worker serves more than twice its share at low load",
         "workers/worker/loop.py",
         "if turns % TURNS_IN_PLACE == 0:",

@@ -349,6 +349,26 @@ def test_threads_that_ask_at_once_get_an_answer(bench: Bench) -> None:
     assert bench.loop.is_ordered()
 
 
+def test_thread_that_asks_while_the_order_is_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that asks when the order has left the pipe and is not noted yet hears that the worker is to leave."""
+    found: list[bool] = []
+    read = os.read
+
+    def read_and_ask(fd: int, size: int) -> bytes:
+        data = read(fd, size)
+        thread = threading.Thread(target=lambda: found.append(bench.loop.is_asked_to_leave()))
+        thread.start()
+        thread.join()
+        return data
+
+    bench.order(Order.RETIRE)
+    monkeypatch.setattr(os, "read", read_and_ask)
+    assert bench.loop.is_ordered()
+    assert found == [True]
+
+
 def test_worker_that_is_woken_says_what_it_does(bench: Bench) -> None:
     """What was written over the state and the request in hand of an idle worker is put right when it is woken."""
 

@@ -111,6 +111,8 @@ class Loop:
         self._news = select.poll()
         self._order = 0
         """The highest order that the master has given to this worker."""
+        self._is_reading = False
+        """Whether an order may have left the pipe and is not noted yet."""
         for fd in (control.life, control.wake, control.signals):
             self._epoll.register(fd, select.EPOLLIN)
             self._news.register(fd, select.POLLIN)
@@ -204,7 +206,9 @@ class Loop:
             return self.is_ordered()
         # A thread of a handler only looks whether something is in the pipe. If it read the order, the
         # loop would not wake for it; and until it had noted the order, others would find none.
-        return self._has_orders()
+        # The three are looked at in the order in which the loop changes them, so that an answer that was yes
+        # stays yes.
+        return self._has_orders() or self._is_reading or bool(self._order)
 
     def is_ordered(self) -> bool:
         """Return whether the master has ordered this worker to leave (the thread of the loop).
@@ -228,9 +232,11 @@ class Loop:
         return bool(poll.poll(0))
 
     def _read_orders(self) -> None:
+        self._is_reading = True
         # A fork of this process may have been faster.
         with contextlib.suppress(BlockingIOError):
             self._order = max((self._order, *os.read(self._control.wake, 4096)))
+        self._is_reading = False
 
     def _obey(self) -> ExitKind:
         """Do what the master's order asks for before this worker leaves; return why it leaves."""
