@@ -54,15 +54,15 @@ def test_first_generation_that_cannot_boot_ends_the_server(
     line, report = DEEDS[deed]
     watch = Stopwatch()
     program = start(FAILING.format(deed=line))
-    message, told = program.told("refused", ceiling=6)
+    message, told = program.told("refused")
     assert message
     assert report in told
     program.told("no children")
     assert program.wait() == 0
-    assert watch.seconds < 5
+    assert watch.seconds < 15  # and not the seconds without end of those that hang
     assert program.all_told("address") == []
     assert program.all_told("left") == []
-    program.wait_silent(ceiling=1)
+    program.wait_silent()
 
 
 def test_report_of_a_boot_error_is_the_traceback(start: Callable[..., Program]) -> None:
@@ -94,7 +94,7 @@ LATER = """
             tell("failed", worker.slot)
             {deed}
 
-    serve(Echo, workers=3, boot_timeout=0.3, worker_init=worker_init)
+    serve(Echo, workers=3, boot_timeout=1.0, worker_init=worker_init)
 """
 
 
@@ -118,8 +118,8 @@ def test_later_boot_failures_back_off_and_recover(start: Callable[..., Program],
     assert (cpu_seconds(program.pid) - before) / watch.seconds < 0.2
     assert workers - {min(workers)} <= program.workers()
     broken.unlink()
-    program.wait_workers(3, ceiling=4)
-    program.wait_logged(r"worker slot=\d+ gen=\d+ pid=\d+ ready", times=4, ceiling=4)
+    program.wait_workers(3)
+    program.wait_logged(r"worker slot=\d+ gen=\d+ pid=\d+ ready", times=4)
     assert program.stop() == 0
 
 
@@ -134,8 +134,8 @@ def test_worker_that_hangs_while_it_boots_is_killed(start: Callable[..., Program
     program.told("failed")
     assert int(ask(address).split()[0]) in workers
     broken.unlink()
-    program.wait_logged("boot_timeout", ceiling=3)
-    program.wait_logged(r"worker slot=\d+ gen=\d+ pid=\d+ ready", times=4, ceiling=3)
+    program.wait_logged("boot_timeout")
+    program.wait_logged(r"worker slot=\d+ gen=\d+ pid=\d+ ready", times=4)
     program.wait_workers(3)
 
 
@@ -164,7 +164,7 @@ def test_one_bad_first_worker_does_not_hold_back_the_rest(
     program.address()
     program.wait_workers(3)
     assert (tmp_path / "tried").exists()
-    assert len(program.logged("exited cause=")) == 1
+    assert len(program.wait_logged("exited cause=")) == 1
 
 
 def test_stop_is_obeyed_during_a_back_off(start: Callable[..., Program]) -> None:
@@ -177,7 +177,7 @@ def test_stop_is_obeyed_during_a_back_off(start: Callable[..., Program]) -> None
     program.told("failed", 3)
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 1.0
+    assert watch.seconds < 3.0  # far below graceful_timeout
 
 
 def test_dead_before_ready_does_not_delay_the_replacement_of_others(
@@ -193,7 +193,7 @@ def test_dead_before_ready_does_not_delay_the_replacement_of_others(
         os.kill(worker, signal.SIGKILL)
     program.told("failed", 2)
     broken.unlink()
-    wait_until(lambda: len(program.workers()) == 3, "three workers", ceiling=3)
+    wait_until(lambda: len(program.workers()) == 3, "three workers", ceiling=10)
 
 
 @pytest.mark.parametrize("where", ["class", "object"])

@@ -114,8 +114,8 @@ def test_request_is_asked_to_end_at_its_soft_timeout(start: Callable[..., Progra
     assert re.search(
         r'client=127\.0\.0\.1:\d+ at="<string>:1 in <module> < app\.py:\d+ in handle"', line
     )
-    assert program.logged(r"is asked to end its request reason=soft_timeout request_age=0\.")
-    assert program.logged("RequestTimeout: soft_timeout")  # the whole stack, at level DEBUG
+    program.wait_logged(r"is asked to end its request reason=soft_timeout request_age=\d\.")
+    program.wait_logged("RequestTimeout: soft_timeout")  # the whole stack, at level DEBUG
 
 
 def test_moments_that_do_not_fit_delay_the_end(start: Callable[..., Program]) -> None:
@@ -125,7 +125,7 @@ def test_moments_that_do_not_fit_delay_the_end(start: Callable[..., Program]) ->
     worker = ask(address, "1 + 1").split()[0]
     took = Stopwatch()
     assert ask(address, f"[shield({3 * SOFT}), time.sleep(1000)]").endswith("ended: soft_timeout")
-    assert 3 * SOFT <= took.seconds < 3 * SOFT + 1
+    assert 3 * SOFT <= took.seconds < 3 * SOFT + 3
     assert program.told("shielded for") >= 3 * SOFT
     assert ask(address, f"setattr(self, 'late', {3 * SOFT})") == f"{worker} None"
     wait_cancelled(1, program.pid)
@@ -241,11 +241,11 @@ def test_hook_has_a_second(start: Callable[..., Program]) -> None:
     )
     address = program.address()
     with connect(address) as client:
+        took = Stopwatch()
         send_line(client, "time.sleep(1000)")
         program.told("hook")
-        took = Stopwatch()
         assert read_to_the_end(client) == ""
-        assert 0.9 <= took.seconds < 3
+        assert 1.0 <= took.seconds < 10
     program.wait_logged(r'request_cancelled\(\) was ended after="1 s"')
     assert ask(address, "time.sleep(1000)") == ""
     program.wait_logged(r"request_cancelled\(\) raised")
@@ -470,10 +470,12 @@ def test_handler_that_cancels_itself_ends_its_request_only(
 def test_each_request_of_a_connection_has_its_own_deadline(start: Callable[..., Program]) -> None:
     """Of a connection that is kept, the request in hand is the one that is ended, and earlier ones are not held against it."""
     program = start(
-        ANSWERING + HOSTS + f"    serve(Parked, Server, workers=1, soft_timeout={SOFT}, linger=1)\n"
+        ANSWERING
+        + HOSTS
+        + f"    serve(Parked, Server, workers=1, soft_timeout={2 * SOFT}, linger=1)\n"
     )
     with connect(program.address()) as client, client.makefile() as answers:
-        for _ in range(4):
+        for _ in range(6):
             send_line(client, f"time.sleep({SOFT / 2})")
             assert answers.readline().endswith(" None\n")
         send_line(client, "time.sleep(1000)")

@@ -89,13 +89,18 @@ def test_books_know_the_client(start: Callable[..., Program], bases: str) -> Non
             lambda: +Counter(board.snapshot().slots[0].rejections) == REFUSED,
             lambda: f"rejections are {board.snapshot().slots[0].rejections}",
         )
-    lines = facts(program, 5)
-    found = Counter((line["outcome"], line.get("identity")) for line in lines)
-    assert found[("ok", "alice")] in (2, 3)  # a last one is the end of the connection
-    assert (found[("error", "bob")], found[("rejected", None)]) == (1, 2)
-    (failed,) = program.logged("request failed")
+
+    def found() -> Counter[tuple[str, str]]:
+        return Counter((line["outcome"], line.get("identity")) for line in facts(program, 5))
+
+    wait_until(
+        lambda: (found()[("error", "bob")], found()[("rejected", None)]) == (1, 2),
+        lambda: f"a line for each client: {found()}",
+    )
+    assert found()[("ok", "alice")] in (2, 3)  # a last one is the end of the connection
+    (failed,) = program.wait_logged("request failed")
     assert "identity=bob" in failed
-    assert len(program.logged("refused a client reason=")) in (1, 2)  # at most one a second
+    assert len(program.wait_logged("refused a client reason=")) in (1, 2)  # at most one a second
     assert len(program.logged("Traceback")) == 1  # that of the handler
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.clients import ask, can_bind, connect, send
+from tests.support.clients import ask, can_bind, connect, send, send_line
 from tests.support.processes import (
     fds_of,
     is_alive,
@@ -227,8 +227,8 @@ def test_client_has_five_seconds(served: Observed) -> None:
                 slow.sendall(b"G")
                 assert fetch(served.address, "/livez").status == 200
                 let_pass(0.2)
-        assert 4.9 < watch.seconds < 6.5
-        wait_until(lambda: len(sockets_of(served.pid)) == before, "both are dropped", ceiling=1)
+        assert 4.9 < watch.seconds < 7.5
+        wait_until(lambda: len(sockets_of(served.pid)) == before, "both are dropped")
 
 
 def test_clients_that_do_not_read_are_bounded(served: Observed) -> None:
@@ -298,7 +298,7 @@ def test_answers_when_all_is_busy(start: Callable[..., Program], path: str) -> N
     program = start(observed("TellingRun", workers=2))
     workers = program.address()
     burn = (
-        "[0 for end in [time.monotonic() + 5] for _ in iter(lambda: time.monotonic() > end, True)]"
+        "[0 for end in [time.monotonic() + 60] for _ in iter(lambda: time.monotonic() > end, True)]"
     )
     with burners(start, 2), send(workers, burn), send(workers, burn):
         program.told("busy", 1)
@@ -358,7 +358,7 @@ def test_listener_that_a_worker_shuts_down(
     if tcp:
         program.wait_logged("listener was closed by a worker and is open again")
         assert ask(pool, "1 + 1").endswith(" 2")
-        assert fetch(address, "/readyz").status == 200
+        wait_until(lambda: fetch(address, "/readyz").status == 200, "the pool is ready again")
         return
     program.wait_logged("listener takes no clients, the pool is not ready")
     wait_until(lambda: fetch(address, "/readyz").status == 503, "the pool is not ready")
@@ -375,7 +375,7 @@ def test_readiness_follows_the_pool(start: Callable[..., Program]) -> None:
             while not os.path.exists("go"):
                 time.sleep(0.01)
 
-        serve(TellingRun, workers=2, metrics_address="127.0.0.1:0", drain_delay=0.5,
+        serve(TellingRun, workers=2, metrics_address="127.0.0.1:0", drain_delay=1.0,
               worker_init=worker_init, graceful_timeout=5)
     """)
     address = metrics_of(program).address
@@ -385,14 +385,15 @@ def test_readiness_follows_the_pool(start: Callable[..., Program]) -> None:
     pool = program.address()
     wait_until(lambda: fetch(address, "/readyz").status == 200, "the pool is ready")
 
-    with send(pool, "time.sleep(1.5)"):
+    with send(pool, "self.rfile.readline()") as client:
         program.told("busy")
         program.terminate()
-        wait_until(lambda: fetch(address, "/readyz").status == 503, "not ready", ceiling=0.45)
+        wait_until(lambda: fetch(address, "/readyz").status == 503, "not ready")
         assert "phase=not_ready" in fetch(address, "/readyz").text
         assert fetch(address, "/livez").status == 200
         wait_until(lambda: "phase=draining" in fetch(address, "/readyz").text, "draining")
         assert fetch(address).value("prefork_requests_in_progress") == 1
+        send_line(client, "")
         assert program.wait() == 0
     assert can_bind(address)  # type: ignore[arg-type]
 
@@ -413,7 +414,7 @@ def test_killed_process_is_replaced_at_once(start: Callable[..., Program]) -> No
     os.kill(first.pid, signal.SIGKILL)
     second = metrics_of(program, 1)
 
-    assert watch.seconds < 1.5
+    assert watch.seconds < 5.0  # one, with room for a loaded machine
     assert second.address == first.address
     assert second.pid != first.pid
     assert fetch(second.address).value("prefork_metrics_process_restarts_total") == 1
@@ -444,11 +445,14 @@ def test_process_that_cannot_boot_is_tried_seldom(start: Callable[..., Program])
         from tests.support.app import *
         import prefork.master.metrics_process
 
-        def live(spec, mask):
-            tell("started", time.monotonic())
-            os._exit(7)
+        start = prefork.master.metrics_process.MetricsProcess._start
 
-        prefork.master.metrics_process.live = live
+        def timed(*arguments):
+            tell("started", time.monotonic())
+            start(*arguments)
+
+        prefork.master.metrics_process.live = lambda spec, mask: os._exit(7)
+        prefork.master.metrics_process.MetricsProcess._start = timed
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
     pool = program.address()
@@ -498,7 +502,7 @@ def test_it_goes_with_its_master(start: Callable[..., Program], connections: int
     clients = [connect(found.address) for _ in range(connections)]
     program.signal(signal.SIGKILL)
     program.wait()
-    wait_until(lambda: not is_alive(found.pid), "the metrics process gone", ceiling=1.3)
+    wait_until(lambda: not is_alive(found.pid), "the metrics process gone", ceiling=4)
     for client in clients:
         client.close()
     assert can_bind(found.address)  # type: ignore[arg-type]
@@ -509,11 +513,12 @@ def test_signals_of_the_terminal_do_not_end_it(start: Callable[..., Program]) ->
     program = start(observed("TellingRun"))
     pool = program.address()
     found = metrics_of(program)
-    with send(pool, "time.sleep(1)"):
+    with send(pool, "self.rfile.readline()") as client:
         program.told("busy")
         os.killpg(program.pid, signal.SIGINT)
         wait_until(lambda: fetch(found.address, "/readyz").status == 503, "it is stopping")
         assert is_alive(found.pid)
+        send_line(client, "")
         program.wait()
     assert not is_alive(found.pid)
 
@@ -526,7 +531,7 @@ def test_it_ends_in_time_when_it_is_stopped(start: Callable[..., Program]) -> No
     os.kill(found.pid, signal.SIGSTOP)
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 2.5
+    assert watch.seconds < 5.0  # one, with room for a loaded machine
     assert not is_alive(found.pid)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.support.clients import ask, connect, server_of
 from tests.support.load import Load
 from tests.support.server import serving
-from tests.support.waiting import Stopwatch, wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,7 +234,7 @@ def test_answers_wait_for_no_acknowledgement(start: Callable[..., Program]) -> N
 
 
 def test_burst_behind_the_mix_in_is_served_at_once(start: Callable[..., Program]) -> None:
-    """A burst of clients at a standard class behind the mix-in waits for workers, not for retransmissions."""
+    """A burst of clients at a standard class behind the mix-in waits for workers: the kernel drops no handshake."""
     program = start("""
         from tests.support.app import *
         import prefork, socketserver
@@ -250,15 +251,22 @@ def test_burst_behind_the_mix_in_is_served_at_once(start: Callable[..., Program]
     """)
     address = program.address()
     ask(address)
-    watch = Stopwatch()
     clients = [connect(address) for _ in range(100)]
     for client in clients:
         client.sendall(b"hello\n")
     answers = [client.recv(100) for client in clients]
+    sent_again = sum(map(retransmissions, clients))
     for client in clients:
         client.close()
     assert all(answer.endswith(b" hello\n") for answer in answers)
-    assert watch.seconds < 1.0  # the first retransmission of a handshake
+    assert sent_again == 0
+
+
+def retransmissions(client: socket.socket) -> int:
+    """Return how many segments of a connection the kernel has sent again: what was dropped costs a second or more."""
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    (total,) = struct.unpack_from("=I", info, 100)  # tcpi_total_retrans
+    return int(total)
 
 
 def test_server_whose_requests_are_no_sockets(start: Callable[..., Program]) -> None:
@@ -317,5 +325,5 @@ def test_listener_with_a_timeout_of_its_own(start: Callable[..., Program]) -> No
     address = program.address()
     for _ in range(4):
         assert ask(address, "self.request.gettimeout()").endswith(" None")
-    assert program.stop(ceiling=2) == 0
+    assert program.stop(ceiling=10) == 0
     assert program.told("timeout") == 30

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clients import ask, can_bind, connect, read_to_the_end, send
 from tests.support.load import Load, Verdict
+from tests.support.ports import free_port
 from tests.support.processes import is_alive
 from tests.support.server import serving
 from tests.support.waiting import Stopwatch, wait_until
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 SOON = 1.0
 """Seconds within which an idle orphan is gone: the promise."""
 
-MARGIN = 0.3
+MARGIN = 2.0
+"""Seconds for a loaded machine. With SOON they are fewer than those for which an idle worker sleeps."""
 
 
 def kill_master(program: Program) -> Stopwatch:
@@ -51,7 +53,7 @@ def test_idle_orphans_are_gone_within_a_second(start: Callable[..., Program]) ->
     kill_master(program)
     wait_gone(workers, SOON + MARGIN)
     assert can_bind(address)
-    program.wait_silent(ceiling=1)
+    program.wait_silent()
 
 
 def test_replaced_workers_do_not_keep_each_other_alive(start: Callable[..., Program]) -> None:
@@ -143,7 +145,7 @@ def test_next_master_can_start_at_once(start: Callable[..., Program]) -> None:
 
         serve(TellingEcho, workers=1, pause=0.5, address=("127.0.0.1", int(sys.argv[1])))
     """
-    old = start(source, arguments=["0"])
+    old = start(source, arguments=[str(free_port())])
     address = old.address()
     with send(address, "late") as client:
         busy = old.told("busy")

@@ -25,7 +25,7 @@ from tests.support.ports import free_port
 from tests.support.processes import fds_of, is_alive, pipes_of
 from tests.support.reloadable import Reloadable
 from tests.support.sampling import ChildrenWatch
-from tests.support.waiting import Stopwatch, let_pass, stays, wait_until
+from tests.support.waiting import CEILING, Stopwatch, let_pass, stays, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ class DatagramLoad:
 
     def _ask_on(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(3)
+            client.settimeout(10)
             while not self._stopping.is_set():
                 client.sendto(b"x", self._address)
                 try:
@@ -146,17 +146,17 @@ BROKEN = {
 
 def test_broken_code_leaves_everything_as_it_is(reloadable: Callable[..., Reloadable]) -> None:
     """Whatever is wrong with the new code, the same workers serve on, and the reason is in the log and on the scoreboard."""
-    server = reloadable(boot_timeout=2.0)
+    server = reloadable(boot_timeout=4.0)
     program = server.program
     workers = program.wait_workers(3)
     with board_of(program.pid) as board, Load(server.address, clients=2) as load:
         for line, reason in BROKEN.values():
             server.write(
-                first=line, settings="{'workers': 99}" if not line else "{'boot_timeout': 2.0}"
+                first=line, settings="{'workers': 99}" if not line else "{'boot_timeout': 4.0}"
             )
             server.reload(board, fails=True)
             assert reason in board.reload_report.read()
-            assert reason in program.log
+            program.wait_logged(reason)
             wait_until(
                 lambda: board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED,
                 "the state says so",
@@ -293,6 +293,7 @@ def test_smaller_size_of_new_code_counts_when_its_first_worker_is_ready(
         server.write(settings=repr({"workers": 2, "max_children": 9}))
         server.reload(board)
     program.wait_workers(2)
+    program.wait_logged(r"worker slot=\d gen=0 pid=\d+ exited")
     log = program.log
     first_ready = re.search(r"worker slot=\d gen=1 pid=\d+ ready", log)
     first_exit = re.search(r"worker slot=\d gen=0 pid=\d+ exited", log)
@@ -348,7 +349,7 @@ def test_storm_of_terms_during_an_exec(reloadable: Callable[..., Reloadable]) ->
     program.wait_logged("new code passed its trial")
     storm = Stopwatch()
     while not program.logged("phase changed old=serving"):
-        assert storm.seconds < 10
+        assert storm.seconds < CEILING
         program.terminate()
         time.sleep(0.001)  # hundreds, not millions
     assert program.wait() == 0
@@ -366,7 +367,7 @@ def test_storm_of_signals_during_reloads(reloadable: Callable[..., Reloadable]) 
             rain = [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGWINCH]
             storm = Stopwatch()
             while board.pool(PoolField.RELOADS) == done:
-                assert storm.seconds < 15
+                assert storm.seconds < CEILING
                 for number in rain:
                     program.signal(number)
                 time.sleep(0.002)  # thousands, not millions
@@ -440,9 +441,9 @@ def test_changed_settings_are_read_again_and_named(reloadable: Callable[..., Rel
         server.write(settings="{'workers': 2, 'max_children': 9, 'slow_request': 3.0}")
         server.reload(board)
         program.wait_workers(2)
-        assert program.logged("setting changed key=workers old=3 new=2")
-        assert program.logged("setting changed key=slow_request old=- new=3s")
-        assert program.logged("max_children stays until a restart max_children=6 wanted=9")
+        program.wait_logged("setting changed key=workers old=3 new=2")
+        program.wait_logged("setting changed key=slow_request old=- new=3s")
+        program.wait_logged("max_children stays until a restart max_children=6 wanted=9")
         program.signal(signal.SIGTTIN)
         program.wait_workers(3)
         server.reload(board)  # what a signal has changed stays, as long as the setting does
@@ -490,8 +491,8 @@ def test_listeners_are_kept_added_and_drained(
     assert ask(added, "2")
     with pytest.raises(ConnectionRefusedError):
         connect(given_up)
+    wait_until(lambda: len(sockets_of(program.pid)) == 2, "the kept socket and the added one")
     assert len(sockets_of(program.pid) & inode) == 1
-    assert len(sockets_of(program.pid)) == 2
 
 
 def sockets_of(pid: int) -> set[str]:
@@ -525,12 +526,17 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
     """When the trial was good and the run is not, the old workers serve on; HUP runs corrected code at once."""
     server = reloadable()
     program = server.program
-    server.write(first="import os; 1 / (0 if not prefork.host.process.process.is_trial else 1)")
+    # By itself the program would be run again after this pause, which is far longer than the test.
+    patience = "import prefork.reloading.attempts as attempts; attempts.pause = lambda _: 1000.0"
+    fails = "1 / (0 if not prefork.host.process.process.is_trial else 1)"
+    server.write(first=f"{patience}\n{fails}")
     with board_of(program.pid) as board:
         workers = program.wait_workers(3)
         program.signal(signal.SIGHUP)
         program.wait_logged("the new code ended before it served")
-        assert board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED
+        wait_until(
+            lambda: board.pool(PoolField.RELOAD_STATE) == ReloadState.FAILED, "the state says so"
+        )
         assert board.pool(PoolField.RELOADS_FAILED) == 1
         victim = min(workers)
         os.kill(victim, signal.SIGKILL)
@@ -540,10 +546,9 @@ def test_code_that_fails_only_after_the_exec_leaves_the_workers_serving(
         )
         with Load(server.address, clients=2) as load:
             wait_until(lambda: load.answered > 50, "they serve on")
-            program.wait_logged("the new code ended before it served", times=6)
-            server.write(first="", version="2")  # by itself it would be run in 3.2 s
+            server.write(first="", version="2")
             program.signal(signal.SIGHUP)
-            wait_until(lambda: board.pool(PoolField.RELOADS) == 1, "reloaded at last", ceiling=3)
+            wait_until(lambda: board.pool(PoolField.RELOADS) == 1, "reloaded at last")
         assert load.lost == {}
     assert server.version() == ("2", 1)
     assert not workers & program.workers()
@@ -562,7 +567,7 @@ def test_master_without_an_application_has_stacks_dumped(
     program.signal(signal.SIGHUP)
     program.wait_logged("the new code ended before it served")
     with find_pool(str(program.pid)) as pool, connect(server.address) as client:
-        send_line(client, "sleep 2")
+        send_line(client, "sleep 60")
         wait_until(lambda: pool.snapshot().count(WorkerState.BUSY) == 1, "a busy worker")
         assert not any("in handle" in report for report in pool.reports().values())
         program.signal(signal.SIGUSR1)
@@ -570,9 +575,9 @@ def test_master_without_an_application_has_stacks_dumped(
             lambda: sum("in handle" in report for report in pool.reports().values()) == 1,
             "the stack of its handler",
         )
-    program.terminate()
+    program.signal(signal.SIGQUIT)
     program.wait()
-    program.wait_silent(ceiling=2)
+    program.wait_silent()
 
 
 def test_master_without_an_application_can_be_stopped(
@@ -586,7 +591,7 @@ def test_master_without_an_application_can_be_stopped(
     program.wait_logged("the new code ended before it served")
     program.terminate()
     program.wait()
-    program.wait_silent(ceiling=2)
+    program.wait_silent()
 
 
 def test_children_of_new_code_that_loads(reloadable: Callable[..., Reloadable]) -> None:
@@ -625,7 +630,7 @@ def test_trial_ends_with_its_master(reloadable: Callable[..., Reloadable]) -> No
     trial = int(path.read_text())
     program.signal(signal.SIGKILL)
     program.wait()
-    wait_until(lambda: not is_alive(trial), "the trial has ended", ceiling=2)
+    wait_until(lambda: not is_alive(trial), "the trial has ended")
     os.waitpid(trial, 0)  # this process has adopted it
 
 
