@@ -1,4 +1,4 @@
-"""docs/OPERATING.md: what the page says of upgrades."""
+"""docs/OPERATING.md: what the page says of upgrades, and its configuration of nginx."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.clients import ask
+from tests.support.documents import DOCS
+from tests.support.engines import needs, running
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,3 +61,50 @@ def test_link_to_the_folder_of_the_code(
     program.wait_logged("master reloaded generation=1")
 
     assert ask(address) == ("first" if way == "working directory" else "second")
+
+
+ABOUT_CLIENT = """
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{environ['REMOTE_ADDR']} {environ['HTTP_HOST']}".encode()]
+"""
+
+AROUND = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/answers;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    {page}
+}}
+"""
+
+
+def test_nginx_of_the_page(start: Callable[..., Program], tmp_path: Path) -> None:
+    """Behind nginx, set up as the page says, an application knows its clients and the host that they have asked for."""
+    engine = needs("nginx")
+    text = (DOCS / "OPERATING.md").read_text(encoding="utf-8")
+    (page,) = re.findall(r"^```text\n(upstream .*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "app.py").write_text(ABOUT_CLIENT)
+    where = tmp_path / "socket"
+    command = ["-m", "prefork", "run", "app.py:application", "--bind", f"unix:{where}"]
+    program = start(None, arguments=[*command, "-w", "1", "--forwarded-from", "unix"])
+    program.wait_logged("master .*ready workers=1")
+    port = free_port()
+    page = page.replace("/run/shop/socket", str(where)).replace(
+        "listen 80", f"listen 127.0.0.1:{port}"
+    )
+    config = tmp_path / "nginx.conf"
+    config.write_text(AROUND.format(folder=tmp_path, page=page))
+
+    request = "GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nX-Forwarded-For: 6.6.6.6\r\n\r"
+    with running([engine, "-c", str(config)], tmp_path, port):
+        for _ in range(3):
+            assert ask(("127.0.0.1", port), request).endswith("\n127.0.0.1 shop.example")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.clients import ask, connect, read_all, read_to_the_end, send, send_line
+from tests.support.documents import programs_of, serve_program
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from tests.support.clients import Address
     from tests.support.server import Program
 
-PAGE = Path(__file__).parents[2] / "docs" / "SHARING.md"
-BLOCK = re.compile(r"^```python\n# (\w+)\.py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-"""A block of Python whose first line is the name of a file."""
-
-PROGRAMS = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+PROGRAMS = programs_of("SHARING.md")
 
 
 def ask_at_once(address: Address, line: str, times: int) -> list[str]:
@@ -116,16 +113,10 @@ def test_example(
 ) -> None:
     """An example of the page, served as the page says, does what the page says."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / f"{name}.py").write_text(PROGRAMS[name])
-    target = f"{name}.py:application" if name == "hits" else f"{name}.py:Server"
-    program = start(
-        None, arguments=["-m", "prefork", "run", target, "--bind", "127.0.0.1:0", "--workers", "3"]
-    )
-    program.wait_logged("master .*ready workers=3")
-    port = re.search(r"listeners=tcp://127\.0\.0\.1:(\d+)", program.log)
-    assert port is not None
+    target = "application" if name == "hits" else "Server"
+    program, address = serve_program(start, tmp_path, name, PROGRAMS[name], target=target)
 
-    CHECKS[name](program, ("127.0.0.1", int(port[1])))
+    CHECKS[name](program, address)
 
     assert program.stop() == 0
     assert "Traceback" not in program.log
