@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import msgspec
 
 from prefork.rpc import xdr
+from prefork.rpc.codecs import Codec, Fields
 from prefork.rpc.message import AcceptStatus, AuthStatus, AuthSys, Call, Flavor
 from prefork.workers.errors import MisuseError
 
@@ -51,8 +52,8 @@ class Procedure(msgspec.Struct, frozen=True):
 
     name: str
     method: Callable[..., Any]
-    arguments: xdr.Fields
-    result: xdr.Codec
+    arguments: Fields
+    result: Codec
     idempotent: bool
 
 
@@ -122,7 +123,7 @@ class Program:
         """Do nothing, which every program does as its procedure 0."""
 
 
-NULL: Final = Procedure("null", Program.null, xdr.Fields(()), xdr.codec_of(None), idempotent=True)
+NULL: Final = Procedure("null", Program.null, Fields(()), xdr.codec_of(None), idempotent=True)
 
 
 def _procedures_of(cls: type[Program]) -> dict[int, Procedure]:
@@ -182,10 +183,10 @@ def _procedure_of(where: str, name: str, method: Any, mark: Mark) -> Procedure:
         ) from None
     codecs = [_codec(where, one.name, hints) for one in parameters]
     result = _codec(where, "return", hints)
-    return Procedure(name, method, xdr.Fields(codecs), result, mark.idempotent)
+    return Procedure(name, method, Fields(codecs), result, mark.idempotent)
 
 
-def _codec(where: str, name: str, hints: Mapping[str, Any]) -> xdr.Codec:
+def _codec(where: str, name: str, hints: Mapping[str, Any]) -> Codec:
     what = "the result" if name == "return" else name
     if name not in hints:
         example = "-> None" if name == "return" else f"{name}: xdr.int32"

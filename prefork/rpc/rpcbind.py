@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from prefork.rpc import xdr
+from prefork.rpc.codecs import Codec
 from prefork.rpc.message import AcceptStatus, call, read_reply
 from prefork.rpc.program import Program
 
@@ -163,7 +164,7 @@ def is_done(reply: bytes) -> bool:
     return bool(_result(_BOOL, reply))
 
 
-def _result(codec: xdr.Codec, reply: bytes) -> Any:
+def _result(codec: Codec, reply: bytes) -> Any:
     _, status, data = read_reply(reply)
     if status != AcceptStatus.SUCCESS:
         raise xdr.XDRError(f"rpcbind answers by status {status}")

@@ -2613,14 +2613,14 @@ WSGI = (
 RPC = (
     Mutant(
         "no array of XDR is larger than its message",
-        "prefork/rpc/xdr.py",
+        "prefork/rpc/codecs.py",
         "if count * least > len(data) - at:",
         "if count * least > 1 << 60:",
         "tests/unit/test_rpc_xdr.py",
     ),
     Mutant(
         "a bound of a type of XDR holds for what a client sends",
-        "prefork/rpc/xdr.py",
+        "prefork/rpc/codecs.py",
         '    if count > most:\n        raise XDRError(f"a length of',
         '    if count > MOST_LENGTH:\n        raise XDRError(f"a length of',
         "tests/unit/test_rpc_xdr.py",
@@ -2634,7 +2634,7 @@ RPC = (
     ),
     Mutant(
         "bytes behind the arguments of a call are garbage",
-        "prefork/rpc/xdr.py",
+        "prefork/rpc/codecs.py",
         "        values, end = self.read(data, at)\n        if end != len(data):",
         "        values, end = self.read(data, at)\n        if end > len(data):",
         "tests/unit/test_rpc_messages.py",
