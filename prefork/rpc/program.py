@@ -181,6 +181,8 @@ def _procedure_of(where: str, name: str, method: Any, mark: Mark) -> Procedure:
         raise MisuseError(
             f"{where}: {error}; annotations can name what the module has, not what a function has"
         ) from None
+    except TypeError as error:  # of a mark, such as Length(-1)
+        raise MisuseError(f"{where}: {error}") from None
     codecs = [_codec(where, one.name, hints) for one in parameters]
     result = _codec(where, "return", hints)
     return Procedure(name, method, Fields(codecs), result, mark.idempotent)

@@ -81,21 +81,38 @@ class Number(msgspec.Struct, frozen=True):
 
 
 class Length(msgspec.Struct, frozen=True):
-    """The most bytes of a string or opaque, or the most elements of an array."""
+    """The most bytes of a string or opaque, or the most elements of an array. TypeError: there is no such number."""
 
     most: int
 
+    def __post_init__(self) -> None:
+        _refuse_count("Length", self.most)
+
 
 class Fixed(msgspec.Struct, frozen=True):
-    """The number of bytes of an opaque, or of elements of an array, which the message does not repeat."""
+    """The number of bytes of an opaque, or of elements of an array, which the message does not repeat.
+
+    TypeError: there is no such number.
+    """
 
     count: int
 
+    def __post_init__(self) -> None:
+        _refuse_count("Fixed", self.count)
+
 
 class Linked(msgspec.Struct, frozen=True):
-    """An array that is sent as a linked list. most: elements at most."""
+    """An array that is sent as a linked list. most: elements at most. TypeError: there is no such number."""
 
     most: int = MOST_LENGTH
+
+    def __post_init__(self) -> None:
+        _refuse_count("Linked", self.most)
+
+
+def _refuse_count(mark: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_LENGTH:
+        raise TypeError(f"{mark}({count!r}): a whole number from 0 to {MOST_LENGTH} is expected")
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -139,6 +156,8 @@ def decode(annotation: Any, data: bytes) -> Any:
 
 
 # --- from annotations to codecs
+
+_MARKS: Final = (Number, Length, Fixed, Linked, Switch)
 
 _PLAIN: Final[dict[Any, Codec]] = {
     None: VoidCodec(),
@@ -186,9 +205,8 @@ def _codec_of_class(annotation: Any, outer: tuple[type, ...]) -> Codec:
 
 
 def _annotated(inner: Any, marks: Sequence[Any], outer: tuple[type, ...]) -> Codec:
-    """Return the codec of ``Annotated[inner, *marks]``. Marks that are not of this module have no meaning here."""
-    kinds = (Number, Length, Fixed, Linked, Switch)
-    mark = next((one for one in marks if isinstance(one, kinds)), None)
+    """Return the codec of ``Annotated[inner, *marks]``."""
+    mark = _mark_among(inner, marks)
     if mark is None:
         return _codec_of(inner, outer)
     if isinstance(mark, Number):
@@ -202,6 +220,24 @@ def _annotated(inner: Any, marks: Sequence[Any], outer: tuple[type, ...]) -> Cod
     if isinstance(mark, (Length, Fixed, Linked)) and _is_array(inner):
         return _array_of(inner, mark, outer)
     raise TypeError(f"{type(mark).__name__} has no meaning for {inner!r}")
+
+
+def _mark_among(inner: Any, marks: Sequence[Any]) -> Any:
+    """Return the mark of this module, None for none; marks of other libraries have no meaning here.
+
+    TypeError: there are two marks. ``Annotated[Name, Length(8)]`` has two where ``Name`` itself is
+    ``Annotated[str, Length(255)]``, and one of the two bounds would have no effect.
+    """
+    found = []
+    for one in marks:
+        if isinstance(one, type) and issubclass(one, _MARKS):
+            raise TypeError(f"{one.__name__} needs its values, as in {one.__name__}(...)")
+        if isinstance(one, _MARKS):
+            found.append(one)
+    if len(found) > 1:
+        every = " and ".join(map(repr, found))
+        raise TypeError(f"{inner!r} is marked by {every}, and only one of them can hold; write one")
+    return found[0] if found else None
 
 
 def _is_array(annotation: Any) -> bool:

@@ -2626,6 +2626,13 @@ RPC = (
         "tests/unit/test_rpc_xdr.py",
     ),
     Mutant(
+        "no bound of a type of XDR is silently without effect",
+        "prefork/rpc/xdr.py",
+        "    if len(found) > 1:\n",
+        "    if len(found) > 9:\n",
+        "tests/unit/test_rpc_xdr.py",
+    ),
+    Mutant(
         "a type that contains itself is refused",
         "prefork/rpc/xdr.py",
         "    if kind in outer:\n",

@@ -108,6 +108,11 @@ def test_class_that_cannot_work_is_refused() -> None:
         ({"a": str}, 1, r"the result has no annotation, as in -> None"),
         ({"a": int, "return": None}, 1, r"Wrong\.add\(\): a: int has no width in XDR"),
         ({"a": "Missing", "return": None}, 1, "name 'Missing' is not defined"),
+        (
+            {"a": "xdr.Length(-1)", "return": None},
+            1,
+            r"Wrong\.add\(\): Length\(-1\): a whole number",
+        ),
         ({"a": str, "return": str}, 0, "procedure 0 is there by itself"),
         ({"a": str, "return": str}, True, "True is no number from 1 to"),
         ({"a": str, "return": str}, 2**32, "4294967296 is no number from 1 to 4294967295"),

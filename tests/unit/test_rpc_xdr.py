@@ -240,6 +240,26 @@ def test_no_type_of_xdr(annotation: Any, match: str) -> None:
         xdr.codec_of(annotation)
 
 
+Name = Annotated[str, Length(255)]
+
+
+def test_type_has_one_mark() -> None:
+    """A second mark, a mark without its values, and a bound that is no number are refused: each would be no bound."""
+    for annotation, match in (
+        (Annotated[Name, Length(8)], r"Length\(most=255\) and Length\(most=8\)"),
+        (Annotated[xdr.int32, Length(8)], "Number.* and Length"),
+        (Annotated[list[bool], Linked(), Length(8)], "Linked.* and Length"),
+        (Annotated[str, Length], r"Length needs its values, as in Length\(\.\.\.\)"),
+        (list[Annotated[Name, Length(8)]], "only one of them can hold"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            xdr.codec_of(annotation)
+    for mark in (Length, Fixed, Linked):
+        for count in (-1, 2**32, "8", 8.0, True, None):
+            with pytest.raises(TypeError, match="a whole number from 0 to 4294967295 is expected"):
+                mark(count)
+
+
 def test_marks_of_others_have_no_meaning() -> None:
     """``Annotated`` with what other libraries put there is the type itself."""
     assert encode(Annotated[xdr.int32, "a comment"], 1) == encode(xdr.int32, 1)
