@@ -6,6 +6,7 @@ Programs are classes, their procedures are methods, and the types of XDR (RFC 45
 from __future__ import annotations
 
 from prefork.rpc import xdr
+from prefork.rpc.handler import ProcedureError
 from prefork.rpc.message import AcceptStatus, AuthStatus, AuthSys, Flavor
 from prefork.rpc.program import Program, Refusal, procedure
 from prefork.rpc.registration import RegistrationError
@@ -16,6 +17,7 @@ __all__ = [
     "AuthStatus",
     "AuthSys",
     "Flavor",
+    "ProcedureError",
     "Program",
     "RPCServer",
     "Refusal",

@@ -29,6 +29,11 @@ class Task(msgspec.Struct, frozen=True, gc=False):
     procedure: Procedure
     arguments: Sequence[Any]
 
+    @property
+    def name(self) -> str:
+        """The procedure as errors name it, such as ``Adder.add()``."""
+        return _name_of(self.program, self.procedure)
+
 
 class GarbageArguments(Declined):
     """The arguments are none of the procedure."""
@@ -51,9 +56,13 @@ def task_of(data: bytes, programs: Programs) -> Task:
         arguments = procedure.arguments.read_all(data, call.begin)
     except xdr.XDRError as error:
         reply = accepted(call.xid, AcceptStatus.GARBAGE_ARGS)
-        name = f"{program.__name__}.{procedure.name}()"
+        name = _name_of(program, procedure)
         raise GarbageArguments(reply, f"{name}: {error}") from None
     return Task(call, program, procedure, arguments)
+
+
+def _name_of(program: type[Program], procedure: Procedure) -> str:
+    return f"{program.__name__}.{procedure.name}()"
 
 
 def _no_program(call: Call, programs: Programs) -> Declined:
@@ -70,8 +79,7 @@ def reply_with(task: Task, result: Any) -> bytes:
     try:
         task.procedure.result.write(result, out)
     except xdr.XDRError as error:
-        name = f"{task.program.__name__}.{task.procedure.name}()"
-        raise xdr.XDRError(f"the result of {name}: {error}") from None
+        raise xdr.XDRError(f"the result of {task.name}: {error}") from None
     return b"".join(out)
 
 

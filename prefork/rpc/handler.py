@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Callable
 from socketserver import BaseRequestHandler
 from typing import Any, Final
@@ -13,17 +14,27 @@ from prefork.edge.client import ClientAddress, client_address
 from prefork.parking.handler import ParkingMixIn
 from prefork.rpc.dispatch import GarbageArguments, Task, refusal_of, reply_with, task_of
 from prefork.rpc.message import AcceptStatus, AuthSys, Declined, NoCall, accepted
-from prefork.rpc.program import Programs, Refusal
-from prefork.rpc.record import RecordError, Records, marked
+from prefork.rpc.program import Program, Programs, Refusal
+from prefork.rpc.record import MOST_MARKED, RecordError, Records, marked
 from prefork.rpc.replay import Replays
 from prefork.workers.worker.clients import client_facts
 from prefork.workers.worker.limited_lines import LimitedLines
+from prefork.workers.worker.parking import refuse_state
 from prefork.workers.worker.side import current_worker
 
 MOST_DATAGRAM: Final = 65507
 """The most bytes of a datagram on IPv4."""
 
 _lines: Final = LimitedLines()
+
+
+class ProcedureError(Exception):
+    """A procedure has raised an exception that its server would take for the doing of the client.
+
+    A lost connection to a database is an example: the server logs the ConnectionError of a handler as
+    "client went away". A procedure never sees the connection of its client, so that such an exception
+    is always its own. The exception is the ``__cause__`` of this one.
+    """
 
 
 class RPCStreamHandler(ParkingMixIn, BaseRequestHandler):
@@ -56,7 +67,9 @@ class RPCStreamHandler(ParkingMixIn, BaseRequestHandler):
             _note_refused(self.client_address, error)
             return
         if task is not None:
-            self.state = execute(task, server, self.client_address, self.state, self._send)
+            self.state = execute(
+                task, server, self.client_address, self._send, most=MOST_MARKED, state=self.state
+            )
         self.close_connection = False
 
     def _send(self, reply: bytes) -> None:
@@ -85,7 +98,7 @@ class RPCDatagramHandler(BaseRequestHandler):
             return
         replays: Replays | None = server.replays
         if replays is None or task.procedure.idempotent:
-            execute(task, server, self.client_address, b"", send)
+            execute(task, server, self.client_address, send, most=MOST_DATAGRAM)
         else:
             self._execute_once(task, replays, send)
 
@@ -106,7 +119,7 @@ class RPCDatagramHandler(BaseRequestHandler):
                 claim.release()
                 send(claim.reply or accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))
             else:
-                execute(task, self.server, address, b"", keep_and_send)
+                execute(task, self.server, address, keep_and_send, most=MOST_DATAGRAM)
         finally:
             claim.release()
 
@@ -118,14 +131,7 @@ class _Datagram(msgspec.Struct, frozen=True):
     address: Any
 
     def send(self, reply: bytes) -> None:
-        """Send a reply. ValueError: no datagram has room for it; the client gets SYSTEM_ERR."""
-        if len(reply) > MOST_DATAGRAM:
-            xid = int.from_bytes(reply[:4], "big")
-            self._send(accepted(xid, AcceptStatus.SYSTEM_ERR))
-            raise ValueError(f"a reply of {len(reply)} bytes, and a datagram has {MOST_DATAGRAM}")
-        self._send(reply)
-
-    def _send(self, reply: bytes) -> None:
+        """Send a reply of at most MOST_DATAGRAM bytes. A client that cannot be reached costs one line of the log."""
         try:
             self.sock.sendto(reply, self.address)
         except OSError as error:  # no way back: a sender may be forged, and have port 0
@@ -147,29 +153,60 @@ def _task_of(
 
 
 def execute(
-    task: Task, server: Any, client: Any, state: bytes, send: Callable[[bytes], None]
+    task: Task,
+    server: Any,
+    client: Any,
+    send: Callable[[bytes], None],
+    *,
+    most: int,
+    state: bytes | None = None,
 ) -> bytes:
-    """Execute a call and send the reply. Return the state of the connection afterwards.
+    """Execute a call and send the reply. Return the state of the connection afterwards, b"" without a connection.
 
-    What the procedure raises is answered by SYSTEM_ERR, and raised again: the server's
-    ``handle_error()`` logs it.
+    most: bytes of a reply. state: what an earlier call has kept of the connection; None where there is no
+    connection that keeps anything.
+
+    What the procedure raises is answered by SYSTEM_ERR and raised again, so that the server's
+    ``handle_error()`` logs it. A result that has no room in a reply, and a state that cannot be kept, are
+    errors of the procedure, too. Both are found before anything is sent. ProcedureError: see there.
     """
     try:
         program = task.program()
         program.server = server
         program.call = task.call
-        program.state = state
+        program.state = state or b""
         program.credentials = credentials = task.call.credentials
         program.client_address = client if credentials is None else _known(client, credentials)
-        reply = reply_with(task, task.procedure.method(program, *task.arguments))
-    except Refusal as refusal:
-        reply = refusal_of(task, refusal)
-    except BaseException:
+        reply = _reply_of(task, program, most)
+        kept = b"" if state is None else _checked(program.state)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             send(accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))
+        if isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError)):
+            what = f"{task.name} raised {type(error).__name__}: {error}"
+            raise ProcedureError(what) from error
         raise
     send(reply)
-    return program.state
+    return kept
+
+
+def _reply_of(task: Task, program: Program, most: int) -> bytes:
+    """Call a procedure and return the reply. Raises what the procedure raises; ValueError: the reply is too long."""
+    try:
+        reply = reply_with(task, task.procedure.method(program, *task.arguments))
+    except Refusal as refusal:
+        return refusal_of(task, refusal)
+    if len(reply) > most:
+        raise ValueError(
+            f"the reply of {task.name} has {len(reply)} bytes, and at most {most} can be sent"
+        )
+    return reply
+
+
+def _checked(state: bytes) -> bytes:
+    """Return a state that can be kept. TypeError, ValueError: it cannot."""
+    refuse_state(state)
+    return state
 
 
 def _known(client: Any, credentials: AuthSys) -> Any:

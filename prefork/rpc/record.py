@@ -16,6 +16,9 @@ from typing import Any, Final
 
 LAST: Final = 0x80000000
 
+MOST_MARKED: Final = LAST - 1
+"""Most bytes of a fragment, and so of a message that is sent in one."""
+
 PIECE: Final = 1 << 16
 """Most bytes that are read at once."""
 
@@ -81,7 +84,7 @@ class Record:
 
 
 def marked(message: bytes) -> bytes:
-    """Return a message as a record of one fragment."""
+    """Return a message of at most MOST_MARKED bytes as a record of one fragment."""
     return (LAST | len(message)).to_bytes(4, "big") + message
 
 

@@ -79,6 +79,11 @@ PROGRAM = """
         def pid(self) -> xdr.int32:
             return os.getpid()
 
+        @procedure(12)
+        def lose(self) -> None:
+            self.state = bytes(4097)
+            raise ConnectionResetError("by the database")
+
         @procedure(11)
         def wrong(self) -> xdr.int32:
             return "five"
@@ -138,8 +143,12 @@ def test_one_program_on_three_transports(start: Callable[..., Program], tmp_path
             assert client.ask(2)[0] == AcceptStatus.SYSTEM_ERR
         with Client(address, datagrams=datagrams) as client:
             assert client.ask(11)[0] == AcceptStatus.SYSTEM_ERR
+        with Client(address, datagrams=datagrams) as client:
+            assert client.ask(12)[0] == AcceptStatus.SYSTEM_ERR
     program.wait_logged("LookupError: no such row", times=3)
     program.wait_logged(r"the result of Calculator.wrong\(\): 'five' is no int32", times=3)
+    program.wait_logged(r"ProcedureError: Calculator.lose\(\) raised ConnectionResetError", times=3)
+    assert not program.logged("client went away")
     program.wait_logged(r"refused a call .*Calculator.add\(\): 8 bytes are expected", times=1)
     assert program.stop() == 0
 
@@ -206,7 +215,7 @@ def test_replies_of_all_sizes(start: Callable[..., Program]) -> None:
     with Client(program.address(1), datagrams=True) as client:
         assert len(client.value(8, bytes, struct.pack(">I", 60_000))) == 60_000
         assert client.ask(8, struct.pack(">I", 66_000))[0] == AcceptStatus.SYSTEM_ERR
-    program.wait_logged("a reply of 66028 bytes, and a datagram has 65507")
+    program.wait_logged(r"the reply of Calculator.big\(\) has 66028 bytes, and at most 65507")
 
 
 def test_calls_without_a_pause(start: Callable[..., Program]) -> None:

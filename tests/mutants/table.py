@@ -2677,9 +2677,30 @@ RPC = (
     Mutant(
         "what a call of RPC raises is answered without a word of it",
         "prefork/rpc/handler.py",
-        "            send(accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))\n        raise\n",
-        '            send(b"")\n        raise\n',
+        "            send(accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))\n        if ",
+        '            send(b"")\n        if ',
         "tests/live/test_rpc.py -k transports",
+    ),
+    Mutant(
+        "the error of a procedure does not pass for the doing of its client",
+        "prefork/rpc/handler.py",
+        "if isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError)):",
+        "if isinstance(error, ConnectionRefusedError):",
+        "tests/unit/test_rpc_handlers.py",
+    ),
+    Mutant(
+        "a state that cannot be kept is no success",
+        "prefork/rpc/handler.py",
+        "    refuse_state(state)\n",
+        "    assert state is not None\n",
+        "tests/unit/test_rpc_handlers.py",
+    ),
+    Mutant(
+        "a reply without room is no success",
+        "prefork/rpc/handler.py",
+        "    if len(reply) > most:\n",
+        "    if len(reply) > 2 * most:\n",
+        "tests/unit/test_rpc_handlers.py",
     ),
     Mutant(
         "an identity that was proved is not replaced by one that is claimed",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import struct
+from ssl import SSLError, SSLSocket
 from typing import Any
 
 import pytest
 
 from prefork import RequestCancelled
 from prefork.edge.client import client_address
-from prefork.rpc import AuthSys, Program, procedure, xdr
+from prefork.rpc import AcceptStatus, AuthSys, Program, procedure, xdr
 from prefork.rpc.dispatch import task_of
-from prefork.rpc.handler import RPCDatagramHandler, execute
+from prefork.rpc.handler import ProcedureError, RPCDatagramHandler, execute
 from prefork.rpc.message import call, read_reply
 from prefork.rpc.program import Programs
+from prefork.workers.worker.clients import is_clients_doing
 
 NUMBER = 7
 SYS = xdr.encode(AuthSys, AuthSys(1, "host", 1000, 100))
 PLAIN = ("192.0.2.7", 4711)
+MOST = 100
+"""Bytes of a reply."""
 
 
 class Asked(Program):
@@ -25,6 +29,8 @@ class Asked(Program):
 
     number, version = NUMBER, 1
     raised: BaseException
+    kept: Any = b""
+    result = "right"
 
     @procedure(1, idempotent=True)
     def client(self) -> str:
@@ -37,14 +43,22 @@ class Asked(Program):
         """Raise."""
         raise self.raised
 
+    @procedure(3, idempotent=True)
+    def keep(self) -> str:
+        """Keep a state, and return a result."""
+        self.state = self.kept
+        return self.result
 
-def served(client: Any, number: int, credentials: bytes = b"") -> list[bytes]:
-    """Execute a call; return what was sent."""
+
+def served(
+    client: Any, number: int, credentials: bytes = b"", state: bytes | None = b""
+) -> list[bytes]:
+    """Execute a call; return what was sent. state: of the connection, None for a datagram."""
     head = struct.pack(">8I", 5, 0, 2, NUMBER, 1, number, bool(credentials), len(credentials))
     task = task_of(head + credentials + bytes(8), Programs([Asked]))
     sent: list[bytes] = []
     try:
-        execute(task, None, client, b"", sent.append)
+        execute(task, None, client, sent.append, most=MOST, state=state)
     finally:
         Asked.sent = sent  # type: ignore[attr-defined]
     return sent
@@ -78,6 +92,45 @@ def test_exception_is_answered_and_goes_on(error: BaseException) -> None:
     with pytest.raises(type(error)):
         served(PLAIN, 2)
     assert [read_reply(reply) for reply in Asked.sent] == [(5, 5, b"")]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "by the database"), TimeoutError("no answer"), SSLError(1, "alert")],
+)
+def test_error_of_a_procedure_is_not_its_clients_doing(error: OSError) -> None:
+    """A procedure's connections are not its client's: their errors are logged with a traceback as all others are."""
+    Asked.raised = error
+    with pytest.raises(
+        ProcedureError, match=rf"Asked\.fail\(\) raised {type(error).__name__}"
+    ) as found:
+        served(PLAIN, 2)
+    assert found.value.__cause__ is error
+    assert not is_clients_doing(found.value, SSLSocket.__new__(SSLSocket))
+    assert [read_reply(reply)[1] for reply in Asked.sent] == [AcceptStatus.SYSTEM_ERR]  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_kept_or_sent_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state or a result without room is answered by SYSTEM_ERR, and not by SUCCESS on a connection that then ends."""
+    for kept, result, error, match in (
+        (bytes(4097), "right", ValueError, "state has 4097 bytes, and at most 4096"),
+        ("text", "right", TypeError, "state must be bytes"),
+        (
+            b"",
+            100 * "x",
+            ValueError,
+            r"the reply of Asked\.keep\(\) has 128 bytes, and at most 100",
+        ),
+    ):
+        monkeypatch.setattr(Asked, "kept", kept)
+        monkeypatch.setattr(Asked, "result", result)
+        with pytest.raises(error, match=match):
+            served(PLAIN, 3)
+        assert [read_reply(reply)[1] for reply in Asked.sent] == [AcceptStatus.SYSTEM_ERR]  # type: ignore[attr-defined]
+    monkeypatch.setattr(Asked, "kept", bytes(4097))
+    monkeypatch.setattr(Asked, "result", "right")
+    (reply,) = served(PLAIN, 3, state=None)  # UDP has no connection that would keep it
+    assert read_reply(reply)[1] == AcceptStatus.SUCCESS
 
 
 class Socket:
