@@ -16,7 +16,7 @@ from prefork.rpc.dispatch import GarbageArguments, Task, refusal_of, reply_with,
 from prefork.rpc.message import AcceptStatus, AuthSys, Declined, NoCall, accepted
 from prefork.rpc.program import Program, Programs, Refusal
 from prefork.rpc.record import MOST_MARKED, RecordError, Records, marked
-from prefork.rpc.replay import Replays
+from prefork.rpc.replay import NoPlaceError, Replays
 from prefork.workers.worker.clients import client_facts
 from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.parking import refuse_state
@@ -104,7 +104,11 @@ class RPCDatagramHandler(BaseRequestHandler):
 
     def _execute_once(self, task: Task, replays: Replays, send: Callable[[bytes], None]) -> None:
         data, address = self.request[0], self.client_address
-        claim = replays.claim(data, address)
+        try:
+            claim = replays.claim(data, address)
+        except NoPlaceError as error:
+            _note("dropped a call", address, error)
+            return
         if claim is None:
             return  # the same call is being executed, which will be answered
 
@@ -115,11 +119,11 @@ class RPCDatagramHandler(BaseRequestHandler):
             send(reply)
 
         try:
-            if claim.is_known:
+            if claim.reply is None:
+                execute(task, self.server, address, keep_and_send, most=MOST_DATAGRAM)
+            else:
                 claim.release()
                 send(claim.reply or accepted(task.call.xid, AcceptStatus.SYSTEM_ERR))
-            else:
-                execute(task, self.server, address, keep_and_send, most=MOST_DATAGRAM)
         finally:
             claim.release()
 
@@ -227,5 +231,10 @@ def _known(client: Any, credentials: AuthSys) -> Any:
 
 
 def _note_refused(client: Any, error: Exception) -> None:
+    _note("refused a call", client, error)
+
+
+def _note(what: str, client: Any, error: Exception) -> None:
+    """Log that a call was not executed. Each kind of error has one line in a second at most."""
     _lines.subject = str(current_worker() or "master")
-    _lines.write(type(error).__name__, "refused a call", **client_facts(client), error=error)
+    _lines.write(type(error).__name__, what, **client_facts(client), error=error)

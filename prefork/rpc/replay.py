@@ -10,9 +10,8 @@ and the call is in one of these or was never seen. A new call takes the place of
 
 **Locks.** Each place has a lock, which a worker holds while it executes the call. Each set has one,
 which is held while a worker looks for a call and takes a place. They are record locks of the kernel
-(``fcntl``), for two reasons: no lock is waited for, because a call that finds one held can be dropped
-(its client sends it again), and the kernel releases the locks of a worker that dies. That is how a
-repeated call is understood:
+(``fcntl``), for two reasons. No worker waits for a lock, because a call can be dropped: its client sends
+it again. And the kernel releases the locks of a worker that dies. So a repeated call is recognized:
 
 ====================  ====================  ===========================================================
 its place is          its reply is          so the call
@@ -22,6 +21,10 @@ free                  there                 gets the same reply again
 free                  not there             was begun by a worker that has died, or its reply had no
                                             room: it may have been executed, and gets SYSTEM_ERR
 ====================  ====================  ===========================================================
+
+A call without a place cannot be executed, because it could not be recognized later. It is dropped, and the log
+says so (``NoPlaceError``). That happens where the memory is small for the number of calls that are executed at
+the same time.
 
 A worker writes the reply before it releases the place, and reads a place only when it holds the lock.
 The system calls in between keep the order of these accesses.
@@ -51,6 +54,9 @@ WAYS: Final = 8
 WINDOW_NS: Final = 60_000_000_000
 """How long a call is known, in nanoseconds: a client may use its number again later."""
 
+LOOKS: Final = 20
+"""How often a worker tries to lock a set, which others have for a few microseconds at a time."""
+
 TRY: Final = LOCK_EX | LOCK_NB
 
 _DIGEST: Final = 16
@@ -67,6 +73,10 @@ _NO_REPLY: Final = 0
 """The length of a reply that is not there: it was not sent yet, or had no room."""
 
 
+class NoPlaceError(Exception):
+    """A call has no place in the memory right now, so that it must not be executed. The text names the remedy."""
+
+
 class Replays:
     """The memory of the calls of one server. Made in the master; each worker looks into the same.
 
@@ -75,7 +85,8 @@ class Replays:
     """
 
     def __init__(self, entries: int, room: int) -> None:
-        self.room = room
+        self._entries = entries
+        self._room = room
         self._sets = -(-entries // WAYS)
         self._replies_at = self._sets * _SET
         self._key = secrets.token_bytes(32)
@@ -100,111 +111,127 @@ class Replays:
     def claim(self, data: bytes, address: Any, now: int | None = None) -> Claim | None:
         """Return the place of a call; None for a call that is being executed.
 
-        The caller executes the call unless it is known, and has to release the place in any case. None
-        is also returned where the kernel lets no worker look right now. now: nanoseconds of
-        CLOCK_MONOTONIC.
+        The caller executes the call unless it is known, and has to release the place in any case.
+        NoPlaceError: see there. now: nanoseconds of CLOCK_MONOTONIC.
         """
         whole = b"%b%b" % (data, repr(address).encode())
         digest = hashlib.blake2b(whole, digest_size=_DIGEST, key=self._key).digest()
         number = int.from_bytes(digest[:8], "big") % self._sets
         with self._mutex:
-            try:
-                lockf(self._fd, TRY, 1, number)
-            except BlockingIOError:
-                return None
+            self._lock_set(number)
             try:
                 return self._look(number, digest, monotonic_ns() if now is None else now)
             finally:
                 lockf(self._fd, LOCK_UN, 1, number)
 
+    # --- of one set, which is locked
+
+    def _lock_set(self, number: int) -> None:
+        """Lock a set. NoPlaceError: another worker has it for longer than a look takes."""
+        for _ in range(LOOKS):
+            try:
+                lockf(self._fd, TRY, 1, number)
+            except BlockingIOError:
+                os.sched_yield()
+            else:
+                return
+        raise self._no_place("another worker is looking there")
+
     def _look(self, number: int, digest: bytes, now: int) -> Claim | None:
-        """Find the call in its set, or give it a place there; the set is locked."""
+        """Find the call in its set, or give it a place there."""
         at = number * _SET
         times = _TIMES.unpack_from(self._memory, at)
         way = way_of(self._memory[at : at + _SET], digest)
-        if way is not None:
-            place = self._hold(number, way)
-            if place is not None and now - times[way] < WINDOW_NS:
-                place.note_known()
-            elif place is not None:
-                place.begin(digest, now)
-            return place
-        place = self._hold(number, times.index(min(times))) or self._hold_another(number, times)
-        if place is not None:
-            place.begin(digest, now)
-        return place
-
-    def _hold_another(self, number: int, times: Sequence[int]) -> Claim | None:
-        """Return the oldest place of a set that is free; None where all are of calls that are being executed."""
-        held = (self._hold(number, way) for way in sorted(range(WAYS), key=times.__getitem__))
-        return next((place for place in held if place is not None), None)
-
-    def _hold(self, number: int, way: int) -> Claim | None:
-        """Return a place that this worker holds from now on; None where it is held."""
+        if way is None:
+            return self._begin(self._free_place(number, times), digest, now)
         place = number * WAYS + way
-        if place in self._executing:
+        if not self._hold(place):
             return None
+        if now - times[way] < WINDOW_NS:
+            return Claim(self, place, self._reply_at(place))
+        return self._begin(place, digest, now)
+
+    def _free_place(self, number: int, times: Sequence[int]) -> int:
+        """Return the oldest place of a set that is free, which this worker holds from now on."""
+        first = number * WAYS
+        place = first + times.index(min(times))
+        if self._hold(place):  # nearly always
+            return place
+        for way in sorted(range(WAYS), key=times.__getitem__):
+            if self._hold(first + way):
+                return first + way
+        raise self._no_place(f"all {WAYS} are of calls that are being executed")
+
+    def _no_place(self, why: str) -> NoPlaceError:
+        return NoPlaceError(
+            f"no place in the memory of calls: {why}; raise limit_replays ({self._entries})"
+        )
+
+    def _hold(self, place: int) -> bool:
+        """Lock a place until ``let_go()``; return whether it was free."""
+        if place in self._executing:
+            return False
         try:
             lockf(self._fd, TRY, 1, self._sets + place)
         except BlockingIOError:
-            return None
+            return False
         self._executing.add(place)
-        return Claim(self, place)
+        return True
+
+    # --- of one place, which this worker holds
+
+    def _begin(self, place: int, digest: bytes, now: int) -> Claim:
+        """Write that the call is being executed."""
+        _RECORD.pack_into(self._memory, place * _RECORD.size, digest, now, _NO_REPLY)
+        return Claim(self, place, None)
+
+    def _reply_at(self, place: int) -> bytes:
+        """Return the reply, b"" for none. A length that cannot be counts as none: any worker can write here."""
+        (length,) = _LENGTH.unpack_from(self._memory, place * _RECORD.size + _LENGTH_AT)
+        at = self._replies_at + place * self._room
+        return self._memory[at : at + length] if length <= self._room else b""
+
+    def keep(self, place: int, reply: bytes, now: int) -> None:
+        """Write the reply, if there is room for it. now: as for ``claim()``."""
+        if len(reply) > self._room:
+            return
+        at = self._replies_at + place * self._room
+        self._memory[at : at + len(reply)] = reply
+        _LENGTH.pack_into(self._memory, place * _RECORD.size + _LENGTH_AT, len(reply))
+        # From now on the client can ask again for a reply that was lost.
+        _TIME.pack_into(self._memory, place * _RECORD.size + _TIME_AT, now)
+
+    def let_go(self, place: int) -> None:
+        """Unlock a place, so that other workers can have it."""
+        with self._mutex:
+            self._executing.discard(place)
+            lockf(self._fd, LOCK_UN, 1, self._sets + place)
 
 
 class Claim:
-    """The place of one call, which this worker holds.
+    """The place of one call, which this worker holds until ``release()``.
 
-    is_known: whether the call was seen before. reply: what it was answered by, b"" where that is not
+    reply: None for a call that was not seen before; what the call was answered by, or b"" where that is not
     there.
     """
 
-    __slots__ = (
-        *("_is_released", "_place", "_record_at", "_replays", "_reply_at"),
-        *("is_known", "reply"),
-    )
+    __slots__ = ("_is_released", "_place", "_replays", "reply")
 
-    def __init__(self, replays: Replays, place: int) -> None:
-        self.is_known = False
-        self.reply = b""
+    def __init__(self, replays: Replays, place: int, reply: bytes | None) -> None:
+        self.reply = reply
         self._is_released = False
         self._replays = replays
         self._place = place
-        self._record_at = place * _RECORD.size
-        self._reply_at = replays._replies_at + place * replays.room  # noqa: SLF001 - its part
-
-    def begin(self, digest: bytes, now: int) -> None:
-        """Write that the call is being executed."""
-        memory = self._replays._memory  # noqa: SLF001 - as above
-        _RECORD.pack_into(memory, self._record_at, digest, now, _NO_REPLY)
-
-    def note_known(self) -> None:
-        """Read the reply. A length that cannot be is no length: other workers can write anything there."""
-        memory = self._replays._memory  # noqa: SLF001 - as above
-        (length,) = _LENGTH.unpack_from(memory, self._record_at + _LENGTH_AT)
-        self.is_known = True
-        if length <= self._replays.room:
-            self.reply = memory[self._reply_at : self._reply_at + length]
 
     def keep(self, reply: bytes, now: int | None = None) -> None:
-        """Write the reply, if there is room for it. now: monotonic nanoseconds; from then on the call is known for WINDOW_NS."""
-        if len(reply) <= self._replays.room:
-            memory = self._replays._memory  # noqa: SLF001 - as above
-            memory[self._reply_at : self._reply_at + len(reply)] = reply
-            _LENGTH.pack_into(memory, self._record_at + _LENGTH_AT, len(reply))
-            # From now on the client can ask again for a reply that was lost.
-            instant = monotonic_ns() if now is None else now
-            _TIME.pack_into(memory, self._record_at + _TIME_AT, instant)
+        """Keep the reply for calls that come again. now: as for ``Replays.claim()``; the window begins anew then."""
+        self._replays.keep(self._place, reply, monotonic_ns() if now is None else now)
 
     def release(self) -> None:
         """Let other workers have the place; a second call does nothing."""
-        replays = self._replays
-        if self._is_released:
-            return
-        self._is_released = True
-        with replays._mutex:  # noqa: SLF001 - as above
-            replays._executing.discard(self._place)  # noqa: SLF001 - as above
-            lockf(replays._fd, LOCK_UN, 1, replays._sets + self._place)  # noqa: SLF001 - as above
+        if not self._is_released:
+            self._is_released = True
+            self._replays.let_go(self._place)
 
 
 def way_of(records: bytes, digest: bytes) -> int | None:

@@ -2712,14 +2712,14 @@ RPC = (
     Mutant(
         "a call over UDP that comes again is not executed again",
         "prefork/rpc/replay.py",
-        "                place.note_known()\n",
-        "                place.begin(digest, now)\n",
+        "        if now - times[way] < WINDOW_NS:\n",
+        "        if now - times[way] < 0:\n",
         "tests/unit/test_rpc_replays.py tests/live/test_rpc.py -k again",
     ),
     Mutant(
         "a call over UDP that is being executed is not begun by another worker",
         "prefork/rpc/replay.py",
-        "            lockf(self._fd, TRY, 1, self._sets + place)\n        except BlockingIOError:\n            return None\n",
+        "            lockf(self._fd, TRY, 1, self._sets + place)\n        except BlockingIOError:\n            return False\n",
         "            lockf(self._fd, TRY, 1, self._sets + place)\n        except BlockingIOError:\n            pass\n",
         "tests/unit/test_rpc_replays.py",
     ),
@@ -2733,8 +2733,22 @@ RPC = (
     Mutant(
         "the length of a kept reply is not trusted",
         "prefork/rpc/replay.py",
-        "        if length <= self._replays.room:\n",
-        "        if length >= 0:\n",
+        'if length <= self._room else b""',
+        'if length >= 0 else b""',
+        "tests/unit/test_rpc_replays.py",
+    ),
+    Mutant(
+        "a call over UDP that is dropped is logged",
+        "prefork/rpc/handler.py",
+        '            _note("dropped a call", address, error)\n',
+        "",
+        "tests/unit/test_rpc_handlers.py",
+    ),
+    Mutant(
+        "no worker looks for a call where another one looks",
+        "prefork/rpc/replay.py",
+        '        raise self._no_place("another worker is looking there")',
+        '        self._no_place("another worker is looking there")',
         "tests/unit/test_rpc_replays.py",
     ),
     Mutant(

@@ -15,6 +15,7 @@ from prefork.rpc.dispatch import task_of
 from prefork.rpc.handler import ProcedureError, RPCDatagramHandler, execute
 from prefork.rpc.message import call, read_reply
 from prefork.rpc.program import Programs
+from prefork.rpc.replay import WAYS, Replays
 from prefork.workers.worker.clients import is_clients_doing
 
 NUMBER = 7
@@ -48,6 +49,10 @@ class Asked(Program):
         """Keep a state, and return a result."""
         self.state = self.kept
         return self.result
+
+    @procedure(4)
+    def once(self) -> None:
+        """Do what must not be done twice."""
 
 
 def served(
@@ -148,7 +153,25 @@ class Server:
     """A server of datagrams without a memory of calls."""
 
     programs = Programs([Asked])
-    replays = None
+    replays: Replays | None = None
+
+
+def test_call_without_a_place_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a small limit_replays has no place for a call, the call is not executed, and the log names the setting."""
+    sock, server = Socket(), Server()
+    server.replays = Replays(1, 16)
+    again = call(1, NUMBER, 1, 4)
+    claims = [server.replays.claim(b"%d" % number, PLAIN) for number in range(WAYS)]
+    RPCDatagramHandler((again, sock), PLAIN, server)  # type: ignore[arg-type]
+    assert sock.sent == []
+    assert "dropped a call client=192.0.2.7:4711" in caplog.text
+    assert "raise limit_replays (1)" in caplog.text
+    for claim in claims:
+        assert claim is not None
+        claim.release()
+    RPCDatagramHandler((again, sock), PLAIN, server)  # type: ignore[arg-type]
+    assert [read_reply(reply)[1] for reply in sock.sent] == [AcceptStatus.SUCCESS]
+    server.replays.close()
 
 
 @pytest.mark.parametrize(

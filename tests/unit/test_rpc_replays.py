@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import struct
+from fcntl import lockf
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.rpc.replay import WAYS, WINDOW_NS, Replays, way_of
+from prefork.rpc.replay import TRY, WAYS, WINDOW_NS, NoPlaceError, Replays, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +30,7 @@ def serve(replays: Replays, call: bytes, reply: bytes = b"reply", now: int = 1) 
     """Execute a call."""
     claim = replays.claim(call, CLIENT, now)
     assert claim is not None
-    assert not claim.is_known
+    assert claim.reply is None
     claim.keep(reply, now)
     claim.release()
 
@@ -39,7 +42,7 @@ def known(
     claim = replays.claim(call, client, now)
     assert claim is not None
     claim.release()
-    return claim.reply if claim.is_known else None
+    return claim.reply
 
 
 def test_call_that_comes_again(replays: Replays) -> None:
@@ -83,7 +86,7 @@ def test_other_process_knows_the_call(replays: Replays) -> None:
     assert in_child("begin")
     began = replays.claim(b"other", CLIENT)
     assert began is not None
-    assert (began.is_known, began.reply) == (True, b"")
+    assert began.reply == b""
     began.release()
 
 
@@ -100,14 +103,38 @@ def test_oldest_call_makes_room(replays: Replays) -> None:
 
 
 def test_set_that_is_busy(replays: Replays) -> None:
-    """Where every place of a set is in use, a further call is dropped, and its client sends it again."""
+    """Where every place of a set is in use, a further call is not executed, and the error names the remedy."""
     claims = [replays.claim(b"%d" % number, CLIENT) for number in range(WAYS)]
     assert None not in claims
-    assert replays.claim(b"more", CLIENT) is None
+    with pytest.raises(NoPlaceError, match=r"all 8 are of calls .*; raise limit_replays \(1\)"):
+        replays.claim(b"more", CLIENT)
     for claim in claims:
         assert claim is not None
         claim.release()
     assert known(replays, b"more", now=None) is None
+
+
+@pytest.mark.processes
+def test_set_that_another_worker_has(replays: Replays) -> None:
+    """A worker that was stopped while it looked at a set keeps no other one waiting: the call has no place for now."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        lockf(replays._fd, TRY, 1, 0)
+        os.write(theirs, b"x")
+        signal.pause()
+    os.read(ours, 1)
+    try:
+        with pytest.raises(
+            NoPlaceError, match="another worker is looking there; raise limit_replays"
+        ):
+            replays.claim(b"call", CLIENT)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ours)
+        os.close(theirs)
+    assert known(replays, b"call") is None
 
 
 def test_call_is_forgotten(replays: Replays) -> None:
@@ -138,10 +165,8 @@ def test_reply_without_room(replays: Replays) -> None:
 def test_length_that_cannot_be(replays: Replays) -> None:
     """A length that another worker has made up leads out of no reply."""
     serve(replays, b"call")
-    claim = replays.claim(b"call", CLIENT, 1)
-    assert claim is not None
-    claim.release()
-    replays._memory[claim._record_at + 24 : claim._record_at + 28] = b"\xff\xff\xff\x7f"
+    at = replays._memory.find(struct.pack("=QI", 1, len(b"reply"))) + 8
+    replays._memory[at : at + 4] = b"\xff\xff\xff\x7f"
     assert known(replays, b"call") == b""
 
 
