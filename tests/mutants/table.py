@@ -2235,6 +2235,13 @@ JOBS = (
         'others will find it where it is."""\n        return True',
         "tests/unit/test_polled.py",
     ),
+    Mutant(
+        "a fileno() that raises is logged once, and not for each request",
+        "workers/worker/polled.py",
+        "            self._is_unwatched = True\n",
+        "            self._is_unwatched = False\n",
+        "tests/unit/test_polled.py",
+    ),
 )
 
 CANCELLING = (

@@ -198,19 +198,44 @@ def test_another_descriptor_is_watched(same_number: bool) -> None:
         os.close(it.server.descriptor)
 
 
-def test_descriptor_of_a_lost_connection_keeps_no_worker_busy() -> None:
-    """A fileno() that raises, or returns -1 as that of a closed socket does, costs the worker an interval."""
-    with bench() as it:
-        it.server.descriptor = -1
+@pytest.mark.parametrize("problem", ["-1", "raises", "is closed", "is no number"])
+def test_descriptor_of_a_lost_connection_costs_an_interval(
+    problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests are taken although fileno() fails; the log says once that it does, and once that this is over."""
+    with bench(SOON) as it:
+        it.server.descriptor, write = os.pipe()
         assert isinstance(it.take(), BlockingIOError)
-        assert not it.is_due()
+        assert not it.is_due(2 * SOON)  # the descriptor, and not the interval
 
-        def fileno() -> int:
-            raise ValueError("the connection is lost")
+        def fail() -> Any:
+            if problem == "raises":
+                raise ValueError("the connection is lost")
+            return {"-1": -1, "is closed": 10**6, "is no number": "7"}[problem]
 
-        it.server.fileno = fileno  # type: ignore[method-assign]
-        assert isinstance(it.take(), ValueError)
-        assert not it.is_due()
+        it.server.fileno = fail  # type: ignore[method-assign]
+        for _ in range(3):
+            it.server.found = ["job"]
+            assert it.take() == "job"
+            assert isinstance(it.take(), BlockingIOError)
+            assert it.is_due(5.0)
+        said = [one.getMessage() for one in caplog.records]
+        assert [one.partition(" listener=")[0] for one in said] == (
+            []  # that of a closed socket, which is no error
+            if problem == "-1"
+            else ["worker cannot watch the descriptor of its server, asking at intervals"]
+        )
+        del it.server.fileno  # type: ignore[attr-defined]
+        assert isinstance(it.take(), BlockingIOError)
+        assert not it.is_due(2 * SOON)
+        assert isinstance(it.take(), BlockingIOError)
+        again = [one.getMessage() for one in caplog.records][len(said) :]
+        assert (
+            again
+            == ["worker watches the descriptor of its server again listener=Requests"][: len(said)]
+        )
+        os.close(write)
+        os.close(it.server.descriptor)
 
 
 def test_file_that_cannot_be_watched_leaves_the_interval(tmp_path: Path) -> None:

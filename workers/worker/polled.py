@@ -18,17 +18,24 @@ watched edge-triggered: only what arrives counts. A descriptor that stays readab
 to take, because ``get_request()`` does not read from it, would otherwise keep the worker busy for ever. The
 events are fetched before the call, so that what arrives while ``get_request()`` looks ends the rest that follows,
 unless ``get_request()`` itself has read it. In that case it has to look again by itself (docs/JOBS.md).
+
+**A descriptor that cannot be watched.** ``fileno()`` may raise, for example while a database is away, and it may
+return a descriptor that is closed. Requests can still be taken then, so this is no failed take: the worker rests
+for the interval. The log has one line when that begins and one when it is over, however many requests are
+served in between.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 from typing import Any
 
-from prefork.workers import system
+from prefork.workers import log, system
 from prefork.workers.polled import descriptor_of
 from prefork.workers.worker.shortage import Meaning
+from prefork.workers.worker.side import current_worker
 from prefork.workers.worker.source import Source, Take
 
 LEAST_INTERVAL = 0.01
@@ -56,6 +63,8 @@ class PolledSource(Source):
         self._timer: system.TimerDescriptor | None = None
         self._watched: int | None = None
         self._rests = False
+        self._is_unwatched = False
+        """Whether the log has said that the descriptor of the server cannot be watched."""
         super().__init__(*arguments, **options)
 
     @property
@@ -105,7 +114,7 @@ class PolledSource(Source):
                 self._rest(self._interval)
                 raise
             if taken is None:
-                self._rest_until_told()
+                self._rest_until_due()
                 raise BlockingIOError
             if self._rests:
                 self._ask_at_once()
@@ -128,16 +137,37 @@ class PolledSource(Source):
         if self._timer is not None:
             self._timer.expire_after(seconds)
 
-    def _rest_until_told(self) -> None:
-        self._rest(self._interval)  # in any case: fileno() may raise
+    def _rest_until_due(self) -> None:
+        self._rest(self._interval)  # in any case: RequestCancelled may come out of fileno()
+        try:
+            self._watch_descriptor()
+        except Exception as error:  # noqa: BLE001 - fileno() is code of the program
+            self._note_unwatched(error)
+            return
+        self._note_watched()
+        if self._watched is not None:
+            self._rest(INTERVAL_WITH_DESCRIPTOR)
+
+    def _watch_descriptor(self) -> None:
+        """Watch the descriptor that the server has now. Raises what ``fileno()`` raises, and OSError."""
         fd = descriptor_of(self.server)
         is_open = fd is not None and fd >= 0
         if self._epoll is not None:
             # The kernel cannot wait for a regular file. Then the interval remains.
             with contextlib.suppress(PermissionError):
                 self._watch(self._epoll, fd if is_open else None)
-        if self._watched is not None:
-            self._rest(INTERVAL_WITH_DESCRIPTOR)
+
+    def _note_unwatched(self, error: Exception) -> None:
+        if not self._is_unwatched:
+            self._is_unwatched = True
+            what = "cannot watch the descriptor of its server, asking at intervals"
+            log.failure(logging.ERROR, _subject(), what, error, listener=self.listener)
+
+    def _note_watched(self) -> None:
+        if self._is_unwatched:
+            self._is_unwatched = False
+            what = "watches the descriptor of its server again"
+            log.event(logging.WARNING, _subject(), what, listener=self.listener)
 
     def _watch(self, epoll: select.epoll, fd: int | None) -> None:
         """Watch this descriptor, and no earlier one.
@@ -153,3 +183,7 @@ class PolledSource(Source):
             with contextlib.suppress(FileExistsError):
                 epoll.register(fd, select.EPOLLIN | select.EPOLLET)
             self._watched = fd
+
+
+def _subject() -> str:
+    return str(current_worker() or "worker")
