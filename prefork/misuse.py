@@ -12,6 +12,7 @@ compared with the names of settings, and only a name that no base class has.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from socketserver import BaseServer
 from types import FunctionType, MethodType
 from typing import Final
 
@@ -61,11 +62,25 @@ def refuse_wrong_order(cls: type, mixin: type) -> None:
     ):
         return
     first = next(base for base in cls.__bases__ if not issubclass(base, mixin))
-    bases = [mixin.__name__, *(base.__name__ for base in cls.__bases__ if base is not mixin)]
     raise MisuseError(
         f"class {cls.__name__}: {mixin.__name__} has no effect behind {first.__name__}, whose methods "
-        f"come first; write class {cls.__name__}({', '.join(bases)})"
+        f"come first; {_right_order(cls, mixin)}"
     )
+
+
+def _right_order(cls: type, mixin: type) -> str:
+    """Return what to write in place of a class in the wrong order.
+
+    A base that has the mix-in already, such as a ready-made server, comes first. Another server class may follow.
+    A mix-in of the standard library may not: it would stand behind the server class that it is to change.
+    """
+    whole = [base for base in cls.__bases__ if issubclass(base, mixin) and base is not mixin]
+    others = [base for base in cls.__bases__ if not issubclass(base, mixin)]
+    if whole and not all(issubclass(base, BaseServer) for base in others):
+        extra = ", ".join(base.__name__ for base in others if not issubclass(base, BaseServer))
+        return f"leave {extra} out: the workers of {whole[0].__name__} are processes already"
+    bases = whole + others if whole else [mixin, *others]
+    return f"write class {cls.__name__}({', '.join(base.__name__ for base in bases)})"
 
 
 def refuse_wrong_hooks(cls: type, mixin: type) -> None:

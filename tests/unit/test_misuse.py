@@ -11,6 +11,7 @@ import pytest
 import prefork
 from prefork import MisuseError, SettingsError
 from prefork.misuse import HOOKS
+from prefork.rpc import RPCServer
 from prefork.workers.settings import ROWS
 
 
@@ -34,6 +35,21 @@ def test_mix_in_in_second_place_is_refused(bases: tuple[type, ...], remedy: str)
 
     assert str(refused.value).endswith(remedy)
     assert isinstance(refused.value, TypeError)
+
+
+@pytest.mark.parametrize("server", [prefork.PreForkingTCPServer, RPCServer])
+def test_server_that_has_the_mix_in_is_no_second_base(server: type) -> None:
+    """A ready-made server behind a class that forks is refused, with a remedy that Python accepts and that works."""
+    with pytest.raises(MisuseError) as refused:
+        made(socketserver.ForkingTCPServer, server)
+    assert str(refused.value).endswith(f"write class Server({server.__name__}, ForkingTCPServer)")
+    written = made(server, socketserver.ForkingTCPServer)
+    assert written.process_request is socketserver.ForkingMixIn.process_request
+    with pytest.raises(MisuseError) as refused:
+        made(socketserver.ForkingMixIn, server)
+    assert str(refused.value).endswith(
+        f"leave ForkingMixIn out: the workers of {server.__name__} are processes already"
+    )
 
 
 def test_order_that_works_is_accepted() -> None:
