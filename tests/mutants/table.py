@@ -2346,8 +2346,8 @@ CANCELLING = (
     Mutant(
         "soft_timeout holds while a WSGI application waits for its client",
         "workers/worker/cancelling.py",
-        'return _is_of(frame, "prefork") and not _is_of(frame, "prefork.wsgi")',
-        'return _is_of(frame, "prefork")',
+        '("prefork.wsgi", "prefork.rpc.record")',
+        '("prefork.rpc.record",)',
         "tests/live/test_wsgi.py -k waits_for_a_body",
     ),
     Mutant(
@@ -2673,6 +2673,13 @@ RPC = (
         "        if self._size > self._most:",
         "        if self._left > self._most:",
         "tests/unit/test_rpc_records.py",
+    ),
+    Mutant(
+        "a call of RPC whose client is slow can be cancelled",
+        "workers/worker/cancelling.py",
+        '("prefork.wsgi", "prefork.rpc.record")',
+        '("prefork.wsgi",)',
+        "tests/live/test_rpc.py -k can_be_cancelled",
     ),
     Mutant(
         "a record of RPC has no fragments without end",

@@ -65,6 +65,9 @@ ANSWER_RETRY: Final = 0.05
 MOST_PLACES: Final = 5
 """Frames that the one line of the log shows, the innermost first."""
 
+WAITING: Final = ("prefork.wsgi", "prefork.rpc.record")
+"""Modules and packages of prefork that wait for clients, and that a request may be ended in."""
+
 CO_COROUTINE: Final = 0x80
 """The flag of the code of an ``async def`` (inspect.CO_COROUTINE; the module takes milliseconds to import)."""
 
@@ -143,10 +146,10 @@ def _swallows(frame: FrameType, called: FrameType | None) -> bool:
 def _is_ours(frame: FrameType) -> bool:
     """Return whether a frame runs code of prefork, which nothing interrupts.
 
-    The handler of the WSGI server is a handler like others: it waits for its client on behalf of the
-    application.
+    The exception is code that waits for the client on behalf of the application: the handler of the WSGI
+    server, and the records of an RPC server. Both close the connection where the wait does not end well.
     """
-    return _is_of(frame, "prefork") and not _is_of(frame, "prefork.wsgi")
+    return _is_of(frame, "prefork") and not any(_is_of(frame, one) for one in WAITING)
 
 
 def _is_of(frame: FrameType, package: str) -> bool:
