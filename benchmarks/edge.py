@@ -4,29 +4,23 @@
     python benchmarks/edge.py --rounds 5        sooner, and less exactly
 
 The figures are CPU time of the server, user and system, for one connection: connect, one line each way, close.
-All servers run at once on one core, with one worker each, and the clients on another. They take turns, so that
-whatever else the machine does falls on all of them alike. ``tls.py`` measures what encryption costs.
+All servers run at once on one core, with one worker each, and the clients on another (processes.py). ``tls.py`` measures what encryption costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import socket
 import socketserver
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))
 
-import psutil  # noqa: E402
+from processes import OnOneCore, costs_in_turns  # noqa: E402 - of this folder
 from table import machine, markdown, spread  # noqa: E402 - of this folder
 
 import prefork  # noqa: E402 - a plain checkout: the package lies beside this folder
@@ -51,9 +45,6 @@ ATTRIBUTES: Final[dict[str, dict[str, str]]] = {
     "proxy1": {"proxy_from": "127.0.0.1"},
     "proxy2": {"proxy_from": "127.0.0.1"},
 }
-
-CONNECTIONS: Final = 400
-"""Of one turn."""
 
 
 class Echo(socketserver.StreamRequestHandler):
@@ -89,16 +80,14 @@ def serve(variant: str) -> None:
         server.serve_forever()
 
 
-class Running:
-    """One server on one core."""
+class Running(OnOneCore):
+    """One server, and clients that come one after the other."""
 
-    def __init__(self, variant: str, cpu: int) -> None:
+    requests = 400
+
+    def __init__(self, script: str, variant: str, cpu: int) -> None:
+        super().__init__(script, variant, cpu)
         self.header = HEADERS.get(variant, b"")
-        command = [sys.executable, __file__, "--serve", variant]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        os.sched_setaffinity(self.process.pid, {cpu})
-        assert self.process.stdout is not None
-        self.address = "127.0.0.1", int(self.process.stdout.readline())
         self.ask(20)
 
     def ask(self, count: int) -> None:
@@ -111,43 +100,10 @@ class Running:
                     answer += part
                 assert answer == b"hello\n", answer
 
-    def cost(self) -> float:
-        """Return the CPU seconds of one connection."""
-        before = self._cpu_seconds()
-        self.ask(CONNECTIONS)
-        return (self._cpu_seconds() - before) / CONNECTIONS
-
-    def _cpu_seconds(self) -> float:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        pids = [self.process.pid, *(one.pid for one in family)]
-        return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # clock_getcpuclockid(3)
-
-    def end(self) -> None:
-        """End the server."""
-        self.process.terminate()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def all_running(cpu: int) -> Iterator[dict[str, Running]]:
-    """Run all servers."""
-    with contextlib.ExitStack() as ends:
-        servers = {}
-        for variant in VARIANTS:
-            servers[variant] = Running(variant, cpu)
-            ends.callback(servers[variant].end)
-        yield servers
-
 
 def measure(rounds: int) -> str:
     """Return the table."""
-    server_cpu, client_cpu = sorted(os.sched_getaffinity(0))[:2]
-    costs: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    with all_running(server_cpu) as servers:
-        os.sched_setaffinity(0, {client_cpu})
-        for _ in range(rounds):
-            for variant, server in servers.items():
-                costs[variant].append(server.cost())
+    costs = costs_in_turns(Running, __file__, VARIANTS, rounds)
     rows = []
     for variant, found in costs.items():
         ratios = [one / other for one, other in zip(found, costs["loop"], strict=True)]

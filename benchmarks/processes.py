@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HERE = Path(__file__).resolve().parent
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -52,6 +52,65 @@ class Server:
     def cpu_seconds(self) -> float:
         """Return what ``cpu_seconds()`` returns for this process."""
         return cpu_seconds(self.pid)
+
+
+class OnOneCore:
+    """A server whose processes share one core, and its client.
+
+    script: the program that serves ``--serve VARIANT`` and prints its port first. A subclass says in ``ask()``
+    what its client does. cpu: the number of the core.
+    """
+
+    requests = 1000
+    """Of one turn."""
+
+    def __init__(self, script: str, variant: str, cpu: int) -> None:
+        self.variant = variant
+        command = [sys.executable, script, "--serve", variant]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        os.sched_setaffinity(self.process.pid, {cpu})
+        assert self.process.stdout is not None
+        self.address = "127.0.0.1", int(self.process.stdout.readline())
+        for child in psutil.Process(self.process.pid).children():
+            os.sched_setaffinity(child.pid, {cpu})
+
+    def ask(self, count: int) -> None:
+        """Make this many requests, one after the other."""
+        raise NotImplementedError
+
+    def cost(self) -> float:
+        """Return the CPU seconds of one request, the mean over a turn."""
+        before = cpu_seconds(self.process.pid)
+        self.ask(self.requests)
+        return (cpu_seconds(self.process.pid) - before) / self.requests
+
+    def end(self) -> None:
+        """End the server and all its processes."""
+        end(self.process)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def costs_in_turns(
+    kind: type[OnOneCore], script: str, variants: Iterable[str], rounds: int
+) -> dict[str, list[float]]:
+    """Run one server of each variant, and return what a request of each costs in each round, in CPU seconds.
+
+    All servers run at once on one core, and this process on another one. They take turns, so that whatever else
+    the machine does falls on all of them alike.
+    """
+    server_cpu, client_cpu = sorted(os.sched_getaffinity(0))[:2]
+    with contextlib.ExitStack() as ends:
+        servers = {}
+        for variant in variants:
+            servers[variant] = kind(script, variant, server_cpu)
+            ends.callback(servers[variant].end)
+        os.sched_setaffinity(0, {client_cpu})
+        costs: dict[str, list[float]] = {variant: [] for variant in servers}
+        for _ in range(rounds):
+            for variant, server in servers.items():
+                costs[variant].append(server.cost())
+    return costs
 
 
 def cpu_seconds(pid: int) -> float:

@@ -5,28 +5,23 @@
 
 The figures are CPU time of the server, user and system, for one call of a procedure that adds two numbers, by one
 client on one connection or datagram socket. All servers run at once on one core, with one worker each, and the
-client on another. They take turns, so that whatever else the machine does falls on all of them alike.
+client on another (processes.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import socket
 import statistics
 import struct
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(1, str(HERE.parent))
 
-import psutil  # noqa: E402
+from processes import OnOneCore, costs_in_turns  # noqa: E402 - of this folder
 from table import machine, markdown, spread  # noqa: E402 - of this folder
 
 import prefork  # noqa: E402 - a plain checkout: the package lies beside this folder
@@ -50,9 +45,6 @@ BESIDE: Final = {
     "idempotent-udp": "line-udp",
 }
 """What the ratio of each variant is to."""
-
-CALLS: Final = 3000
-"""Of one turn."""
 
 
 class Line(prefork.ParkingMixIn, prefork.StreamRequestHandler):
@@ -120,22 +112,18 @@ def serve(variant: str) -> None:
         server.serve_forever()
 
 
-class Running:
-    """One server on one core, and its client."""
+class Running(OnOneCore):
+    """One server, and its client on one connection or datagram socket."""
 
-    def __init__(self, variant: str, cpu: int) -> None:
+    requests = 3000
+
+    def __init__(self, script: str, variant: str, cpu: int) -> None:
+        super().__init__(script, variant, cpu)
         self.is_line = variant.startswith("line")
         self.is_udp = variant.endswith("udp")
-        command = [sys.executable, __file__, "--serve", variant]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        os.sched_setaffinity(self.process.pid, {cpu})
-        assert self.process.stdout is not None
-        port = int(self.process.stdout.readline())
-        for child in psutil.Process(self.process.pid).children():
-            os.sched_setaffinity(child.pid, {cpu})
         kind = socket.SOCK_DGRAM if self.is_udp else socket.SOCK_STREAM
         self.client = socket.socket(socket.AF_INET, kind)
-        self.client.connect(("127.0.0.1", port))
+        self.client.connect(self.address)
         if not self.is_udp:
             self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.xid = 0
@@ -157,44 +145,15 @@ class Running:
         call = struct.pack(">10I2i", self.xid, 0, 2, NUMBER, 1, 1, 0, 0, 0, 0, self.xid, 5)
         return call if self.is_udp else struct.pack(">I", 0x80000000 | len(call)) + call
 
-    def cost(self) -> float:
-        """Return the CPU seconds of one call."""
-        before = self._cpu_seconds()
-        self.ask(CALLS)
-        return (self._cpu_seconds() - before) / CALLS
-
-    def _cpu_seconds(self) -> float:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        pids = [self.process.pid, *(one.pid for one in family)]
-        return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # clock_getcpuclockid(3)
-
     def end(self) -> None:
-        """End the server."""
+        """End the client, and then the server."""
         self.client.close()
-        self.process.terminate()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def all_running(cpu: int) -> Iterator[dict[str, Running]]:
-    """Run all servers."""
-    with contextlib.ExitStack() as ends:
-        servers = {}
-        for variant in VARIANTS:
-            servers[variant] = Running(variant, cpu)
-            ends.callback(servers[variant].end)
-        yield servers
+        super().end()
 
 
 def measure(rounds: int) -> str:
     """Return the table."""
-    server_cpu, client_cpu = sorted(os.sched_getaffinity(0))[:2]
-    with all_running(server_cpu) as servers:
-        costs: dict[str, list[float]] = {variant: [] for variant in servers}
-        os.sched_setaffinity(0, {client_cpu})
-        for _ in range(rounds):
-            for variant, server in servers.items():
-                costs[variant].append(server.cost())
+    costs = costs_in_turns(Running, __file__, VARIANTS, rounds)
     rows = []
     for variant, found in costs.items():
         beside = costs[BESIDE[variant]]
