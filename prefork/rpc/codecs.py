@@ -6,7 +6,7 @@
 with the bytes that are there, before anything is made of it: no array has more elements than the message
 has room for. A linked list is read in a loop.
 
-A message that is no value of the type is an XDRError, and so is a value that the type does not have.
+Bytes that are not a value of the type are an XDRError, and so is a Python value that the type does not have.
 Padding may have any content, as in the C libraries. All numbers are big-endian.
 """
 
@@ -24,7 +24,7 @@ MOST_LENGTH: Final = 0xFFFFFFFF
 
 
 class XDRError(ValueError):
-    """A message is no value of its type, or a value is none of its type. The text says which, for a log."""
+    """Bytes cannot be read as their type, or a value cannot be written as its type. The text says which, for a log."""
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Codec:
         raise NotImplementedError
 
     def read(self, data: bytes, at: int) -> tuple[Any, int]:
-        """Return the value that begins at this offset, and the offset behind it. XDRError: there is none."""
+        """Return the value that begins at this offset, and the offset behind it. XDRError: the bytes are not such a value."""
         raise NotImplementedError
 
 
@@ -226,7 +226,7 @@ class Fields:
         self._unpack = None if plain is None else plain.unpack_from
 
     def write(self, values: Sequence[Any], out: list[bytes]) -> None:
-        """Append the bytes of all values. XDRError: one of them is none of its type."""
+        """Append the bytes of all values. XDRError: a value is not of its type."""
         if len(values) != len(self._codecs):
             raise XDRError(f"{len(self._codecs)} values are expected, not {len(values)}")
         if self._pack is not None:
@@ -240,7 +240,7 @@ class Fields:
             codec.write(value, out)
 
     def read(self, data: bytes, at: int) -> tuple[Sequence[Any], int]:
-        """Return all values, and the offset behind them. XDRError: one of them is not there."""
+        """Return all values, and the offset behind them. XDRError: the bytes are not such values."""
         if self._unpack is not None:
             try:
                 return self._unpack(data, at), at + self.least
@@ -255,7 +255,7 @@ class Fields:
         return values, at
 
     def read_all(self, data: bytes, at: int) -> Sequence[Any]:
-        """Return all values, which are the rest of the data. XDRError: they are not, or not all of it."""
+        """Return all values, which are the rest of the data. XDRError: the data are not such values, or go on behind them."""
         values, end = self.read(data, at)
         if end != len(data):
             raise XDRError(f"{len(data) - end} bytes follow")
@@ -302,7 +302,7 @@ class TupleCodec(Codec):
 
 
 class OptionalCodec(Codec):
-    """A value after a word that says whether there is one. The value of none is None."""
+    """A value that may be missing: a word says whether it follows. A missing value is None."""
 
     least = 4
 

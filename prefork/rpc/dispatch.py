@@ -1,4 +1,4 @@
-"""From the bytes of a call to what is to be executed, or to the reply that says why nothing is (pure)."""
+"""From the bytes of a call to what is executed, or to the reply that says why nothing is executed (pure)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Task(msgspec.Struct, frozen=True, gc=False):
 
 
 class GarbageArguments(Declined):
-    """The arguments are none of the procedure."""
+    """The arguments are not those that the procedure takes."""
 
 
 def task_of(data: bytes, programs: Programs) -> Task:
-    """Return what a message asks for. NoCall: nothing, and it gets no reply. Declined: it gets this one."""
+    """Return what a message asks for. NoCall: the message gets no reply. Declined: it gets the reply of the exception."""
     call = read_call(data)
     program = programs.by_version.get((call.program, call.version))
     if program is None:
@@ -74,7 +74,7 @@ def _no_program(call: Call, programs: Programs) -> Declined:
 
 
 def reply_with(task: Task, result: Any) -> bytes:
-    """Return the reply with a result. XDRError: the result is none of the procedure."""
+    """Return the reply with a result. XDRError: the result is not of the procedure's type."""
     out = [accepted(task.call.xid)]
     try:
         task.procedure.result.write(result, out)

@@ -55,7 +55,7 @@ class RPCStreamHandler(ParkingMixIn, BaseRequestHandler):
         return self._records.ahead
 
     def handle(self) -> None:
-        """Serve one call. A message that is none ends the connection, and so does an exception."""
+        """Serve one call. A message that is not a call ends the connection, and so does an exception."""
         self.close_connection = True  # until the call is answered
         server: Any = self.server
         try:
@@ -85,7 +85,7 @@ class RPCDatagramHandler(BaseRequestHandler):
     """
 
     def handle(self) -> None:
-        """Serve the call. A message that is none gets no reply."""
+        """Serve the call. A message that is not a call gets no reply."""
         server: Any = self.server
         data, sock = self.request
         send = _Datagram(sock, self.client_address).send
@@ -145,7 +145,7 @@ class _Datagram(msgspec.Struct, frozen=True):
 def _task_of(
     data: bytes, programs: Programs, client: Any, send: Callable[[bytes], None]
 ) -> Task | None:
-    """Return what a message asks for; None for a call that was answered by a status. NoCall: it is none."""
+    """Return what a message asks for; None for a call that was answered by a status. NoCall: it is not a call."""
     try:
         return task_of(data, programs)
     except GarbageArguments as error:

@@ -5,8 +5,8 @@ verifier have a flavor and at most 400 bytes each.
 
 Three things can be wrong with a message, and each has a different answer:
 
-- The message is no call: too short, or a reply. Such a message is never answered (``NoCall``), because
-  two servers would otherwise answer each other for ever.
+- The message is not a call: it is too short, or a reply. Such a message is never answered (``NoCall``),
+  because two servers would otherwise answer each other without end.
 - The call is for another version of RPC, or its credentials are not accepted. The reply is *denied*.
 - The program, the version, the procedure or the arguments are not there. The reply is *accepted*, and
   says so.
@@ -99,11 +99,11 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 
 class NoCall(Exception):  # noqa: N818 - no error of the program
-    """A message is not answered, because it is no call. Its text says why."""
+    """A message is not answered, because it is not a call. The text says why."""
 
 
 class Declined(Exception):  # noqa: N818 - no error of the program
-    """A call is answered without being executed. reply: what the client gets. Its text says why."""
+    """A call is answered without being executed. reply: what the client gets. The text says why."""
 
     def __init__(self, reply: bytes, why: str) -> None:
         super().__init__(why)
@@ -129,7 +129,7 @@ _accepted = _ACCEPTED.pack
 
 
 def read_call(data: bytes) -> Call:
-    """Return the head of a call. NoCall: the message is none. Declined: the call is not accepted."""
+    """Return the head of a call. NoCall: the message is not a call. Declined: the call is not accepted."""
     if len(data) >= _PLAIN_HEAD.size:
         # The usual call: AUTH_NONE, and a verifier that is empty. One call of struct reads all of it.
         xid, kind, rpc, program, version, procedure, flavor, size, _, verifier = _plain_head(data)
@@ -184,7 +184,7 @@ def _credentials(data: bytes, flavor: int, xid: int) -> AuthSys | None:
 
 @functools.lru_cache(maxsize=256)  # a client sends the same ones with each of its calls
 def _user(data: bytes) -> AuthSys:
-    """Return the credentials of AUTH_SYS. XDRError: they are none."""
+    """Return the credentials of AUTH_SYS. XDRError: the bytes are not such credentials."""
     credentials, end = _SYS.read(data, 0)
     if end != len(data):
         raise xdr.XDRError(f"{len(data) - end} bytes follow")
@@ -217,7 +217,7 @@ def call(xid: int, program: int, version: int, procedure: int, arguments: bytes 
 
 
 def read_reply(data: bytes) -> tuple[int, int, bytes]:
-    """Return xid, status and result of an accepted reply. XDRError: the message is none."""
+    """Return xid, status and result of an accepted reply. XDRError: the message is not such a reply."""
     try:
         xid, kind, denied, _, size = struct.unpack_from(">5I", data)
         if (kind, denied) != (REPLY, 0):

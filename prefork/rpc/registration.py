@@ -7,11 +7,11 @@ It begins when the pool is ready, when it begins to stop, and whenever the conne
 **How a restart is noticed.** The connection stays open after a conversation. It ends when rpcbind ends,
 and also after half a minute of silence, because rpcbind closes idle connections. In both cases the next
 conversation finds out what is missing. So entries are there again at once after a restart, and within a
-minute after somebody has deleted them.
+minute after another program has deleted them.
 
 **Why nothing is handed over at a reload.** What is to be unset are entries that lead to the socket of
-this server and that the server does not have. The list of rpcbind says which ones these are, whoever has
-set them. So the new image of the master finds out what it needs, and the entries stay meanwhile.
+this server and that the server does not have. The list of rpcbind says which ones these are, whichever program
+has set them. So the new image of the master finds out what it needs, and the entries stay meanwhile.
 
 Nothing here waits: the socket is non-blocking, a conversation has a bound, and after a failure there is
 a pause, which grows. ``settle()`` waits, at the end of a pool.

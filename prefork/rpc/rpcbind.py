@@ -154,13 +154,13 @@ def change_calls(plan: Changes) -> list[bytes]:
 
 
 def entries_in(reply: bytes) -> list[Entry]:
-    """Return the entries in the reply to ``dump_call()``. XDRError: it is none."""
+    """Return the entries in the reply to ``dump_call()``. XDRError: the message is not such a reply."""
     entries: list[Entry] = _result(_ENTRIES, reply)
     return entries
 
 
 def is_done(reply: bytes) -> bool:
-    """Return whether rpcbind has done what a call of ``change_calls()`` asked for. XDRError: it is no reply."""
+    """Return whether rpcbind has done what a call of ``change_calls()`` asked for. XDRError: the message is not such a reply."""
     return bool(_result(_BOOL, reply))
 
 

@@ -77,7 +77,7 @@ class _OnStreams(_OfPrograms):
 
 
 def _number(server: Any, name: str, read: Callable[[object], object], allowed: str) -> Any:
-    """Return a setting as a number above 0. SettingsError: it is none."""
+    """Return a setting as a number above 0. SettingsError: the value is not such a number."""
     raw = getattr(server, name)
     try:
         value = read(raw)

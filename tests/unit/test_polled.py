@@ -1,4 +1,4 @@
-"""When a worker asks a server without a socket for the next request: at once, when told to, or after a while."""
+"""When a worker asks a server without a socket for the next request: at once, when a descriptor is readable, or after a while."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_descriptor_ends_the_rest() -> None:
 
 
 def test_descriptor_that_stays_readable_keeps_no_worker_busy() -> None:
-    """A descriptor that nobody reads from ends one rest, and no more until something arrives."""
+    """A descriptor that is never read from ends one rest, and no more until something arrives."""
     with bench() as it:
         it.server.descriptor, write = os.pipe()
         os.write(write, b"x")
