@@ -58,7 +58,7 @@ def test_change_of_what_is_not_there_is_a_failure() -> None:
 
 def test_block_without_a_meaning_is_a_failure(tmp_path: Path) -> None:
     """A comment that is misspelt, and a block of code that nothing is done with, are noticed."""
-    for page in ("<!-- flie: app.py -->\n```python\none\n```\n", "```python\none\n```\n"):
+    for page in ("<!-- filed: app.py -->\n```python\none\n```\n", "```python\none\n```\n"):
         with (
             Reader(page, tmp_path, "", {}) as reader,
             pytest.raises(AssertionError, match=r"comment"),
