@@ -132,6 +132,20 @@ ALLOWED_CALLS = {
 """Calls outside of workers/system.py, each with its reason."""
 
 
+WALL_CLOCK = {
+    "prefork.edge.tls": "whether the certificate of a client has ended",
+    "prefork.metrics.collector": "instants that are shown to people and to Prometheus",
+    "prefork.reloading.reload": "when the last reload has succeeded, for the same readers",
+    "prefork.workers.waits": "how long a datagram has waited: the kernel stamps it with this clock",
+    "prefork.workers.worker.access": "the time of a line",
+    "prefork.workers.worker.web_lines": "the time of a line",
+    "prefork.wsgi.response": "the field Date",
+}
+"""The modules that read the clock that can be set, and what for. No deadline, pause or rate is among these."""
+
+READS_WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow"}
+
+
 def imports_of(tree: ast.Module) -> Iterator[str]:
     """Yield every module that is imported anywhere in a source, for types and in functions too."""
     for node in nodes_of(tree):
@@ -206,6 +220,22 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
         return []
 
     return next((found for name in sorted(graph) if (found := circle_from(name, []))), [])
+
+
+def reads_wall_clock(tree: ast.Module) -> bool:
+    """Return whether a source reads the clock that can be set."""
+    taken = {
+        f"{node.module}.{alias.name}"
+        for node in nodes_of(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    named = {
+        f"{node.value.id}.{node.attr}"
+        for node in nodes_of(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    return bool((taken | named) & READS_WALL_CLOCK)
 
 
 def process_calls(tree: ast.Module) -> set[str]:
@@ -371,6 +401,11 @@ def test_phase_has_one_setter() -> None:
         "prefork.master.master": {"__init__", "_change_life"}
     }
     assert life_setters(ast.parse("def f():\n a, b._life = 1, 2")) == {"f"}
+
+
+def test_no_deadline_follows_the_clock_that_can_be_set() -> None:
+    """Only the modules of the list read the wall clock, each for a reason that is no deadline."""
+    assert {name for name, tree in SOURCES.items() if reads_wall_clock(tree)} == set(WALL_CLOCK)
 
 
 # --- processes

@@ -22,6 +22,7 @@ GROUPS = (
     "What a fork copies",
     "An attacker controls a worker",
     "The master is lost; orphans; PID 1",
+    "Logs, clocks, metrics and the service manager",
     "Several machines behind a balancer",
 )
 
