@@ -2822,6 +2822,13 @@ CLUSTER = (
 
 REFERENCE = (
     Mutant(
+        "no deadline follows the clock that can be set",
+        "workers/worker/recycling.py",
+        "from time import monotonic\n",
+        "from time import time as monotonic\n",
+        "tests/unit/test_architecture.py -k can_be_set",
+    ),
+    Mutant(
         "each event of the log is on the page that lists them",
         "prefork/reloading/reload.py",
         '"reloaded", generation=generation',
