@@ -246,7 +246,8 @@ def test_status_of_a_pool_that_is_stopping(pool: Callable[..., Program]) -> None
             lambda: done if (done := prefork("status", program.pid)).code else None,
             "a status that is not ready",
         )
-    assert done.code == 1
+        state = state_of(program.pid)
+    assert done.code == 1, (done, state)
     assert done.out.splitlines()[0] in ("prefork: draining", "prefork: not ready")
 
 
