@@ -120,11 +120,15 @@ def test_set_that_another_worker_has(replays: Replays) -> None:
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        lockf(replays._fd, TRY, 1, 0)
-        os.write(theirs, b"x")
-        signal.pause()
-    os.read(ours, 1)
+        try:
+            lockf(replays._fd, TRY, 1, 0)
+            os.write(theirs, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(theirs)
     try:
+        assert os.read(ours, 1) == b"x"
         with pytest.raises(
             NoPlaceError, match="another worker is looking there; raise limit_replays"
         ):
@@ -133,7 +137,6 @@ def test_set_that_another_worker_has(replays: Replays) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ours)
-        os.close(theirs)
     assert known(replays, b"call") is None
 
 
