@@ -167,6 +167,22 @@ def test_every_benchmark_has_its_figures() -> None:
     assert re.findall(r"--only (\w+)", text) == list(ast.literal_eval(sections))
 
 
+def test_comparison_has_the_servers_of_its_program() -> None:
+    """The table of docs/CHOOSING.md has a row for each server that benchmarks/ways.py measures, in its order."""
+    source = ast.parse((HOME / "benchmarks" / "ways.py").read_text(encoding="utf-8"))
+    (variants,) = (
+        node.value
+        for node in source.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VARIANTS"
+    )
+    text = (HOME / "docs" / "CHOOSING.md").read_text(encoding="utf-8")
+    (table,) = between("ways").findall(text)
+    assert variants is not None
+
+    rows = re.findall(r"^\| (.*?) +\|", table, re.MULTILINE)
+    assert rows[2:] == [*ast.literal_eval(variants).values()]
+
+
 # --- names of code
 
 
