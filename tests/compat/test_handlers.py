@@ -337,7 +337,7 @@ serve_here(Server, Echo)
 
     assert len({server_of(program.address()) for _ in range(60)} - {worker}) == 60
 
-    wait_until(lambda: not zombies_of(worker), "the children are collected", ceiling=2.0)
+    wait_until(lambda: not zombies_of(worker), "the children are collected")
     assert program.stop() == 0
 
 

@@ -262,10 +262,8 @@ serve_here(Acting, Echo)
 
     os.kill(min(first), signal.SIGKILL)
 
-    wait_until(
-        lambda: len(program.workers()) == 2 and program.workers() != first, "a new worker", 2.0
-    )
-    wait_until(lambda: not zombies_of(program.pid), "the dead one is reaped", 1.0)
+    wait_until(lambda: len(program.workers()) == 2 and program.workers() != first, "a new worker")
+    wait_until(lambda: not zombies_of(program.pid), "the dead one is reaped")
     assert server_of(program.address()) in program.workers()
 
 
@@ -494,7 +492,7 @@ with serving(two):
     tell("one left", sorted(mine & live_children_of(os.getpid())))
     one.server_close()
     # A worker of the other pool that has just been forked may still be closing its copy.
-    wait_until(lambda: can_bind(one.server_address), "the port is free", 1.0)
+    wait_until(lambda: can_bind(one.server_address), "the port is free")
     tell("two serves", ask(two.server_address))
 two.server_close()
 """,

@@ -168,7 +168,10 @@ def test_request_that_cannot_be_reached_ends_with_its_worker(
     assert took.seconds >= (SOFT if is_reached else 3 * SOFT)
     assert ask(address, "1 + 1").endswith(" 2")  # of the next worker, where this one was killed
     with board_of(program.pid) as board:
-        assert board.snapshot().exits[ExitKind.REQUEST_TIMEOUT] == int(not is_reached)
+        wait_until(
+            lambda: board.snapshot().exits[ExitKind.REQUEST_TIMEOUT] == int(not is_reached),
+            "the end of the worker is counted",
+        )
     wait_cancelled(int(is_reached), program.pid)
 
 

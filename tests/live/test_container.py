@@ -252,7 +252,6 @@ def reload(program: Program, master: int, nth: int = 1) -> None:
     wait_until(
         lambda: program.logged(rf"master reloaded generation={nth}"),
         lambda: f"a reload that is over:\n{program.log[-4000:]}",
-        ceiling=20,
     )
 
 
@@ -288,7 +287,7 @@ def test_reload_as_process_1(contain: Contain) -> None:
         assert not before & live_children_of(master)
         assert server_of(address) > 1
     os.kill(master, signal.SIGTERM)
-    assert program.wait(ceiling=5) == 0
+    assert program.wait() == 0
 
 
 @needs_namespace
@@ -309,7 +308,6 @@ def test_orphans_are_reaped_after_a_reload(contain: Contain) -> None:
     wait_until(
         lambda: {child.pid for child in children_of(master)} == workers,
         lambda: f"only the workers are left: {children_of(master)}",
-        ceiling=12,
     )
     assert not program.logged("exited cause=(?!reloaded)")
 
@@ -333,14 +331,14 @@ def test_term_ends_it_within_its_grace(contain: Contain) -> None:
         watch = Stopwatch()
         os.kill(master, signal.SIGTERM)
         assert read_all(polite).endswith(" None")
-        assert program.wait(ceiling=8) == 0
-        assert 1.5 < watch.seconds < 6
+        assert program.wait() == 0
+        assert 1.5 < watch.seconds < 15
 
 
 @needs_namespace
 def test_not_ready_at_once_and_accepting_for_a_while(contain: Contain) -> None:
     """From TERM on readyz says 503, livez does not, and clients are still served during drain_delay; then it ends with 0."""
-    flags = ["-w", "1", "-b", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--drain-delay", "2s"]
+    flags = ["-w", "1", "-b", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--drain-delay", "4s"]
     program = contain(None, arguments=["-m", "prefork", "run", "tests.support.app:Echo", *flags])
     metrics = metrics_of(program)
     wait_until(lambda: status_at(metrics, "/readyz") == 200, "a pool that is ready")
@@ -351,12 +349,12 @@ def test_not_ready_at_once_and_accepting_for_a_while(contain: Contain) -> None:
 
     watch = Stopwatch()
     os.kill(master_of(program), signal.SIGTERM)
-    wait_until(lambda: status_at(metrics, "/readyz") == 503, "readyz says no", ceiling=1)
+    wait_until(lambda: status_at(metrics, "/readyz") == 503, "readyz says no")
     assert status_at(metrics, "/livez") == 200
     assert server_of(address) > 1
-    assert watch.seconds < 2, "the machine was too slow for this to show anything"
-    assert program.wait(ceiling=8) == 0
-    assert watch.seconds >= 2
+    assert watch.seconds < 4, "the machine was too slow for this to show anything"
+    assert program.wait() == 0
+    assert watch.seconds >= 4
 
 
 @needs_read_only
@@ -379,5 +377,5 @@ def test_nothing_is_written_by_whoever_it_is(contain: Contain) -> None:
         wait_until(lambda: status_at(metrics, "/readyz") == 200, "a pool that is ready")
         reload(program, master, nth)
     os.kill(master, signal.SIGTERM)
-    assert program.wait(ceiling=8) == 0
+    assert program.wait() == 0
     assert not program.logged("Traceback|Read-only file system")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -190,12 +189,8 @@ def test_killed_worker_costs_only_its_datagram(start: Callable[..., Program]) ->
             client.send(str(number).encode())
         client.recv(100)
         os.kill(program.worker(), signal.SIGKILL)
-        client.settimeout(1)
-        answered = 1
-        with contextlib.suppress(TimeoutError):
-            while answered < 10 and client.recv(100):
-                answered += 1
-    assert answered >= 9
+        for _ in range(8):
+            assert client.recv(100)
 
 
 def test_process_that_a_handler_forks_takes_none_of_the_queue(
@@ -241,7 +236,7 @@ def test_readable_socket_that_a_sibling_has_emptied_holds_nobody(
         ask_datagram(address)
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 1.0
+    assert watch.seconds < 5.0  # far below graceful_timeout
 
 
 def test_orphans_of_a_datagram_server_leave(start: Callable[..., Program]) -> None:
@@ -250,6 +245,6 @@ def test_orphans_of_a_datagram_server_leave(start: Callable[..., Program]) -> No
     address = program.address()
     program.wait_workers(4)
     program.signal(signal.SIGKILL)
-    program.wait_silent(ceiling=1.3)
+    program.wait_silent(ceiling=4)  # below the seconds for which an idle worker sleeps
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         wait_until(lambda: probe.bind(address) is None, "the port is free")

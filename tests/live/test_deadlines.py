@@ -222,7 +222,7 @@ def test_slow_request_is_reported_once_and_goes_on(start: Callable[..., Program]
     assert len(program.logged("has a slow request")) == 1
     assert len(program.logged(" stacks ")) == 1
     with board_of(program.pid) as board:
-        assert board.pool(PoolField.SLOW_REQUESTS) == 1
+        wait_until(lambda: board.pool(PoolField.SLOW_REQUESTS) == 1, "one is counted")
     with send(address, "self.rfile.readline() and 8") as client:
         program.wait_logged("has a slow request", times=2)
         send_line(client, "go on")

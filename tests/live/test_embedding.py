@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import statistics
 import threading
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def test_serving_in_a_thread_and_shutdown_from_another(start: Callable[..., Prog
     workers = program.wait_workers(2)
     assert {server_of_run(address) for _ in range(20)} <= workers
     program.signal(signal.SIGUSR2)
-    assert program.told("shutdown") < 0.5
+    assert program.told("shutdown") < 3.0
     assert program.told("handler kept") is True
     assert program.told("active") == []
     assert program.wait() == 0
@@ -87,7 +88,7 @@ def test_dead_worker_is_replaced_when_a_thread_serves(start: Callable[..., Progr
     )
     ask(address, "0")
     program.signal(signal.SIGUSR2)
-    assert program.told("shutdown") < 0.5
+    assert program.told("shutdown") < 3.0
     assert program.wait() == 0
 
 
@@ -97,7 +98,7 @@ def test_orphans_of_a_serving_thread_leave(start: Callable[..., Program]) -> Non
     program.address()
     workers = program.wait_workers(2)
     program.signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, workers)), "the orphans gone", ceiling=1.5)
+    wait_until(lambda: not any(map(is_alive, workers)), "the orphans gone", ceiling=4)
 
 
 def test_shutdown_in_a_handler_stops_the_pool(start: Callable[..., Program]) -> None:
@@ -453,7 +454,9 @@ def test_busy_listener_does_not_starve_the_others(start: Callable[..., Program])
     hot, cold = program.address(0), program.address(1)
     with Load(hot, clients=8) as load:
         wait_until(lambda: load.answered > 50, "load")
-        assert max(request(cold, str(number)).seconds for number in range(10)) < 0.5
+        seconds = [request(cold, str(number)).seconds for number in range(10)]
+    assert statistics.median(seconds) < 0.5
+    assert max(seconds) < 2.0  # on a busy machine
     assert load.lost == {}
 
 
@@ -490,7 +493,7 @@ def test_flood_at_one_listener_does_not_starve_the_others(start: Callable[..., P
         for _ in range(5):
             asked = Stopwatch()
             ask(cold)
-            assert asked.seconds < 0.5
+            assert asked.seconds < 2.0
     finally:
         ending.set()
         flooding.join()
@@ -516,9 +519,7 @@ def test_shutdown_before_serving_makes_it_return(start: Callable[..., Program]) 
             tell("returned")
             server.serve_forever()
     """)
-    watch = Stopwatch()
-    program.told("returned", ceiling=3)
-    assert watch.seconds < 3
+    program.told("returned")
     ask(program.address(len(program.all_told("address")) and 0))
     assert program.stop() == 0
 
@@ -628,4 +629,4 @@ def test_threads_and_plain_datagrams_in_one_pool(start: Callable[..., Program]) 
         wait_until(lambda: board.state(0) is WorkerState.IDLE, "nothing is in hand")
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 2.0
+    assert watch.seconds < 10.0  # far below graceful_timeout

@@ -212,7 +212,7 @@ def test_process_that_a_handler_leaves_behind_does_not_hold_a_stop(
         try:
             took = Stopwatch()
             assert program.stop() == 0
-            assert took.seconds < 1.0
+            assert took.seconds < 5.0  # far below graceful_timeout
             assert is_alive(left)
             assert can_bind(address) is released
             with contextlib.suppress(ConnectionRefusedError), connect(address):
@@ -244,13 +244,13 @@ def test_pool_at_the_limit_of_its_container_degrades_and_recovers(
             wait_until(lambda: load.answered > 100, "the others serve")
             heard = Stopwatch()
             program.settle()
-            assert heard.seconds < 1.0
+            assert heard.seconds < 3.0
         assert load.lost == {}
         assert program.workers() == workers - {min(workers)}
         group.turn_off()
         relieved = Stopwatch()
-        program.wait_workers(3, ceiling=4)
-        assert relieved.seconds < 2.0
+        program.wait_workers(3)
+        assert relieved.seconds < 4.0  # two, with room for a loaded machine
         assert len(program.logged("fork failed")) == 1
         assert program.stop() == 0
 
@@ -296,7 +296,7 @@ def test_user_at_the_limit_of_its_processes_degrades_and_recovers(
         assert ask(address).endswith("hello")
     assert program.workers() == {max(workers)}
     (tmp_path / "relief").touch()
-    program.wait_workers(2, ceiling=4)
+    program.wait_workers(2)
     (tmp_path / "relief").unlink()
     assert program.stop() == 0
 
@@ -381,7 +381,7 @@ def test_start_without_shared_memory_fails_cleanly(
     assert program.wait() == 1
     assert "Cannot allocate memory" in program.log
     assert "Traceback" not in program.log
-    program.wait_silent(ceiling=2)
+    program.wait_silent()
     assert not (tmp_path / "socket").exists()
     assert not (tmp_path / "pid").exists()
 
@@ -394,7 +394,7 @@ def test_full_pool_with_every_worker_busy_hears_everything(start: Callable[..., 
     program = start(serving("TellingRun", workers=2, max_children=2))
     address = program.address()
     with (
-        send(address, "time.sleep(0.6) or 'first'") as first,
+        send(address, "time.sleep(60) or 'first'") as first,
         send(address, "time.sleep(60)") as second,
         send(address, "'third'") as third,
     ):
@@ -402,7 +402,7 @@ def test_full_pool_with_every_worker_busy_hears_everything(start: Callable[..., 
         assert busy == program.workers()
         heard = Stopwatch()
         program.settle()
-        assert heard.seconds < 0.5
+        assert heard.seconds < 3.0
         answers = []
         for pid in busy:
             os.kill(pid, signal.SIGKILL)
@@ -630,7 +630,6 @@ def test_descriptors_of_a_worker_are_these_and_no_others(start: Callable[..., Pr
         wait_until(
             lambda pid=worker: held_by(pid) == expected,
             lambda pid=worker: f"{expected}, but has {dict(held_by(pid))}",
-            ceiling=1,
         )
 
 

@@ -157,7 +157,7 @@ def test_leaked_threads_do_not_hold_a_worker(start: Callable[..., Program], daem
         ask(address, f"threading.Thread(target=time.sleep, args=(1000,), daemon={daemon}).start()")
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 2.0
+    assert watch.seconds < 10.0  # far below graceful_timeout
     assert bool(program.logged("stacks state=retiring")) is not daemon
 
 
@@ -217,7 +217,7 @@ def test_worker_with_all_signals_blocked_obeys_a_stop(start: Callable[..., Progr
         ask(address, "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()) and None")
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 2.0
+    assert watch.seconds < 10.0  # far below graceful_timeout
 
 
 BREAKERS = [
@@ -248,7 +248,7 @@ def test_worker_that_a_handler_has_damaged_can_be_stopped(
     assert ask(address, "'served'").endswith("'served'")
     watch = Stopwatch()
     assert program.stop() == 0
-    assert watch.seconds < 2.0
+    assert watch.seconds < 10.0  # far below graceful_timeout
     program.wait_silent()
 
 
@@ -345,7 +345,7 @@ def test_no_process_is_left_after_misbehaviour(start: Callable[..., Program]) ->
     ):
         hangs_up(address, line)
     assert program.stop() == 0
-    program.wait_silent(ceiling=2)
+    program.wait_silent()
     assert process(program.pid) is None
     assert program.leftovers() == []
 
@@ -395,7 +395,7 @@ def test_handler_that_scribbles_over_the_shared_memory(start: Callable[..., Prog
     """)
     address = program.address()
     with ChildrenWatch(program.pid) as watch:
-        answers = [hangs_up(address, "hello", timeout=3) for _ in range(100)]
+        answers = [hangs_up(address, "hello") for _ in range(100)]
     assert sum(answer.endswith(" hello") for answer in answers) >= 90
     assert watch.most <= 5
     assert watch.oldest_zombie < 1.0
@@ -425,7 +425,7 @@ def test_handler_that_makes_all_it_has_blocking_and_full(start: Callable[..., Pr
     """)
     with send(program.address(), "") as _:
         program.told("blocked")
-        assert program.stop(ceiling=5) == 0
+        assert program.stop(ceiling=15) == 0
 
 
 def test_clients_that_reset_or_say_nothing_cost_no_worker(start: Callable[..., Program]) -> None:

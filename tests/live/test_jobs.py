@@ -194,8 +194,8 @@ def test_jobs_of_postgres(start: Callable[..., Program], postgres: str) -> None:
         ends = database.execute("SELECT count(*), count(DISTINCT job) FROM ends").fetchall()
         assert ends == [(JOBS, JOBS)]
 
-        took = Stopwatch()
         run(EXAMPLES / "postgres_jobs.py", postgres, "--add", "1")
+        took = Stopwatch()
         wait_until(lambda: left() == 0, "the job that was notified", poll=0.01)
         # Without the notification a worker would find it after five seconds.
         assert took.seconds < 4

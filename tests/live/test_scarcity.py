@@ -87,7 +87,7 @@ def test_worker_without_descriptors_waits_and_recovers(start: Callable[..., Prog
             limit_descriptors(worker, 1024)
             relieved = Stopwatch()
             assert read_to_the_end(client) == f"{worker} patient"
-            assert relieved.seconds < 1.0
+            assert relieved.seconds < 5.0
     assert len(warnings_in(program)) <= 4, "more than one line per transition"
 
 
@@ -185,7 +185,7 @@ def test_worker_without_descriptors_serves_who_waits_before_it_leaves(
         program.terminate()
         assert read_to_the_end(first) == read_to_the_end(second) == f"{worker} patient"
     assert program.wait() == 0
-    assert took.seconds < 2.0
+    assert took.seconds < 10.0  # far below graceful_timeout
 
 
 @needs_strace
@@ -198,7 +198,7 @@ def test_worker_without_descriptors_leaves_when_nobody_waits(
     with injected(program.worker(), "accept,accept4:error=ENFILE", log=tmp_path / "strace"):
         took = Stopwatch()
         assert program.stop() == 0
-        assert took.seconds < 2.0
+        assert took.seconds < 10.0  # far below graceful_timeout
     assert warnings_in(program) == []
 
 
@@ -279,10 +279,10 @@ def test_siblings_serve_while_a_worker_lacks_descriptors(start: Callable[..., Pr
     with Load(address, clients=2) as load:
         wait_until(lambda: load.answered > 200, "requests go on")
     assert load.lost == {}
-    assert max(done.seconds for done in load.requests) < 1.0
+    assert max(done.seconds for done in load.requests) < 3.0
     took = Stopwatch()
     assert program.stop() == 0
-    assert took.seconds < 2.0
+    assert took.seconds < 10.0  # far below graceful_timeout
 
 
 @needs_strace
@@ -295,7 +295,7 @@ def test_errors_of_accept_pass(start: Callable[..., Program], tmp_path: Path, er
     address = program.address()
     worker = program.worker()
     with injected(worker, f"accept,accept4:error={error}:when=1..5", log=tmp_path / "strace"):
-        assert ask(address, "hello", timeout=3) == f"{worker} hello"
+        assert ask(address, "hello") == f"{worker} hello"
     assert program.workers() == {worker}
     assert len(warnings_in(program)) <= 2
 
@@ -320,8 +320,8 @@ def test_fork_that_fails_is_retried(start: Callable[..., Program], tmp_path: Pat
         program.signal(signal.SIGTTIN)
         program.settle()  # strace that lets go takes a signal with it that has just come
     relieved = Stopwatch()
-    program.wait_workers(3, ceiling=5)
-    assert relieved.seconds < 2.5
+    program.wait_workers(3)
+    assert relieved.seconds < 5.0  # one or two, with room for a loaded machine
     assert program.stop() == 0
 
 
@@ -340,7 +340,7 @@ def test_stop_is_obeyed_while_fork_fails(
         program.wait_logged("fork failed|temporarily unavailable|allocate memory")
         watch = Stopwatch()
         assert program.stop() == 0
-        assert watch.seconds < 1.0
+        assert watch.seconds < 5.0
 
 
 def test_master_without_descriptors_waits_and_recovers(start: Callable[..., Program]) -> None:
@@ -359,7 +359,7 @@ def test_master_without_descriptors_waits_and_recovers(start: Callable[..., Prog
     )
     assert cpu_share(program.pid, 0.3) < SPINNING
     limit_descriptors(program.pid, 1024)
-    program.wait_workers(3, ceiling=3)
+    program.wait_workers(3)
     assert program.stop() == 0
 
 
@@ -474,7 +474,7 @@ def test_log_pipe_that_nobody_reads_stops_nothing(
             hangs_up(address, "1 / 0")
         watch = Stopwatch()
         assert program.stop() == 0
-        assert watch.seconds < 2.0
+        assert watch.seconds < 10.0  # far below graceful_timeout
 
 
 def test_stop_is_obeyed_with_a_full_log_pipe(
@@ -486,7 +486,7 @@ def test_stop_is_obeyed_with_a_full_log_pipe(
         ask(listener.getsockname(), "'served'")
         watch = Stopwatch()
         assert program.stop() == 0
-        assert watch.seconds < 2.0
+        assert watch.seconds < 10.0  # far below graceful_timeout
 
 
 def test_log_pipe_whose_reader_is_gone_stops_nothing(start: Callable[..., Program]) -> None:
@@ -518,7 +518,7 @@ def test_worker_whose_output_nobody_reads_still_leaves(start: Callable[..., Prog
     hangs_up(address, FULL_STDOUT)
     took = Stopwatch()
     assert program.stop() == 0
-    assert took.seconds < 3.0
+    assert took.seconds < 10.0  # far below graceful_timeout
 
 
 CLOSED = [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
