@@ -228,3 +228,10 @@ def _refuse_program(one: Any) -> None:
         if not hasattr(one, name):
             raise MisuseError(f"{one.__name__} has no {name}, as in {name} = 1")
         _refuse_number(f"{one.__name__}.{name}", getattr(one, name), least=0)
+    known = (Flavor.NONE, Flavor.SYS)
+    flavors: Any = one.flavors
+    if not (isinstance(flavors, Collection) and flavors and all(each in known for each in flavors)):
+        raise MisuseError(
+            f"{one.__name__}.flavors: {flavors!r} is no collection of flavors that are supported, "
+            "such as (Flavor.NONE, Flavor.SYS)"
+        )

@@ -265,7 +265,20 @@ def _union_of(mark: Switch, outer: tuple[type, ...]) -> Codec:
     default = None if mark.default is ... else _codec_of(mark.default, outer)
     if not arms and default is None:
         raise TypeError("a union needs an arm, as in Switch(xdr.int32, {0: str})")
-    return UnionCodec(_codec_of(mark.on, outer), arms, default)
+    return UnionCodec(_discriminant_of(mark, outer), arms, default)
+
+
+def _discriminant_of(mark: Switch, outer: tuple[type, ...]) -> Codec:
+    """Return the codec of what a union is chosen by. TypeError: XDR chooses by no such type, or an arm is never chosen."""
+    codec = _codec_of(mark.on, outer)
+    if not (isinstance(codec, ChosenCodec) or codec.letter in ("i", "I")):
+        raise TypeError(f"a union is chosen by int32, uint32, bool or an enum, not by {mark.on!r}")
+    for switch in mark.arms:
+        try:
+            codec.write(switch, [])
+        except XDRError as error:
+            raise TypeError(f"the arm {switch!r} of a union is never chosen: {error}") from None
+    return codec
 
 
 def _record_of(kind: type[msgspec.Struct], outer: tuple[type, ...]) -> Codec:

@@ -2640,6 +2640,20 @@ RPC = (
         "tests/unit/test_rpc_xdr.py",
     ),
     Mutant(
+        "a union has no arm that is never chosen",
+        "prefork/rpc/xdr.py",
+        "            codec.write(switch, [])\n",
+        "            codec.write(0, [])\n",
+        "tests/unit/test_rpc_xdr.py",
+    ),
+    Mutant(
+        "a program that refuses all calls is refused itself",
+        "prefork/rpc/program.py",
+        "isinstance(flavors, Collection) and flavors and all(each in known for each in flavors)",
+        "isinstance(flavors, Collection)",
+        "tests/unit/test_rpc_programs.py",
+    ),
+    Mutant(
         "a type that contains itself is refused",
         "prefork/rpc/xdr.py",
         "    if kind in outer:\n",

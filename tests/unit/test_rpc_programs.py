@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefork import MisuseError
-from prefork.rpc import Program, procedure, xdr
+from prefork.rpc import Flavor, Program, procedure, xdr
 from prefork.rpc.program import Programs
 
 
@@ -151,6 +151,9 @@ def test_programs_that_no_server_takes() -> None:
         ([Program], "Program has no number, as in number = 1"),
         ([type("Nameless", (Program,), {"number": 1})], "Nameless has no version"),
         ([type("Big", (Program,), {"number": -1, "version": 1})], "-1 is no number from 0"),
+        ([type("Open", (Adder,), {"flavors": Flavor.SYS})], "Open.flavors: .*is no collection of"),
+        ([type("Shut", (Adder,), {"flavors": ()})], r"Shut\.flavors: \(\) is no collection of"),
+        ([type("GSS", (Adder,), {"flavors": (Flavor.GSS,)})], r"GSS\.flavors: .*are supported"),
         ([Adder, other], "Other and Adder are both version 1 of program 7"),
     ):
         with pytest.raises(MisuseError, match=match):

@@ -229,6 +229,16 @@ class Wrong(msgspec.Struct):
         (Annotated[str, Fixed(3)], "Fixed has no meaning for"),
         (Annotated[int, Length(3)], "Length has no meaning for"),
         (Annotated[Arm, Switch(xdr.int32, {})], "a union needs an arm"),
+        (
+            Annotated[Arm, Switch(Kind, {7: str})],
+            "the arm 7 of a union is never chosen: 7 is no Kind",
+        ),
+        (Annotated[Arm, Switch(xdr.uint32, {-1: str})], "the arm -1 of a union is never chosen"),
+        (
+            Annotated[Arm, Switch(str, {"a": str})],
+            "chosen by int32, uint32, bool or an enum, not by",
+        ),
+        (Annotated[Arm, Switch(list[bool], {1: str})], "chosen by int32, uint32, bool or an enum"),
         (Node, "Node.next: Node contains itself"),
         (Named, "by keyword only"),
         (Wrong, "Wrong.value: .*complex.* is no type of XDR"),
