@@ -50,7 +50,7 @@ _BLOCK = re.compile(
     r"|(?:^<!-- (?P<what>[^>]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
-_NUMBER = re.compile(r"(?<![\w.])0(?![\w.])|\d[\d.,:TZ-]*(?:ms|s|m|h)?\b")
+_NUMBER = re.compile(r"(?<![\w.])0(?![\w.])|\d[\d.,:TZ-]*(?:µs|ms|s|m|h)?\b")
 """A number, duration or date. A zero that stands alone is itself: ``0 failures`` is what a page promises."""
 
 
@@ -95,10 +95,14 @@ def changed(text: str, diff: str) -> str:
 
 
 def pattern_of(shown: str) -> re.Pattern[str]:
-    """Return what finds a screen of a page in real output: numbers and the widths of columns may be others."""
+    """Return what finds a screen of a page in real output: numbers and the widths of columns may be others.
+
+    A number that has a line to itself is a result, and has to be the same.
+    """
     lines = []
     for line in shown.strip("\n").splitlines():
-        words = [_pattern_of_word(word) for word in line.split()]
+        is_result = line.strip().isdigit()
+        words = [line] if is_result else [_pattern_of_word(word) for word in line.split()]
         lines.append(rf"[ \t]*{'[ ]+'.join(words)}[ \t]*")
     return re.compile("^" + r"\n".join(lines) + "$", re.MULTILINE)
 
@@ -107,7 +111,7 @@ def _pattern_of_word(word: str) -> str:
     parts, end = [], 0
     for number in _NUMBER.finditer(word):
         parts.append(re.escape(word[end : number.start()]))
-        parts.append("0" if number[0] == "0" else r"[\d.,:TZ-]+(?:ms|s|m|h)?")
+        parts.append("0" if number[0] == "0" else r"[\d.,:TZ-]+(?:µs|ms|s|m|h)?")
         end = number.end()
     return "".join([*parts, re.escape(word[end:])])
 
@@ -296,7 +300,7 @@ class Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=CEILING,
+            timeout=2 * CEILING,
             check=False,
         )
         return done.returncode, done.stdout.replace(str(self.folder), self._home)

@@ -81,6 +81,8 @@ def test_screens_are_compared_but_for_their_numbers() -> None:
         shown.replace("\n", "\nanother line\n", 1),
     ):
         assert not pattern.search(real), real
+    assert pattern_of("2262\n").search("2262\n")
+    assert not pattern_of("2262\n").search("2263\n")
 
 
 def test_names_of_a_page_are_replaced_as_words(tmp_path: Path) -> None:
