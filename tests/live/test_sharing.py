@@ -54,6 +54,17 @@ def sends_mail(_program: Program, address: Address) -> None:
     )
 
 
+def paints(program: Program, address: Address) -> None:
+    """Check that all workers see one memory and one dictionary, and that the memory has an end."""
+    answers = [answer.split() for answer in ask_at_once(address, "7", 12)]
+    assert sorted(int(colour) for colour, _ in answers) == [*range(1, 13)]
+    assert ask(address, "8").startswith("1 ")
+    assert max(int(painters) for _, painters in answers) <= 3
+    assert program.stop() == 0
+    program.wait_silent()
+    assert "leaked" not in program.log
+
+
 def adds_up(_program: Program, address: Address) -> None:
     """Check that the processes of a worker's executor do the work."""
     assert ask(address, "1 2 3 4") == "10"
@@ -93,6 +104,7 @@ CHECKS: dict[str, Callable[[Program, Address], None]] = {
     "number": counts_up,
     "served": counts_up,
     "mail": sends_mail,
+    "picture": paints,
     "total": adds_up,
     "words": caches,
     "dice": throws_dice,
