@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -351,7 +350,7 @@ def test_storm_of_terms_during_an_exec(reloadable: Callable[..., Reloadable]) ->
     while not program.logged("phase changed old=serving"):
         assert storm.seconds < CEILING
         program.terminate()
-        time.sleep(0.001)  # hundreds, not millions
+        let_pass(0.001)  # hundreds, not millions
     assert program.wait() == 0
     program.wait_silent()
 
@@ -370,7 +369,7 @@ def test_storm_of_signals_during_reloads(reloadable: Callable[..., Reloadable]) 
                 assert storm.seconds < CEILING
                 for number in rain:
                     program.signal(number)
-                time.sleep(0.002)  # thousands, not millions
+                let_pass(0.002)  # thousands, not millions
     assert load.lost == {}
     assert program.popen.poll() is None
     assert program.stop() == 0

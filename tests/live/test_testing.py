@@ -7,7 +7,6 @@ import socket
 import socketserver
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +16,7 @@ from prefork.testing import LeftBehindError, PoolFailedError, serving
 from tests.support.clients import ask, connect
 from tests.support.processes import is_alive
 from tests.support.server import environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import let_pass, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +125,7 @@ class Sleeps(Upper):
     def handle(self) -> None:
         """Sleep longer than any stop takes."""
         self.wfile.write(b"x")
-        time.sleep(1000)
+        let_pass(1000.0)
 
 
 def test_stop_that_takes_too_long_fails_the_test() -> None:

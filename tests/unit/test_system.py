@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import threading
-import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -19,7 +18,7 @@ from prefork.workers.states import ExitStatus, MainThread
 from prefork.workers.system import Child, System
 from tests.support.fake_system import FakeSystem
 from tests.support.processes import children_of, fds_of, status_of
-from tests.support.waiting import CEILING, wait_until
+from tests.support.waiting import CEILING, let_pass, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -280,7 +279,7 @@ def _hear(threads: int, blocked: bool, told: int, mask: set[int]) -> NoReturn:
     """Be a child that takes SIGUSR1, or leaves it pending, with some threads."""
     _ = signal.signal(signal.SIGUSR1, lambda _number, _frame: None)
     for _ in range(threads - 1):
-        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+        threading.Thread(target=let_pass, args=(1000.0,), daemon=True).start()
     system.set_mask(mask | {signal.SIGUSR1} if blocked else mask)
     os.write(told, b"!")
     while True:
