@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.clients import ask, ask_datagram, connect, read_to_the_end, send, send_line
+from tests.support.clients import (
+    TIMEOUT,
+    ask,
+    ask_datagram,
+    connect,
+    read_to_the_end,
+    send,
+    send_line,
+)
 from tests.support.server import serving
 from tests.support.waiting import wait_until
 
@@ -103,7 +111,7 @@ def test_request_that_is_killed_has_no_line(start: Callable[..., Program]) -> No
         read_to_the_end(client)
     ask(address, "1")
     assert [one["outcome"] for one in facts(program, 1)] == ["ok"]
-    assert program.logged(r"exited cause=killed\(SIGKILL\)")
+    program.wait_logged(r"exited cause=killed\(SIGKILL\)")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -120,7 +128,7 @@ def test_hostile_client_names(start: Callable[..., Program], tmp_path: Path, for
     address = program.address()
     for name in HOSTILE:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(5)
+            client.settimeout(TIMEOUT)
             client.bind(name + b" %d" % os.getpid())
             client.connect(address)
             send_line(client, "hello")

@@ -227,7 +227,7 @@ def test_haproxy_follows(start: Callable[..., Program], tmp_path: Path) -> None:
                 time.sleep(0.01)
 
         serve(Run, address=("127.0.0.1", {port}), workers=2, agent_address="127.0.0.1:0",
-              drain_delay=1.0, worker_init=worker_init)
+              drain_delay=2.0, worker_init=worker_init)
     """)
     agent = agent_of(program).address
     config = tmp_path / "haproxy.cfg"

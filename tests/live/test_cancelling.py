@@ -239,7 +239,7 @@ def test_hook_has_a_second(start: Callable[..., Program]) -> None:
                 time.sleep(1000)
             calls = 0
 
-        serve(Run, Server, workers=1, soft_timeout=0.05)
+        serve(Run, Server, workers=1, soft_timeout=0.3)
         """
     )
     address = program.address()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.clients import (
+    TIMEOUT,
     ask,
     ask_datagram,
     can_bind,
@@ -142,7 +143,7 @@ def test_inherited_socket(serving: Callable[..., Program]) -> None:
         assert server_of(listener.getsockname()) in program.workers()
         assert program.stop() == 0
         with socket.create_connection(listener.getsockname()):
-            listener.settimeout(5)
+            listener.settimeout(TIMEOUT)
             listener.accept()[0].close()
 
 
@@ -518,7 +519,7 @@ def test_log_that_nobody_reads(command: Callable[..., Program], tmp_path: Path) 
         assert ask(str(tmp_path / "socket"), "logging.getLogger().error('heard')")
         watch = Stopwatch()
         assert program.stop() == 0
-        assert watch.seconds < 2
+        assert watch.seconds < 10  # far below graceful_timeout
         said = os.read(reader, 65_536).decode()
     finally:
         os.close(reader)
@@ -544,7 +545,7 @@ def test_worker_that_has_its_log_block(command: Callable[..., Program], tmp_path
             assert ask(address, "logging.getLogger().error('x')")
         watch = Stopwatch()
         assert program.stop() == 0
-        assert watch.seconds < 2
+        assert watch.seconds < 10  # far below graceful_timeout
     finally:
         os.close(reader)
         os.close(writer)

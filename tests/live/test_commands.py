@@ -297,7 +297,7 @@ def test_scale_beyond_the_bounds_sends_nothing(pool: Callable[..., Program]) -> 
         assert (done.code, done.out) == (2, "")
         assert "Invalid value for the number of workers" in done.err
     program.settle()
-    assert program.logged("bound|resized") == []
+    assert program.logged("already at its limit|resized") == []
     assert len(program.workers()) == 2
 
 
@@ -614,6 +614,7 @@ def test_progress_is_shown_on_a_terminal(pool: Callable[..., Program], tmp_path:
 def test_commands_leave_no_trace_in_the_pool(pool: Callable[..., Program]) -> None:
     """Reading commands leave the descriptors and the log of the master as they were."""
     program = pool()
+    program.wait_logged(r"master pid=\d+ ready")
     before = (sorted(os.listdir(f"/proc/{program.pid}/fd")), program.log)
     for _ in range(3):
         assert prefork("status", program.pid).code == 0

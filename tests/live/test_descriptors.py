@@ -113,7 +113,7 @@ def test_descriptors_do_not_grow_with_respawns(start: Callable[..., Program]) ->
         for victim in program.wait_workers(8):
             os.kill(victim, signal.SIGKILL)
         program.wait_logged(ready, times=8 + 8 * round_)
-    assert counts() == before
+    wait_until(lambda: counts() == before, lambda: f"{before} descriptors: {counts()}")
     assert private_bytes(program.pid) - memory < 2 << 20
 
 

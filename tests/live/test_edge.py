@@ -30,7 +30,7 @@ from tests.support.app import *
 import prefork, socketserver
 
 class Named(prefork.AuthenticationMixIn, {bases}):
-    edge_timeout = 0.3
+    edge_timeout = 0.6
 
     def authenticate(self, request, client_address):
         name = b""

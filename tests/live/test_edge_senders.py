@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.edge.proxy import parse_tlvs
 from tests.support.certificates import Authority
-from tests.support.clients import ask, connect, read_all, read_to_the_end, send_line
+from tests.support.clients import TIMEOUT, ask, connect, read_all, read_to_the_end, send_line
 from tests.support.engines import needs, running
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
@@ -206,7 +206,7 @@ def test_curl(start: Callable[..., Program]) -> None:
     done = subprocess.run(
         [curl, "-sS", "--haproxy-protocol", f"http://{host}:{port}/"],
         capture_output=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.stdout == b"got GET / HTTP/1.1\r\n", done.stderr
@@ -247,7 +247,7 @@ def test_dnsdist(start: Callable[..., Program], tmp_path: Path) -> None:
     )
     command = [dnsdist, "--supervised", "--disable-syslog", "-C", str(config)]
     with running(command, tmp_path, port), socket.socket(type=socket.SOCK_DGRAM) as client:
-        client.settimeout(5)
+        client.settimeout(TIMEOUT)
         client.connect(("127.0.0.1", port))
         client.send(query)
         assert client.recv(512)[:2] == query[:2]
@@ -269,7 +269,7 @@ def test_pool_without_a_proxy_in_front(start: Callable[..., Program]) -> None:
     address = program.address()
     assert ask(address).endswith("hello")
     with socket.socket() as client:
-        client.settimeout(5)
+        client.settimeout(TIMEOUT)
         client.bind(("127.0.0.2", 0))
         client.connect(address)
         assert client.recv(10) == b""

@@ -482,10 +482,10 @@ def test_process_that_never_gets_ready_is_killed(start: Callable[..., Program]) 
         def counted(*arguments):
             global hangs
             hangs = next(tries)
+            prefork.master.supervised.BOOT_BOUND = 1.0 if hangs else 30.0
             start(*arguments)
 
         prefork.master.metrics_process.live, prefork.master.metrics_process.MetricsProcess._start = live, counted
-        prefork.master.supervised.BOOT_BOUND = 1.0
         serve(Echo, workers=1, metrics_address="127.0.0.1:0")
     """)
     program.address()

@@ -191,7 +191,7 @@ def test_slow_clients_before_their_first_word(start: Callable[..., Program]) -> 
         with connect(address) as client:
             for number in range(1, 101):
                 assert ask_on(client)[1] == number
-        assert watch.seconds < 5.0
+        assert watch.seconds < 10.0
 
 
 def test_new_clients_and_old_ones_share_the_workers(start: Callable[..., Program]) -> None:
@@ -215,7 +215,7 @@ def test_new_clients_and_old_ones_share_the_workers(start: Callable[..., Program
             for _ in range(50):
                 with connect(address) as new:
                     assert ask_on(new)[1] == 1
-            assert watch.seconds < 10.0
+            assert watch.seconds < 20.0
             wait_until(lambda: min(served) >= 20, lambda: f"each kept one is served: {served}")
         finally:
             stop.set()

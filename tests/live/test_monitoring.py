@@ -34,7 +34,7 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 FOLDER = Path(__file__).parents[2] / "examples" / "monitoring"
 FILES = sorted(FOLDER.iterdir())
-COMMAND_CEILING = 20.0
+COMMAND_CEILING = 60.0
 """Seconds for a run of promtool, which takes a fraction of one."""
 
 needs_promtool = pytest.mark.skipif(

@@ -145,7 +145,7 @@ def test_a_thousand_idle_clients_cost_little(
         for client in clients[::20]:
             watch = Stopwatch()
             assert ask_on(client)[1] == 2
-            assert watch.seconds < 0.5
+            assert watch.seconds < 2.0
         assert int(status_of(lot_of(scores))["VmRSS"].split()[0]) < 32 * 1024
 
 
@@ -182,7 +182,7 @@ def test_many_requests_that_were_read_ahead_keep_nobody_waiting(
         eager.sendall(b"sleep 0.005\n" * 200)
         assert answer_on(eager)[1] == 1
         assert ask_on(other)[1] == 1
-        eager.settimeout(0.5)
+        eager.settimeout(3.0)  # below the seconds for which an idle worker sleeps
         assert [answer_on(eager)[1] for _ in range(199)] == [*range(2, 201)]
 
 
@@ -244,7 +244,7 @@ def test_lot_that_dies_is_replaced(
         os.kill(first, signal.SIGKILL)
         assert all(is_over(client) for client in clients)
         wait_until(lambda: scores.pool(PoolField.LOT_PID) not in {0, first}, "another lot")
-        assert watch.seconds < 1.0
+        assert watch.seconds < 3.0
     with connect(program.address()) as client:
         assert ask_on(client)[0] in live_children_of(program.pid)
         wait_parked(scores, 1)
@@ -392,7 +392,7 @@ def test_stop_closes_the_idle_and_serves_those_who_have_spoken(
         watch = Stopwatch()
         program.terminate()
         assert all(is_over(client) for client in idle)
-        assert watch.seconds < 1.0
+        assert watch.seconds < 3.0
         assert [answer_on(client)[1] for client in speaking] == [2] * 30
         assert all(is_over(client) for client in speaking)
     assert program.wait() == 0

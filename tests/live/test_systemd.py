@@ -323,7 +323,6 @@ def test_status_tells_what_goes_on(command: Starting, manager: Manager) -> None:
                 == "1/1 workers busy, 1 clients waiting"
             ),
             lambda: f"a status that says so: {manager.messages}",
-            ceiling=15,
         )
         send_line(first, "1")
 
@@ -442,7 +441,6 @@ def reload(program: Program, nth: int = 1) -> None:
     wait_until(
         lambda: program.logged(rf"master reloaded generation={nth}"),
         lambda: f"a reload that is over:\n{program.log[-4000:]}",
-        ceiling=20,
     )
 
 

@@ -385,7 +385,7 @@ def test_wrapped_listener(start: Callable[..., Program], authority: Authority) -
         f"        context.load_cert_chain({authority.server('localhost')!r})\n"
         "        self.socket = context.wrap_socket(self.socket, server_side=True)\n"
         "class Server(prefork.PreForkingMixIn, getattr(http.server, 'NoSuchName', HTTPSServer)):\n"
-        "    edge_timeout = 0.2\n"
+        "    edge_timeout = 0.8\n"
         "class Handler(http.server.BaseHTTPRequestHandler):\n"
         "    def do_GET(self):\n"
         "        self.send_response(200)\n"

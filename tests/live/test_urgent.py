@@ -66,7 +66,7 @@ HANDLER = """
         def finish(self):
             if hasattr(self, "slow_end"):
                 tell("finishing")
-                time.sleep(0.2)
+                time.sleep(0.6)
                 tell("finished")
             super().finish()
 
@@ -141,7 +141,7 @@ def test_urgent_byte_is_left_alone_without_the_mix_in(start: Callable[..., Progr
     """A handler that does not ask for urgent data is not disturbed by it."""
     program = start(HANDLER.replace("SERVER", "PreForkingTCPServer") + "    serve(Plain, Server)\n")
     with connect(program.address()) as client:
-        send_line(client, "[tell('here'), time.sleep(0.2)]")
+        send_line(client, "[tell('here'), time.sleep(0.6)]")
         program.told("here")
         client.send(b"X", socket.MSG_OOB)
         assert read_to_the_end(client).endswith(" [None, None]")

@@ -86,7 +86,6 @@ class Watched:
         wait_until(
             lambda: ask(self.address) == answer,
             lambda: f"{answer!r}: {self.program.log[-2000:]}",
-            ceiling=20,
         )
 
 
@@ -150,9 +149,7 @@ def test_settings_file_is_watched(watched: Callable[..., Watched], tmp_path: Pat
         for floor in (2, 3):
             (tmp_path / "new").write_text(f"workers = {floor}\nmax_children = 40\n")
             (tmp_path / "new").rename(tmp_path / "prefork.toml")
-            wait_until(
-                lambda n=floor: board.pool(PoolField.FLOOR) == n, lambda: program.log, ceiling=20
-            )
+            wait_until(lambda n=floor: board.pool(PoolField.FLOOR) == n, lambda: program.log)
     program.wait_logged("watcher files changed files=prefork.toml")
 
 
@@ -176,7 +173,7 @@ def test_many_changes_at_once_are_one_reload(
         (tmp_path / f"module{number}.py").write_text("pass\n")
         let_pass(0.01)  # as long as files of a checkout take
     server.say("all")
-    wait_until(lambda: ask(server.address).startswith("all "), lambda: server.program.log, 20)
+    wait_until(lambda: ask(server.address).startswith("all "), lambda: server.program.log)
     asked = "reload requested"
     stays(lambda: len(server.program.logged(asked)) <= 2, "reloads", span=1.0)
 
@@ -191,7 +188,7 @@ def test_stop_leaves_nothing(watched: Callable[..., Watched], number: int) -> No
     server.program.signal(number)
     assert server.program.wait() == 0
     assert process(watcher) is None
-    server.program.wait_silent(ceiling=2)
+    server.program.wait_silent()
 
 
 def test_watcher_ends_with_a_killed_master(watched: Callable[..., Watched]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 AGREEMENT = 0.25
 """Seconds within which a gauge agrees with /proc."""
 
-ROOM = 1.0
+ROOM = 3.0
 """Seconds more for a machine with other things to do."""
 
 Series = dict[tuple[str, tuple[str, ...]], float]
@@ -205,7 +205,7 @@ def test_pids_that_are_no_process_hold_up_no_scrape() -> None:
             board.occupy_slot(slot, 2**30 + slot, StartReason.STARTED)
         watch = Stopwatch()
         assert Processes(board).facts(board.snapshot()) == {}
-        assert watch.seconds < PATIENCE + 0.5
+        assert watch.seconds < PATIENCE + 2.0
     finally:
         board.close()
 

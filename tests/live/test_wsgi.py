@@ -199,7 +199,7 @@ def test_request_that_is_ended_is_answered(start: Callable[..., Program]) -> Non
 
 def test_application_that_waits_for_a_body_is_ended(start: Callable[..., Program]) -> None:
     """soft_timeout holds while an application waits for the body of a slow client; the client gets 504."""
-    program = start(program_on(settings="soft_timeout, workers = 0.3, 1"))
+    program = start(program_on(settings="soft_timeout, workers = 0.6, 1"))
     with socket.create_connection(program.address(), CEILING) as client:
         client.sendall(b"POST /body HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nx")
         assert client.recv(100).startswith(b"HTTP/1.1 504 ")
