@@ -275,7 +275,10 @@ def test_lot_that_pauses_costs_no_connection(
     start: Callable[..., Program], board_of: Callable[[Program], Scoreboard]
 ) -> None:
     """A lot that takes nothing for a moment, so that its link is full, gets every connection afterwards."""
-    program = start(program_with(workers=1))
+    patient = "import prefork.workers.worker.parking as parking; parking.ROOM_WAIT_NS = 10 * 10**9"
+    program = start(
+        program_with(workers=1).replace("import prefork\n", f"import prefork\n    {patient}\n")
+    )
     scores = board_of(program)
     address = program.address()
     with contextlib.ExitStack() as stack:
