@@ -206,9 +206,16 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command. A word of another program is answered with ours."""
-        if args[0] not in self.commands and (ours := habits.instead_of(args[0])):
-            ctx.fail(f"No such command '{args[0]}'; prefork has {ours}.")
+        """Find the command. A word of another program is answered with ours, and a misspelt one with the right one."""
+        word = args[0]
+        if word not in self.commands:
+            if ours := habits.instead_of(word):
+                ctx.fail(f"No such command '{word}'; prefork has {ours}.")
+            if meant := nearest(word, list(self.commands)):
+                ctx.fail(
+                    f"No such command '{word}'. Did you mean '{meant}'? "
+                    f"A module of this name is served by 'prefork run {word}'."
+                )
         return super().resolve_command(ctx, args)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:

@@ -142,7 +142,10 @@ def test_help_fits_the_terminal(
 @pytest.mark.parametrize(
     ("meant", "arguments"),
     [
-        ("No such command 'chek'. Did you mean 'check'?", ["chek", "app:Up"]),
+        (
+            "Did you mean 'check'? A module of this name is served by 'prefork run chek'.",
+            ["chek", "app:Up"],
+        ),
         ("No such option '--wrokers'. Did you mean '--workers'?", ["--wrokers", "4", "app:Up"]),
         ("Missing argument 'TARGET'", ["run"]),
         ("Got unexpected extra argument (more)", ["app:Up", "more"]),
