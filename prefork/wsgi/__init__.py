@@ -5,7 +5,7 @@ Needs the package httptools, which reads the heads of requests: ``pip install 'p
 
 from __future__ import annotations
 
-from prefork.wsgi.handler import WSGIHandler, handler_for
+from prefork.wsgi.handler import ApplicationError, WSGIHandler, handler_for
 from prefork.wsgi.server import UnixWSGIServer, WSGIServer
 
-__all__ = ["UnixWSGIServer", "WSGIHandler", "WSGIServer", "handler_for"]
+__all__ = ["ApplicationError", "UnixWSGIServer", "WSGIHandler", "WSGIServer", "handler_for"]

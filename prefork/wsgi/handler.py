@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterable
 from socketserver import BaseRequestHandler, ThreadingMixIn
 from time import monotonic
@@ -13,7 +14,7 @@ from prefork.parking.handler import ParkingMixIn
 from prefork.workers import log
 from prefork.workers.cancel import RequestCancelled
 from prefork.workers.units import seconds
-from prefork.workers.worker.clients import client_name
+from prefork.workers.worker.clients import client_name, is_clients_doing
 from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.side import current_worker
 from prefork.workers.worker.source import CLIENT_TIMEOUT
@@ -37,6 +38,15 @@ MOST_UNREAD: Final = 256 * 1024
 
 UNREAD_TIME: Final = 1.0
 """Seconds for that."""
+
+
+class ApplicationError(Exception):
+    """An application has raised an exception that its server would take for the doing of the client.
+
+    A lost connection to a database is an example: the server logs the ConnectionError of a handler as
+    "client went away". What an application raises by itself is never that, because the connection
+    of its client belongs to the server. The exception is the ``__cause__`` of this one.
+    """
 
 
 class WSGIHandler(ParkingMixIn, BaseRequestHandler):
@@ -112,8 +122,13 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                     self._send_plain(504, head)
             raise
         except Exception as error:
+            is_clients = _is_of_the_connection(error)
             if not response.is_begun:
-                self._send_last(408 if isinstance(error, TimeoutError) else 500, head)
+                is_late = is_clients and isinstance(error, TimeoutError)
+                self._send_last(408 if is_late else 500, head)
+            if not is_clients and is_clients_doing(error, self.request):
+                what = f"the application raised {type(error).__name__}: {error}"
+                raise ApplicationError(what) from error
             raise
         else:
             self.close_connection = not (response.keeps and self._is_at_end(body))
@@ -205,6 +220,19 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         report_answer(head, str(status), length, line=line)
         self._wire.send(answer)
 
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Return whether an exception of a request was raised where the connection of its client is read or written.
+
+    An application has connections of its own, whose exceptions have the same types. The traceback
+    shows where an exception comes from, and costs nothing while there is none.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") in _OF_THE_CONNECTION for frame, _ in frames)
+
+
+_OF_THE_CONNECTION: Final = {Wire.__module__, Incoming.__module__}
+"""The modules that read and write the connection of a client."""
 
 _lines: Final = LimitedLines()
 """The lines about refused requests: a client can send thousands of them in a second."""

@@ -2497,6 +2497,13 @@ REST = (
 
 WSGI = (
     Mutant(
+        "a lost connection of an application is no lost client",
+        "prefork/wsgi/handler.py",
+        "if not is_clients and is_clients_doing(error, self.request):",
+        "if False:",
+        "tests/unit/test_wsgi_responses.py -k lost",
+    ),
+    Mutant(
         "a request ends where its length says, so that proxy and pool agree on it",
         "prefork/wsgi/handler.py",
         "incoming.ahead = ahead[head.length :]",

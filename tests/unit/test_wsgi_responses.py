@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from prefork.wsgi.server import WSGIServer
+from prefork.wsgi import ApplicationError, WSGIServer
 from tests.support.http_cases import HEAD
 from tests.support.http_exchange import answers, exchange
 
@@ -226,6 +226,29 @@ def test_what_is_no_answer_becomes_a_500(application: Any, kind: type[Exception]
     note = raised.value.__notes__[0]
     assert "HTTP/1.1 500 " in note
     assert note.count("HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, BrokenPipeError])
+def test_lost_connection_of_the_application_is_no_lost_client(kind: type[OSError]) -> None:
+    """What an application raises of its own connections is answered by 500, and raised as an error of the application."""
+
+    def application(_environ: dict[str, Any], _start_response: Callable[..., Any]) -> list[bytes]:
+        raise kind("the database is gone")
+
+    with pytest.raises(ApplicationError, match=f"{kind.__name__}: the database") as raised:
+        exchange(application, NEW)
+    assert isinstance(raised.value.__cause__, kind)
+    assert "HTTP/1.1 500 " in raised.value.__notes__[0]
+
+
+def test_lost_client_is_no_error_of_the_application() -> None:
+    """What an application gets from the connection of its client stays what it is."""
+
+    def application(environ: dict[str, Any], _start_response: Callable[..., Any]) -> list[bytes]:
+        return [environ["wsgi.input"].read()]
+
+    with pytest.raises(ConnectionError, match="within a body"):
+        exchange(application, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc")
 
 
 @pytest.mark.parametrize(("length", "sent"), [(2, b"ab"), (10, b"abc")])
