@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
-from prefork import serving
+from prefork import runs, serving
 from prefork.edge.setup import prepare
 from prefork.misuse import (
     refuse_misspelt,
@@ -17,7 +17,7 @@ from prefork.misuse import (
     refuse_wrong_hooks_of,
     refuse_wrong_order,
 )
-from prefork.serving import Served, run_of
+from prefork.runs import Served, run_of
 from prefork.signature import SignatureOfInit
 from prefork.usable import kind_of, refuse_unfit, refuse_unusable
 from prefork.workers.identity import WorkerInfo
@@ -234,14 +234,14 @@ class PreForkingMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[
     if not TYPE_CHECKING:  # type checkers, too, look at __new__() before they look at __init__()
 
         def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
-            """Make the server object known to ``prefork.serving``.
+            """Make the server object known to ``prefork.runs``.
 
             ``__new__()`` does this because it always runs. Many programs call
             ``TCPServer.__init__()`` by its name, so an ``__init__()`` of the mix-in would be passed
             over.
             """
             server = super().__new__(cls)
-            serving.make_known(server)
+            runs.make_known(server)
             prepare(server, serves=False)
             return server
 

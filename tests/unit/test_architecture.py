@@ -27,7 +27,7 @@ LAYERS = (
     ("prefork.inspect",),
     ("prefork.wsgi",),
     ("prefork.rpc",),
-    ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving"),
+    ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving", "prefork.runs"),
     ("prefork.misuse", "prefork.signature", "prefork.usable"),
     ("prefork.master",),
     ("prefork.reloading",),
