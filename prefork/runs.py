@@ -10,11 +10,12 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from prefork.master.announcements import Announcements
 from prefork.master.master import Master
 from prefork.reloading import sockets
 from prefork.workers import forks
@@ -168,3 +169,10 @@ class Served(msgspec.Struct, frozen=True):
         if self.run.listener is None or not self.run.listener.is_still(fd):
             self.run.listener = PolledQueue(self.server) if fd is None else Listener(self.server)
         return self.run.listener
+
+
+def announcements_of(all_served: Sequence[Served]) -> Announcements:
+    """Return what makes the servers known to others: what their ``make_announcement()`` returns, if they have one."""
+    makers = [getattr(one.server, "make_announcement", None) for one in all_served]
+    made = [make() for make in makers if make is not None]
+    return Announcements([one for one in made if one is not None])

@@ -2,7 +2,7 @@
 
 What ``serve_forever()`` does, for one server or for several of them: which process serves, and what
 the master is given. The mix-in stands above this module, the Master below. ``runs.py`` keeps which
-server is being served.
+server is being served, and ``without_workers.py`` serves without a pool.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,31 +18,26 @@ import setproctitle
 
 from prefork.edge.edge import edge_of
 from prefork.edge.watch import FileWatch
-from prefork.host.addresses import Address
 from prefork.host.endpoint import ENDPOINTS, Endpoint, is_same_place
 from prefork.host.handover import Inventory, MasterState
 from prefork.host.process import process
-from prefork.master.announcements import Announcements
 from prefork.master.lot_process import Links
 from prefork.master.master import Caller, Master
 from prefork.master.signals import SignalCounts, handled
 from prefork.master.wakeup import Wakeup
 from prefork.metrics import slots
 from prefork.reloading import binding, caretaker, end_of_trial, live_files, trial
-from prefork.runs import RUN, Served
+from prefork.runs import RUN, Served, announcements_of
+from prefork.without_workers import serve_without_workers
 from prefork.workers import forks, log
-from prefork.workers.cancel import cancelled_in
 from prefork.workers.credentials import credentials_of
 from prefork.workers.errors import SettingsError
 from prefork.workers.files import has_proc
 from prefork.workers.kernel import refuse_without_calls
 from prefork.workers.listener import Listener
-from prefork.workers.polled import descriptor_of
 from prefork.workers.pool.before_fork import refuse_threads
 from prefork.workers.settings import Settings
 from prefork.workers.spec import WorkerSpec
-from prefork.workers.worker.accounting import has_edge
-from prefork.workers.worker.cancelling import answer
 from prefork.workers.worker.clients import log_timeouts
 from prefork.workers.worker.side import WorkerSide
 from prefork.workers.worker.side import enter as enter_worker
@@ -73,7 +68,7 @@ def serve(
             ends.callback(_end, one)
         if not any(one.run.shutdown_asked for one in all_served):
             if settings.workers == 0:
-                _serve_without_workers(all_served, settings, poll_interval)
+                serve_without_workers(all_served, settings, poll_interval)
             else:
                 _serve_with_pool(all_served, settings, poll_interval, call_hook)
 
@@ -84,82 +79,6 @@ def _end(one: Served) -> None:
             one.behind.server_close()
     finally:
         one.run.stopped.set()
-
-
-def _serve_without_workers(
-    all_served: Sequence[Served], settings: Settings, poll_interval: float | None
-) -> None:
-    """Serve in this process, with the standard library's loop (``workers = 0``)."""
-    if len(all_served) > 1:
-        raise SettingsError(
-            "workers", 0, "settings", "0 serves a single server; give it one, or some workers"
-        )
-    only = all_served[0]
-    if descriptor_of(only.server) is None:
-        allowed = "0 serves in the standard library's loop, which waits for a descriptor, and fileno() of this server gives none; use 1"
-        raise SettingsError("workers", 0, "settings", allowed)
-    try:
-        if only.run.begin_without_workers():
-            subject, where = f"master pid={os.getpid()}", _where(only.server)
-            log.event(logging.INFO, subject, "serves without workers", listeners=where)
-            unanswered = {
-                key: wanted for key in ENDPOINTS if (wanted := getattr(settings, key)) is not None
-            }
-            if unanswered:
-                log.event(
-                    logging.WARNING,
-                    subject,
-                    "without workers nothing answers at these addresses",
-                    **unanswered,
-                )
-            with _announced(_announcements(all_served)), _cancellable(only.server, subject):
-                only.behind.serve_forever(0.5 if poll_interval is None else poll_interval)
-    finally:
-        only.run.without_workers = False
-
-
-@contextlib.contextmanager
-def _announced(announcements: Announcements) -> Iterator[None]:
-    """Have servers known while they are served without a master."""
-    try:
-        announcements.begin_without_workers()
-        yield
-    finally:
-        announcements.end()
-
-
-@contextlib.contextmanager
-def _cancellable(server: Any, subject: str) -> Iterator[None]:
-    """Have a handler that raises RequestCancelled end its request only. subject: for the log.
-
-    The standard library's loop ends with what is no Exception. Behind an edge the request here is the socket
-    below the encryption, so its client gets no answer.
-    """
-    own, finish = vars(server).get("finish_request"), server.finish_request
-
-    def finish_request(request: Any, address: Any) -> None:
-        try:
-            finish(request, address)
-        except BaseException as error:
-            if (cancelled := cancelled_in(error)) is None:
-                raise
-            if not has_edge(server):
-                answer(subject, server, request, address, cancelled.reason)
-
-    server.finish_request = finish_request
-    try:
-        yield
-    finally:
-        del server.finish_request
-        if own is not None:
-            server.finish_request = own
-
-
-def _where(server: Any) -> str:
-    """Return the address of a server; the name of its class where its socket does not say one."""
-    with contextlib.suppress(Exception):  # a class of the program may have anything there
-        return str(Address.of_socket(server.socket))
-    return type(server).__name__
 
 
 def _serve_with_pool(
@@ -248,15 +167,8 @@ def _caller(all_served: Sequence[Served], poll_interval: float | None) -> Caller
         publish_pids=publish_pids,
         poll_interval=0.5 if poll_interval is None else max(0.01, poll_interval),
         wants_reload=_wants_reload(all_served),
-        announcements=_announcements(all_served),
+        announcements=announcements_of(all_served),
     )
-
-
-def _announcements(all_served: Sequence[Served]) -> Announcements:
-    """Return what makes the servers known to others: what their ``make_announcement()`` returns, if they have one."""
-    makers = [getattr(one.server, "make_announcement", None) for one in all_served]
-    made = [make() for make in makers if make is not None]
-    return Announcements([one for one in made if one is not None])
 
 
 def _wants_reload(all_served: Sequence[Served]) -> Callable[[float], str]:

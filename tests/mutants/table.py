@@ -2394,7 +2394,7 @@ CANCELLING = (
     ),
     Mutant(
         "without workers a handler that cancels its request ends no server",
-        "prefork/serving.py",
+        "prefork/without_workers.py",
         "            if (cancelled := cancelled_in(error)) is None:",
         "            if (cancelled := cancelled_in(error)) is None or True:",
         "tests/live/test_cancelling.py -k cancels_itself",

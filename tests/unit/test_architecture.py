@@ -27,7 +27,10 @@ LAYERS = (
     ("prefork.inspect",),
     ("prefork.wsgi",),
     ("prefork.rpc",),
-    ("prefork", "prefork.servers", "prefork.mixin", "prefork.serving", "prefork.runs"),
+    (
+        *("prefork", "prefork.servers", "prefork.mixin"),
+        *("prefork.serving", "prefork.without_workers", "prefork.runs"),
+    ),
     ("prefork.misuse", "prefork.signature", "prefork.usable"),
     ("prefork.master",),
     ("prefork.reloading",),
