@@ -15,17 +15,11 @@ from prometheus_client.registry import Collector
 
 from prefork.metrics.demand import Demand
 from prefork.metrics.description import PoolDescription
-from prefork.metrics.families import (
-    Columns,
-    Reading,
-    counts_of,
-    families,
-    family_of,
-    memory_families,
-)
+from prefork.metrics.families import families, family_of, memory_families
 from prefork.metrics.kernel import queues
 from prefork.metrics.names import METRICS
 from prefork.metrics.processes import Processes, memory
+from prefork.metrics.reading import Columns, Reading, counts_of
 from prefork.workers.scoreboard import PoolField, Scoreboard, Snapshot
 
 if TYPE_CHECKING:

@@ -655,7 +655,7 @@ METRICS = (
     ),
     Mutant(
         "every request that the threads of a worker have in hand has arrived",
-        "metrics/families.py",
+        "metrics/reading.py",
         "(since, max(1, min(count, MOST_IN_PROGRESS)))",
         "(since, 1)",
         "tests/unit/test_demand.py -k with_threads",

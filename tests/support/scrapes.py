@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from prefork.metrics.description import ListenerDescription, PoolDescription
-from prefork.metrics.families import Columns, Reading
 from prefork.metrics.kernel import Queue
 from prefork.metrics.processes import Facts
+from prefork.metrics.reading import Columns, Reading
 from prefork.workers.scoreboard import BUCKETS, PoolField, Scoreboard, SlotField
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import StartReason, WorkerState

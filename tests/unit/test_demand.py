@@ -8,8 +8,8 @@ import pytest
 
 from docs.images import autoscaler
 from prefork.metrics.demand import APART, SPAN, TARGET, Counts, Demand, workers_needed
-from prefork.metrics.families import Columns, counts_of
 from prefork.metrics.names import METRICS
+from prefork.metrics.reading import Columns, counts_of
 from prefork.workers.scoreboard import MOST_IN_PROGRESS, SlotField
 from tests.support.boards import SECOND, occupy, scoreboard, take_request
 
