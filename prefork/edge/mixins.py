@@ -15,12 +15,24 @@ def _refuse_wrong_order(cls: type) -> None:
     before = cls.__mro__[: cls.__mro__.index(EdgeMixIn)]
     first = next((base for base in before if base.__module__ == "socketserver"), None)
     if first is not None:
-        mixed = [base.__name__ for base in cls.__bases__ if issubclass(base, EdgeMixIn)]
-        others = [base.__name__ for base in cls.__bases__ if not issubclass(base, EdgeMixIn)]
+        mixed = [base for base in cls.__bases__ if issubclass(base, EdgeMixIn)]
+        hidden = ", ".join(base.__name__ for base in mixed)
         raise MisuseError(
-            f"class {cls.__name__}: {', '.join(mixed)} has no effect behind {first.__name__}, whose "
-            f"methods come first; write class {cls.__name__}({', '.join(mixed + others)})"
+            f"class {cls.__name__}: {hidden} has no effect behind {first.__name__}, whose methods come "
+            f"first; {_remedy(cls, mixed, first)}"
         )
+
+
+def _remedy(cls: type, mixed: list[type], first: type) -> str:
+    """Return what to write instead of a class whose bases stand in the wrong order."""
+    server = next((base for base in mixed if issubclass(base, BaseServer)), None)
+    if server is not None and not issubclass(first, BaseServer):
+        # Behind a whole server a mix-in of socketserver has no effect, either.
+        return (
+            f"name {first.__name__} in class {server.__name__} itself, in front of its server class"
+        )
+    others = [base for base in cls.__bases__ if base not in mixed]
+    return f"write class {cls.__name__}({', '.join(base.__name__ for base in mixed + others)})"
 
 
 class EdgeMixIn(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]

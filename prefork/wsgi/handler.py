@@ -122,13 +122,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                     self._send_plain(504, head)
             raise
         except Exception as error:
-            is_clients = _is_of_the_connection(error)
-            if not response.is_begun:
-                is_late = is_clients and isinstance(error, TimeoutError)
-                self._send_last(408 if is_late else 500, head)
-            if not is_clients and is_clients_doing(error, self.request):
-                what = f"the application raised {type(error).__name__}: {error}"
-                raise ApplicationError(what) from error
+            self._fail(error, None if response.is_begun else head)
             raise
         else:
             self.close_connection = not (response.keeps and self._is_at_end(body))
@@ -136,6 +130,19 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if response.is_begun:
                 client = None if forwarded is None else forwarded.client
                 report_answer(head, response.status, response.sent, client=client)
+
+    def _fail(self, error: Exception, unanswered: Head | None) -> None:
+        """Answer a request that has failed. ApplicationError: see there.
+
+        unanswered: the head of the request; None where an answer has begun.
+        """
+        is_clients = _is_of_the_connection(error)
+        if unanswered is not None:
+            is_late = is_clients and isinstance(error, TimeoutError)
+            self._send_last(408 if is_late else 500, unanswered)
+        if not is_clients and is_clients_doing(error, self.request):
+            what = f"the application raised {type(error).__name__}: {error}"
+            raise ApplicationError(what) from error
 
     def _run(self, environ: dict[str, Any], response: Response) -> None:
         """Call the application, send its answer, and call ``close()`` of what it has returned."""

@@ -313,6 +313,22 @@ def test_mixin_behind_the_server_is_refused() -> None:
             pass
 
 
+def test_threads_in_front_of_a_server_with_an_edge_are_refused() -> None:
+    """The advice is a class in which the threads have an effect: they stand in front of the plain server."""
+
+    class Checked(prefork.AccessMixIn, socketserver.TCPServer):
+        allow = "127.0.0.1"
+
+    advice = "name ThreadingMixIn in class Checked itself, in front of its server class"
+    with pytest.raises(prefork.MisuseError, match=advice):
+        type("Wrong", (socketserver.ThreadingMixIn, Checked), {})
+
+    class Right(prefork.AccessMixIn, socketserver.ThreadingMixIn, socketserver.TCPServer):
+        allow = "127.0.0.1"
+
+    assert Right.process_request is socketserver.ThreadingMixIn.process_request
+
+
 def test_identity_is_text() -> None:
     """Anything else than text as the identity is a mistake of the program, and admits nobody."""
 
