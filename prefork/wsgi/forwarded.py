@@ -86,20 +86,31 @@ def _address(text: str) -> str | None:
     elif host.count(":") == 1:
         host = host.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(host.partition("%")[0]))
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # ::ffff:192.0.2.7, from a socket of both families
+    return str(address)
 
 
 # --- Forwarded
 
 _PAIR: Final = re.compile(
-    rb'[ \t]*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=("(?:[^"\\]|\\.)*"|[!#$%&\'*+\-.^_`|~0-9A-Za-z]+)[ \t]*([;,]|$)'
+    rb"[ \t]*"
+    rb"(?:([!#$%&'*+\-.^_`|~0-9A-Za-z]+)="
+    rb'("(?:[^"\\]|\\.)*"|[!#$%&\'*+\-.^_`|~0-9A-Za-z]+)[ \t]*)?'
+    rb"([;,]|$)"
 )
+"""A pair, and what ends the pair: a semicolon, a comma or the end of the field. The pair may be empty."""
 
 
 def _read_elements(fields: Fields) -> Sequence[Forwarded]:
     """Return the elements of Forwarded. RefusedRequest: the field is malformed.
+
+    Pairs may be empty (RFC 7239, section 4), and so may elements, which do not count (RFC 9110, section 5.6.1).
+    An element therefore ends at a comma or at the end of the field, and never at a semicolon: the element of
+    the last proxy counts also if a semicolon follows its last pair.
 
     The client may have begun a quotation that swallows what its proxy has added. To believe nothing then would make
     the client pass for the proxy itself.
@@ -107,14 +118,15 @@ def _read_elements(fields: Fields) -> Sequence[Forwarded]:
     value = b",".join(value for name, value in fields if name == b"forwarded")
     entries: list[Forwarded] = []
     pairs: dict[str, str] = {}
-    at = 0
-    while at < len(value):
+    at, end = 0, ","
+    while end:
         found = _PAIR.match(value, at)
         if found is None:
             raise RefusedRequest(400, "the field Forwarded is malformed")
-        name, text, end = (part.decode("latin-1") for part in found.groups())
-        pairs[name.lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text
-        if end != ";":
+        name, text, end = (part.decode("latin-1") for part in found.groups(b""))
+        if name:
+            pairs[name.lower()] = re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] == '"' else text
+        if pairs and end != ";":
             entries.append(
                 Forwarded(_address(pairs.get("for", "")), _scheme(pairs.get("proto", "")))
             )

@@ -2581,6 +2581,13 @@ WSGI = (
         "tests/unit/test_wsgi_forwarded.py -k cannot_say",
     ),
     Mutant(
+        "the last element of Forwarded counts behind a semicolon, too",
+        "prefork/wsgi/forwarded.py",
+        "    while end:",
+        "    while at < len(value):",
+        "tests/unit/test_wsgi_forwarded.py -k cannot_say",
+    ),
+    Mutant(
         "a refused request counts as rejected",
         "prefork/wsgi/books.py",
         "account.refuse(Rejection.REQUEST)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefork.edge.client import TLSFacts, client_address
@@ -56,6 +56,8 @@ XFF, XFP, FWD = "X-Forwarded-For: ", "X-Forwarded-Proto: ", "Forwarded: "
         (XFF + "192.0.2.7:4711\n" + XFP + "HTTPS", "192.0.2.7", "https"),
         (XFF + "[2001:db8::7]:4711", "2001:db8::7", "http"),
         (XFF + "2001:DB8::7", "2001:db8::7", "http"),
+        (XFF + "::ffff:192.0.2.7", "192.0.2.7", "http"),
+        (XFF + "192.0.2.7, ::ffff:10.0.0.2", "192.0.2.7", "http"),
         # what the client has said stands before what the proxies have said
         (XFF + "127.0.0.1, 192.0.2.7, 10.0.0.2", "192.0.2.7", "http"),
         (XFF + "127.0.0.1\n" + XFF + "192.0.2.7,fd00::2", "192.0.2.7", "http"),
@@ -92,6 +94,13 @@ def test_client_of_a_proxy(fields: str, client: str, scheme: str) -> None:
         ),
         (FWD + 'for=192.0.2.66;by="a\\",b", for=192.0.2.7', "192.0.2.7", "http"),
         (FWD + "for=192.0.2.66\n" + FWD + "for=192.0.2.7", "192.0.2.7", "http"),
+        # pairs and elements may be empty
+        (FWD + "for=192.0.2.66, for=192.0.2.7;", "192.0.2.7", "http"),
+        (FWD + "for=192.0.2.66, for=192.0.2.7; ;\t;", "192.0.2.7", "http"),
+        (FWD + ";;for=192.0.2.7;;proto=https", "192.0.2.7", "https"),
+        (FWD + ",for=192.0.2.7,, for=10.0.0.2 , ,", "192.0.2.7", "http"),
+        (FWD, "10.0.0.1", "http"),
+        (FWD + ";,;", "10.0.0.1", "http"),
         (FWD + "for=unknown", "10.0.0.1", "http"),
         (FWD + "for=_hidden;proto=https", "10.0.0.1", "https"),
         (XFF + "192.0.2.66\n" + XFP + "https", "10.0.0.1", "http"),
@@ -133,11 +142,15 @@ _WORDS = [
 ]
 
 
-@given(st.lists(st.sampled_from(_WORDS), max_size=12).map("".join))
+@given(
+    st.lists(st.sampled_from(_WORDS), max_size=12).map("".join),
+    st.sampled_from(["", ";", " ; ", ";;"]),
+)
+@example("for=192.0.2.66", ";")
 @pytest.mark.parametrize("server", [Server, OfForwarded])
-def test_client_cannot_say_who_it_is(server: Any, said: str) -> None:
+def test_client_cannot_say_who_it_is(server: Any, said: str, end: str) -> None:
     """Whatever stands in the field before the entry of the proxy, that entry is the client, or the request is refused."""
-    name, entry = (XFF, "192.0.2.7") if server is Server else (FWD, 'for="192.0.2.7"')
+    name, entry = (XFF, "192.0.2.7") if server is Server else (FWD, f'for="192.0.2.7"{end}')
     try:
         environ = found_in(f"{name}{said}, {entry}", server=server)
     except RefusedRequest:
