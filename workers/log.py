@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from prefork.workers import system
-from prefork.workers.text import escaped, printable, text_of
+from prefork.workers.text import fact_value, printable, text_of
 
 logger = logging.getLogger("prefork")
 
@@ -45,7 +45,9 @@ def event(level: int, subject: str, what: str, *, report: str = "", **facts: obj
     """
     if not is_wanted(logger, level):
         return
-    text = " ".join([subject, what, *(f"{key}={_shown(value)}" for key, value in facts.items())])
+    text = " ".join(
+        [subject, what, *(f"{key}={fact_value(_plain(value))}" for key, value in facts.items())]
+    )
     lines = [printable(line) for line in _bounded(report.rstrip()).splitlines()]
     emit(
         logger,
@@ -146,14 +148,6 @@ def _bounded(report: str) -> str:
         return report
     half = LONGEST_REPORT // 2
     return f"{report[:half]}\n… ({len(report) - 2 * half} characters left out)\n{report[-half:]}"
-
-
-def _shown(value: object) -> str:
-    text = escaped(_plain(value))
-    if text and not set(text) & set(' "='):
-        return text
-    quoted = text.replace('"', '\\"')
-    return f'"{quoted}"'
 
 
 def _plain(value: object) -> str:

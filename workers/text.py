@@ -35,6 +35,21 @@ def escaped(text: str, longest: int = LONGEST) -> str:
     return shown if len(shown) <= longest else shown[:longest] + "…"
 
 
+def fact_value(text: str) -> str:
+    r"""Return a text as the value in ``key=value``: one word, or in quotes; bounded as ``escaped()`` does.
+
+    A reader gets the text back, up to the cut: each backslash of the result begins an escape, in quotes
+    and without them, and the backslashes and quotation marks of the text itself are escaped, too. So a
+    text cannot end its quotes and go on as other facts, and ``a\nb`` is never a newline. Examples:
+    ``word``, ``"two words"``, ``C:\\temp``, ``""``.
+    """
+    shown = escaped(text[: LONGEST + 1].replace("\\", "\\\\"))
+    if shown and not set(shown) & set(' "='):
+        return shown
+    quoted = shown.replace('"', '\\"')
+    return f'"{quoted}"'
+
+
 def cut_for_json(text: str, room: int) -> str:
     """Return the text; if JSON needs more than ``room`` characters for it, its beginning and an ellipsis."""
     most = 2 if text.isascii() and text.isprintable() else _MOST_IN_JSON

@@ -114,7 +114,7 @@ def test_stacks_name_the_client(start: Callable[..., Program]) -> None:
         "    request_timeout = 1.5\n"
         "    proxy_from = '127.0.0.1'\n"
         "    def authenticate(self, request, client_address):\n"
-        "        return 'al\\nice'\n"
+        "        return 'al\\nice client=x'\n"
         "serve(TellingRun, Server, workers=1)\n"
     )
     header = "PROXY TCP4 192.0.2.7 192.0.2.1 4711 1\r"
@@ -123,7 +123,8 @@ def test_stacks_name_the_client(start: Callable[..., Program]) -> None:
         program.wait_logged("has a slow request")
         (line,) = program.wait_logged("Request of ")
         assert re.search(
-            r"Request of client=192\.0\.2\.7:4711 peer=127\.0\.0\.1:\d+ identity=al\\nice$", line
+            r'Request of client=192\.0\.2\.7:4711 peer=127\.0\.0\.1:\d+ identity="al\\nice client=x"$',
+            line,
         )
         assert read_to_the_end(client) == ""
     program.wait_logged("Request of ", times=2)

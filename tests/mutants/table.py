@@ -1377,6 +1377,13 @@ LOG = (
         "_bounded(report.rstrip()).splitlines()",
         "tests/unit/test_log.py",
     ),
+    Mutant(
+        "a client cannot add facts to a line of the log by a backslash in its name",
+        "workers/text.py",
+        """shown = escaped(text[: LONGEST + 1].replace("\\\\", "\\\\\\\\"))""",
+        "shown = escaped(text)",
+        "tests/unit/test_log.py -k read_back",
+    ),
 )
 
 PYTHON_PROCESS = (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,8 @@ def test_line_of_the_documentation(caught: Caught) -> None:
         ('" "', " "),
         ("äöü€", "äöü€"),
         (r"a\nb", "a\nb"),
+        (r"a\\nb", r"a\nb"),
+        (r'"a\\\" b"', r"a\" b"),
         (r"a\r\nb", "a\r\nb"),
         (r"\x1b[2J", "\x1b[2J"),
         (r"\x00", "\0"),
@@ -302,12 +306,31 @@ def test_floats_are_bounded(caught: Caught) -> None:
     assert len(line(caught, fact=1e308)) <= len("master did fact=") + LONGEST + 1
 
 
-@pytest.mark.parametrize("path", ['x" cause="retired', 'x" cause=retired y="'])
-def test_no_value_can_pose_as_a_fact(caught: Caught, path: str) -> None:
-    """A client that names its socket so cannot add facts to the line: its quotes are marked as its own."""
-    text = line(caught, client=path, cause="killed(SIGKILL)")
+HOSTILE = st.text(st.sampled_from('ab \\"=\n\x1b') | st.characters(), max_size=19)
 
-    assert text.count('"') - text.count('\\"') == 2
+
+@given(client=HOSTILE, identity=HOSTILE)
+@example(client='x" cause="retired', identity="")
+@example(client='z\\" client=10.0.0.1 identity="CN=root', identity="ends with a backslash \\")
+@example(client=r"a\nb", identity="a\nb")
+def test_facts_can_be_read_back(caught: Caught, client: str, identity: str) -> None:
+    """A client that chooses its name cannot add facts to the line: a reader gets back each value as it was."""
+    text = line(caught, client=client, identity=identity, cause="killed(SIGKILL)")
+
+    facts = re.fullmatch(
+        r'master did client=("(?:[^"\\]|\\.)*"|[^" =]+) identity=("(?:[^"\\]|\\.)*"|[^" =]+) cause=\S+',
+        text,
+    )
+    assert facts is not None
+    assert [read_back(value) for value in facts.groups()] == [client, identity]
+
+
+def read_back(value: str) -> str:
+    """Return the text that a value of a line stands for."""
+    inner = value[1:-1] if value.startswith('"') else value
+    return re.sub(
+        r"\\(?:x..|u.{4}|U.{8}|.)", lambda found: ast.literal_eval(f'"{found[0]}"'), inner
+    )
 
 
 def test_percent_signs_are_text(caught: Caught) -> None:

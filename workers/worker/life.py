@@ -48,7 +48,7 @@ from prefork.workers.identity import CANCEL_NUMBER, DUMP_AT_ONCE, HANG_UP_NUMBER
 from prefork.workers.reports import REPORT_BYTES
 from prefork.workers.slot_writer import SlotWriter
 from prefork.workers.states import ExitCause, ExitKind, WorkerState
-from prefork.workers.text import escaped
+from prefork.workers.text import fact_value, text_of
 from prefork.workers.worker import python_process
 from prefork.workers.worker.accounting import Account, Overlapping
 from prefork.workers.worker.clients import client_facts
@@ -260,7 +260,9 @@ def _clients_in_hand(account: Account) -> bytes:
     with contextlib.suppress(AttributeError, ValueError, TypeError):  # of a client's odd address
         for address in account.clients():
             facts = client_facts(address)
-            lines.append(" ".join(f"{key}={escaped(str(value))}" for key, value in facts.items()))
+            lines.append(
+                " ".join(f"{key}={fact_value(text_of(value))}" for key, value in facts.items())
+            )
     return "".join(f"Request of {line}\n" for line in lines).encode("utf-8", "backslashreplace")
 
 
