@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import socket
 import sys
 import traceback
 from collections.abc import Mapping
@@ -155,5 +156,17 @@ def _plain(value: object) -> str:
         return f"{value:.3f}".rstrip("0").rstrip(".")
     with contextlib.suppress(Exception):  # attributes of an exception of the program
         if isinstance(value, OSError) and value.errno:
+            if _has_own_numbers(value):
+                return str(value.strerror)
             return f"{errno.errorcode.get(value.errno, value.errno)}: {value.strerror}"
     return text_of(value)
+
+
+def _has_own_numbers(error: OSError) -> bool:
+    """Return whether the number of an OSError is not one of the system: name resolution and TLS have their own."""
+    if isinstance(error, (socket.gaierror, socket.herror)):
+        return True
+    ssl = sys.modules.get(
+        "ssl"
+    )  # without the module there is no such error, and it takes 15 ms to load
+    return ssl is not None and isinstance(error, ssl.SSLError)

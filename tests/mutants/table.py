@@ -1384,6 +1384,13 @@ LOG = (
         "shown = escaped(text)",
         "tests/unit/test_log.py -k read_back",
     ),
+    Mutant(
+        "an error of TLS has no name of an error of the system",
+        "workers/log.py",
+        "return ssl is not None and isinstance(error, ssl.SSLError)",
+        "return False",
+        "tests/unit/test_log.py -k system_errors",
+    ),
 )
 
 PYTHON_PROCESS = (

@@ -8,6 +8,8 @@ import errno
 import logging
 import os
 import re
+import socket
+import ssl
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +111,13 @@ def test_values(caught: Caught, shown: str, value: object) -> None:
         ('"99999: odd"', OSError(99999, "odd")),
         ('"no number"', OSError("no number")),
         (r'"EPERM: a\nb"', OSError(errno.EPERM, "a\nb")),
+        ('"EOF occurred in violation of protocol"', ssl.SSLEOFError(8, "EOF occurred in violation of protocol")),
+        ('"Unknown host"', socket.herror(1, "Unknown host")),
+        ('"Name or service not known"', socket.gaierror(-2, "Name or service not known")),
     ],
 )  # fmt: skip
 def test_system_errors(caught: Caught, shown: str, error: OSError) -> None:
-    """An OSError is shown as ERRNO: text, by name where it has one, in one line."""
+    """An OSError is shown as ERRNO: text, in one line; without ERRNO where the number is not one of the system."""
     assert line(caught, error=error) == f"master did error={shown}"
 
 
