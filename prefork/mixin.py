@@ -441,6 +441,7 @@ def serve(
         refuse_misspelt(type(server), vars(server))
         refuse_wrong_hooks_of(server)
         prepare(server, given=settings)
+        run_of(server).given = settings
     leader = servers[0]
     serving.serve(
         [Served(one, run_of(one), super(PreForkingMixIn, one)) for one in servers],

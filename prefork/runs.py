@@ -21,6 +21,7 @@ from prefork.reloading import sockets
 from prefork.workers import forks
 from prefork.workers.listener import Listener
 from prefork.workers.polled import PolledQueue, descriptor_of
+from prefork.workers.settings import Settings
 from prefork.workers.worker.side import WorkerSide
 
 RUN: Final = "_prefork_run"
@@ -89,7 +90,8 @@ def run_of(server: Any) -> Run:
 class Run:
     """Whether one server is being served, by which master and thread, and the wait for its end.
 
-    side: in a worker, what the server object knows of the worker; None in the master.
+    side: in a worker, what the server object knows of the worker; None in the master. given: the settings
+    that the program has given to ``serve()``; None where the servers' attributes alone count.
     """
 
     def __init__(self) -> None:
@@ -104,6 +106,7 @@ class Run:
         self.without_workers = False
         self.listener: Listener | None = None
         self.side: WorkerSide | None = None
+        self.given: Settings | None = None
 
     @property
     def is_served_here(self) -> bool:

@@ -125,6 +125,29 @@ def from_attributes(server: object, *, cpus: Callable[[], Usable] = usable_cpus)
     return resolve([attributes_layer(server)], cpus=cpus)
 
 
+def of_one_server(
+    server: object, keys: Sequence[str], given: Settings | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return values and origins, by key, of settings of which each server has its own; raises SettingsError.
+
+    An attribute of the server counts first. given: the settings of the pool, where the program has given
+    some. They count where the attribute has the default. The two are compared by value, because the default
+    of a server class and that of the table are different objects.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key in keys:
+        row = ROWS[key]
+        name = row.attribute or key
+        # While the object is made, a property may ask for what __init__() has not set yet.
+        raw = getattr(server, name, row.default)
+        origins[key] = f"attribute {type(server).__name__}.{name}"
+        if raw == row.default and given is not None:
+            raw, origins[key] = getattr(given, key), f"Settings({key}=…)"
+        values[key] = raw if raw is row.default else row.converted(raw, origins[key])
+    return values, origins
+
+
 def _checked(key: str, raw: object, layer: Layer) -> Any:
     row = ROWS.get(key)
     if row is None:

@@ -74,8 +74,8 @@ class Requested(msgspec.Struct, frozen=True):
 
     addresses: where to listen. backlog: None for the default of each class. binds_from,
     backlog_from: the origins of the two settings, None where the default is used. edges: who may
-    connect, for each of the addresses; empty for what the servers' own attributes say. limits: attributes
-    of the servers of a WSGI application.
+    connect, for each of the addresses; empty for what the servers' own attributes say. limits: what
+    flags, environment and file say of the attributes that servers of WSGI applications have.
     """
 
     addresses: Sequence[Address]
@@ -138,10 +138,7 @@ def _plan_application(target: str, application: object, requested: Requested) ->
             raise TargetError(target, f"a WSGI application cannot serve datagrams, as on {address}")
 
     def make(address: Address) -> BaseServer:
-        server = server_for(address, application, backlog=requested.backlog, classes=CLASSES)
-        for name, value in requested.limits.items():
-            setattr(server, name, value)
-        return server
+        return server_for(address, application, backlog=requested.backlog, classes=CLASSES)
 
     kind = ServerKind(reports=True)
     return _plan_per_address(f"WSGI application {target}", make, requested, kind)
@@ -253,10 +250,22 @@ def _plan_per_address(
                     servers.append(make(address))
             for server, edge in zip(servers, requested.edges, strict=False):
                 configure(server, edge)
+        _limit(servers, requested.limits)
         return servers
 
     text = f"{what} on {' '.join(_described(requested))}"
     return ServePlan(text, build, requested.addresses, [kind])
+
+
+def _limit(servers: Sequence[BaseServer], limits: Mapping[str, object]) -> None:
+    """Have the servers of WSGI applications use these limits, which are stronger than their attributes.
+
+    Such a server can be of any class of the program, so it is known by having the attributes.
+    """
+    for server in servers:
+        for name, value in limits.items():
+            if hasattr(server, name):
+                setattr(server, name, value)
 
 
 def _described(requested: Requested) -> Iterator[str]:
@@ -304,7 +313,12 @@ def _plan_instances(target: str, servers: list[BaseServer], requested: Requested
         f"{type(server).__name__}{_behind(edge)}"
         for server, edge in zip(servers, edges, strict=True)
     )
-    return ServePlan(f"server {names}", lambda: servers, kinds=[*map(kind_of, servers)])
+
+    def build() -> list[BaseServer]:
+        _limit(servers, requested.limits)
+        return servers
+
+    return ServePlan(f"server {names}", build, kinds=[*map(kind_of, servers)])
 
 
 def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan:

@@ -31,6 +31,7 @@ from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
 from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.edge.watch import stamps_of
 from prefork.workers.errors import MisuseError, SettingsError
+from prefork.workers.layers import of_one_server
 from prefork.workers.polled import descriptor_of
 from prefork.workers.settings import ROWS
 
@@ -131,17 +132,7 @@ def settings_of(server: Any, given: Any = None) -> EdgeSettings:
     configured: EdgeSettings | None = vars(server).get(CONFIGURED)
     if configured is not None:
         return configured
-    values, origins = {}, {}
-    for key in KEYS:
-        row = ROWS[key]
-        name = row.attribute or key
-        # While the object is made, a property may ask for what __init__() has not set yet.
-        raw = getattr(server, name, row.default)
-        origins[key] = f"attribute {type(server).__name__}.{name}"
-        if raw is row.default and given is not None:
-            raw, origins[key] = getattr(given, key), f"Settings({key}=…)"
-        values[key] = raw if raw is row.default else row.converted(raw, origins[key])
-    return EdgeSettings(values, origins)
+    return EdgeSettings(*of_one_server(server, KEYS, given))
 
 
 def place_of(server: Any) -> Place:

@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any, ClassVar, Final
 
 from prefork.parking.handler import ParkingMixIn
+from prefork.runs import run_of
 from prefork.workers import log
 from prefork.workers.cancel import RequestCancelled
-from prefork.workers.units import seconds
 from prefork.workers.worker.clients import client_name, is_clients_doing
 from prefork.workers.worker.limited_lines import LimitedLines
 from prefork.workers.worker.side import current_worker
@@ -23,15 +23,9 @@ from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.forwarded import Forwarded
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
+from prefork.wsgi.limits import Limits, limits_of
 from prefork.wsgi.response import FileWrapper, Response, plain_answer
-from prefork.wsgi.trust import trust_of
 from prefork.wsgi.wire import Wire
-
-LIMIT_HEAD: Final = 32 * 1024
-"""Bytes of a head, where the server says nothing else (``limit_head``)."""
-
-LIMIT_FIELDS: Final = 100
-"""Fields of a head, where the server says nothing else (``limit_fields``)."""
 
 MOST_UNREAD: Final = 256 * 1024
 """Bytes of a body that the application has not read, which are read for it so that the connection can go on."""
@@ -90,7 +84,8 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     def handle(self) -> None:
         """Serve one request."""
         self.close_connection = True  # until the answer is complete
-        limits = _limits(self.server)
+        serving = _serving(self.server)
+        limits = serving.limits
         data = None
         try:
             data = self._incoming.read_head(limits.head, limits.head_time)
@@ -101,13 +96,13 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         except RefusedRequest as refusal:
             self._refuse(refusal, data or b"")
             return
-        self._answer(head, limits, forwarded)
+        self._answer(head, serving, forwarded)
 
-    def _answer(self, head: Head, limits: _Limits, forwarded: Forwarded | None) -> None:
+    def _answer(self, head: Head, serving: _Serving, forwarded: Forwarded | None) -> None:
         keeps = head.keeps_alive and not self.pool_is_closing()
         response = Response(self._wire, head, keeps=keeps)
-        body = self._body_of(head, limits, response)
-        environ = environ_of(head, limits.environ, self.client_address, forwarded)
+        body = self._body_of(head, serving.limits, response)
+        environ = environ_of(head, serving.environ, self.client_address, forwarded)
         environ["wsgi.input"] = body.file
         try:
             self._run(environ, response)
@@ -154,7 +149,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if close is not None:
                 close()
 
-    def _body_of(self, head: Head, limits: _Limits, response: Response) -> Body:
+    def _body_of(self, head: Head, limits: Limits, response: Response) -> Body:
         incoming = self._incoming
         ahead = incoming.ahead
         if not head.is_chunked and head.length <= len(ahead):
@@ -264,19 +259,14 @@ class _Errors:
         pass
 
 
-class _Limits:
+class _Serving:
     """What a server allows, and what the environments of its requests have in common."""
 
     def __init__(self, server: Any) -> None:
-        self.head: int = getattr(server, "limit_head", LIMIT_HEAD)
-        self.fields: int = getattr(server, "limit_fields", LIMIT_FIELDS)
-        self.body: int | None = getattr(server, "limit_body", None)
-        timeout: Any = seconds(getattr(server, "edge_timeout", 5.0))
-        self.head_time = float(timeout)
+        self.limits = limits_of(server, run_of(server).given)
         address = server.server_address
         name, port = (str(part) for part in address[:2]) if isinstance(address, tuple) else ("", "")
         self.environ = base_environ(name or "localhost", port or "80", _Errors(), FileWrapper)
-        self.trust = trust_of(server)
         self.environ["wsgi.multithread"] = isinstance(server, ThreadingMixIn)
         self.environ["wsgi.multiprocess"] = bool(getattr(server, "workers", 0))
 
@@ -284,11 +274,11 @@ class _Limits:
 _ATTRIBUTE: Final = "_prefork_wsgi"
 
 
-def _limits(server: Any) -> _Limits:
-    """Return the limits of a server object, which are looked up once."""
-    known: _Limits | None = vars(server).get(_ATTRIBUTE)
+def _serving(server: Any) -> _Serving:
+    """Return what the requests of a server object have in common, which is looked up once."""
+    known: _Serving | None = vars(server).get(_ATTRIBUTE)
     if known is None:
-        known = vars(server)[_ATTRIBUTE] = _Limits(server)
+        known = vars(server)[_ATTRIBUTE] = _Serving(server)
     return known
 
 

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prefork.servers import PreForkingTCPServer, PreForkingUnixStreamServer
 from prefork.wsgi.books import report_answer
-from prefork.wsgi.handler import LIMIT_FIELDS, LIMIT_HEAD, handler_for
+from prefork.wsgi.handler import handler_for
+from prefork.wsgi.limits import limits_of
 from prefork.wsgi.response import plain_answer
-from prefork.wsgi.trust import trust_of
 
 
 class _OfApplication(PreForkingTCPServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """What servers of WSGI applications have in common, in front of a server class."""
 
     park_new: bool | str = True
-    limit_head: int = LIMIT_HEAD
-    limit_fields: int = LIMIT_FIELDS
-    limit_body: int | None = None
+    limit_head: int | str = 32 * 1024
+    limit_fields: int = 100
+    limit_body: int | str | None = None
     forwarded_from: Sequence[str] | str | None = None
     forwarded_fields: str = "x-forwarded"
 
     def __init__(
         self, server_address: Any, application: Any, bind_and_activate: bool = True
     ) -> None:
-        trust_of(self)  # refuses what cannot be used, before anything is bound
+        limits_of(self, None)  # refuses what cannot be used, before anything is bound
         super().__init__(server_address, handler_for(application), bind_and_activate)
 
     def shed_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the hook's signature
@@ -48,6 +48,8 @@ class WSGIServer(_OfApplication, PreForkingTCPServer):
 
     All settings of a pool are class attributes, as with the other servers. There are these, too. A status in
     brackets is the answer to a request that goes over the limit.
+
+    A size may be text, such as ``"10M"``.
 
     limit_head: most bytes of the head of a request (431). limit_fields: most fields in it (431).
     limit_body: most bytes of a body, None for any number (413). ``edge_timeout`` is the time for a

@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import socket
+import textwrap
 from http.client import HTTPConnection
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -244,3 +246,40 @@ def test_stop_closes_idle_connections(start: Callable[..., Program]) -> None:
     finally:
         for client in clients:
             client.close()
+
+
+SERVED = """
+    import prefork
+
+    class Limited(Server):
+        def __init__(self, address):
+            super().__init__(address, application)
+
+    if __name__ == "__main__":
+        log_to_stderr()
+        with Limited(ADDRESS) as server:
+            given = prefork.Settings(workers=1, limit_body=3, edge_timeout="300ms")
+            prefork.serve(server, settings=given)
+"""
+
+
+@pytest.mark.parametrize("way", ["serve", "command"])
+def test_limits_reach_a_server_of_the_program(
+    start: Callable[..., Program], tmp_path: Path, way: str
+) -> None:
+    """A limit of ``serve(settings=…)`` or of a flag counts for a server class of the program."""
+    source = program_on().partition("    log_to_stderr()")[0]
+    source += SERVED.replace("ADDRESS", repr(("127.0.0.1", 0)))
+    (tmp_path / "app.py").write_text(textwrap.dedent(source))
+    flags = ["--limit-body", "3", "--edge-timeout", "300ms", "-w", "1", "-b", "127.0.0.1:0"]
+    run = ["-m", "prefork", "run", "app.py:Limited", *flags]
+    program = start(None, arguments=["app.py"] if way == "serve" else run)
+    address = program.address()
+    post = b"POST /body HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+    asked = ((post % (3, b"abc"), 200), (post % (4, b"abcd"), 413), (b"GET / HTTP/1.1\r\n", 408))
+    for sent, status in asked:
+        with socket.create_connection(address, CEILING) as client:
+            client.sendall(sent)
+            begun = monotonic()
+            assert read_to_the_end(client).startswith(f"HTTP/1.1 {status} ")
+            assert monotonic() - begun < 4  # the default for a head is 5 s

@@ -2511,6 +2511,27 @@ REST = (
 
 WSGI = (
     Mutant(
+        "limits of serve(settings=…) reach a server of a WSGI application",
+        "prefork/wsgi/handler.py",
+        "limits_of(server, run_of(server).given)",
+        "limits_of(server, None)",
+        "tests/live/test_wsgi.py -k limits_reach",
+    ),
+    Mutant(
+        "limits of the command line reach a server that the program makes",
+        "prefork/cli/serve_plan.py",
+        "if hasattr(server, name):",
+        "if False:",
+        "tests/unit/test_wsgi_limits.py -k command_line_reach",
+    ),
+    Mutant(
+        "an attribute that equals the default leaves the settings of the pool in force",
+        "workers/layers.py",
+        "if raw == row.default and given is not None:",
+        "if raw is row.default and given is not None:",
+        "tests/unit/test_wsgi_limits.py -k defaults_as_attributes",
+    ),
+    Mutant(
         "a lost connection of an application is no lost client",
         "prefork/wsgi/handler.py",
         "if not is_clients and is_clients_doing(error, self.request):",

@@ -103,7 +103,7 @@ def test_host_of_the_target_counts(target: str, host: str, seen: str) -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "limits"),
     [
-        (HEAD + b"X: " + b"a" * 1000 + b"\r\n\r\n", 431, {"limit_head": 500}),
+        (HEAD + b"X: " + b"a" * 2000 + b"\r\n\r\n", 431, {"limit_head": 1024}),
         (b"GET /" + b"a" * 40000, 431, {}),
         (HEAD + b"X: a\r\n" * 100 + b"\r\n", 431, {}),
         (HEAD + b"X: a\r\n" * 9 + b"\r\n", 200, {"limit_fields": 10}),

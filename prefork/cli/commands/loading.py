@@ -192,7 +192,7 @@ def load_and_plan(
         binds_from=_unless_default(origins["bind"]),
         backlog=settings.backlog,
         backlog_from=_unless_default(origins["backlog"]),
-        limits={key: getattr(settings, key) for key in LIMITS},
+        limits={key: given.values[key] for key in LIMITS if key in given.values},
     )
     refuse_several_without_workers(resolved, len(requested.addresses))
     return resolved, plan(target, found, requested, factory=factory)
