@@ -22,7 +22,7 @@ from prefork.wsgi.books import report_answer, report_refusal
 from prefork.wsgi.environ import base_environ, environ_of
 from prefork.wsgi.forwarded import Forwarded
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
-from prefork.wsgi.incoming import Body, ChunkedBody, Incoming, LengthBody, NoBody
+from prefork.wsgi.incoming import PIECE, Body, ChunkedBody, Incoming, LengthBody, NoBody
 from prefork.wsgi.limits import Limits, limits_of
 from prefork.wsgi.response import FileWrapper, Response, plain_answer
 from prefork.wsgi.wire import Wire
@@ -150,6 +150,12 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                 close()
 
     def _body_of(self, head: Head, limits: Limits, response: Response) -> Body:
+        """Return the body of a request, and have the answer announce the end of the connection if the body calls for it.
+
+        A client that waits for 100 Continue sends no body after it has read another answer. The server cannot know
+        whether the next bytes are the body or another request, so the connection ends with that answer.
+        The connection also ends if more of the body is unread than the server reads for the application.
+        """
         incoming = self._incoming
         ahead = incoming.ahead
         if not head.is_chunked and head.length <= len(ahead):
@@ -165,8 +171,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                     self._wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         if head.is_chunked:
+            response.must_end = lambda: awaited
             return ChunkedBody(incoming, limits.body, limits.head, before)
-        return LengthBody(incoming, head.length, before)
+        body = LengthBody(incoming, head.length, before)
+        response.must_end = lambda: awaited or body.left() > MOST_UNREAD
+        return body
 
     # --- ends
 
@@ -175,7 +184,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         if body.is_read():
             return True
         until = monotonic() + UNREAD_TIME
-        left = MOST_UNREAD
+        left = MOST_UNREAD + PIECE  # the second is what the reader of the application may hold
         before = self.request.gettimeout()
         with contextlib.suppress(OSError, RefusedRequest):
             while left > 0 and (time := until - monotonic()) > 0:

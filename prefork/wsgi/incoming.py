@@ -143,6 +143,10 @@ class LengthBody:
         """Return whether the body was read to its end."""
         return not self._left
 
+    def left(self) -> int:
+        """Return how many bytes have not been taken from the connection."""
+        return self._left
+
     def _more(self, most: int) -> bytes:
         if not self._left:
             return b""

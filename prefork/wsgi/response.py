@@ -88,6 +88,8 @@ class Response:
         """Bytes of the body that are still to come; None where the length is not known."""
         self._chunks = False
         self._has_body = True
+        self.must_end: Callable[[], bool] | None = None
+        """Called when the head is made. Returns whether the connection must end with this answer."""
 
     # --- for the application
 
@@ -146,6 +148,8 @@ class Response:
 
         length: of the whole body, None for unknown. is_whole: these bytes are all of it.
         """
+        if self.must_end is not None and self.must_end():
+            self.keeps = False
         head = self._head_of(length)
         self.is_begun = True
         if not self._has_body:

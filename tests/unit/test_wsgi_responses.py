@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 import pytest
 
 from prefork.wsgi import ApplicationError, WSGIServer
-from tests.support.http_cases import HEAD
+from tests.support.http_cases import CHUNKED, HEAD
 from tests.support.http_exchange import answers, exchange
 
 if TYPE_CHECKING:
@@ -301,6 +301,22 @@ def test_interim_answer_is_sent_when_the_body_is_wanted() -> None:
         application, b"POST /x HTTP/1.1\r\nHost: example\r\nContent-Length: 3\r\n\r\nabc" + NEW
     )
     assert answers(ignored) == [(200, b"nothing")] * 2
+
+
+def test_answer_announces_that_its_connection_ends_before_the_body() -> None:
+    """A connection whose next bytes may be a body or a request ends, and so does one with much unread: the head says it."""
+    post = b"POST / HTTP/1.1\r\nHost: example\r\nContent-Length: %d\r\n%b\r\n"
+    expect = b"Expect: 100-continue\r\n"
+    chunked = CHUNKED.removesuffix(b"\r\n") + expect + b"\r\n"
+    for sent, body, keeps in (
+        (post % (50, expect), b"", False),
+        (chunked, b"", False),
+        (post % (300_000, b""), bytes(300_000), False),
+        (post % (200_000, b""), bytes(200_000), True),
+    ):
+        received = exchange(answering([b"refused"], "401 Unauthorized"), sent, body + NEW)
+        assert (b"\r\nConnection: close\r\n" in received) is not keeps, sent
+        assert answers(received) == [(401, b"refused")] * (1 + keeps), sent
 
 
 def test_shed_client_is_not_waited_for() -> None:
