@@ -31,7 +31,10 @@ MOST_UNREAD: Final = 256 * 1024
 """Bytes of a body that the application has not read, which are read for it so that the connection can go on."""
 
 UNREAD_TIME: Final = 1.0
-"""Seconds for that."""
+"""Seconds for that, and for what the client still sends after the last answer."""
+
+SILENCE: Final = 0.05
+"""Seconds without a byte after the last answer, which show that the client has sent everything."""
 
 
 class ApplicationError(Exception):
@@ -115,12 +118,15 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             if not response.is_begun:
                 with contextlib.suppress(OSError):
                     self._send_plain(504, head)
+                    if not body.is_read():
+                        self._wire.linger(UNREAD_TIME, SILENCE)
             raise
         except Exception as error:
             self._fail(error, None if response.is_begun else head)
             raise
         else:
-            self.close_connection = not (response.keeps and self._is_at_end(body))
+            is_at_end = body.is_read() or self._pass_over(body, keeps=response.keeps)
+            self.close_connection = not (response.keeps and is_at_end)
         finally:
             if response.is_begun:
                 client = None if forwarded is None else forwarded.client
@@ -179,11 +185,20 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
 
     # --- ends
 
-    def _is_at_end(self, body: Body) -> bool:
-        """Return whether the next request can follow. A rest of the body is read, within bounds."""
-        if body.is_read():
-            return True
+    def _pass_over(self, body: Body, *, keeps: bool) -> bool:
+        """Read what the application has not read of a body; return whether the next request can follow.
+
+        keeps: the answer has left the connection open. Otherwise, or if the body has no end within the bounds,
+        the connection ends in such a way that the client sees the answer (``Wire.linger()``).
+        """
         until = monotonic() + UNREAD_TIME
+        if keeps and self._read_rest(body, until):
+            return True
+        self._wire.linger(until - monotonic(), SILENCE)
+        return False
+
+    def _read_rest(self, body: Body, until: float) -> bool:
+        """Read the rest of a body, within bounds; return whether it has ended. until: by ``monotonic()``."""
         left = MOST_UNREAD + PIECE  # the second is what the reader of the application may hold
         before = self.request.gettimeout()
         with contextlib.suppress(OSError, RefusedRequest):
@@ -212,18 +227,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     def _send_last(self, status: int, head: Head | None = None, line: bytes = b"") -> None:
         """Answer without the application, as the last answer on this connection.
 
-        The client may still be sending. To close the socket while bytes are unread would reset the
-        connection, and the client would never see the answer. So what has arrived is read first.
+        The client may still be sending (``Wire.linger()``).
         """
         with contextlib.suppress(OSError, ValueError):
             self._send_plain(status, head, line)
-            until, left = monotonic() + UNREAD_TIME, MOST_UNREAD
-            while left > 0 and (time := until - monotonic()) > 0:
-                self.request.settimeout(min(time, 0.05))
-                piece = self.request.recv(left)
-                if not piece:
-                    break
-                left -= len(piece)
+            self._wire.linger(UNREAD_TIME, SILENCE)
 
     def _send_plain(self, status: int, head: Head | None, line: bytes = b"") -> None:
         """Send an answer of the server itself. line: the first of the request, where its head was not read."""

@@ -13,6 +13,7 @@ An encrypted socket knows no flags. Such a socket has its timeout all the time.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from typing import Any, Final
 
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT)
 _AT_ONCE_BEFORE_END: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
+
+_DISCARDED: Final = 1 << 16
+"""Bytes that are read at once where they are not kept."""
 
 LEAST: Final = 0.001
 """Seconds of a wait, at least: 0 would mean not to wait, and to say so by another exception."""
@@ -90,6 +94,28 @@ class Wire:
         """Send a part of a file, by the kernel where that is possible; return how many bytes were there."""
         sent: int = self._patiently(self._sock.sendfile, file, offset, count)
         return sent
+
+    def linger(self, most: float, silence: float) -> None:
+        """End the connection after the last answer in such a way that a client which is still sending sees the answer.
+
+        The kernel resets a connection that is closed while bytes of it are unread. A reset makes the client's next
+        write fail, and can discard an answer that the client has not read. So the server first sends the
+        end of its own stream, which most clients answer by closing theirs, and reads until the client closes.
+
+        most: seconds in all. silence: seconds without a byte, after which the client is not waited for.
+        The bytes need no bound of their own: none of them is kept.
+        """
+        before = self._sock.gettimeout()
+        until = monotonic() + most
+        with contextlib.suppress(OSError, ValueError):
+            if self._is_plain:  # shutdown() of an encrypted socket ends TLS without its proper end
+                self._sock.shutdown(socket.SHUT_WR)
+            while (left := until - monotonic()) > 0:
+                self._sock.settimeout(min(left, silence))
+                if not self._sock.recv(_DISCARDED):
+                    break
+        with contextlib.suppress(OSError):
+            self._sock.settimeout(before)  # what a timeout says of the client was said before
 
     def _patiently(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Make a call that may have to wait."""

@@ -14,7 +14,7 @@ from prefork.wsgi import handler_for
 from tests.support.clients import TIMEOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def exchange(application: Any, *pieces: bytes, **server: object) -> bytes:
@@ -53,6 +53,28 @@ def exchange(application: Any, *pieces: bytes, **server: object) -> bytes:
         failures[0].add_note(f"received: {bytes(received)!r}")
         raise failures[0]
     return bytes(received)
+
+
+@contextlib.contextmanager
+def connected(application: Any, **server: object) -> Iterator[socket.socket]:
+    """Yield a connection by TCP to a handler, whose end is waited for while the connection is still open.
+
+    server: as with ``exchange()``.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), TIMEOUT)
+        theirs, address = listener.accept()
+
+    def serve() -> None:
+        with theirs:
+            handler_for(application)(theirs, address, _server(server))
+
+    thread = threading.Thread(target=serve)
+    with client:
+        thread.start()
+        yield client
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
 
 
 def _server(attributes: dict[str, object]) -> Any:

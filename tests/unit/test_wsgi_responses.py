@@ -11,9 +11,10 @@ from wsgiref.validate import validator
 
 import pytest
 
-from prefork.wsgi import ApplicationError, WSGIServer
+from prefork.wsgi import ApplicationError, WSGIServer, handler
+from tests.support.clients import read_all
 from tests.support.http_cases import CHUNKED, HEAD
-from tests.support.http_exchange import answers, exchange
+from tests.support.http_exchange import answers, connected, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -317,6 +318,38 @@ def test_answer_announces_that_its_connection_ends_before_the_body() -> None:
         received = exchange(answering([b"refused"], "401 Unauthorized"), sent, body + NEW)
         assert (b"\r\nConnection: close\r\n" in received) is not keeps, sent
         assert answers(received) == [(401, b"refused")] * (1 + keeps), sent
+
+
+@pytest.mark.parametrize(
+    ("fields", "limits", "status"),
+    [
+        (b" HTTP/1.0\r\n", {}, 200),
+        (b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n", {}, 200),
+        (b" HTTP/1.1\r\nHost: a\r\n", {}, 200),
+        (b" HTTP/1.1\r\nHost: a\r\n", {"limit_body": 1000}, 413),
+    ],
+)
+def test_client_that_is_still_sending_sees_the_answer(
+    monkeypatch: pytest.MonkeyPatch, fields: bytes, limits: dict[str, object], status: int
+) -> None:
+    """A body that nobody reads is sent to its end, without a reset, and then the client reads the answer."""
+    # The body is larger than what the kernel keeps of a connection, so the server has to read it.
+    monkeypatch.setattr(handler, "SILENCE", 10)  # on a machine with much load a client pauses, too
+    monkeypatch.setattr(handler, "UNREAD_TIME", 10)
+    with connected(answering([b"no"]), **limits) as client:
+        client.sendall(b"POST /" + fields + b"Content-Length: 20000000\r\n\r\n" + bytes(20_000_000))
+        received = read_all(client)
+        client.close()
+    assert received.startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.parametrize("asks", [b"Connection: close\r\n", b"Expect: 100-continue\r\n"])
+def test_silent_client_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, asks: bytes) -> None:
+    """A client that leaves out its body costs its worker a moment of silence, and not the time for an unread body."""
+    monkeypatch.setattr(handler, "UNREAD_TIME", 1000)
+    with connected(answering([b"no"])) as client:
+        client.sendall(NEW.replace(b"GET", b"POST")[:-2] + asks + b"Content-Length: 9\r\n\r\n")
+        assert read_all(client).endswith("no")
 
 
 def test_shed_client_is_not_waited_for() -> None:
