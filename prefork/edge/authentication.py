@@ -13,7 +13,7 @@ from typing import Any
 from prefork.edge.access_step import credentials_of
 from prefork.edge.edge import Step
 from prefork.edge.failures import BYTES, Failures, client_key
-from prefork.edge.passage import Passage, Refused
+from prefork.edge.passage import Passage, Refused, is_of_client
 from prefork.workers.errors import AuthenticationError
 from prefork.workers.states import Rejection
 
@@ -36,9 +36,8 @@ def authentication_step(
         with lock:
             if failures is not None and failures.is_too_many(client, clock()):
                 raise Refused(Rejection.THROTTLED, "too many failures within a minute")
-        this: Any = ref()
         try:
-            identity = this.authenticate(_as_asked(passage), passage.address())
+            identity = _answer(ref(), passage)
         except AuthenticationError as error:
             with lock:
                 if failures is not None:
@@ -52,6 +51,21 @@ def authentication_step(
             passage.identity = identity
 
     return authenticate
+
+
+def _answer(server: Any, passage: Passage) -> Any:
+    """Return what ``authenticate()`` of the server returns.
+
+    RuntimeError: it has raised an OSError of the program, such as that of a file. The edge would take the
+    OSError itself for one of the connection.
+    """
+    try:
+        return server.authenticate(_as_asked(passage), passage.address())
+    except OSError as error:
+        if is_of_client(error):
+            raise
+        what = f"authenticate() raised {type(error).__name__}: {error}"
+        raise RuntimeError(what) from error
 
 
 def _as_asked(passage: Passage) -> Any:

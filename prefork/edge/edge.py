@@ -234,8 +234,9 @@ def _finish_returned(
 def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
     """Take a connection through the steps. Return False for one that is refused, with everything noted."""
     taken = passage.request
+    before = None if edge.is_datagram else taken.gettimeout()
     try:
-        _take_through(server, edge, passage)
+        _take_through(edge, passage)
     except Refused as refusal:
         _refuse(edge, taken, passage, refusal.reason, refusal)
     except TimeoutError as error:
@@ -246,21 +247,18 @@ def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
     except Exception as error:  # noqa: BLE001 - code of the program, such as authenticate()
         _fail(server, taken, passage.request, passage.address(), error)
     else:
-        return True
+        if not edge.verifies or _is_verified(server, edge, taken, passage):
+            # To set a timeout is a system call, and to ask for it is none.
+            if not edge.is_datagram and passage.request.gettimeout() != before:
+                passage.request.settimeout(before)
+            return True
     return False
 
 
-def _take_through(server: Any, edge: Edge, passage: Passage) -> None:
-    sock = passage.request
-    before = None if edge.is_datagram else sock.gettimeout()
+def _take_through(edge: Edge, passage: Passage) -> None:
     for step in edge.steps:
         step(passage)
     _refuse_too_many(passage)
-    if edge.verifies:
-        _verify(server, passage)
-    # To set a timeout is a system call, and to ask for it is none.
-    if not edge.is_datagram and passage.request.gettimeout() != before:
-        passage.request.settimeout(before)
 
 
 def _refuse_too_many(passage: Passage) -> None:
@@ -268,10 +266,21 @@ def _refuse_too_many(passage: Passage) -> None:
         raise Refused(Rejection.PER_CLIENT, "the client holds max_per_client workers already")
 
 
-def _verify(server: Any, passage: Passage) -> None:
+def _is_verified(server: Any, edge: Edge, taken: Any, passage: Passage) -> bool:
+    """Ask ``verify_request()``. Return False where it excludes the client or raises, with everything noted.
+
+    As without an edge, all its exceptions go to ``handle_error()``.
+    """
     verify = _method(server, "verify_request")
-    if not verify(passage.request, passage.address()):
-        raise Refused(Rejection.VERIFY, "verify_request() returned False")
+    try:
+        if verify(passage.request, passage.address()):
+            return True
+    except Exception as error:  # noqa: BLE001 - code of the program
+        _fail(server, taken, passage.request, passage.address(), error)
+        return False
+    refusal = Refused(Rejection.VERIFY, "verify_request() returned False")
+    _refuse(edge, taken, passage, refusal.reason, refusal)
+    return False
 
 
 def _refuse(

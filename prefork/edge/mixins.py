@@ -133,8 +133,10 @@ class AuthenticationMixIn(EdgeMixIn):
         socket. client_address: a ``ClientAddress``. The handler finds the returned name there, as
         ``client_address.identity``.
 
-        Raise AuthenticationError to refuse the client. An exception by which a client goes away or is
-        silent refuses the client, too. Any other exception is handled as one of the handler.
+        Raise AuthenticationError to refuse the client. An OSError that a call on ``request`` raises refuses
+        the client, too, and so does a ConnectionError that this method raises itself. Any other exception is one
+        of the program, and goes to ``handle_error()``: an OSError of a file or a database as the cause of a
+        RuntimeError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no authenticate()")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from time import monotonic
 from typing import Any, Final
 
@@ -102,6 +103,19 @@ class _TimedSocket:
 
     def _decref_socketios(self) -> None:
         """Do nothing when a file is closed: the socket stays open for the handler."""
+
+
+def is_of_client(error: OSError) -> bool:
+    """Return whether an exception of ``authenticate()`` is the doing of the client.
+
+    It is one if a call on the client's socket has raised it, which its traceback shows. A file or a database
+    raises exceptions of the same types. A ConnectionError without a number is one that ``authenticate()`` raises
+    itself, where the client has closed the connection within a message.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    if any(frame.f_globals.get("__name__") == __name__ for frame, _ in frames):
+        return True
+    return isinstance(error, ConnectionError) and error.errno is None
 
 
 _WAITING: Final = frozenset(

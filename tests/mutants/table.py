@@ -1954,6 +1954,20 @@ EDGE = (
         "tests/unit/test_authentication.py -k strangers",
     ),
     Mutant(
+        "a file or a database of authenticate() is not taken for the client",
+        "prefork/edge/authentication.py",
+        "        if is_of_client(error):\n            raise\n",
+        "        if error:\n            raise\n",
+        "tests/unit/test_edge.py -k databases",
+    ),
+    Mutant(
+        "an exception of verify_request() behind a proxy is not taken for the client's",
+        "prefork/edge/edge.py",
+        "        _fail(server, taken, passage.request, passage.address(), error)\n        return False\n    refusal",
+        "        _refuse(edge, taken, passage, Rejection.GONE, error)\n        return False\n    refusal",
+        "tests/unit/test_proxy_step.py -k exception_of_verify",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

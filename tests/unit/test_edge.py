@@ -6,9 +6,11 @@ import contextlib
 import gc
 import socket
 import socketserver
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,6 +111,46 @@ def test_error_of_the_program_is_one(server: Asking) -> None:
         assert client.recv(100) == b""
     assert len(server.errors) == 1
     assert server.handled == []
+
+
+def test_files_and_databases_of_the_program_are_not_the_client(
+    server: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ``authenticate()`` raises an OSError of something else than its client, it has failed as any handler."""
+    own, other = socket.socketpair()
+    other.close()
+    own.setblocking(False)
+    raising = (
+        lambda: Path("/nonexistent/users.db").read_bytes(),
+        lambda: socket.create_connection(("127.0.0.1", 1)),
+        lambda: own.send(b"x"),  # a BrokenPipeError of the kernel
+        lambda: _raise(TimeoutError("timed out")),  # as a socket of the program raises it
+    )
+    caught = []
+    server.handle_error = lambda *_: caught.append(sys.exception())  # type: ignore[method-assign]
+    with own:
+        for fail in raising:
+            server.authenticate = lambda *_, fail=fail: fail()  # type: ignore[method-assign]
+            with one_request(server) as client:
+                assert client.recv(100) == b""
+    causes = [type(one.__cause__) for one in caught]
+    assert causes == [FileNotFoundError, ConnectionRefusedError, BrokenPipeError, TimeoutError]
+    assert "'/nonexistent/users.db'" in str(caught[0])
+    assert "refused a client" not in caplog.text
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_client_that_leaves_within_its_name_is_refused(server: Asking) -> None:
+    """A ConnectionError that ``authenticate()`` raises itself says that the client has gone."""
+    server.authenticate = lambda *_: _raise(ConnectionError("closed within a line"))  # type: ignore[method-assign]
+    with one_request(server) as client:
+        assert client.recv(100) == b""
+    edge = edge_of(server)
+    assert edge is not None
+    assert (server.errors, edge.refusals.counts) == ([], {Rejection.GONE: 1})
 
 
 def test_failed_handler_is_reported_with_its_client(server: Asking) -> None:

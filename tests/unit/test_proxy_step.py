@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import socketserver
+import sys
 import threading
 import time
 from pathlib import Path
@@ -105,6 +106,24 @@ def test_server_sees_the_client(server: Behind, header: bytes, pieces: int) -> N
     assert address.proxy.destination == ("198.51.100.1", 443)
     assert address.proxy.tlvs == (((1, b"h2"), (5, b"")) if header[:1] == b"\r" else ())
     assert server.verified == [CLIENT]
+
+
+def test_exception_of_verify_request_is_the_programs(caplog: pytest.LogCaptureFixture) -> None:
+    """An OSError of ``verify_request()`` goes to ``handle_error()``, as it does without an edge."""
+    lost = ConnectionResetError("by a database")
+    caught: list[Any] = []
+
+    class Failing(Behind):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            raise lost
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            caught.append((sys.exception(), client_address))
+
+    with Failing(LOOPBACK, Answer) as server:
+        assert handled_with(server, LINE + b"hello\n") == b""
+        assert (caught, server.handled) == ([(lost, CLIENT)], [])
+    assert "refused a client" not in caplog.text
 
 
 def test_second_header_is_data(server: Behind) -> None:
