@@ -69,7 +69,9 @@ class Failures:
 
     def _cells_of(self, client: Hashable) -> Iterator[memoryview[int]]:
         for row in range(_ROWS):
-            cell = hash((self._salt, row, client)) % self._cells
+            # Of bytes, which hash() mixes well. The hashes of two tuples that differ in one number are related, so
+            # that clients who share a cell in one row would often share one in the other row, too.
+            cell = hash(b"%d" % row + self._salt + repr(client).encode()) % self._cells
             start = (row * self._cells + cell) * self._most
             yield self._memory[start : start + self._most]
 

@@ -1968,6 +1968,13 @@ EDGE = (
         "tests/unit/test_proxy_step.py -k exception_of_verify",
     ),
     Mutant(
+        "the two cells of a client are independent",
+        "prefork/edge/failures.py",
+        'hash(b"%d" % row + self._salt + repr(client).encode())',
+        "hash((self._salt, row, client))",
+        "tests/unit/test_authentication.py -k rows_are",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

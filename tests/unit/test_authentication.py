@@ -291,6 +291,16 @@ def test_strangers_win_no_guesses() -> None:
     assert innocent < 10
 
 
+def test_rows_are_independent() -> None:
+    """As many strangers are refused as there are pairs of full cells, which is one of 700, and no more."""
+    cells, failing = 2621, 100  # a tenth of what there are for 1,000 clients and ten failures
+    failures = Failures(words(2 * cells), 1, b"salt")
+    for number in range(failing):
+        failures.note(f"192.0.2.{number}", 100.0)
+    refused = sum(failures.is_too_many(f"198.51.100.{number}", 101.0) for number in range(20_000))
+    assert refused < 20_000 / 700 * 3
+
+
 def test_failures_from_the_future_count_as_none() -> None:
     """Whatever a worker writes over the memory, the next failures count again."""
     memory = words(4)
