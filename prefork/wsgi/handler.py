@@ -54,6 +54,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     What follows from an exception of the application: where nothing was sent yet, the client gets a 500
     without a word of the exception. Otherwise the answer ends without its proper end, which clients
     notice. In both cases the connection is closed, and the server's ``handle_error()`` logs the traceback.
+    After ``sys.exit()`` the same is answered, and then the worker ends.
     """
 
     application: ClassVar[Any] = None
@@ -121,7 +122,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                     if not body.is_read():
                         self._wire.linger(UNREAD_TIME, SILENCE)
             raise
-        except Exception as error:
+        except BaseException as error:
             self._fail(error, None if response.is_begun else head)
             raise
         else:
@@ -132,10 +133,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                 client = None if forwarded is None else forwarded.client
                 report_answer(head, response.status, response.sent, client=client)
 
-    def _fail(self, error: Exception, unanswered: Head | None) -> None:
+    def _fail(self, error: BaseException, unanswered: Head | None) -> None:
         """Answer a request that has failed. ApplicationError: see there.
 
-        unanswered: the head of the request; None where an answer has begun.
+        error: also one that is no Exception and ends the worker, such as SystemExit. unanswered: the head of the
+        request; None where an answer has begun.
         """
         is_clients = _is_of_the_connection(error)
         if unanswered is not None:

@@ -38,6 +38,8 @@ APPLICATION = """
         path = environ["PATH_INFO"]
         if path == "/fail":
             raise LookupError("no such row")
+        if path == "/exit":
+            sys.exit("wanted")
         while path == "/long":
             pass
         body = environ["wsgi.input"].read(1 << 20) if path == "/body" else path.encode()
@@ -115,6 +117,19 @@ def test_failures_cost_their_request(start: Callable[..., Program]) -> None:
     program.wait_logged(r"application says text=.?served /body", times=1)
     with board.board_of(program.pid) as scores:
         wait_until(lambda: scores.total(SlotField.ERRORS) == 2, "two requests that failed")
+
+
+def test_exit_of_an_application_is_answered(start: Callable[..., Program]) -> None:
+    """``sys.exit()`` in a request ends the worker, after its client has got a 500 that is logged."""
+    program = start(program_on(settings="workers, access_log = 1, 'common'"))
+    address = program.address()
+    first = program.worker()
+    for path, status in (("/exit", 500), ("/a", 200)):
+        with contextlib.closing(HTTPConnection(*address, timeout=CEILING)) as client:
+            found, _, worker = get(client, path)
+            assert found == status
+    assert worker != str(first)
+    program.wait_logged(r'"GET /exit HTTP/1\.1" 500 ')
 
 
 def test_each_answer_is_logged_and_counted(start: Callable[..., Program]) -> None:

@@ -30,7 +30,7 @@ def exchange(application: Any, *pieces: bytes, **server: object) -> bytes:
         with theirs:
             try:
                 handler_for(application)(theirs, ("192.0.2.7", 4711), _server(server))
-            except Exception as error:  # noqa: BLE001 - raised in the test
+            except BaseException as error:  # noqa: BLE001 - raised in the test
                 failures.append(error)
 
     with ours:

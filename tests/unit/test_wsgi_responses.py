@@ -218,9 +218,10 @@ def test_start_response_may_be_called_again_with_an_error() -> None:
         (lambda _environ, _start: iter([b"a"]), RuntimeError),
         (lambda _environ, _start: None, TypeError),
         (lambda _environ: [b"a"], TypeError),
+        (lambda _environ, _start: sys.exit(1), SystemExit),
     ],
 )
-def test_what_is_no_answer_becomes_a_500(application: Any, kind: type[Exception]) -> None:
+def test_what_is_no_answer_becomes_a_500(application: Any, kind: type[BaseException]) -> None:
     """An answer that would not be one is refused where the application gives it, and the client gets a 500."""
     with pytest.raises(kind) as raised:
         exchange(application, NEW)
