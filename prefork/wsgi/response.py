@@ -194,7 +194,12 @@ class Response:
             raise RuntimeError(f"the body is {self._left} bytes shorter than its Content-Length")
 
     def _send_file(self, body: FileWrapper) -> bool:
-        """Send a file by ``sendfile()``; return False for one that is no regular file."""
+        """Send a file by ``sendfile()`` as the whole body; return False where that cannot be done.
+
+        The reason is a file that is no regular file, or bytes that the application has sent by ``write()``.
+        """
+        if self.is_begun:
+            return False
         try:
             fd = body.filelike.fileno()
             offset = body.filelike.tell()

@@ -283,6 +283,18 @@ def test_files_are_sent(tmp_path: Path, where: str, headers: list[tuple[str, str
     assert [source.closed for source in opened] == [True, True]
 
 
+def test_file_may_follow_what_was_written(tmp_path: Path) -> None:
+    """A wrapped file after write() continues the body that has begun, with one head."""
+    path = tmp_path / "file"
+    path.write_bytes(b"of a file")
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        start_response("200 OK", PLAIN)(b"written, and ")
+        return environ["wsgi.file_wrapper"](path.open("rb"))
+
+    assert answers(exchange(application, NEW + NEW)) == [(200, b"written, and of a file")] * 2
+
+
 def test_interim_answer_is_sent_when_the_body_is_wanted() -> None:
     """A client that waits for 100 gets it when the application reads, and not when it does not."""
     expecting = (
