@@ -117,7 +117,6 @@ class Response:
             raise RuntimeError("the application has a body before start_response()")
         if not data:
             return
-        self.sent += len(data)
         if not self.is_begun:
             self._begin(None, data)
         else:
@@ -140,20 +139,21 @@ class Response:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if not isinstance(data, bytes):
             raise TypeError(f"the body consists of bytes, not {type(data).__name__}")
-        self.sent = len(data)
         self._begin(len(data), data, is_whole=True)
 
     def _begin(self, length: int | None, data: bytes, *, is_whole: bool = False) -> None:
         """Send the head, with the first bytes.
 
-        length: of the whole body, None for unknown. is_whole: these bytes are all of it.
+        length: of the whole body, None for unknown. is_whole: these bytes are all of it. RuntimeError: the
+        application has given another Content-Length. Nothing is sent then, so that another answer can be.
         """
         if self.must_end is not None and self.must_end():
             self.keeps = False
         head = self._head_of(length)
+        if self._has_body and self._left is not None:
+            self._check_length(self._left, len(data), is_whole=is_whole)
         self.is_begun = True
         if not self._has_body:
-            self.sent = 0
             self._send(head)
         elif len(data) > COPIED:
             self._send(head)
@@ -161,30 +161,39 @@ class Response:
         else:
             self._send(head + self._framed(data), is_last=is_whole and not self.keeps)
 
+    def _check_length(self, said: int, count: int, *, is_whole: bool) -> None:
+        """Refuse a body of which the first bytes show that it has another length than its application has said."""
+        if count > said or (is_whole and count < said):
+            self._left = None  # an application that catches the exception may give another answer
+            raise RuntimeError(f"the body has {count} bytes, and its Content-Length is {said}")
+
     def _continue(self, data: bytes) -> None:
         if not self._has_body:
             return
         if not self._chunks or len(data) <= COPIED:
             self._send(self._framed(data))
             return
+        self.sent += len(data)
         self._send(b"%x\r\n" % len(data))
         self._send(data)
         self._send(b"\r\n")
 
     def _framed(self, data: bytes) -> bytes:
-        if self._chunks:
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        """Return the bytes that carry a piece of the body, and count the piece as sent."""
         if self._left is not None:
             if len(data) > self._left:
                 raise RuntimeError("the body is longer than its Content-Length")
             self._left -= len(data)
+        self.sent += len(data)
+        if self._chunks:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         return data
 
     def _end(self) -> None:
         if not self.is_begun:
             if not self.status:
                 raise RuntimeError("the application has not called start_response()")
-            self._begin(0, b"")
+            self._begin(0, b"", is_whole=True)
         if not self._has_body:
             return
         if self._chunks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import sys
@@ -259,6 +260,55 @@ def test_body_of_another_length_ends_the_connection(length: int, sent: bytes) ->
     with pytest.raises(RuntimeError, match="Content-Length") as raised:
         exchange(answering(lambda: iter([sent[:2], b"c"]), headers=of_length(length)), NEW + NEW)
     assert raised.value.__notes__[0].count("HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "body", [[b"abcde"], [b"a"], [], lambda: iter([b"abcde"]), lambda: iter([])]
+)
+def test_body_whose_first_bytes_show_another_length_becomes_a_500(body: Any) -> None:
+    """Nothing is sent of an answer whose length is known to be wrong in time, and the client gets a 500."""
+    with pytest.raises(RuntimeError, match="bytes, and its Content-Length is 3") as raised:
+        exchange(answering(body, headers=of_length(3)), NEW + NEW)
+    note = raised.value.__notes__[0]
+    assert "HTTP/1.1 500 " in note
+    assert note.count("HTTP/1.1") == 1
+
+
+def test_application_may_answer_anew_after_a_wrong_length() -> None:
+    """The length of the answer that was refused does not count for the next one."""
+
+    def application(_environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        write = start_response("200 OK", of_length(3))
+        try:
+            write(b"abcde")
+        except RuntimeError:
+            start_response("503 Busy", PLAIN, sys.exc_info())
+        return [b"sorry, busy"]
+
+    assert answers(exchange(application, NEW)) == [(503, b"sorry, busy")]
+
+
+@pytest.mark.parametrize(
+    ("application", "sent", "count"),
+    [
+        (answering([b"abc"]), NEW, 3),
+        (answering(pieces), NEW, 7),
+        (answering(lambda: iter([b"x" * 200_000, b"y"])), NEW, 200_001),
+        (answering([b"x" * 200_000]), NEW, 200_000),
+        (answering(pieces), HEAD_ONLY, 0),
+        (answering([b"abc"]), HEAD_ONLY, 0),
+        (answering([b"abc"], headers=of_length(2)), NEW, 26),
+    ],
+)
+def test_books_have_the_bytes_that_were_sent(
+    monkeypatch: pytest.MonkeyPatch, application: Any, sent: bytes, count: int
+) -> None:
+    """The access log has the bytes of the body that the client gets, which are none for HEAD."""
+    reported = []
+    monkeypatch.setattr(handler, "report_answer", lambda *facts, **_more: reported.append(facts[2]))
+    with contextlib.suppress(RuntimeError):
+        exchange(application, sent)
+    assert reported == [count]
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
