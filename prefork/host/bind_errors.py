@@ -3,6 +3,10 @@
 The kernel says only that an address is in use. ``/proc/net`` lists the sockets of this network namespace
 with their inodes and users, and ``/proc/PID/fd`` shows which process has a socket open. A process of
 another user can be looked into by root alone; its user is known all the same.
+
+An address can also be in use without a process. The side that closes a TCP connection first keeps it in the state
+TIME_WAIT for a minute, and the kernel then refuses to bind its address, unless both the earlier socket and the new one
+have ``SO_REUSEADDR`` (``allow_reuse_address`` of the server class).
 """
 
 from __future__ import annotations
@@ -29,11 +33,20 @@ LONGEST_SEARCH: Final = 2.0
 """Seconds that the search through the processes may take."""
 
 _LISTENING: Final = "0A"
+_TIME_WAIT: Final = "06"
+"""States of a TCP socket, as ``/proc/net/tcp`` writes them."""
+
 _ANY: Final = {"00000000", "0" * 32}
 """The addresses of a socket that is bound to all addresses of the machine."""
 
 OVERLAP: Final = "this process listens there already; leave out one of the addresses that overlap"
 """Why a process cannot bind what it has bound itself."""
+
+_LEFT_OVER: Final = (
+    "nothing listens there, but connections that the previous server has closed hold the address for a minute; wait, "
+    "and set allow_reuse_address = True in the server class, so that the next start need not wait"
+)
+"""Why an address cannot be bound that no process has."""
 
 _REMEDIES: Final = {
     errno.EADDRNOTAVAIL: "this machine does not have that address; choose one of its own, or 0.0.0.0 for all",
@@ -65,13 +78,22 @@ def bind_reason(error: OSError, sockaddr: Any = None, kind: int = socket.SOCK_ST
     if isinstance(error, socket.gaierror):
         return f"{error.strerror}; check the host name".lower()
     if error.errno == errno.EADDRINUSE:
-        holder = None if sockaddr is None else holder_of(sockaddr, kind)
-        if holder is None:
-            return "the address is in use; stop the program that listens there, or choose another address"
-        if holder.pid == os.getpid():
-            return OVERLAP
-        return f"the address is in use by {holder}; stop it, or choose another address"
+        return _reason_in_use(sockaddr, kind)
     return _REMEDIES.get(error.errno or 0) or (error.strerror or str(error)).lower()
+
+
+def _reason_in_use(sockaddr: Any, kind: int) -> str:
+    """Return who or what has an address; sockaddr: None where it is not known."""
+    holder = None if sockaddr is None else holder_of(sockaddr, kind)
+    if holder is None:
+        if _is_held_by_closed_connections(sockaddr, kind):
+            return _LEFT_OVER
+        return (
+            "the address is in use; stop the program that listens there, or choose another address"
+        )
+    if holder.pid == os.getpid():
+        return OVERLAP
+    return f"the address is in use by {holder}; stop it, or choose another address"
 
 
 def holder_of(sockaddr: Any, kind: int) -> Holder | None:
@@ -95,18 +117,31 @@ def holder_of(sockaddr: Any, kind: int) -> Holder | None:
 # --- sockets: /proc/net
 
 
+def _is_held_by_closed_connections(sockaddr: Any, kind: int) -> bool:
+    """Return whether closed connections keep an address that no process has from being bound. Never raises."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        if isinstance(sockaddr, tuple) and kind == socket.SOCK_STREAM:
+            return any(row[3] == _TIME_WAIT for row in _inet_rows(sockaddr, "tcp"))
+    return False
+
+
 def _inet_sockets(sockaddr: tuple[Any, ...], kind: int) -> Iterator[tuple[int, int | None]]:
     """Yield inode and user of each socket that can keep this address from being bound."""
+    protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+    for row in _inet_rows(sockaddr, protocol):
+        if protocol == "udp" or row[3] == _LISTENING:
+            yield int(row[9]), int(row[7])
+
+
+def _inet_rows(sockaddr: tuple[Any, ...], protocol: str) -> Iterator[list[str]]:
+    """Yield each row of the kernel's tables whose local address is this one or covers it."""
     host, port = sockaddr[:2]
     wanted = _hex_addresses(host)
-    protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
     for table in (protocol, f"{protocol}6"):
         for row in _rows(f"/proc/net/{table}"):
             local, local_port = row[1].split(":")
-            if int(local_port, 16) != port or (protocol == "tcp" and row[3] != _LISTENING):
-                continue
-            if local in wanted or local in _ANY or wanted & _ANY:
-                yield int(row[9]), int(row[7])
+            if int(local_port, 16) == port and (local in wanted or local in _ANY or wanted & _ANY):
+                yield row
 
 
 def _hex_addresses(host: str) -> set[str]:

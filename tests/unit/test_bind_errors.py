@@ -13,6 +13,7 @@ import pytest
 
 from prefork.host import bind_errors
 from prefork.host.bind_errors import Holder, bind_reason, holder_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +119,25 @@ def test_nothing_is_raised_where_nothing_is_found(sockaddr: Any) -> None:
     """What is not found leaves the message without a holder."""
     assert holder_of(sockaddr, socket.SOCK_STREAM) is None
     assert "stop the program that listens there" in bind_reason(IN_USE, sockaddr)
+
+
+def test_address_of_a_server_that_has_just_stopped() -> None:
+    """Where only closed connections hold an address, the message says how long, and how to avoid it."""
+    with listening(socket.AF_INET, ("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        with socket.create_connection(address) as client:
+            server.accept()[0].close()  # the side that closes first keeps the connection
+            assert client.recv(1) == b""
+    with socket.socket() as again:
+        with pytest.raises(OSError, match="in use") as caught:
+            again.bind(address)
+        reason = wait_until(
+            lambda: "nothing listens" in (said := bind_reason(caught.value, address)) and said,
+            "the kernel lists the closed connection",
+        )
+    assert "for a minute" in reason
+    assert "allow_reuse_address = True" in reason
+    assert "stop" not in bind_reason(caught.value, ("0.0.0.0", address[1]))
 
 
 @pytest.mark.parametrize(
