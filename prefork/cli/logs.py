@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -154,25 +155,32 @@ def set_up_from(path: str, source: str) -> None:
     source: where the path came from. SettingsError: the file cannot be read, or is no such
     configuration.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", "its text is not UTF-8")
+        reason = f"the file cannot be read ({cause}); check its path and permissions"
+        raise SettingsError("log_config", path, source, reason) from None
+    try:
+        _configure(path, text)
+    except Exception as error:  # noqa: BLE001 - the configuration names classes of any kind
+        found = error.__cause__ or error
+        said = (
+            f"no {found}" if isinstance(found, KeyError) else found
+        )  # the text of a KeyError is the key
+        reason = f"the file does not configure logging: {said}"
+        raise SettingsError("log_config", path, source, reason) from None
+
+
+def _configure(path: str, text: str) -> None:
     import logging.config  # noqa: PLC0415 - a few milliseconds, for this setting only
 
-    try:
-        if path.endswith((".json", ".toml")):
-            text = Path(path).read_text(encoding="utf-8")
-            read = json.loads if path.endswith(".json") else tomllib.loads
-            logging.config.dictConfig(
-                {"version": 1, "disable_existing_loggers": False} | read(text)
-            )
-        else:
-            logging.config.fileConfig(path, disable_existing_loggers=False)
-    except OSError as error:
-        reason = f"the file cannot be read ({error.strerror}); check its path and permissions"
-    except Exception as error:  # noqa: BLE001 - the configuration names classes of any kind
-        cause = error.__cause__ or error
-        reason = f"the file does not configure logging: {cause}"
+    if path.endswith((".json", ".toml")):
+        read = json.loads if path.endswith(".json") else tomllib.loads
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False} | read(text))
     else:
-        return
-    raise SettingsError("log_config", path, source, reason)
+        # Given a path, fileConfig() answers a missing file and an empty one with errors of its own.
+        logging.config.fileConfig(io.StringIO(text), disable_existing_loggers=False)
 
 
 def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:

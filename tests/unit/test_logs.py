@@ -19,6 +19,7 @@ from prefork.cli import logs
 from prefork.cli.log_lines import JsonFormatter, LineFormatter
 from prefork.cli.logs import NonBlockingHandler
 from prefork.cli.sinks import ATOMIC, Sink
+from prefork.workers.errors import SettingsError
 from tests.support.logs import drain, fill, record
 
 if TYPE_CHECKING:
@@ -362,3 +363,23 @@ def test_set_up_replaces_what_the_root_logger_had(pipe: tuple[int, int]) -> None
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("log.ini", None, "cannot be read (No such file or directory)"),
+        ("log.json", None, "cannot be read (No such file or directory)"),
+        ("log.ini", b"\xff", "cannot be read (its text is not UTF-8)"),
+        ("log.ini", b"", "does not configure logging: no 'formatters'"),
+        ("log.json", b"{", "does not configure logging: Expecting property name"),
+    ],
+)
+def test_wrong_configuration_of_logging_is_refused(
+    tmp_path: Path, name: str, text: bytes | None, words: str
+) -> None:
+    """A file that cannot be read, or that does not configure logging, is refused with the cause."""
+    if text is not None:
+        (tmp_path / name).write_bytes(text)
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        logs.set_up_from(str(tmp_path / name), "flag --log-config")
