@@ -19,6 +19,8 @@ from prefork.workers.errors import TargetError
 from prefork.workers.text import nearest
 
 _MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CALL: Final = re.compile(r"(.+?:[\w.]+)\(\s*(.*?)\s*\)")
+"""A function and its arguments, which is how gunicorn's users name a factory."""
 
 
 def load(target: str) -> object:
@@ -30,6 +32,8 @@ def load(target: str) -> object:
     """
     if ":" not in target:
         return _application_in(target)
+    if called := _CALL.fullmatch(target):
+        raise TargetError(target, _not_called(*called.groups()))
     place, colon, path = target.rpartition(":")
     if not colon or not place or not path:
         raise TargetError(target, _malformed(target))
@@ -53,7 +57,16 @@ def _application_in(target: str) -> object:
     for name in APPLICATIONS:
         if callable(found := getattr(module, name, None)):
             return found
-    raise TargetError(target, f"{_malformed(target)}{_servable_in(module)}")
+    missing = f"{target} has neither {' nor '.join(APPLICATIONS)}; write {target}:ATTRIBUTE"
+    raise TargetError(target, f"{missing}{_servable_in(module)}")
+
+
+def _not_called(function: str, arguments: str) -> str:
+    """Return what to write in place of the call of a factory."""
+    said = f"the form for a factory is --factory {function}, or factory = true in a file"
+    if arguments:
+        said += "; the function is called without arguments, so give each of them a default"
+    return said
 
 
 def _malformed(target: str) -> str:

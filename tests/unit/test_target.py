@@ -107,7 +107,19 @@ def test_module_alone_names_its_application(write: Callable[..., None]) -> None:
     write("no_app.py", "import socketserver\nclass One(socketserver.TCPServer): pass")
     assert load("first_app") is load("first_app:application")
     assert load("second_app.py").__name__ == "app"
-    assert refusal("no_app") == "no attribute is named; write no_app:ATTRIBUTE; it has One"
+    assert refusal("no_app") == (
+        "no_app has neither application nor app; write no_app:ATTRIBUTE; it has One"
+    )
+
+
+def test_call_of_a_factory_is_answered_with_the_flag() -> None:
+    """``module:function()``, gunicorn's form for a factory, is answered with ours before anything is imported."""
+    form = "the form for a factory is --factory {}, or factory = true in a file"
+    assert refusal("shop:create_app()") == form.format("shop:create_app")
+    assert refusal("shop.py:a.b( )") == form.format("shop.py:a.b")
+    said = refusal("shop:create_app('x', y={1: 2})")
+    assert said.startswith(form.format("shop:create_app"))
+    assert said.endswith("called without arguments, so give each of them a default")
 
 
 def test_misspelt_names_get_a_hint(write: Callable[..., None]) -> None:
