@@ -33,16 +33,49 @@ def mapped(values: Values) -> Mapped:
     """Return what follows from the variables of a gunicorn.conf.py."""
     settings: dict[str, object] = {}
     remarks: dict[str, str] = {}
-    for name, value in values.items():
+    read = {name: _read(name, value) for name, value in values.items()}
+    for name, value in read.items():
         if value is None or value == [] or value is False:
             continue
         if (counterpart := _COUNTERPARTS.get(name)) is not None:
-            settings |= counterpart(value, values)
+            settings |= counterpart(value, read)
         remark = _REMARKS.get(name, "")
         text = remark(value) if callable(remark) else remark
         if text:
             remarks[name] = text
+    remarks |= {name: text for name, text in _OTHER_DEFAULTS.items() if read.get(name) is None}
     return Mapped(settings, remarks)
+
+
+# --- values as gunicorn reads them
+
+_NUMBERS: Final = frozenset(
+    {
+        *("backlog", "workers", "threads", "worker_connections", "timeout", "graceful_timeout"),
+        *("keepalive", "max_requests", "max_requests_jitter", "limit_request_line"),
+        *("limit_request_fields", "limit_request_field_size", "umask", "cert_reqs"),
+    }
+)
+
+_SWITCHES: Final = frozenset(
+    {
+        *("reload", "daemon", "syslog", "reuse_port", "proxy_protocol", "strip_header_spaces"),
+        *("permit_unconventional_http_method", "permit_unconventional_http_version"),
+        "casefold_http_method",
+    }
+)
+
+
+def _read(name: str, value: Any) -> Any:
+    """Return a value as gunicorn understands it: numbers and switches may be words, such as those of os.environ."""
+    if not isinstance(value, str):
+        return value
+    if name in _NUMBERS:
+        try:
+            return int(value, 0)
+        except ValueError:
+            return value
+    return False if name in _SWITCHES and value.strip().lower() in {"false", "off"} else value
 
 
 # --- counterparts
@@ -58,22 +91,42 @@ def _unless_zero(key: str) -> Counterpart:
     return lambda value, _values: {key: value} if value else {}
 
 
+def _target(value: Any, _values: Values) -> Mapping[str, object]:
+    """Return what is served; gunicorn calls a function that has brackets behind its name."""
+    function, bracket, _arguments = str(value).partition("(")
+    return {"target": function, "factory": True} if bracket else {"target": value}
+
+
+def _park_timeout(value: Any, _values: Values) -> Mapping[str, object]:
+    """Return how long an idle connection stays; 0 means not at all in gunicorn, and without limit here."""
+    return {"park_timeout": value or SHORTEST_PARKING}
+
+
+SHORTEST_PARKING: Final = 1
+"""Seconds for which idle connections are kept where gunicorn keeps none."""
+
+
 def _bind(value: Any, _values: Values) -> Mapping[str, object]:
-    """Return the addresses; gunicorn takes a host without a port, and means port 8000."""
+    """Return the addresses. gunicorn splits a str at commas, and takes port 8000 for a host without one."""
     found = []
-    for one in [value] if isinstance(value, str) else value:
+    for one in value.split(",") if isinstance(value, str) else value:
         address = str(one).strip().removeprefix("http://")
+        if address.startswith("unix://"):
+            address = f"unix:{address.removeprefix('unix://')}"
         is_whole = address.startswith(("unix:", "fd://")) or address.rpartition(":")[2].isdigit()
-        found.append(address if is_whole else f"{address}:8000")
-    return {"bind": found}
+        if address:
+            found.append(address if is_whole else f"{address}:8000")
+    return {"bind": found} if found else {}
 
 
 def _max_requests(value: Any, values: Values) -> Mapping[str, object]:
     """Return the same range: gunicorn's jitter is a number of requests more, and ours is a share less."""
     if not value:
         return {}
-    more = int(values.get("max_requests_jitter") or 0)
-    most = int(value) + more
+    more = values.get("max_requests_jitter") or 0
+    if not (isinstance(value, int) and isinstance(more, int)):
+        return {"max_requests": value, "jitter": more}  # no numbers: the settings refuse them
+    most = value + more
     return {"max_requests": most, "jitter": round(more / most, 3)}
 
 
@@ -86,7 +139,10 @@ def _umask(value: Any, _values: Values) -> Mapping[str, object]:
 
 
 def _forwarded_from(value: Any, _values: Values) -> Mapping[str, object]:
-    names = [one.strip() for one in value.split(",")] if isinstance(value, str) else list(value)
+    given = value.split(",") if isinstance(value, str) else value
+    names = [one.strip() for one in given if one.strip()]
+    if not names:
+        return {}
     return {"forwarded_from": _ANYBODY if "*" in names else names}
 
 
@@ -106,13 +162,13 @@ def _client_ca(value: Any, values: Values) -> Mapping[str, object]:
 
 
 _COUNTERPARTS: Final[Mapping[str, Counterpart]] = {
-    "wsgi_app": _same("target"),
+    "wsgi_app": _target,
     "bind": _bind,
     "backlog": _same("backlog"),
     "workers": _same("workers"),
     "timeout": _unless_zero("request_timeout"),
     "graceful_timeout": _same("graceful_timeout"),
-    "keepalive": _same("park_timeout"),
+    "keepalive": _park_timeout,
     "max_requests": _max_requests,
     "limit_request_fields": _unless_zero("limit_fields"),
     "accesslog": _access_log,
@@ -135,6 +191,24 @@ _COUNTERPARTS: Final[Mapping[str, Counterpart]] = {
 # --- what is to be done by hand
 
 
+_OTHER_DEFAULTS: Final[Mapping[str, str]] = {
+    "timeout": "not in the file; gunicorn's default is 30 seconds, and request_timeout is off by default",
+    "workers": "not in the file; gunicorn's default is 1, and here the default follows the CPUs",
+    "forwarded_allow_ips": "not in the file; gunicorn believes 127.0.0.1 and ::1 by default, and "
+    "forwarded_from believes no proxy by default",
+}
+"""Settings whose defaults differ so much that a file without them has another meaning here."""
+
+
+def _arguments(value: Any) -> str:
+    arguments = str(value).partition("(")[2].rstrip(") ")
+    return "the function is called without arguments here" if arguments else ""
+
+
+def _no_parking(value: Any) -> str:
+    return "" if value else "an idle connection holds no worker here, and is closed after a second"
+
+
 def _worker_class(value: Any) -> str:
     if value in {"sync", "gthread"}:
         return ""
@@ -142,7 +216,7 @@ def _worker_class(value: Any) -> str:
 
 
 def _threads(value: Any) -> str:
-    if int(value) <= 1:
+    if value == 1:
         return ""
     return (
         "idle connections hold no worker here; for requests that wait for others, set more workers"
@@ -165,6 +239,10 @@ def _cert_reqs(value: Any) -> str:
     )
 
 
+def _protocol(value: Any) -> str:
+    return "" if value in {"http", "h1"} else f"{value} is not served: HTTP/1.1 alone is"
+
+
 def _everybody(value: Any) -> str:
     return "this believes everybody; name the networks of your proxies" if "*" in value else ""
 
@@ -175,7 +253,11 @@ def _hook(name: str) -> str:
 
 _IN_PROGRAM: Final = "a tls_context of a server class, an ssl.SSLContext, says this"
 
+_STRICT: Final = "such a request is refused here, as another program may read it in another way"
+
 _REMARKS: Final[Mapping[str, str | Callable[[Any], str]]] = {
+    "wsgi_app": _arguments,
+    "keepalive": _no_parking,
     "worker_class": _worker_class,
     "threads": _threads,
     "worker_connections": "max_parked bounds the idle connections",
@@ -199,6 +281,14 @@ _REMARKS: Final[Mapping[str, str | Callable[[Any], str]]] = {
     "paste": "load the application in a function, and give --factory",
     "secure_scheme_headers": "the field is X-Forwarded-Proto, or Forwarded with forwarded_fields",
     "forwarder_headers": "fields with an underscore in their names do not reach the application",
+    "header_map": "fields with an underscore in their names do not reach the application",
+    "strip_header_spaces": _STRICT,
+    "permit_unconventional_http_method": _STRICT,
+    "permit_unconventional_http_version": _STRICT,
+    "casefold_http_method": _STRICT,
+    "protocol": _protocol,
+    "http_protocols": _protocol,
+    "root_path": "a WSGI middleware sets SCRIPT_NAME",
     "proxy_allow_ips": _everybody,
     "reuse_port": "all workers share one socket, so that no client waits behind a busy worker",
     "ssl_version": _IN_PROGRAM,

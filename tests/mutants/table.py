@@ -2681,9 +2681,23 @@ WSGI = (
     Mutant(
         "the jitter of a gunicorn.conf.py keeps its range",
         "prefork/cli/gunicorn.py",
-        "most = int(value) + more",
-        "most = int(value)",
+        "most = value + more",
+        "most = value",
         "tests/unit/test_gunicorn.py -k become",
+    ),
+    Mutant(
+        "keepalive = 0 of gunicorn does not become an idle connection without a limit",
+        "prefork/cli/gunicorn.py",
+        "value or SHORTEST_PARKING",
+        "value",
+        "tests/unit/test_gunicorn.py -k counterparts",
+    ),
+    Mutant(
+        "a switch of gunicorn that a word turns off is off",
+        "prefork/cli/gunicorn.py",
+        "return False if name in _SWITCHES",
+        "return value if name in _SWITCHES",
+        "tests/unit/test_gunicorn.py -k counterparts",
     ),
 )
 

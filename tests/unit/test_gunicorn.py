@@ -82,7 +82,21 @@ def test_settings_of_gunicorn_become_a_prefork_toml(
 @pytest.mark.parametrize(
     ("values", "settings"),
     [
+        ({"wsgi_app": "shop:create_app()"}, {"target": "shop:create_app", "factory": True}),
         ({"bind": "localhost:5000"}, {"bind": ["localhost:5000"]}),
+        (
+            {"bind": "127.0.0.1:80, unix:/x.sock,unix://y.sock,"},
+            {"bind": ["127.0.0.1:80", "unix:/x.sock", "unix:y.sock"]},
+        ),
+        ({"bind": "", "forwarded_allow_ips": ""}, {}),
+        ({"keepalive": 0}, {"park_timeout": 1}),
+        ({"keepalive": "0", "timeout": "0"}, {"park_timeout": 1}),
+        ({"workers": "3", "umask": "0o22"}, {"workers": 3, "umask": "022"}),
+        (
+            {"max_requests": "1000", "max_requests_jitter": "50"},
+            {"max_requests": 1050, "jitter": 0.048},
+        ),
+        ({"proxy_protocol": "off", "daemon": "False"}, {}),
         ({"max_requests": 0, "max_requests_jitter": 9}, {}),
         ({"umask": 0, "accesslog": None, "ca_certs": "ca.pem"}, {}),
         ({"proxy_protocol": True}, {"proxy_from": ["127.0.0.1", "::1"]}),
@@ -103,10 +117,62 @@ def test_every_setting_of_gunicorn_has_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "remarks"),
+    [
+        ({}, {"timeout": "30 seconds", "workers": "is 1", "forwarded_allow_ips": "127.0.0.1"}),
+        (
+            {"timeout": 0, "workers": 1, "keepalive": 0, "wsgi_app": "shop:create_app('x')"},
+            {"forwarded_allow_ips": "no proxy", "keepalive": "second", "wsgi_app": "arguments"},
+        ),
+        (
+            {"timeout": 1, "workers": 1, "forwarded_allow_ips": "", "keepalive": 2, "threads": "1"},
+            {},
+        ),
+        (
+            {
+                "timeout": 1,
+                "workers": 1,
+                "forwarded_allow_ips": "",
+                "reload": "false",
+                "protocol": "uwsgi",
+                "http_protocols": "h1",
+                "wsgi_app": "shop:create_app()",
+            },
+            {"protocol": "uwsgi is not served"},
+        ),
+    ],
+)
+def test_remarks(values: Mapping[str, Any], remarks: Mapping[str, str]) -> None:
+    """A remark says where the meaning differs, also for three settings that the file leaves out."""
+    found = mapped(values).remarks
+    assert found.keys() == remarks.keys()
+    for name, words in remarks.items():
+        assert words in found[name]
+
+
+@pytest.mark.usefixtures("folder")
+def test_file_is_printed_as_it_is_meant(capfd: pytest.CaptureFixture[str]) -> None:
+    """Numbers may be words of the environment, and a factory and closed idle connections stay so in TOML."""
+    Path("gunicorn.conf.py").write_text(
+        "import os\nwsgi_app = 'shop:create_app()'\nkeepalive = 0\n"
+        "workers = os.environ.get('NO_SUCH_VARIABLE', '3')\n"
+    )
+    assert run_command(["config", "--from-gunicorn", "gunicorn.conf.py"]) == 0
+    printed = {
+        "target": "shop:create_app",
+        "factory": True,
+        "park_timeout": "1s",
+        "workers": 3,
+    }
+    assert tomllib.loads(capfd.readouterr().out) == printed
+
+
+@pytest.mark.parametrize(
     ("source", "code", "words"),
     [
         (None, 2, "cannot be read (No such file or directory)"),
         ("1 / 0", 3, "gunicorn.conf.py cannot be run: ZeroDivisionError"),
+        ("max_requests = str('many')", 2, "max_requests = 'many' (from gunicorn.conf.py)"),
         ("workers = str('many')", 2, "workers = 'many' (from gunicorn.conf.py)"),
     ],
 )
