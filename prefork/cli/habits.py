@@ -8,7 +8,72 @@ from __future__ import annotations
 
 from typing import Final
 
+_OF_SEVERAL: Final = {
+    "a tls_context of a server class, an ssl.SSLContext that says this": (
+        "--ciphers",
+        "--ssl-version",
+    ),
+    "--log-config, whose file can name a SysLogHandler": (
+        *("--log-syslog", "--log-syslog-to", "--log-syslog-prefix", "--log-syslog-facility"),
+        "--disable-redirect-access-to-syslog",
+    ),
+    "--metrics, in the format of Prometheus": (
+        "--dogstatsd-tags",
+        "--statsd-prefix",
+        "--enable-backlog-metric",
+    ),
+    "no such choice: these requests are refused": (
+        *("--permit-obsolete-folding", "--strip-header-spaces", "--casefold-http-method"),
+        *("--permit-unconventional-http-method", "--permit-unconventional-http-version"),
+    ),
+    "--factory, with a function that loads the application": (
+        "--paste",
+        "--paster",
+        "--paste-global",
+    ),
+    "nothing: the application writes to the standard output and error of prefork": (
+        "--capture-output",
+        "-R",
+        "--enable-stdio-inheritance",
+    ),
+    "HTTP/1.1 alone": (
+        *("--protocol", "--uwsgi-allow-from", "--http-protocols", "--http2-cleartext"),
+        *("--http2-max-concurrent-streams", "--http2-initial-window-size"),
+        *("--http2-max-frame-size", "--http2-max-header-list-size"),
+    ),
+    "applications of WSGI alone": (
+        *("--asgi-loop", "--asgi-lifespan", "--asgi-disconnect-grace-period"),
+        "--websocket-max-message-size",
+    ),
+    "no such choice: fields with an underscore in their names do not reach the application": (
+        "--forwarder-headers",
+        "--header-map",
+    ),
+    "the commands prefork status, scale and reload, which need no socket": (
+        *("--control-socket", "--control-socket-mode", "--no-control-socket"),
+    ),
+    "one kind of worker; slow work goes to a pool of its own (docs/JOBS.md)": (
+        *("--dirty-app", "--dirty-workers", "--dirty-timeout", "--dirty-threads"),
+        "--dirty-graceful-timeout",
+    ),
+}
+"""Answers that several flags have."""
+
 FLAGS: Final = {
+    **{flag: answer for answer, flags in _OF_SEVERAL.items() for flag in flags},
+    "--cert-reqs": "--tls-client-ca, with which clients must show a certificate",
+    "--do-handshake-on-connect": "nothing: a worker settles TLS before it reads the request",
+    "--http-parser": "one parser, httptools",
+    "--initgroups": "nothing: with --user, the workers are in the groups of that user",
+    "--log-config-json": "--log-config, with a file whose name ends in .json",
+    "--logger-class": "--log-config; the access log is the logger prefork.access",
+    "--no-sendfile": "nothing: only a file that the application wraps (wsgi.file_wrapper) goes by sendfile()",
+    "--reload-engine": "--watch",
+    "--reload-extra-file": "--watch",
+    "--root-path": "no such choice: a WSGI middleware sets SCRIPT_NAME",
+    "--spew": "prefork dump, which logs the stacks of all workers",
+    "--suppress-ragged-eofs": "nothing: a client may close a connection without the end of TLS",
+    "-e": "--env-file",
     "--from-gunicorn": "prefork config --from-gunicorn FILE, which prints a prefork.toml",
     "--reload": "--watch",
     "-k": "one kind of worker, which serves one request at a time; idle connections are parked",

@@ -20,6 +20,43 @@ def test_flag_of_another_server_is_answered(word: str, capfd: pytest.CaptureFixt
     assert f"No such option '{word}'; prefork has {habits.FLAGS[word]}." in capfd.readouterr().err
 
 
+GUNICORN = set(
+    re.findall(
+        r"\S+",
+        """
+--access-logfile --access-logformat --asgi-disconnect-grace-period --asgi-lifespan
+--asgi-loop --backlog --bind --ca-certs --capture-output --casefold-http-method
+--cert-reqs --certfile --chdir --check-config --ciphers --config --control-socket
+--control-socket-mode --daemon --dirty-app --dirty-graceful-timeout --dirty-threads
+--dirty-timeout --dirty-workers --disable-redirect-access-to-syslog
+--do-handshake-on-connect --dogstatsd-tags --enable-backlog-metric
+--enable-stdio-inheritance --env --error-logfile --forwarded-allow-ips --forwarder-headers
+--graceful-timeout --group --header-map --http-parser --http-protocols --http2-cleartext
+--http2-initial-window-size --http2-max-concurrent-streams --http2-max-frame-size
+--http2-max-header-list-size --initgroups --keep-alive --keyfile
+--limit-request-field_size --limit-request-fields --limit-request-line --log-config
+--log-config-json --log-file --log-level --log-syslog --log-syslog-facility
+--log-syslog-prefix --log-syslog-to --logger-class --max-requests --max-requests-jitter
+--name --no-control-socket --no-sendfile --paste --paste-global --paster
+--permit-obsolete-folding --permit-unconventional-http-method
+--permit-unconventional-http-version --pid --preload --print-config --protocol
+--proxy-allow-from --proxy-protocol --pythonpath --reload --reload-engine
+--reload-extra-file --reuse-port --root-path --spew --ssl-version --statsd-host
+--statsd-prefix --strip-header-spaces --suppress-ragged-eofs --threads --timeout --umask
+--user --uwsgi-allow-from --websocket-max-message-size --worker-class --worker-connections
+--worker-tmp-dir --workers -D -R -b -c -e -g -k -m -n -p -t -u -w
+""",
+    )
+)
+"""The flags of gunicorn 27."""
+
+
+def test_every_flag_of_gunicorn_has_an_answer() -> None:
+    """Each flag of gunicorn is a flag of ours, or is answered with what to type instead."""
+    ours = {flag for each in commands.commands["run"].params for flag in each.opts}
+    assert ours | habits.FLAGS.keys() >= GUNICORN
+
+
 @pytest.mark.parametrize("word", habits.COMMANDS)
 def test_command_of_another_program_is_answered(
     word: str, capfd: pytest.CaptureFixture[str]
