@@ -348,7 +348,7 @@ def _plan_factory(target: str, found: object, requested: Requested) -> ServePlan
         reason = f"the factory {name}() returned {_kind_of(made)}, not {_SERVABLE}, or a list of such instances"
         raise TargetError(target, reason)
 
-    return ServePlan(f"what the factory {name}() returns", build)
+    return ServePlan(f"what the factory {name}() returns (not called)", build)
 
 
 @contextlib.contextmanager
