@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import logging
 import os
@@ -173,14 +172,17 @@ def set_up_from(path: str, source: str) -> None:
 
 
 def _configure(path: str, text: str) -> None:
-    import logging.config  # noqa: PLC0415 - a few milliseconds, for this setting only
+    import configparser  # noqa: PLC0415 - a few milliseconds, for this setting only
+    import logging.config  # noqa: PLC0415
 
     if path.endswith((".json", ".toml")):
         read = json.loads if path.endswith(".json") else tomllib.loads
         logging.config.dictConfig({"version": 1, "disable_existing_loggers": False} | read(text))
     else:
-        # Given a path, fileConfig() answers a missing file and an empty one with errors of its own.
-        logging.config.fileConfig(io.StringIO(text), disable_existing_loggers=False)
+        # fileConfig() itself would read the file anew, and name no cause where that fails.
+        parser = configparser.ConfigParser()
+        parser.read_string(text, source=path)
+        logging.config.fileConfig(parser, disable_existing_loggers=False)
 
 
 def set_up(level: str, form: str, fd: int = 2) -> NonBlockingHandler:

@@ -372,6 +372,7 @@ def test_set_up_replaces_what_the_root_logger_had(pipe: tuple[int, int]) -> None
         ("log.json", None, "cannot be read (No such file or directory)"),
         ("log.ini", b"\xff", "cannot be read (its text is not UTF-8)"),
         ("log.ini", b"", "does not configure logging: no 'formatters'"),
+        ("log.ini", b"import os", "log.ini', line: 1"),
         ("log.json", b"{", "does not configure logging: Expecting property name"),
     ],
 )
