@@ -96,8 +96,11 @@ class Watch:
 
     def _look_at_clients(self) -> None:
         now, found = time.monotonic(), []
-        if self._children.workers == 0 and not self._unexcused(now - 0.1, now, Promise.SIZE):
-            # Nobody can answer: all workers are dead, and a fault keeps the master from forking.
+        is_away = self._children.away_at > now - 0.1
+        if self._children.workers == 0 and (
+            is_away or not self._unexcused(now - 0.1, now, Promise.SIZE)
+        ):
+            # Nobody can answer: all workers are dead, and a fault or an exec keeps the master from forking.
             self._book.answered_at = now
         elif self.is_asking.is_set():
             silent = self._unexcused(self._book.answered_at, now, Promise.ANSWER)

@@ -281,15 +281,30 @@ def test_total_that_falls_is_a_breach() -> None:
     assert scraped({"a": 2.0}, {"a": 1.0}) == []
 
 
-def test_old_tick_and_a_fourth_generation_are_breaches() -> None:
-    """The master looks around every half second, and three generations live at most."""
+def test_old_tick_and_too_many_generations_are_breaches() -> None:
+    """The master looks around every half second, and no generation lives that no reload explains."""
     tick = "prefork_last_tick_timestamp_seconds"
-    worker = 'prefork_worker_info{{slot="{0}",pid="1",generation="{0}"}}'
-
     assert scraped({tick: 99.5}) == []
     assert scraped({tick: 97.0}) == [Invariant.I12]
-    assert scraped({worker.format(n): 1.0 for n in range(3)}) == []
-    assert scraped({worker.format(n): 1.0 for n in range(4)}) == [Invariant.I14]
+    assert scraped(living(2)) == []
+    assert scraped(living(3)) == [Invariant.I14]
+    assert scraped(living(4) | reloads(0, failed=2)) == []
+    assert scraped(living(5) | reloads(0, failed=2)) == [Invariant.I14]
+    # While a reload that succeeds ends, workers of those that have failed before it are still there.
+    assert scraped(reloads(0, failed=2), living(4) | reloads(1, failed=2)) == []
+    assert scraped(reloads(1, failed=2), living(3) | reloads(2, failed=2)) == [Invariant.I14]
+
+
+def living(generations: int) -> dict[str, float]:
+    """Return a scrape in which a worker of each of these generations lives."""
+    worker = 'prefork_worker_info{{slot="{0}",pid="1",generation="{0}"}}'
+    return {worker.format(number): 1.0 for number in range(generations)}
+
+
+def reloads(ok: int, *, failed: int) -> dict[str, float]:
+    """Return a scrape that counts reloads."""
+    name = "prefork_reloads_total"
+    return {f'{name}{{result="ok"}}': ok, f'{name}{{result="failed"}}': failed}
 
 
 def test_metrics_that_do_not_answer_are_a_breach() -> None:
