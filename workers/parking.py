@@ -48,6 +48,13 @@ MOST_STATE: Final = 4096
 MOST_READ_AHEAD: Final = 64 * 1024
 """Bytes that a handler may have read ahead of its request."""
 
+MOST_OF_CLIENT: Final = 32 * 1024
+"""Bytes for what the edge has learned of the client, as MessagePack has it.
+
+A header of a proxy has 16 KiB at most. MessagePack adds two bytes to each of its extensions, of which the
+smallest have three, so all of them take 27 KiB at most. The rest is for addresses and the identity.
+"""
+
 PARK: Final = b"P"
 """The connection is idle: wait until its client speaks."""
 READY: Final = b"R"
@@ -60,8 +67,11 @@ DRAIN: Final = b"D"
 _HEADER: Final = struct.Struct("=cq")
 """The kind of a message, and when the client spoke: nanoseconds of CLOCK_MONOTONIC, 0 for unknown."""
 
-MESSAGE_BYTES: Final = _HEADER.size + MOST_STATE + MOST_READ_AHEAD + 512
-"""The longest message: state, read-ahead and an address."""
+MOST_PAYLOAD: Final = MOST_STATE + MOST_READ_AHEAD + MOST_OF_CLIENT
+"""The longest payload: state, read-ahead, and whose connection it is."""
+
+MESSAGE_BYTES: Final = _HEADER.size + MOST_PAYLOAD
+"""The longest message."""
 
 # Plain numbers: to combine two members of an enumeration takes a microsecond.
 _INT: Final = struct.calcsize("@i")
@@ -69,6 +79,7 @@ _ROOM: Final = socket.CMSG_SPACE(2 * _INT)  # for one descriptor more than is wa
 _SOCKET, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECEIVE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC)
 LOOK: Final = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 
 SHORTAGES: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
@@ -123,8 +134,11 @@ def send(
     """Send a message, with the descriptor of its connection; never waits.
 
     spoke_ns: when the client spoke. fd: -1 for no descriptor. Raises OSError: one of SHORTAGES where
-    the link is full, EPIPE where its other end is shut down.
+    the link is full, EPIPE where its other end is shut down, EMSGSIZE for a message that the other end
+    could not receive as a whole.
     """
+    if len(payload) > MOST_PAYLOAD:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     header = _HEADER.pack(kind, spoke_ns)
     rights = () if fd < 0 else ((_SOCKET, _RIGHTS, fd.to_bytes(_INT, sys.byteorder)),)
     sock.sendmsg((header, payload), rights, _SEND)
@@ -142,9 +156,12 @@ class Receiver:
         """Receive a message and its descriptor; b"" for the end of a link that was shut down.
 
         The descriptor is -1 where the message has none, or has another number than one; these are
-        closed. Raises BlockingIOError where nothing is queued.
+        closed. A message that is longer than MESSAGE_BYTES becomes one without a header: what is left of
+        it means nothing. Raises BlockingIOError where nothing is queued.
         """
-        count, ancillary, _flags, _ = self._receive((self._memory,), _ROOM, _RECEIVE)
+        count, ancillary, flags, _ = self._receive((self._memory,), _ROOM, _RECEIVE)
+        if flags & _CUT:
+            count = 1
         return bytes(self._view[:count]), _descriptor_in(ancillary)
 
 

@@ -1530,6 +1530,27 @@ PARKING = (
         "tests/unit/test_lot.py",
     ),
     Mutant(
+        "a message to the lot that would be cut is not sent",
+        "workers/parking.py",
+        "if len(payload) > MOST_PAYLOAD:",
+        "if len(payload) < 0:",
+        "tests/unit/test_lot.py tests/unit/test_conversation.py -k 'too_much or is_cut'",
+    ),
+    Mutant(
+        "what is left of a cut message is no connection to park",
+        "workers/parking.py",
+        "            count = 1\n",
+        "            pass\n",
+        "tests/unit/test_lot.py -k is_cut",
+    ),
+    Mutant(
+        "the longest header of a proxy fits into a message to the lot",
+        "workers/parking.py",
+        "MOST_OF_CLIENT: Final = 32 * 1024",
+        "MOST_OF_CLIENT: Final = 512",
+        "tests/unit/test_client_address.py -k longest",
+    ),
+    Mutant(
         "descriptors that a worker sends without a connection are closed",
         "workers/parking.py",
         "                os.close(int.from_bytes(data[at : at + _INT], sys.byteorder))",

@@ -11,7 +11,15 @@ import pytest
 
 import prefork
 from prefork.edge.client import ProxyFacts, TLSFacts, client_address, packed, unpacked
-from prefork.workers.parking import Luggage, decode, encode
+from prefork.workers.parking import (
+    INSTANT,
+    MOST_PAYLOAD,
+    MOST_READ_AHEAD,
+    MOST_STATE,
+    Luggage,
+    decode,
+    encode,
+)
 from prefork.workers.worker.clients import client_facts, client_name
 
 PLAIN = [("192.0.2.7", 4711), ("2001:db8::7", 4711, 0, 0), "/run/client", "", b"\0abstract"]
@@ -76,6 +84,15 @@ def test_travels_through_the_lot(plain: Any) -> None:
     assert again == plain
     assert type(again) is type(known(plain))
     assert (again.peer, again.identity, again.proxy) == (("10.0.0.1", 99), "CN=alice", PROXY)
+
+
+def test_longest_header_of_a_proxy_fits_into_a_message() -> None:
+    """A connection is parked whatever its proxy has said: 16 KiB of the smallest extensions leave room for the rest."""
+    name = b"\0" + b"x" * 107
+    proxy = ProxyFacts(2, tlvs=((0xE0, b""),) * (16 * 1024 // 3), destination=name)
+    address, kept = packed(client_address(name, name, identity="x" * 1000, proxy=proxy))
+    luggage = Luggage(address, b"s" * MOST_STATE, b"r" * MOST_READ_AHEAD, client=kept)
+    assert len(encode(luggage)) + INSTANT.size <= MOST_PAYLOAD
 
 
 def test_plain_address_has_nothing_to_keep() -> None:

@@ -16,6 +16,7 @@ import pytest
 import prefork
 from prefork.workers.parking import (
     INSTANT,
+    MOST_PAYLOAD,
     PARK,
     RESUMED,
     Luggage,
@@ -266,6 +267,17 @@ def test_idle_connection_is_parked_until_the_pool_drains(
         bench.board.set_pool(PoolField.PHASE, phase)
         getattr(bench.server, ATTRIBUTE).park(connection, Luggage(""))
         assert (connection.fileno() < 0) is is_parked
+
+
+def test_connection_with_too_much_luggage_is_closed_and_counted(ends: contextlib.ExitStack) -> None:
+    """A client with an identity without end is not lost in silence: its connection is one that could not be parked."""
+    bench = Bench(OneAtATime, ends)
+    client, connection = socket.socketpair()
+    with client, connection:
+        luggage = Luggage("", client=["", "x" * MOST_PAYLOAD, None])
+        getattr(bench.server, ATTRIBUTE).park(connection, luggage)
+        assert connection.fileno() >= 0
+    assert bench.board.snapshot().slots[0][SlotField.PARK_FAILURES] == 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from prefork.parking.lot import Lot
 from prefork.workers.parking import (
     DRAIN,
     MESSAGE_BYTES,
+    MOST_PAYLOAD,
     PARK,
     READY,
     RESUMED,
@@ -180,6 +181,25 @@ def test_drain_closes_the_idle_and_gives_back_the_rest(bench: Callable[..., Benc
     assert message.endswith(b"spoken")
     assert one.receive() == (b"", -1)
     assert one.count(PoolField.PARKED_CLOSED) == 1
+
+
+def test_no_message_is_cut(bench: Callable[..., Bench]) -> None:
+    """The longest message comes whole; a longer one is not sent, and where a worker sends it, it is no message."""
+    one = bench()
+    longest = bytes(MOST_PAYLOAD)
+    one.park(longest).send(b"x")
+    one.run()
+    assert one.resumed() == [longest]
+    client, connection = socket.socketpair()
+    with client, connection:
+        with pytest.raises(OSError, match="Message too long"):
+            send(one.workers_end, PARK, 0, longest + b"x", connection.fileno())
+        whole = PARK + bytes(MESSAGE_BYTES)
+        socket.send_fds(one.workers_end, [whole], [connection.fileno()])
+        one.run()
+    assert one.lot.held == 0
+    assert one.park(b"next").fileno() >= 0
+    assert one.lot.held == 1
 
 
 @pytest.mark.parametrize(
