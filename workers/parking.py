@@ -108,8 +108,38 @@ class Luggage(msgspec.Struct, frozen=True, array_like=True):
     client: Any = None
 
 
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Luggage).decode
+_TEXT: Final = 1
+"""The type of the extension of MessagePack for text that UTF-8 cannot carry."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def encode(luggage: Luggage) -> bytes:
+    """Return the bytes of a luggage.
+
+    A path is bytes, and Python makes text of it: each byte that is no UTF-8 becomes half of a surrogate
+    pair, which MessagePack has no form for. So all text of a luggage with such a path goes as an extension.
+    """
+    try:
+        return _encode(luggage)
+    except UnicodeEncodeError:
+        address, client = _as_extensions(luggage.address), _as_extensions(luggage.client)
+        return _encode(msgspec.structs.replace(luggage, address=address, client=client))
+
+
+def _as_extensions(value: Any) -> Any:
+    if isinstance(value, str):
+        return msgspec.msgpack.Ext(_TEXT, value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, (tuple, list)):
+        return [_as_extensions(one) for one in value]
+    return value
+
+
+def _from_extension(_kind: int, data: memoryview) -> str:
+    return str(data, "utf-8", "surrogatepass")
+
+
+decode = msgspec.msgpack.Decoder(Luggage, ext_hook=_from_extension).decode
 
 INSTANT: Final = struct.Struct("=q")
 """What precedes the luggage in a payload: when the connection was parked, in nanoseconds of CLOCK_MONOTONIC.

@@ -15,7 +15,7 @@ import pytest
 from prefork.workers.scoreboard import PoolField, SlotField
 from prefork.workers.states import Phase
 from tests.support import board
-from tests.support.clients import connect, hangs_up
+from tests.support.clients import TIMEOUT, connect, hangs_up
 from tests.support.processes import fds_of, is_alive, live_children_of, status_of
 from tests.support.waiting import CEILING, Stopwatch, wait_until
 
@@ -443,9 +443,17 @@ def test_new_connections_wait_in_the_lot(start: Callable[..., Program]) -> None:
 
 
 def test_unix_sockets_park(start: Callable[..., Program], tmp_path: Path) -> None:
-    """Connections of Unix sockets are parked like those of TCP."""
+    """Connections of Unix sockets are parked like those of TCP, also that of a client whose path is no UTF-8."""
     program = start(program_with(base="prefork.PreForkingUnixStreamServer", address="server.sock"))
-    with clients_of(str(tmp_path / program.address()), 10) as clients:
+    address = str(tmp_path / program.address())
+    with contextlib.ExitStack() as stack:
+        odd = stack.enter_context(socket.socket(socket.AF_UNIX))
+        odd.settimeout(TIMEOUT)
+        path = os.fsencode(tmp_path) + b"/c\xff"
+        odd.bind(path)
+        stack.callback(os.unlink, path)
+        odd.connect(address)
+        clients = [odd, *stack.enter_context(clients_of(address, 9))]
         for number in (1, 2, 3):
             assert [ask_on(client)[1] for client in clients] == [number] * 10
 

@@ -1530,6 +1530,13 @@ PARKING = (
         "tests/unit/test_lot.py",
     ),
     Mutant(
+        "a client whose path is no UTF-8 can be parked",
+        "workers/parking.py",
+        "    except UnicodeEncodeError:\n",
+        "    except KeyError:\n",
+        "tests/unit/test_client_address.py -k through_the_lot",
+    ),
+    Mutant(
         "a message to the lot that would be cut is not sent",
         "workers/parking.py",
         "if len(payload) > MOST_PAYLOAD:",

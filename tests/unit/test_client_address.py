@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import prefork
 from prefork.edge.client import ProxyFacts, TLSFacts, client_address, packed, unpacked
@@ -22,9 +25,14 @@ from prefork.workers.parking import (
 )
 from prefork.workers.worker.clients import client_facts, client_name
 
-PLAIN = [("192.0.2.7", 4711), ("2001:db8::7", 4711, 0, 0), "/run/client", "", b"\0abstract"]
+PLAIN = [
+    *(("192.0.2.7", 4711), ("2001:db8::7", 4711, 0, 0)),
+    *("/run/client", os.fsdecode(b"/run/c\xff\xc3\xa9"), "", b"\0abstract", b"\0\xff"),
+]
 
 ADDRESSES = pytest.mark.parametrize("plain", PLAIN, ids=repr)
+
+ANY_TEXT = st.text(st.characters() | st.characters(categories=["Cs"]))
 
 PROXY = ProxyFacts(2, tlvs=((1, b"h2"), (5, b"id")), destination=("192.0.2.1", 443))
 
@@ -84,6 +92,13 @@ def test_travels_through_the_lot(plain: Any) -> None:
     assert again == plain
     assert type(again) is type(known(plain))
     assert (again.peer, again.identity, again.proxy) == (("10.0.0.1", 99), "CN=alice", PROXY)
+
+
+@given(st.recursive(ANY_TEXT | st.binary() | st.none() | st.integers(0, 9), st.lists))
+def test_any_text_travels_through_the_lot(value: Any) -> None:
+    """What a proxy, a client or a program calls a client comes back as it was, and no text ends a connection."""
+    luggage = Luggage(value, b"state", b"ahead", client=[value, "CN=alice", None])
+    assert decode(encode(luggage)) == luggage
 
 
 def test_longest_header_of_a_proxy_fits_into_a_message() -> None:
