@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.cli.log_lines import TextFormatter
+from prefork.edge.client import client_address
 from prefork.workers.answers import Answer
 from prefork.workers.listener import Listener
 from prefork.workers.slot_writer import Outcome
@@ -127,6 +128,10 @@ WEB = Answer(
         (
             *("common", "/run/x", Answer(target="\x16\x03\xe9 a\r\n", status="400")),
             r'/run/x - - [T] "\x16\x03\xe9 a\x0d\x0a" 400 0',
+        ),
+        (
+            *("common", client_address("/c\udcff", "", identity="\ud800"), Answer()),
+            r'/c\xff - \xed\xa0\x80 [T] "-" - 0',
         ),
     ],
 )

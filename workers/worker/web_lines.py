@@ -83,7 +83,11 @@ def _escape(found: re.Match[str]) -> str:
     if character in '"\\':
         return f"\\{character}"
     # Fields of a head are decoded as Latin-1, so that a character stands for a byte.
-    data = character.encode("latin-1" if character <= "\xff" else "utf-8", "surrogateescape")
+    if character <= "\xff":
+        data = character.encode("latin-1")
+    else:  # half of a surrogate pair stands for a byte that was no UTF-8, or is in the text itself
+        is_byte = "\udc80" <= character <= "\udcff"
+        data = character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
     return "".join(f"\\x{byte:02x}" for byte in data)
 
 
