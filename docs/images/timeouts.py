@@ -17,6 +17,7 @@ import msgspec
 
 from docs.images.charts import BLUE, BLUE_FILL, GREEN, GRID, INK, ORANGE, PALE, chart
 from docs.images.markdown import filled, table
+from prefork.cli.sources import OWN_DEFAULTS
 from prefork.workers.settings import ROWS
 
 HERE: Final = Path(__file__).parent
@@ -382,6 +383,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     for timeout in TIMEOUTS:
         row = ROWS[timeout.key]
         default = "off" if row.default is None else f"`{row.shown(row.default)}`"
+        if timeout.key in OWN_DEFAULTS.values:
+            default += f"; `{row.shown(OWN_DEFAULTS.values[timeout.key])}` with `prefork run`"
         yield (f"`{timeout.key}`", default, f"{timeout.since} → {timeout.until}", timeout.ends)
 
 

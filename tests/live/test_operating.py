@@ -1,14 +1,15 @@
-"""docs/OPERATING.md: what the page says of upgrades, and its configuration of nginx."""
+"""docs/OPERATING.md: what the page says of upgrades, and its configurations of HAProxy and nginx."""
 
 from __future__ import annotations
 
 import re
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.clients import ask
+from tests.support.clients import TIMEOUT, ask, read_all
 from tests.support.documents import DOCS
 from tests.support.engines import needs, running
 from tests.support.ports import free_port
@@ -85,6 +86,37 @@ http {{
     {page}
 }}
 """
+
+
+CLIENT_AND_HOST = """
+import prefork
+
+class Shop(prefork.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(f"{self.client_address[0]} {self.server.server_address[1]}".encode())
+"""
+
+
+def test_haproxy_of_the_page(start: Callable[..., Program], tmp_path: Path) -> None:
+    """Behind HAProxy, set up as the page says, a handler knows the address of its client."""
+    engine = needs("haproxy")
+    text = (DOCS / "OPERATING.md").read_text(encoding="utf-8")
+    (page,) = re.findall(r"^```text\n(defaults\n.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "shop.py").write_text(CLIENT_AND_HOST)
+    behind, port = free_port(), free_port()
+    command = ["-m", "prefork", "run", "shop.py:Shop", "--bind", f"127.0.0.1:{behind}"]
+    program = start(None, arguments=[*command, "-w", "1", "--proxy-from", "127.0.0.1"])
+    program.wait_logged("master .*ready workers=1")
+    page = page.replace("127.0.0.1:9000", f"127.0.0.1:{behind}").replace(
+        "bind :80", f"bind 127.0.0.1:{port}"
+    )
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(page)
+
+    with running([engine, "-db", "-f", str(config)], tmp_path, port):
+        source = ("127.0.0.7", 0)
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT, source) as client:
+            assert read_all(client) == f"127.0.0.7 {behind}"
 
 
 def test_nginx_of_the_page(start: Callable[..., Program], tmp_path: Path) -> None:

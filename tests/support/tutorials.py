@@ -97,14 +97,22 @@ def changed(text: str, diff: str) -> str:
 def pattern_of(shown: str) -> re.Pattern[str]:
     """Return what finds a screen of a page in real output: numbers and the widths of columns may be others.
 
-    A number that has a line to itself is a result, and has to be the same.
+    A number that has a line to itself is a result, and has to be the same, as has the number of a line in a
+    traceback.
     """
     lines = []
     for line in shown.strip("\n").splitlines():
         is_result = line.strip().isdigit()
-        words = [line] if is_result else [_pattern_of_word(word) for word in line.split()]
+        words = [re.escape(line)] if is_result else _patterns_of_words(line.split())
         lines.append(rf"[ \t]*{'[ ]+'.join(words)}[ \t]*")
     return re.compile("^" + r"\n".join(lines) + "$", re.MULTILINE)
+
+
+def _patterns_of_words(words: list[str]) -> list[str]:
+    return [
+        re.escape(word) if before == "line" else _pattern_of_word(word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def _pattern_of_word(word: str) -> str:

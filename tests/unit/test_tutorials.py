@@ -83,6 +83,9 @@ def test_screens_are_compared_but_for_their_numbers() -> None:
         assert not pattern.search(real), real
     assert pattern_of("2262\n").search("2262\n")
     assert not pattern_of("2262\n").search("2263\n")
+    traceback = '  File "primes.py", line 28, in <module>\n'
+    assert pattern_of(traceback).search(traceback)
+    assert not pattern_of(traceback).search(traceback.replace("28", "27"))
 
 
 def test_names_of_a_page_are_replaced_as_words(tmp_path: Path) -> None:
