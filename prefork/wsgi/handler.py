@@ -203,7 +203,8 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         """Read the rest of a body, within bounds; return whether it has ended. until: by ``monotonic()``."""
         left = MOST_UNREAD + PIECE  # the second is what the reader of the application may hold
         before = self.request.gettimeout()
-        with contextlib.suppress(OSError, RefusedRequest):
+        # ValueError: the application has closed the file, or has detached what reads the connection.
+        with contextlib.suppress(OSError, RefusedRequest, ValueError):
             while left > 0 and (time := until - monotonic()) > 0:
                 self.request.settimeout(time)
                 piece = body.file.read1(left)

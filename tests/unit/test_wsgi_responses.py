@@ -244,6 +244,22 @@ def test_lost_connection_of_the_application_is_no_lost_client(kind: type[OSError
     assert "HTTP/1.1 500 " in raised.value.__notes__[0]
 
 
+@pytest.mark.parametrize("end", ["close", "detach"])
+@pytest.mark.parametrize(
+    "sent", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"]
+)
+def test_application_may_close_its_input(sent: bytes, end: str) -> None:
+    """An application that closes ``wsgi.input`` before it has read the body is no error, and its answer is the last."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        getattr(environ["wsgi.input"], end)()
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    received = exchange(application, b"POST / HTTP/1.1\r\nHost: a\r\n" + sent)
+    assert answers(received) == [(200, b"hello")]
+
+
 def test_lost_client_is_no_error_of_the_application() -> None:
     """What an application gets from the connection of its client stays what it is."""
 
