@@ -109,7 +109,7 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         environ = environ_of(head, serving.environ, self.client_address, forwarded)
         environ["wsgi.input"] = body.file
         try:
-            self._run(environ, response)
+            self._run(environ, response, body)
         except RefusedRequest as refusal:
             if response.is_begun:
                 raise
@@ -147,10 +147,16 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
             what = f"the application raised {type(error).__name__}: {error}"
             raise ApplicationError(what) from error
 
-    def _run(self, environ: dict[str, Any], response: Response) -> None:
-        """Call the application, send its answer, and call ``close()`` of what it has returned."""
+    def _run(self, environ: dict[str, Any], response: Response, body: Body) -> None:
+        """Call the application, send its answer, and call ``close()`` of what it has returned.
+
+        RefusedRequest: a read of the body has raised it. A framework catches it as it does any exception, and
+        would answer 500, so the refusal goes before an answer that has not begun.
+        """
         result: Iterable[bytes] = self.application(environ, response.start_response)
         try:
+            if isinstance(body.failure, RefusedRequest) and not response.is_begun:
+                raise body.failure
             response.send(result)
         finally:
             close = getattr(result, "close", None)
@@ -162,7 +168,8 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
 
         A client that waits for 100 Continue sends no body after it has read another answer. The server cannot know
         whether the next bytes are the body or another request, so the connection ends with that answer.
-        The connection also ends if more of the body is unread than the server reads for the application.
+        The connection also ends if more of the body is unread than the server reads for the application, or if a
+        read of the body has failed.
         """
         incoming = self._incoming
         ahead = incoming.ahead
@@ -179,10 +186,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
                     self._wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
         if head.is_chunked:
-            response.must_end = lambda: awaited
-            return ChunkedBody(incoming, limits.body, limits.head, before)
+            chunked = ChunkedBody(incoming, limits.body, limits.head, before)
+            response.must_end = lambda: awaited or chunked.failure is not None
+            return chunked
         body = LengthBody(incoming, head.length, before)
-        response.must_end = lambda: awaited or body.left() > MOST_UNREAD
+        response.must_end = lambda: awaited or body.failure is not None or body.left() > MOST_UNREAD
         return body
 
     # --- ends
@@ -190,11 +198,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
     def _pass_over(self, body: Body, *, keeps: bool) -> bool:
         """Read what the application has not read of a body; return whether the next request can follow.
 
-        keeps: the answer has left the connection open. Otherwise, or if the body has no end within the bounds,
-        the connection ends in such a way that the client sees the answer (``Wire.linger()``).
+        keeps: the answer has left the connection open. Otherwise, if a read of the body has failed, or if the body has
+        no end within the bounds, the connection ends in such a way that the client sees the answer (``Wire.linger()``).
         """
         until = monotonic() + UNREAD_TIME
-        if keeps and self._read_rest(body, until):
+        if keeps and body.failure is None and self._read_rest(body, until):
             return True
         self._wire.linger(until - monotonic(), SILENCE)
         return False

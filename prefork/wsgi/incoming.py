@@ -95,9 +95,17 @@ def _without_empty_lines(data: bytes) -> bytes:
 
 
 class Body(Protocol):
-    """The body of a request, as the handler sees it. ``file`` is what the application gets."""
+    """The body of a request, as the handler sees it.
+
+    ``file`` is what the application gets. The application may catch what a read raises, so the body keeps the
+    exception as ``failure``. After one, the end of the body is not known.
+    """
 
     file: Any
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the last read that failed has raised; None where none has."""
 
     def is_read(self) -> bool:
         """Return whether the body was read to its end."""
@@ -105,6 +113,8 @@ class Body(Protocol):
 
 class NoBody:
     """The body of a request without one, or of one whose bytes are all here."""
+
+    failure = None
 
     def __init__(self, data: bytes = b"") -> None:
         self.file = io.BytesIO(data)
@@ -115,17 +125,25 @@ class NoBody:
 
 
 class _Raw(io.RawIOBase):
-    """A body that is read from the connection. more: returns the next bytes, b"" at the end."""
+    """A body that is read from the connection. more: returns the next bytes, b"" at the end.
+
+    failure: what the last read that failed has raised.
+    """
 
     def __init__(self, more: Callable[[int], bytes]) -> None:
         super().__init__()
+        self.failure: Exception | None = None
         self._more = more
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._more(len(buffer))
+        try:
+            data = self._more(len(buffer))
+        except Exception as error:
+            self.failure = error
+            raise
         buffer[: len(data)] = data
         return len(data)
 
@@ -134,7 +152,8 @@ class LengthBody:
     """A body of which the head has said the length. before: called before the connection is read."""
 
     def __init__(self, incoming: Incoming, length: int, before: Callable[[], None]) -> None:
-        self.file = io.BufferedReader(_Raw(self._more), PIECE)
+        self._raw = _Raw(self._more)
+        self.file = io.BufferedReader(self._raw, PIECE)
         self._incoming = incoming
         self._before = before
         self._left = length
@@ -142,6 +161,11 @@ class LengthBody:
     def is_read(self) -> bool:
         """Return whether the body was read to its end."""
         return not self._left
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the last read that failed has raised; None where none has."""
+        return self._raw.failure
 
     def left(self) -> int:
         """Return how many bytes have not been taken from the connection."""
@@ -175,7 +199,8 @@ class ChunkedBody:
     def __init__(
         self, incoming: Incoming, most: int | None, overhead: int, before: Callable[[], None]
     ) -> None:
-        self.file = io.BufferedReader(_Raw(self._more), PIECE)
+        self._raw = _Raw(self._more)
+        self.file = io.BufferedReader(self._raw, PIECE)
         self._incoming = incoming
         self._most = most
         self._allowed = overhead
@@ -190,6 +215,11 @@ class ChunkedBody:
     def is_read(self) -> bool:
         """Return whether the body was read to its end."""
         return self._is_complete and not self._rest
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the last read that failed has raised; None where none has."""
+        return self._raw.failure
 
     def on_body(self, data: bytes) -> None:
         """Take a decoded piece (called by the parser)."""

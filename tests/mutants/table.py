@@ -2560,6 +2560,27 @@ REST = (
 
 WSGI = (
     Mutant(
+        "a body that is refused while it is read is answered by 413, whatever the application makes of it",
+        "prefork/wsgi/handler.py",
+        "if isinstance(body.failure, RefusedRequest) and not response.is_begun:",
+        "if False:",
+        "tests/unit/test_wsgi_requests.py -k refusal_goes_before",
+    ),
+    Mutant(
+        "the rest of a body is not waited for after a read of it has failed",
+        "prefork/wsgi/handler.py",
+        "if keeps and body.failure is None and self._read_rest(body, until):",
+        "if keeps and self._read_rest(body, until):",
+        "tests/unit/test_wsgi_requests.py -k given_up",
+    ),
+    Mutant(
+        "the client of an application that calls sys.exit() gets an answer",
+        "prefork/wsgi/handler.py",
+        "except BaseException as error:",
+        "except Exception as error:",
+        "tests/unit/test_wsgi_responses.py -k becomes_a_500",
+    ),
+    Mutant(
         "limits of serve(settings=…) reach a server of a WSGI application",
         "prefork/wsgi/handler.py",
         "limits_of(server, run_of(server).given)",

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.workers.worker.source import CLIENT_TIMEOUT
+from prefork.wsgi import handler
 from prefork.wsgi.head import RefusedRequest, parse_head
+from tests.support.clients import read_all
 from tests.support.http_cases import ACCEPTED, CHUNKED, HEAD, POST, REFUSED
-from tests.support.http_exchange import answers, exchange
+from tests.support.http_exchange import answers, connected, exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 
 def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -126,6 +129,67 @@ def test_bounds(sent: bytes, status: int | None, limits: dict[str, Any]) -> None
     except ConnectionError as error:
         received = literal_eval(error.__notes__[0].removeprefix("received: "))
     assert [found for found, _ in answers(received)] == ([] if status is None else [status])
+
+
+class Careless:
+    """An application that answers 500 to whatever a read raises, as frameworks do, and the body of its answer.
+
+    begins: the answer begins before the read.
+    """
+
+    def __init__(self, *, begins: bool = False) -> None:
+        self.begins = begins
+        self.closed = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Careless:
+        """Answer."""
+        if self.begins:
+            start_response("200 OK", [])(b"begun")
+        try:
+            environ["wsgi.input"].read()
+        except Exception:  # noqa: BLE001 - as frameworks do
+            if not self.begins:
+                start_response("500 Oops", [])
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the end of the body."""
+        return iter([b"!"])
+
+    def close(self) -> None:
+        """Count."""
+        self.closed += 1
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize(
+    ("chunks", "status", "limits"),
+    [(b"b\r\n" + b"a" * 11 + b"\r\n", 413, {"limit_body": 10}), (b"oops\r\n", 400, {})],
+)
+def test_refusal_goes_before_what_the_application_makes_of_it(
+    chunks: bytes, status: int, limits: dict[str, Any], *, begins: bool
+) -> None:
+    """A body that is refused while it is read is answered by 413 or 400, although the application catches that."""
+    application = Careless(begins=begins)
+    received = exchange(application, CHUNKED + chunks + b"0\r\n\r\n" + HEAD + b"\r\n", **limits)
+    found = answers(received)
+    assert found == [(200, b"begun!")] if begins else [one for one, _ in found] == [status]
+    assert begins or b"Connection: close\r\n" in received
+    assert application.closed == 1
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("sent", [POST + b"Content-Length: 3\r\n\r\nab", CHUNKED + b"3\r\nab"])
+def test_body_that_was_given_up_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, *, begins: bool
+) -> None:
+    """A client that was too slow within its body gets the answer of the application at once, as the last one."""
+    monkeypatch.setattr(handler, "UNREAD_TIME", 60.0)
+    with connected(Careless(begins=begins), **{CLIENT_TIMEOUT: 0.02}) as client:
+        client.sendall(sent)
+        received = read_all(client).encode()
+    assert [status for status, _ in answers(received)] == [200 if begins else 500]
+    assert (b"Connection: close\r\n" in received) is not begins  # known too late
 
 
 def test_slow_head_is_refused() -> None:
