@@ -7,8 +7,10 @@ from socketserver import BaseServer
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prefork.edge.access_step import credentials_of
+from prefork.edge.passage import Refused
 from prefork.edge.setup import prepare
 from prefork.workers.errors import AuthenticationError, MisuseError
+from prefork.workers.states import Rejection
 
 
 def _refuse_wrong_order(cls: type) -> None:
@@ -176,13 +178,39 @@ class HMACMixIn(AuthenticationMixIn):
     needs_connections: ClassVar[bool] = True
 
     authkey: bytes | Mapping[str, bytes] = b""
-    """The key, or several keys by name. The name is the identity; that of a single key is ``authkey``."""
+    """The key, or several keys by name. The name is the identity; that of a single key is ``authkey``.
+
+    A server without a key, or with one that is empty or no bytes, does not begin to serve: MisuseError. With a
+    pool, ``worker_init()`` may set the key. A worker without a key refuses every client.
+    """
+
+    def _check_key(self) -> None:
+        """Refuse to serve with an ``authkey`` with which no client could log in: MisuseError."""
+        may_come_later = not self.authkey and hasattr(self, "worker_init")
+        if not may_come_later and (reason := why_unusable(self.authkey)):
+            raise MisuseError(f"{type(self).__name__}.authkey {reason}")
 
     def authenticate(self, request: Any, client_address: Any) -> str | None:  # noqa: ARG002 - the hook's signature
         """Return the name of the key that the client has (worker)."""
         from prefork.edge import hmac_challenge  # noqa: PLC0415 - it loads hashlib, which takes 5 ms
 
-        keys = {"authkey": self.authkey} if isinstance(self.authkey, bytes) else self.authkey
-        if not keys or not all(keys.values()):
-            raise TypeError(f"{type(self).__name__}.authkey has no key, or an empty one")
+        authkey = self.authkey
+        if reason := why_unusable(authkey):
+            # Not an AuthenticationError, which would count as a failure of the client.
+            raise Refused(Rejection.AUTHENTICATION, f"{type(self).__name__}.authkey {reason}")
+        keys = authkey if isinstance(authkey, Mapping) else {"authkey": authkey}
         return hmac_challenge.authenticate(request, keys)
+
+
+def why_unusable(authkey: object) -> str | None:
+    """Return why no client can log in with one of these keys, None where each can. The text shows no key."""
+    if not authkey:
+        return "has no key; set it before the server begins to serve, or in worker_init()"
+    keys = authkey if isinstance(authkey, Mapping) else {"": authkey}
+    for name, key in keys.items():
+        named = f" of {name!r}" if name else ""
+        if not isinstance(key, bytes):
+            return f"must have bytes as the key{named}, not {type(key).__name__}; encode a text"
+        if not key:
+            return f"has an empty key{named}, which would protect nothing; give it one, or remove the name"
+    return None

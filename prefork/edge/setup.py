@@ -201,7 +201,7 @@ def _watched(settings: EdgeSettings) -> Mapping[str, Any]:
 
 
 def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
-    """Refuse a server with a mix-in whose settings are missing: it would serve without protection."""
+    """Refuse a server with a mix-in whose attributes are missing or wrong: it would protect nothing, or serve no client."""
     for cls in type(server).__mro__:
         needs = vars(cls).get("needs", ())
         if needs and not any(
@@ -209,6 +209,9 @@ def _refuse_unprotected(server: Any, settings: EdgeSettings) -> None:
         ):
             reason = f"{cls.__name__} needs {' or '.join(needs)}; set it, or leave the mix-in out"
             raise settings.error(needs[0], reason)
+    check_key = getattr(server, "_check_key", None)
+    if check_key is not None:
+        check_key()
 
 
 def _refuse_datagrams(server: Any) -> None:

@@ -2003,6 +2003,20 @@ EDGE = (
         "tests/unit/test_authentication.py -k rows_are",
     ),
     Mutant(
+        "a server with keys that no client can have does not begin to serve",
+        "prefork/edge/setup.py",
+        "    if check_key is not None:\n        check_key()\n",
+        "    del check_key\n",
+        "tests/unit/test_authentication.py -k wrong_keys",
+    ),
+    Mutant(
+        "a client is not blamed for a key that the server lacks",
+        "prefork/edge/mixins.py",
+        "raise Refused(Rejection.AUTHENTICATION, f",
+        "raise AuthenticationError(f",
+        "tests/unit/test_authentication.py -k without_a_key",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

@@ -162,16 +162,49 @@ def test_no_answer_but_the_right_one(answer: bytes, challenge: bytes) -> None:
     assert FAILURE != WELCOME
 
 
-def test_empty_key_admits_nobody() -> None:
-    """A server without a key is a mistake, and lets nobody in."""
+def test_wrong_keys_do_not_serve() -> None:
+    """A server whose clients could not log in does not begin to serve, and the error does not show a key."""
+    wrong: list[tuple[Any, str]] = [
+        ("secret", "must have bytes as the key, not str"),
+        (b"", "has no key"),
+        ({}, "has no key"),
+        ({"alice": b""}, "has an empty key of 'alice'"),
+        ({"alice": b"right", "bob": "secret"}, "must have bytes as the key of 'bob', not str"),
+    ]
+    for authkey, words in wrong:
+        with Keyed(("127.0.0.1", 0), Hello) as server:
+            server.authkey = authkey
+            server.timeout = 0  # of handle_request(), if it should serve after all
+            with pytest.raises(prefork.MisuseError, match=f"Keyed.authkey {words}") as caught:
+                server.handle_request()
+            assert "secret" not in str(caught.value)
 
-    class Open(Keyed):
-        authkey = b""
 
-    with Open(("127.0.0.1", 0), Hello) as server:
-        with one_request(server) as client:
-            assert client.recv(10) == b""
-        assert server.errors == 1
+def test_worker_without_a_key_costs_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Where ``worker_init()`` should have set the key, each client is refused, and none is blamed for it."""
+
+    class Late(Keyed):
+        authkey: Any = b""
+        max_auth_failures = 1
+
+        late: Any = b""
+
+        def worker_init(self, worker: Any) -> None:
+            """Forget the key."""
+
+        def get_request(self) -> Any:
+            """Set the key once the server is ready."""
+            self.authkey = self.late
+            return super().get_request()
+
+    with Late(("127.0.0.1", 0), Hello) as server:
+        for server.late in (b"", b"", "secret"):
+            server.authkey = b""
+            with one_request(server) as client:
+                assert client.recv(10) == b""
+        assert (refusals(server), server.errors) == ({Rejection.AUTHENTICATION: 3}, 0)
+    (line,) = [one.getMessage() for one in caplog.records if "refused a client" in one.getMessage()]
+    assert "Late.authkey has no key; set it before the server begins to serve" in line
 
 
 def test_client_that_leaves_has_failed() -> None:
