@@ -151,9 +151,9 @@ _ANYBODY: Final = ["0.0.0.0/0", "::/0", "unix"]
 
 def _proxy_from(_value: Any, values: Values) -> Mapping[str, object]:
     """Return the peers that send a PROXY header: those of ``proxy_allow_ips``, or of gunicorn's default."""
-    names = values.get("proxy_allow_ips") or "127.0.0.1,::1"
-    found = _forwarded_from(names, values)["forwarded_from"]
-    return {"proxy_from": found}
+    names = values.get("proxy_allow_ips")
+    found = _forwarded_from("127.0.0.1,::1" if names is None else names, values)
+    return {"proxy_from": found["forwarded_from"]} if found else {}
 
 
 def _client_ca(value: Any, values: Values) -> Mapping[str, object]:

@@ -100,6 +100,8 @@ def test_settings_of_gunicorn_become_a_prefork_toml(
         ({"max_requests": 0, "max_requests_jitter": 9}, {}),
         ({"umask": 0, "accesslog": None, "ca_certs": "ca.pem"}, {}),
         ({"proxy_protocol": True}, {"proxy_from": ["127.0.0.1", "::1"]}),
+        ({"proxy_protocol": True, "proxy_allow_ips": ""}, {}),
+        ({"proxy_protocol": True, "proxy_allow_ips": " , "}, {}),
         ({"forwarded_allow_ips": "127.0.0.1,::1"}, {"forwarded_from": ["127.0.0.1", "::1"]}),
     ],
 )
