@@ -18,7 +18,8 @@ and calls it afterwards. A server without an edge keeps its method, so it pays n
 ``verify_request()`` runs there, with the client's address. The call that socketserver makes earlier
 gets a method that accepts everybody. For the same reason the edge calls ``handle_error()`` itself when
 a handler raises, and ``request_cancelled()`` when a request was asked to end: the call gets the client's
-address and the socket that the handler had. ``max_per_client`` counts the client that the edge has found.
+address and the socket that the handler had. ``max_per_client`` counts the client that the edge has found, as
+soon as it is known.
 
 **Parked connections** have been through the edge, and only the address rules are asked again: those of a
 reload hold for the connections from before it, too.
@@ -224,7 +225,7 @@ def _finish_returned(
     try:
         if edge.rules is not None:
             edge.rules(passage)
-        _refuse_too_many(passage)
+        refuse_too_many(passage)
     except Refused as refusal:
         _refuse(edge, request, passage, refusal.reason, refusal)
     else:
@@ -258,10 +259,14 @@ def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:
 def _take_through(edge: Edge, passage: Passage) -> None:
     for step in edge.steps:
         step(passage)
-    _refuse_too_many(passage)
 
 
-def _refuse_too_many(passage: Passage) -> None:
+def refuse_too_many(passage: Passage) -> None:
+    """Hold the worker for the client, unless that client has ``max_per_client`` of them: a step.
+
+    The step comes as soon as the client is known, and before all that waits for the client. A client that
+    stalls in a handshake holds its worker as one does that stalls in a handler.
+    """
     if not passage.is_trusted and not admits(passage.client):
         raise Refused(Rejection.PER_CLIENT, "the client holds max_per_client workers already")
 

@@ -27,7 +27,7 @@ from prefork.edge.access import (
 )
 from prefork.edge.access_step import access_step
 from prefork.edge.authentication import authentication_step
-from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, remove
+from prefork.edge.edge import Edge, Refusals, Step, edge_of, install, refuse_too_many, remove
 from prefork.edge.proxy_step import datagram_step, stream_step
 from prefork.edge.watch import stamps_of
 from prefork.workers.errors import MisuseError, SettingsError
@@ -172,12 +172,14 @@ def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> 
     rules = access_step(parts.rules) if parts.rules.allow or parts.rules.deny else None
     if rules is not None:
         steps.append(rules)
+    client_is_known = len(steps)
     if parts.tls is not None:
         steps.append(_tls().tls_step(parts.tls.context))
     if asks:
         steps.append(authentication_step(server, settings.values["max_auth_failures"]))
     if not steps:
-        return None
+        return None  # Without an edge max_per_client holds at the accept.
+    steps.insert(client_is_known, refuse_too_many)
     return Edge(
         timeout=settings.values["edge_timeout"],
         steps=steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ from prefork.workers.scoreboard import SlotField
 from prefork.workers.states import Rejection
 from tests.support.board import board_of
 from tests.support.clients import (
+    TIMEOUT,
     ask,
     ask_datagram,
     connect,
@@ -23,7 +25,7 @@ from tests.support.clients import (
     send_line,
 )
 from tests.support.server import serving
-from tests.support.waiting import wait_until
+from tests.support.waiting import CEILING, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,3 +230,40 @@ def test_client_behind_a_proxy_is_the_one_that_counts(start: Callable[..., Progr
     wait_until(is_served, "the client is served again")
     with board_of(program.pid) as board:
         assert sum(one.cancelled for one in board.snapshot().slots) == 1
+
+
+STALLING = """
+    from tests.support.app import *
+    import prefork
+
+    class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):
+        workers = 2
+        max_per_client = 1
+        edge_timeout = 300
+
+        def authenticate(self, request, client_address):
+            return request.recv(100).decode()
+
+    class Named(prefork.StreamRequestHandler):
+        def handle(self):
+            self.wfile.write(self.client_address.identity.encode())
+
+    serve(Named, Server)
+"""
+
+
+def test_client_that_stalls_in_the_edge_holds_a_few_workers_only(
+    start: Callable[..., Program],
+) -> None:
+    """A client that is silent in TLS or authentication counts for max_per_client, and others are served meanwhile."""
+    program = start(STALLING)
+    address = program.address()
+    with connect(address) as one, connect(address) as other, socket.socket() as neighbour:
+        refused, _, _ = select.select([one, other], [], [], CEILING)
+        assert [read_to_the_end(client) for client in refused] == [""]
+        neighbour.settimeout(TIMEOUT)
+        neighbour.bind(("127.0.0.2", 0))
+        neighbour.connect(address)
+        send_line(neighbour, "alice")
+        assert read_to_the_end(neighbour) == "alice"
+    program.wait_logged("refused a client reason=per_client client=127.0.0.1")

@@ -2407,6 +2407,13 @@ CANCELLING = (
         "tests/unit/test_admission.py",
     ),
     Mutant(
+        "max_per_client counts a client that stalls in the edge",
+        "prefork/edge/setup.py",
+        "    client_is_known = len(steps)\n",
+        "    client_is_known = 9\n",
+        "tests/live/test_admission.py -k stalls",
+    ),
+    Mutant(
         "max_per_client counts the client behind a proxy",
         "prefork/edge/edge.py",
         "if not passage.is_trusted and not admits(passage.client):",
