@@ -376,6 +376,9 @@ def _as_refusal(error: BaseException) -> BaseException:
         return Refused(Rejection.TLS, f"client certificate: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
         return Refused(Rejection.TLS, (error.reason or str(error)).lower().replace("_", " "))
+    # Raised by getpeercert(): an authority has signed bytes that are no UTF-8.
+    if isinstance(error, UnicodeDecodeError):
+        return Refused(Rejection.TLS, "client certificate: a name in it is no text")
     return error
 
 

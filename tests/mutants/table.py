@@ -2017,6 +2017,13 @@ EDGE = (
         "tests/unit/test_authentication.py -k without_a_key",
     ),
     Mutant(
+        "a client certificate with a name that is no text writes no traceback",
+        "prefork/edge/tls.py",
+        "    if isinstance(error, UnicodeDecodeError):",
+        "    if isinstance(error, UnicodeEncodeError):",
+        "tests/unit/test_tls.py -k readable_name",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

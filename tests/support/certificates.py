@@ -11,7 +11,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID, ObjectIdentifier
+from cryptography.x509.oid import ExtensionOID, NameOID, ObjectIdentifier
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,11 +37,13 @@ class Authority:
         )
         return self._write(made, name)
 
-    def forged(self, name: str, *, signed_with: str = "", usage: ObjectIdentifier) -> str:
+    def forged(
+        self, name: str, *, signed_with: str = "", usage: ObjectIdentifier, names: bytes = b""
+    ) -> str:
         """Write a certificate that trustme does not make, and return the path.
 
         signed_with: the file of a key with its certificate; "" for this authority's own. usage: what the
-        certificate is for.
+        certificate is for. names: the content of the extension with the alternative names, in DER.
         """
         signer = Path(signed_with).read_bytes() if signed_with else self._ca.cert_pem.bytes()
         signing = (
@@ -50,13 +52,16 @@ class Authority:
         issuer = x509.load_pem_x509_certificate(signer)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        made = (
+        builder = (
             x509.CertificateBuilder(issuer.subject, subject, key.public_key(), 7)
             .not_valid_before(issuer.not_valid_before_utc)
             .not_valid_after(issuer.not_valid_after_utc)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
-            .sign(serialization.load_pem_private_key(signing, None), hashes.SHA256())  # type: ignore[arg-type]
         )
+        if names:
+            as_they_are = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, names)
+            builder = builder.add_extension(as_they_are, critical=False)
+        made = builder.sign(serialization.load_pem_private_key(signing, None), hashes.SHA256())  # type: ignore[arg-type]
         path = self.folder / f"{name}.pem"
         own = key.private_bytes(
             serialization.Encoding.PEM,

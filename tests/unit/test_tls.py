@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -368,6 +369,19 @@ def test_client_certificates(
             asked(server, context)
     assert refusals(server) == {Rejection.TLS: 2}
     assert len(server.handled) == 2
+
+
+def test_client_certificate_without_a_readable_name(
+    secure: Callable[..., Secure], authority: Authority
+) -> None:
+    """A client whose certificate has a name that is no UTF-8 is refused, and is no error of the program."""
+    server = secure(tls_client_ca=authority.file)
+    names = bytes.fromhex("3006 8204 fffe c35a")  # one DNS name of four bytes
+    usage = ExtendedKeyUsageOID.CLIENT_AUTH
+    context = authority.context(authority.forged("odd", usage=usage, names=names))
+    with contextlib.suppress(OSError):
+        asked(server, context)
+    assert (refusals(server), server.errors) == ({Rejection.TLS: 1}, [])
 
 
 def test_certificate_is_chosen_by_name(authority: Authority, secure: Callable[..., Secure]) -> None:
