@@ -192,6 +192,8 @@ def _context(files: TLSFiles, now: float) -> ssl.SSLContext:
 def _ask_certificates(context: ssl.SSLContext, path: str, now: float) -> None:
     """Have clients show a certificate that one of the authorities in a file has signed."""
     context.verify_mode = ssl.CERT_REQUIRED
+    # The file may name an intermediate authority alone, so that only its clients are admitted, and not all of the root's.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         with open(path, "rb") as file:
             authorities = parse_certificates(file.read())

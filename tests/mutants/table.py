@@ -2024,6 +2024,13 @@ EDGE = (
         "tests/unit/test_tls.py -k readable_name",
     ),
     Mutant(
+        "an intermediate authority alone admits its clients",
+        "prefork/edge/tls.py",
+        "    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN\n",
+        "",
+        "tests/unit/test_tls.py -k intermediate",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

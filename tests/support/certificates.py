@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 class Authority:
     """One authority, whose files go to a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ca: trustme.CA | None = None) -> None:
         self.folder = folder
-        self._ca = trustme.CA()
+        self._ca = ca or trustme.CA()
         self.file = str(folder / "ca.pem")
         self._ca.cert_pem.write_to_path(self.file)
+
+    def intermediate(self, folder: Path) -> Authority:
+        """Return an authority that this one has signed."""
+        return Authority(folder, self._ca.create_child_ca())
 
     def server(self, *names: str, file: str = "", ends: datetime | None = None) -> str:
         """Write a certificate with its key for these names, and return the path."""

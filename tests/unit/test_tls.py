@@ -371,6 +371,20 @@ def test_client_certificates(
     assert len(server.handled) == 2
 
 
+def test_intermediate_authority_alone(
+    secure: Callable[..., Secure], authority: Authority, tmp_path: Path
+) -> None:
+    """With an intermediate authority as ``tls_client_ca``, its clients are admitted, and others of the root are not."""
+    below = authority.intermediate(tmp_path)
+    server = secure(tls_client_ca=below.file)
+    answer, _ = asked(server, authority.context(below.client("alice")))
+    assert answer == b"got hello\n"
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        asked(server, authority.context(authority.client("bob")))
+    assert [name_of(one) for one in server.handled] == ["alice"]
+    assert refusals(server) == {Rejection.TLS: 1}
+
+
 def test_client_certificate_without_a_readable_name(
     secure: Callable[..., Secure], authority: Authority
 ) -> None:
