@@ -3,9 +3,9 @@
     $ python examples/edge/server.py --certificate server.pem --client-ca clients.pem
     Serving on 0.0.0.0:9443
 
-A request is a line, and the answer repeats it with the name in the client's certificate. The first four
-attributes of the server are all that it takes: the workers do the handshake, under a deadline, and a
-client without a certificate never reaches the handler.
+A request is a line, and the answer repeats it with the name in the client's certificate. ``tls_certificate``
+and ``tls_client_ca`` are all that it takes: the workers do the handshake, under a deadline, and a client
+without a certificate never reaches the handler.
 
 Behind a proxy that hands the encrypted bytes on (haproxy.cfg), ``--proxy-from`` names the proxy. Then the
 log and the handler know the client, and not the proxy only:
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 
 import prefork
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9443)
     given = parser.parse_args()
 
+    logging.basicConfig(level=logging.INFO)  # or the access log would show nothing
     GreeterServer.tls_certificate = given.certificate
     GreeterServer.tls_client_ca = given.client_ca
     GreeterServer.proxy_from = given.proxy_from

@@ -51,7 +51,7 @@ def serving(start: Callable[..., Program], authority: Authority, *more: str) -> 
 def test_known_clients(start: Callable[..., Program], tmp_path: Path) -> None:
     """A client with a certificate is greeted by its name, and one without is not."""
     authority = Authority(tmp_path)
-    _, port = serving(start, authority)
+    program, port = serving(start, authority)
     alice = authority.client("alice")
     done = wait_until(
         lambda: found if (found := ask(authority, port, "--certificate", alice)).stdout else None,
@@ -61,6 +61,7 @@ def test_known_clients(start: Callable[..., Program], tmp_path: Path) -> None:
         r"CN=alice,.*O=Ex\\, Inc\. at 127\.0\.0\.1:\d+ said hello there\n", done.stdout
     )
     assert "does not want to talk" in ask(authority, port).stderr
+    program.wait_logged(r"prefork\.access:.* identity=\"CN=alice,.*outcome=ok")
 
 
 def test_behind_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
