@@ -242,7 +242,7 @@ def packed_ipv6(text: str) -> bytes | None:
 
 
 def text_of_ipv6(packed: bytes) -> str:
-    """Return the text of an IPv6 address as the kernel writes it."""
+    """Return the text of an IPv6 address as ``ipaddress`` writes it, a mapped one as ``::ffff:192.0.2.7``."""
     if packed.startswith(_MAPPED):
         return "::ffff:" + ".".join(map(str, packed[12:]))
     return str(IPv6Address(packed))
