@@ -1860,6 +1860,13 @@ NEWCOMERS = (
         "tests/unit/test_bind_errors.py",
     ),
     Mutant(
+        "an address that only closed connections hold is reported as that",
+        "prefork/host/bind_errors.py",
+        "if _is_held_by_closed_connections(sockaddr, kind):",
+        "if False:",
+        "tests/unit/test_bind_errors.py",
+    ),
+    Mutant(
         "the same traceback of a failed boot is logged once",
         "workers/pool/deaths.py",
         '            facts["traceback"] = "as before"',
