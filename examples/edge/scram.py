@@ -10,7 +10,8 @@
 The password never leaves the client, and the server keeps only what is needed to check a proof. users.json has
 the records; ``python examples/edge/scram.py record`` makes one of a password. A name that does not exist has a
 record that is made up of a secret and the name, so that neither the answers nor their time say which names
-exist. SCRAM does not encrypt what follows: TLS underneath does.
+exist. The secret stays in users.json.secret, which the first start makes. With a new secret at each start, only
+the salts of real names would stay the same. SCRAM does not encrypt what follows: TLS underneath does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import getpass
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import socket
 import ssl
@@ -37,6 +39,7 @@ ITERATIONS = 4096
 """Of each record: a name with another number would be known to exist."""
 
 LONGEST_LINE = 1000
+SECRET_BYTES = 32
 
 
 class Records:
@@ -49,7 +52,7 @@ class Records:
             name: (*(base64.b64decode(one) for one in keys), count)
             for name, (*keys, count) in found.items()
         }
-        self._secret = secrets.token_bytes(32)
+        self._secret = kept_secret(f"{path}.secret")
 
     def of(self, name: str) -> tuple[bytes, bytes, bytes, int]:
         """Return the record of a name; for an unknown name always the same one, which no password fits."""
@@ -58,6 +61,19 @@ class Records:
             for part in range(3)
         ]
         return self._records.get(name, (*made_up, ITERATIONS))  # type: ignore[return-value]
+
+
+def kept_secret(path: str) -> bytes:
+    """Return the content of a file, which gets a new secret where it is missing."""
+    with contextlib.suppress(FileExistsError):
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(made, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+    with open(path, "rb") as file:
+        secret = file.read()
+    if len(secret) != SECRET_BYTES:
+        sys.exit(f"{path} is damaged: it has to have {SECRET_BYTES} bytes; remove it")
+    return secret
 
 
 class Server(prefork.AuthenticationMixIn, prefork.PreForkingTCPServer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,21 @@ def test_behind_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
         assert done.stdout.startswith("CN=alice,")
         assert "does not want to talk" in ask(authority, front).stderr
     assert program.popen.poll() is None
+
+
+def test_salts_do_not_say_which_names_exist(tmp_path: Path) -> None:
+    """After another start, a name that does not exist has the same salt, as one that exists has."""
+    pytest.importorskip("scramp")
+    example = runpy.run_path(str(EDGE / "scram.py"))
+    users = tmp_path / "users.json"
+    users.write_text("{}")
+    first, second = (example["Records"](str(users)).of("bob") for _ in range(2))
+    assert first == second
+    secret = tmp_path / "users.json.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.write_bytes(b"")
+    with pytest.raises(SystemExit, match="is damaged"):
+        example["Records"](str(users))
 
 
 def test_passwords(start: Callable[..., Program], tmp_path: Path) -> None:
