@@ -40,7 +40,7 @@ from typing import Any, Final
 
 import msgspec
 
-from prefork.edge.client import is_plain_address, unpacked
+from prefork.edge.client import ProxyFacts, is_plain_address, unpacked
 from prefork.edge.passage import Passage, Refused
 from prefork.workers import log
 from prefork.workers.cancel import cancelled_in
@@ -67,8 +67,9 @@ class Edge(msgspec.Struct, frozen=True):
 
     timeout: seconds for all steps together. steps: in their order. end: ends the request that the
     handler had; None where the server's own ``shutdown_request()`` is all that is needed. rules: the one of
-    the steps that holds a client to the address rules; None without rules. is_datagram: requests are
-    datagrams, which nobody waits for.
+    the steps that holds a client to the address rules; None without rules. is_proxy: whether a peer has to
+    send a PROXY header; None where no peer has. is_datagram: requests are datagrams, so that there is
+    no connection to wait for.
     verifies: whether ``verify_request()`` has to wait for a step. refusals: the log of refusals.
     certificates: those that the server shows. watched: files whose change asks for a reload, with
     their stamps from before they were read.
@@ -80,6 +81,7 @@ class Edge(msgspec.Struct, frozen=True):
     refusals: Refusals
     end: End | None = None
     rules: Step | None = None
+    is_proxy: Callable[[Any], bool] | None = None
     is_datagram: bool = False
     verifies: bool = False
     certificates: Sequence[Any] = ()
@@ -221,7 +223,7 @@ def _finish_returned(
     """Do the same for a connection that was parked: its client is known, but the rules may be new."""
     passage = Passage(request, client, edge.timeout)
     passage.proxy = getattr(client, "proxy", None)
-    passage.is_trusted = passage.proxy is not None and passage.proxy.is_local
+    passage.is_trusted = _speaks_for_itself(edge, passage.proxy, client)
     try:
         if edge.rules is not None:
             edge.rules(passage)
@@ -230,6 +232,13 @@ def _finish_returned(
         _refuse(edge, request, passage, refusal.reason, refusal)
     else:
         _handle(server, finish, request, request, client)
+
+
+def _speaks_for_itself(edge: Edge, proxy: ProxyFacts | None, client: Any) -> bool:
+    """Return whether a parked connection is that of a proxy without a client, and the peer still is a proxy."""
+    if proxy is None or not proxy.is_local or edge.is_proxy is None:
+        return False
+    return edge.is_proxy(client.peer)
 
 
 def _is_admitted(server: Any, edge: Edge, passage: Passage) -> bool:

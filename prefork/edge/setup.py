@@ -166,9 +166,9 @@ def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> 
     watched = _watched(settings)
     parts = check(settings, place, context)
     steps: list[Step] = []
-    if parts.proxies:
-        make_step = datagram_step if place.is_datagram else stream_step
-        steps.append(make_step(matcher(parts.proxies)))
+    is_proxy = matcher(parts.proxies) if parts.proxies else None
+    if is_proxy is not None:
+        steps.append((datagram_step if place.is_datagram else stream_step)(is_proxy))
     rules = access_step(parts.rules) if parts.rules.allow or parts.rules.deny else None
     if rules is not None:
         steps.append(rules)
@@ -184,6 +184,7 @@ def _make(server: Any, settings: EdgeSettings, context: Any, made_from: Any) -> 
         timeout=settings.values["edge_timeout"],
         steps=steps,
         rules=rules,
+        is_proxy=is_proxy,
         refusals=Refusals(),
         is_datagram=place.is_datagram,
         verifies=bool(parts.proxies) or _TAKEN_OVER in vars(server),

@@ -2428,6 +2428,13 @@ CANCELLING = (
         "tests/unit/test_admission.py",
     ),
     Mutant(
+        "LOCAL skips no rule for a peer that is no proxy any more",
+        "prefork/edge/edge.py",
+        "    return edge.is_proxy(client.peer)\n",
+        "    return True\n",
+        "tests/unit/test_edge_attempts.py -k none_any_more",
+    ),
+    Mutant(
         "max_per_client counts a client that stalls in the edge",
         "prefork/edge/setup.py",
         "    client_is_known = len(steps)\n",

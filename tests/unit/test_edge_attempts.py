@@ -289,6 +289,16 @@ def test_parked_before_the_rules() -> None:
         assert refusals(server) == {Rejection.ADDRESS: 2}
 
 
+def test_parked_by_a_proxy_that_is_none_any_more() -> None:
+    """LOCAL skips the rules as long as its peer is a proxy: after a reload without that proxy they hold for it, too."""
+    peer = ("203.0.113.9", 1)
+    itself = (peer, None, (2, True, (), None))
+    for proxies, wanted in (("203.0.113.0/24", b"hello\n"), ("192.0.2.8", b""), (None, b"")):
+        with Server(proxy_from=proxies) as server:
+            prepare(server)
+            assert resumed(server, peer, itself) == wanted
+
+
 def test_parked_before_there_was_an_edge(authority: Authority) -> None:
     """A connection that no edge has admitted goes through the edge; one in the clear does not get around TLS."""
     with Server(deny="192.0.2.7", proxy_from="192.0.2.8") as server:
