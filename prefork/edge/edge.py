@@ -328,7 +328,9 @@ def _handle(
     try:
         finish(request, address)
     except Exception as error:  # noqa: BLE001 - handle_error() is where the server class says what to do
-        if is_check and isinstance(error, ConnectionError):
+        # A proxy that is connected cannot refuse a connection: another server has done this.
+        is_refusal = isinstance(error, ConnectionRefusedError)
+        if is_check and isinstance(error, ConnectionError) and not is_refusal:
             return False
         _fail(server, taken, request, address, error)
         return False

@@ -2038,6 +2038,13 @@ EDGE = (
         "tests/unit/test_tls.py -k intermediate",
     ),
     Mutant(
+        "a handler that another server refuses has failed in a health check, too",
+        "prefork/edge/edge.py",
+        "isinstance(error, ConnectionError) and not is_refusal:",
+        "isinstance(error, ConnectionError):",
+        "tests/unit/test_proxy_step.py -k handler_lacks",
+    ),
+    Mutant(
         "all workers count the failures of a client together",
         "prefork/edge/authentication.py",
         "memoryview(mmap.mmap(-1, BYTES)).cast",

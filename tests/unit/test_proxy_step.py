@@ -198,6 +198,23 @@ def test_health_check_is_served(server: Behind, caplog: pytest.LogCaptureFixture
     assert caplog.text == ""
 
 
+def test_health_check_shows_what_the_handler_lacks() -> None:
+    """A handler that another server refuses has failed in a health check, too; a proxy that leaves is no error."""
+    errors: list[Exception] = [ConnectionResetError(), ConnectionRefusedError("by a database")]
+    refused = errors[1]
+    caught: list[Any] = []
+
+    class Failing(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            raise errors.pop(0)
+
+    with Behind(LOOPBACK, Failing) as server:
+        server.handle_error = lambda *_: caught.append(sys.exception())  # type: ignore[method-assign]
+        for _ in range(2):
+            assert handled_with(server, binary(command=0x20, family=0), b"check\n") == b""
+    assert caught == [refused]
+
+
 def test_unknown_client_is_the_peer(server: Behind) -> None:
     """A proxy that does not know its client hands on the address of the connection, and rules hold for that."""
     assert handled_with(server, b"PROXY UNKNOWN\r\nx\n") == b"got x\n"
