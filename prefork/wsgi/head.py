@@ -189,7 +189,7 @@ def _split(method: str, found: _Found) -> tuple[str, str]:
     target = found.target
     if not target.startswith(b"/"):
         if target == b"*" and method == "OPTIONS":
-            return "*", ""
+            return "", ""  # PEP 3333 asks for a path that is empty or begins with a slash
         host, target = _host_and_path(target)
         found.fields = [one for one in found.fields if one[0] != b"host"]
         found.fields.append((b"host", host))

@@ -105,8 +105,9 @@ class Response:
                 exc_info = None  # a traceback that knows its own frame is freed late
         elif self.status:
             raise RuntimeError("start_response() was called twice, without exc_info")
+        headers = list(headers)  # the check would use up an iterator
         _check(status, headers)
-        self.status, self._fields = status, list(headers)
+        self.status, self._fields = status, headers
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -282,12 +283,16 @@ def _check(status: str, headers: Fields) -> None:
     # Most answers consist of what earlier ones had, or of plain text. The patterns are for the others.
     if not isinstance(status, str) or not (status in _PLAIN_STATUS or _STATUS.fullmatch(status)):
         raise ValueError(f"{status!r} is no status of an answer, such as '200 OK'")
+    lengths = 0
     for name, value in headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"name and value of a field are str: {name!r}: {value!r}")
         lower = _lower_names.get(name) or _checked_name(name)
         if lower == "content-length" or not (value.isascii() and value.isprintable()):
             _check_value(lower, value)
+            lengths += lower == "content-length"
+    if lengths > 1:
+        raise ValueError(f"Content-Length is given {lengths} times")
 
 
 def _check_value(name: str, value: str) -> None:

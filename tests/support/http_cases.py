@@ -29,7 +29,7 @@ ACCEPTED: Final = [
     (b"\r\n\r\n" + HEAD + b"\r\n", [b"GET / "]),
     (b"GET http://example/way?a=b HTTP/1.1\r\nHost: other\r\n\r\n", [b"GET /way "]),
     (b"GET http://example HTTP/1.1\r\nHost: other\r\n\r\n", [b"GET / "]),
-    (b"OPTIONS * HTTP/1.1\r\nHost: example\r\n\r\n", [b"OPTIONS * "]),
+    (b"OPTIONS * HTTP/1.1\r\nHost: example\r\n\r\n", [b"OPTIONS  "]),
     (b"GET /%7Ea%2Fb%20c HTTP/1.1\r\nHost: example\r\n\r\n", [b"GET /~a/b c "]),
     (b"GET /old HTTP/1.0\r\n\r\n", [b"GET /old "]),
     (

@@ -53,6 +53,17 @@ def test_what_can_be_read_in_two_ways_is_refused(name: str) -> None:
     assert b"Connection: close\r\n" in received
 
 
+def test_request_about_the_server_has_no_path() -> None:
+    """``OPTIONS *`` passes the validator of the standard library, which wants no path but one with a slash."""
+    sent = b"OPTIONS * HTTP/1.1\r\nHost: example\r\nContent-Length: 0\r\n\r\n"
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["REQUEST_URI"].encode()]
+
+    assert answers(exchange(validator(application), sent)) == [(200, b"*")]
+
+
 def test_fields_are_those_of_the_client() -> None:
     """Fields reach the application under the names of PEP 3333; one that could pose as another does not."""
     seen: dict[str, Any] = {}

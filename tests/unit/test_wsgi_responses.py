@@ -126,6 +126,12 @@ def test_fields_may_have_what_http_allows() -> None:
     assert received.startswith(b"HTTP/1.1 299 Gr\xfcn\r\nX-One: a\tb\xe9\r\nX-two: \r\n")
 
 
+def test_fields_may_come_from_an_iterator() -> None:
+    """Fields that can be read only once are sent."""
+    received = exchange(answering([b""], headers=iter([("X-One", "a")])), NEW)  # type: ignore[arg-type]
+    assert b"\r\nX-One: a\r\n" in received
+
+
 def test_applications_keep_to_the_standard() -> None:
     """The validator of the standard library finds nothing to object to, on either side."""
 
@@ -215,6 +221,7 @@ def test_start_response_may_be_called_again_with_an_error() -> None:
         (answering([b"a"], headers=[("X", 1)]), TypeError),  # type: ignore[list-item]
         (answering([b"a"], headers=[("Content-Length", "-1")]), ValueError),
         (answering([b"a"], headers=[("Content-Length", "1_0")]), ValueError),
+        (answering([b"a"], headers=[*of_length(1), *of_length(1)]), ValueError),
         (lambda _environ, _start: [b"a"], RuntimeError),
         (lambda _environ, _start: iter([b"a"]), RuntimeError),
         (lambda _environ, _start: None, TypeError),
