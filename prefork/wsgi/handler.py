@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import traceback
 from collections.abc import Iterable
 from socketserver import BaseRequestHandler, ThreadingMixIn
@@ -12,7 +11,6 @@ from typing import Any, ClassVar, Final
 
 from prefork.parking.handler import ParkingMixIn
 from prefork.runs import run_of
-from prefork.workers import log
 from prefork.workers.cancel import RequestCancelled
 from prefork.workers.worker.clients import client_name, is_clients_doing
 from prefork.workers.worker.limited_lines import LimitedLines
@@ -20,6 +18,7 @@ from prefork.workers.worker.side import current_worker
 from prefork.workers.worker.source import CLIENT_TIMEOUT
 from prefork.wsgi.books import report_answer, report_refusal
 from prefork.wsgi.environ import base_environ, environ_of
+from prefork.wsgi.error_stream import ErrorStream
 from prefork.wsgi.forwarded import Forwarded
 from prefork.wsgi.head import Head, RefusedRequest, parse_head
 from prefork.wsgi.incoming import PIECE, Body, ChunkedBody, Incoming, LengthBody, NoBody
@@ -100,7 +99,11 @@ class WSGIHandler(ParkingMixIn, BaseRequestHandler):
         except RefusedRequest as refusal:
             self._refuse(refusal, data or b"")
             return
-        self._answer(head, serving, forwarded)
+        try:
+            self._answer(head, serving, forwarded)
+        finally:
+            if serving.errors.begun:
+                serving.errors.flush()
 
     def _answer(self, head: Head, serving: _Serving, forwarded: Forwarded | None) -> None:
         keeps = head.keeps_alive and not self.pool_is_closing()
@@ -268,25 +271,6 @@ _lines: Final = LimitedLines()
 """The lines about refused requests: a client can send thousands of them in a second."""
 
 
-class _Errors:
-    """``wsgi.errors``: a text file whose lines go to the log."""
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines():
-            if line.strip():
-                log.event(
-                    logging.ERROR, str(current_worker() or "master"), "application says", text=line
-                )
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        pass
-
-
 class _Serving:
     """What a server allows, and what the environments of its requests have in common."""
 
@@ -294,7 +278,8 @@ class _Serving:
         self.limits = limits_of(server, run_of(server).given)
         address = server.server_address
         name, port = (str(part) for part in address[:2]) if isinstance(address, tuple) else ("", "")
-        self.environ = base_environ(name or "localhost", port or "80", _Errors(), FileWrapper)
+        self.errors = ErrorStream()
+        self.environ = base_environ(name or "localhost", port or "80", self.errors, FileWrapper)
         self.environ["wsgi.multithread"] = isinstance(server, ThreadingMixIn)
         self.environ["wsgi.multiprocess"] = bool(getattr(server, "workers", 0))
 

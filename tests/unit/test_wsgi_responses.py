@@ -152,6 +152,26 @@ def test_applications_keep_to_the_standard() -> None:
     ]
 
 
+def test_lines_of_the_application_are_logged_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """A line that is written in pieces is one line of the log, and a line without an end is logged by flush() or at last."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        errors = environ["wsgi.errors"]
+        print("a", "b", 42, file=errors)
+        print("two\nlines", file=errors)
+        errors.write("flushed")
+        errors.flush()
+        errors.write("x" * 70_000)
+        errors.writelines(["without", " an end"])
+        start_response("200 OK", PLAIN)
+        return []
+
+    exchange(application, NEW)
+    said = [record.getMessage().partition(" text=")[2].strip('"') for record in caplog.records]
+    assert said.pop(4).startswith("xxx")
+    assert said == ["a b 42", "two", "lines", "flushed", "without an end"]
+
+
 class _Closing:
     def __init__(self, fails_at: int | None = None) -> None:
         self.closed = 0
