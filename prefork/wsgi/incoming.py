@@ -186,8 +186,11 @@ class ChunkedBody:
     """A body in chunks, decoded by ``httptools``.
 
     The parser would go on with the next request in the same bytes, and does not say where a message
-    ends. But a message can only end with a line. So the parser gets its bytes line by line: what
-    follows the line that completes the message has not been fed, and belongs to the next request.
+    ends. But a message can only end with an empty line. So the parser gets its bytes in steps, each of which
+    ends with the next empty line, although most of these lines are data: what follows the one that
+    completes the message has not been fed, and belongs to the next request. No step can begin within the last line
+    break and the empty line, since the line before an empty line has something in it, a size or a field.
+    But the stream can be cut there, so the last bytes of each piece (``_tail``) are searched with the next one.
 
     The parser is a new one, for which a short head has announced chunks. The one that has read the real
     head may have seen ``Upgrade`` or ``Connection: close`` there, after which it takes no body.
@@ -208,6 +211,7 @@ class ChunkedBody:
         self._received = 0
         self._decoded: list[bytes] = []
         self._rest = b""
+        self._tail = b""
         self._is_complete = False
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_ANNOUNCEMENT)
@@ -220,6 +224,11 @@ class ChunkedBody:
     def failure(self) -> Exception | None:
         """What the last read that failed has raised; None where none has."""
         return self._raw.failure
+
+    def on_message_begin(self) -> None:
+        """Refuse to go on with the next request, whose bytes would be lost (called by the parser)."""
+        if self._is_complete:
+            raise RuntimeError("the parser has passed the end of the body")
 
     def on_body(self, data: bytes) -> None:
         """Take a decoded piece (called by the parser)."""
@@ -251,16 +260,20 @@ class ChunkedBody:
             raise RefusedRequest(400, "too many bytes between the chunks")
 
     def _feed(self, data: bytes) -> int:
-        """Feed the parser line by line until the message is complete; return how many bytes it got."""
-        used = 0
+        """Feed the parser until the message is complete; return how many bytes it got."""
+        searched = self._tail + data
+        before = len(self._tail)  # fed already
+        at = 0
         try:
-            while used < len(data) and not self._is_complete:
-                end = data.find(b"\n", used) + 1 or len(data)
-                self._parser.feed_data(data[used:end])
-                used = end
+            while at < len(searched) and not self._is_complete:
+                found = searched.find(END, at)
+                end = len(searched) if found < 0 else found + len(END)
+                self._parser.feed_data(searched[max(at, before) : end])
+                at = end
         except httptools.HttpParserError as error:
             raise RefusedRequest(400, str(error)) from None
-        return used
+        self._tail = searched[1 - len(END) :]
+        return at - before
 
 
 _ANNOUNCEMENT: Final = b"POST / HTTP/1.1\r\nHost: -\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prefork.workers.worker.source import CLIENT_TIMEOUT
 from prefork.wsgi import handler
 from prefork.wsgi.head import RefusedRequest, parse_head
+from prefork.wsgi.incoming import ChunkedBody, Incoming
 from tests.support.clients import read_all
 from tests.support.http_cases import ACCEPTED, CHUNKED, HEAD, POST, REFUSED
 from tests.support.http_exchange import answers, connected, exchange
@@ -248,6 +249,31 @@ def test_any_bytes_are_a_head_or_are_refused(noise: list[bytes], at: int) -> Non
     else:
         status, is_read = 400, head.path.startswith("/") or head.method == "OPTIONS"
     assert is_read or status in {400, 417, 431, 501, 505}
+
+
+class _Pieces:
+    """A connection from which these pieces arrive."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = [piece for piece in pieces if piece]
+
+    def receive(self, _most: int) -> bytes:
+        return self.pieces.pop(0)
+
+
+def test_body_in_chunks_ends_at_its_empty_line_however_the_stream_is_cut() -> None:
+    """Data full of line breaks is the body, and what follows the end is the next request, for every two cuts."""
+    body, following = b"\r\n\r\n0\r\n\r\n\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    stream = b"4\r\n\r\n\r\n\r\n6\r\n0\r\n\r\n\n\r\n%b\r\n" + following
+    for end in (b"0\r\n", b"0\r\nX: a\r\n"):
+        sent = stream % end
+        for first in range(len(sent)):
+            for second in range(first, len(sent)):
+                wire = _Pieces(sent[:first], sent[first:second], sent[second:])
+                incoming = Incoming(wire)  # type: ignore[arg-type]
+                found = ChunkedBody(incoming, None, 1000, lambda: None).file.read()
+                cuts = (sent[:first], sent[first:second])
+                assert (found, incoming.ahead + b"".join(wire.pieces)) == (body, following), cuts
 
 
 @given(st.binary(max_size=2000), st.lists(st.integers(1, 700), max_size=8), st.data())
