@@ -2616,6 +2616,48 @@ REST = (
 
 WSGI = (
     Mutant(
+        "an answer says that its connection ends where the body is not awaited",
+        "prefork/wsgi/response.py",
+        "if self.must_end is not None and self.must_end():",
+        "if False:",
+        "tests/unit/test_wsgi_responses.py -k announces",
+    ),
+    Mutant(
+        "a client that is still sending sees the last answer",
+        "prefork/wsgi/wire.py",
+        "if not self._sock.recv(_DISCARDED):",
+        "if True:",
+        "tests/unit/test_wsgi_responses.py -k still_sending",
+    ),
+    Mutant(
+        "a body whose length is known to be wrong becomes a 500",
+        "prefork/wsgi/response.py",
+        "if count > said or (is_whole and count < said):",
+        "if False:",
+        "tests/unit/test_wsgi_responses.py -k another_length_becomes",
+    ),
+    Mutant(
+        "an answer has one length",
+        "prefork/wsgi/response.py",
+        "if lengths > 1:",
+        "if False:",
+        "tests/unit/test_wsgi_responses.py -k no_answer_becomes",
+    ),
+    Mutant(
+        "a line of wsgi.errors without an end is logged at the end of its request",
+        "prefork/wsgi/handler.py",
+        "if serving.errors.begun:",
+        "if False:",
+        "tests/unit/test_wsgi_responses.py -k logged_whole",
+    ),
+    Mutant(
+        "a body in chunks ends at its empty line however the stream is cut",
+        "prefork/wsgi/incoming.py",
+        "self._tail = searched[1 - len(END) :]",
+        "pass",
+        "tests/unit/test_wsgi_requests.py -k however_the_stream",
+    ),
+    Mutant(
         "a body that is refused while it is read is answered by 413, whatever the application makes of it",
         "prefork/wsgi/handler.py",
         "if isinstance(body.failure, RefusedRequest) and not response.is_begun:",
