@@ -93,6 +93,8 @@ class Registration:
         """Entries that lead here, are not ours, and that rpcbind has refused to unset."""
         self._is_serving: bool | None = None
         """What the last tick wanted, None before the first one."""
+        self._is_for_serving = False
+        """What the conversation under way is to bring about. The wish can change meanwhile."""
         self._is_settled = True
         """Whether rpcbind is known to have what this server wants it to have."""
         self._was_registered = False
@@ -161,7 +163,8 @@ class Registration:
 
     def _compare(self, talk: Talk) -> None:
         there = entries_in(talk.replies[0])
-        ours = self._entries if self._is_serving else frozenset[Entry]()
+        self._is_for_serving = bool(self._is_serving)
+        ours = self._entries if self._is_for_serving else frozenset[Entry]()
         first = not self._was_registered
         self._plan = changes(ours, self._places, there, taking_over=first)
         if not self._plan:
@@ -189,16 +192,16 @@ class Registration:
 
     def _end_well(self) -> None:
         self._step = None
-        self._is_settled, self._is_failing = True, False
+        self._is_settled, self._is_failing = self._is_for_serving is self._is_serving, False
         self._pause = FIRST_PAUSE
-        if self._is_serving and (self._plan or not self._was_registered):
+        if self._is_for_serving and (self._plan or not self._was_registered):
             what = "registered with rpcbind"
             log.event(logging.INFO, "master", what, entries=_words(self._entries))
-        elif not self._is_serving and self._plan:
+        elif not self._is_for_serving and self._plan:
             log.event(
                 logging.INFO, "master", "taken back from rpcbind", entries=_words(self._plan.unset)
             )
-        self._was_registered = bool(self._is_serving)
+        self._was_registered = self._is_for_serving
         self._plan = Changes()
 
     def _fail(self, now: float, error: Exception) -> None:

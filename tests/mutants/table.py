@@ -2850,6 +2850,13 @@ WSGI = (
 
 RPC = (
     Mutant(
+        "a stop within a conversation with rpcbind has one of its own",
+        "prefork/rpc/registration.py",
+        "self._is_for_serving is self._is_serving, False",
+        "True, False",
+        "tests/unit/test_rpcbind.py -k takes_everything_back",
+    ),
+    Mutant(
         "no array of XDR is larger than its message",
         "prefork/rpc/codecs.py",
         "if count * least > len(data) - at:",

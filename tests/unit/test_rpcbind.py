@@ -201,6 +201,24 @@ def test_entries_are_set_and_taken_back(kept: Kept, caplog: pytest.LogCaptureFix
     ]
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+def test_stop_within_a_conversation_takes_everything_back(kept: Kept, turns: int) -> None:
+    """Wherever a conversation is that registers a server, a stop leaves no entry of it behind."""
+    kept.run(turns=turns)
+    assert kept.run(serving=False) is None
+    assert kept.rpcbind.entries == {}
+
+
+def test_stop_while_another_version_is_unset_takes_everything_back(kept: Kept) -> None:
+    """A stop right after a reload waits for the conversation of the reload, and has one of its own."""
+    former = Entry(7, 2, *PLACE)
+    kept.rpcbind.entries = {OURS.place: OURS, former.place: former}
+    kept.run(turns=2)
+    assert former.place not in kept.rpcbind.entries
+    assert kept.run(serving=False) is None
+    assert kept.rpcbind.entries == {}
+
+
 def test_no_tick_waits(kept: Kept) -> None:
     """While rpcbind does not answer, ticks return at once, and after a bound the conversation is given up."""
     begin = kept.now
