@@ -71,13 +71,21 @@ class Wakeup:
         # The child closes the descriptor, and another file soon gets its number. The child's signals
         # must not be written there. A wake-up descriptor of the program itself stays: it is in use
         # when the pool is served in a thread.
+        self._take_from_signals()
+        forks.close((self._own_read, self.write_fd, self._workers_read))
+
+    def _take_from_signals(self) -> None:
+        """Have Python write no signal to the pipe any more."""
         before = signal.set_wakeup_fd(-1)
         if before != self.write_fd:
             signal.set_wakeup_fd(before)
-        forks.close((self._own_read, self.write_fd, self._workers_read))
 
     def close(self) -> None:
         """Close all descriptors."""
+        # The handlers of the program are back by now. One of them that raises between two steps of the
+        # master's end may have left the pipe with Python, which would then complain of each signal.
+        with contextlib.suppress(ValueError):  # not the main thread: the pipe was never there
+            self._take_from_signals()
         with forks.lock:
             forks.remove(self._on_list)
             for fd in self.fds:

@@ -189,7 +189,12 @@ class Admin:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "admin"
-        wait_until(self.path.exists, "HAProxy's own socket")
+        # HAProxy gives the file its name before it listens.
+        wait_until(self._answers, "HAProxy's own socket")
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.path)) == 0
 
     def says(self) -> dict[str, str]:
         """Return the columns of the server in HAProxy's statistics; ``qcur`` is that of the whole backend."""

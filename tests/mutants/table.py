@@ -21,6 +21,13 @@ class Mutant(NamedTuple):
 
 BOUNDS = (
     Mutant(
+        "a closed pipe of the master gets no signal",
+        "prefork/master/wakeup.py",
+        "        with contextlib.suppress(ValueError):  # not the main thread: the pipe was never there\n            self._take_from_signals()\n",
+        "",
+        "tests/unit/test_wakeup.py -k closed_pipe",
+    ),
+    Mutant(
         "live workers never exceed max_children",
         "workers/pool/policy.py",
         "room = outlook.settings.max_children - len(view.workers)",

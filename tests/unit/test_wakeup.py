@@ -158,6 +158,21 @@ def test_child_has_the_write_end_of_the_workers_alone(wakeup: Wakeup) -> None:
     assert wakeup.shutdown_asked()
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_closed_pipe_gets_no_signal(is_ours: bool) -> None:
+    """A pipe that is closed is no wake-up descriptor of Python any more, and that of a program stays."""
+    wakeup = Wakeup()
+    read, write = os.pipe2(os.O_NONBLOCK)
+    try:
+        signal.set_wakeup_fd(wakeup.write_fd if is_ours else write)
+        wakeup.close()
+        assert signal.set_wakeup_fd(-1) == (-1 if is_ours else write)
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(read)
+        os.close(write)
+
+
 def test_flood_wakes_the_master_seldom(wakeup: Wakeup, poll: select.epoll) -> None:
     """However fast workers write, two wake-ups by them are PAUSE apart, and the first is not delayed."""
     write_all(wakeup.workers_fd)
