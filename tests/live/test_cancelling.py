@@ -162,8 +162,8 @@ def test_request_that_cannot_be_reached_ends_with_its_worker(
         + f"    serve({handler}, {server}, workers=1, soft_timeout={SOFT}, request_timeout={hard})\n"
     )
     address = program.address()
+    took = Stopwatch()  # the time of a request begins when its connection is taken
     with connect(address) as client:
-        took = Stopwatch()
         send_line(client, line)
         assert read_to_the_end(client) == ""
     assert took.seconds >= (SOFT if is_reached else hard)

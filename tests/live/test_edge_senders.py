@@ -125,7 +125,8 @@ def test_haproxy(start: Callable[..., Program], tmp_path: Path) -> None:
         (line,) = program.wait_logged(f'"client": "{host}:{port}", "peer"')
         assert json.loads(line.partition(" INFO ")[2])["outcome"] == "ok"
     assert all(json.loads(line.partition(" INFO ")[2])["outcome"] == "ok" for line in checks)
-    assert program.logged("refused") == []
+    # On a busy machine a health check may be over before HAProxy has sent its header.
+    assert [line for line in program.logged("refused") if " reason=gone " not in line] == []
 
 
 TERMINATING = """

@@ -305,10 +305,14 @@ def test_forks_at_once_do_not_share_a_file(shop: Program, directory: Path) -> No
         "os.write(opener, bytes(5)), [os.waitpid(pid, 0) for pid in pids], "
         "os.close(gate), os.close(opener)])(*os.pipe())"
     )
-    for _ in range(2):
+    # On a busy machine the first of a crowd may have ended before the last one begins.
+    crowds, owners = 0, set[str]()
+    while crowds < 2 or (len(owners) < 5 and crowds < 10):
         ask(pool, crowd)
-    assert seen(fetch(address), "fork") == 10
-    assert len({owner for owner in files(directory) if "f" in owner}) == 5
+        crowds += 1
+        owners = {owner for owner in files(directory) if "f" in owner}
+    assert seen(fetch(address), "fork") == 5 * crowds
+    assert len(owners) == 5
 
 
 def test_forks_of_forks_count(shop: Program) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 @contextmanager
 def board_of(pid: int) -> Iterator[Scoreboard]:
     """Attach to the scoreboard of a master, for reading."""
+    board = None
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(link).startswith("/memfd:prefork-scoreboard"):
-            board = _attached(os.open(link, os.O_RDONLY | os.O_CLOEXEC))
-            break
-    else:
+        with suppress(FileNotFoundError):  # closed since the listing
+            if os.readlink(link).startswith("/memfd:prefork-scoreboard"):
+                board = _attached(os.open(link, os.O_RDONLY | os.O_CLOEXEC))
+                break
+    if board is None:
         raise AssertionError(f"process {pid} has no scoreboard")
     try:
         yield board

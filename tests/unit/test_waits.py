@@ -20,7 +20,7 @@ from prefork.workers.waits import (
     wait_of_connection,
     wait_of_datagram,
 )
-from tests.support.waiting import let_pass
+from tests.support.waiting import let_pass, wait_until
 
 PRECISION = 0.001
 """Seconds by which a stamp may be wrong."""
@@ -79,6 +79,14 @@ def test_closed_connection_is_unknown() -> None:
         assert wait_of_connection(request) is None
 
 
+def is_stamped(client: socket.socket, server: socket.socket) -> bool:
+    """Return whether the kernel stamps datagrams at their arrival; it begins a moment after it is asked to."""
+    client.sendto(b"first", server.getsockname())
+    let_pass(0.01)
+    _, ancillary, _, _ = server.recvmsg(10, STAMP_BYTES)
+    return (wait_of_datagram(ancillary) or 0) >= 10_000_000
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_datagram_tells_when_it_arrived(family: socket.AddressFamily) -> None:
     """The stamp is of its arrival, to well below a millisecond."""
@@ -88,8 +96,7 @@ def test_datagram_tells_when_it_arrived(family: socket.AddressFamily) -> None:
     ):
         server.bind("" if family == socket.AF_UNIX else ("127.0.0.1", 0))
         server.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        client.sendto(b"first", server.getsockname())
-        server.recv(10)  # the kernel begins to stamp a moment after it is first asked to
+        wait_until(lambda: is_stamped(client, server), "the kernel stamps datagrams")
         began = time.monotonic()
         client.sendto(b"x", server.getsockname())
         sent = time.monotonic()
