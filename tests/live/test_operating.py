@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.clients import TIMEOUT, ask, read_all
 from tests.support.documents import DOCS
-from tests.support.engines import needs, running
+from tests.support.engines import NGINX_ALONE, NGINX_FOLDERS, needs, running
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
@@ -70,22 +70,18 @@ def application(environ, start_response):
     return [f"{environ['REMOTE_ADDR']} {environ['HTTP_HOST']}".encode()]
 """
 
-AROUND = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.log;
+AROUND = (
+    NGINX_ALONE
+    + """
 events {{}}
 http {{
-    access_log off;
-    client_body_temp_path {folder}/bodies;
-    proxy_temp_path {folder}/answers;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+"""
+    + NGINX_FOLDERS
+    + """
     {page}
 }}
 """
+)
 
 
 CLIENT_AND_HOST = """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.engines import needs, running
+from tests.support.engines import NGINX_ALONE, NGINX_FOLDERS, needs, running
 from tests.support.http_cases import ACCEPTED, POST, REFUSED
 from tests.support.ports import free_port
 from tests.support.strict_http import StrictClient
@@ -72,19 +72,14 @@ backend pool
     server pool 127.0.0.1:{pool}
 """
 
-NGINX = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.log;
+NGINX = (
+    NGINX_ALONE
+    + """
 events {{ worker_connections 400; }}
 http {{
-    access_log off;
-    client_body_temp_path {folder}/bodies;
-    proxy_temp_path {folder}/answers;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
+"""
+    + NGINX_FOLDERS
+    + """
     client_header_timeout 1s;
     client_body_timeout 1s;
     keepalive_timeout 500ms;
@@ -104,6 +99,7 @@ http {{
     }}
 }}
 """
+)
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: example\r\nX-Id: forged\r\nConnection: close\r\n\r\n"
 """What an attacker would like the application to take for a request of its own. A proxy replaces the id."""

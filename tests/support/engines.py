@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NGINX_ALONE = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+"""
+"""What the configuration of an nginx begins with that runs in the foreground, and writes to its folder only."""
+
+NGINX_FOLDERS = """
+    access_log off;
+    client_body_temp_path {folder}/bodies;
+    proxy_temp_path {folder}/answers;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+"""
+"""The same for its block ``http``."""
+
+
 def needs(program: str) -> str:
     """Return the path of a program; skip the test where it is missing."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
